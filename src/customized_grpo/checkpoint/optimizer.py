@@ -1,0 +1,104 @@
+"""Optimizer state as tensors and JSON, so that nothing has to be pickled.
+
+Parameters are numbered by group, then by position within the group, as `Optimizer.state_dict` does. The
+numbers are the only names, so a restore checks the number of parameters of each group and every shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from customized_grpo.errors import UserError
+
+Options = dict[str, Any]
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Take an optimizer's state apart, exactly.
+
+    Returns:
+        Tensors named "<parameter number>.<state name>", for example "3.exp_avg" (not copied); and JSON with
+        the options of each group (learning rate, betas, ...) and the shape of each parameter.
+
+    Raises:
+        ValueError: A state value is not a tensor, or an option is not JSON (such as a tensor learning rate).
+    """
+    state_dict = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    for number, values in state_dict["state"].items():
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"optimizer state {name!r} is a {type(value).__name__}, not a tensor")
+            tensors[f"{number}.{name}"] = value
+    groups = []
+    for saved, live in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        options = {name: _to_json(name, value) for name, value in saved.items() if name != "params"}
+        shapes = [list(parameter.shape) for parameter in live["params"]]
+        groups.append({"options": options, "shapes": shapes})
+    return tensors, {"groups": groups}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
+    """Put back what `flatten_optimizer` took apart, into a fresh optimizer over the same parameters.
+
+    Options are restored too, so the saved learning rate wins over the one the optimizer was made with.
+    The tensors are copied: training on never writes into a checkpoint's memory.
+
+    Raises:
+        UserError: The parameters differ in number or shape from those that were saved.
+    """
+    _check_parameters(optimizer, state)
+    groups, count = [], 0
+    for saved, live in zip(state["groups"], optimizer.param_groups, strict=True):
+        options = {name: _from_json(value, live.get(name)) for name, value in saved["options"].items()}
+        numbers = list(range(count, count + len(live["params"])))
+        count += len(numbers)
+        groups.append(options | {"params": numbers})
+    by_number: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        by_number.setdefault(int(number), {})[name] = tensor.clone()
+    if any(number >= count for number in by_number):
+        raise UserError(f"the checkpoint's optimizer state names parameter {max(by_number)} of only {count}.")
+    optimizer.load_state_dict({"state": by_number, "param_groups": groups})
+
+
+def _check_parameters(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    hint = "It was saved for another model, adapter rank or set of target modules: resume with the same ones."
+    saved_groups, live_groups = state["groups"], optimizer.param_groups
+    if len(saved_groups) != len(live_groups):
+        raise UserError(
+            f"the checkpoint's optimizer has {len(saved_groups)} groups, this one {len(live_groups)}.", hint
+        )
+    for index, (saved, live) in enumerate(zip(saved_groups, live_groups, strict=True)):
+        shapes = [list(parameter.shape) for parameter in live["params"]]
+        if len(saved["shapes"]) != len(shapes):
+            raise UserError(
+                f"optimizer group {index}: the checkpoint has {len(saved['shapes'])} parameters, "
+                f"the model {len(shapes)}.",
+                hint,
+            )
+        for position, (old, new) in enumerate(zip(saved["shapes"], shapes, strict=True)):
+            if old != new:
+                raise UserError(
+                    f"optimizer group {index}, parameter {position}: shape {old} in the checkpoint, "
+                    f"{new} in the model.",
+                    hint,
+                )
+
+
+def _to_json(name: str, value: Any) -> Any:
+    if isinstance(value, tuple) and all(isinstance(item, int | float) for item in value):
+        return list(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"optimizer option {name!r} is a {type(value).__name__}, which cannot be saved")
+
+
+def _from_json(value: Any, live: Any) -> Any:
+    return tuple(value) if isinstance(live, tuple) else value

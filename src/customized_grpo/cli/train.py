@@ -1,0 +1,27 @@
+"""`cgrpo train`: a new run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
+    ] = None,
+) -> None:
+    """Train a new run and write its report.
+
+    For example: cgrpo train toybox run.dir=runs/naive advantage.name=linear
+    """
+    from customized_grpo.config import load_config
+
+    config = load_config(recipe, overrides or ())
+
+    from customized_grpo import trainer
+
+    raise typer.Exit(trainer.train(config))

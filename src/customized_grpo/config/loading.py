@@ -1,0 +1,253 @@
+"""From a recipe and overrides to a checked `Config`, and back to text.
+
+Layers, later ones winning: the schema's defaults, the recipe (a preset or a YAML file), the overrides in the
+order given. Everything that is wrong is reported in one message, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from customized_grpo.config.checks import Mistake, cross_field_mistakes
+from customized_grpo.config.document import knobs
+from customized_grpo.config.mistakes import explain, listed, nearest
+from customized_grpo.config.names import ADVANTAGE_NAMES, ADVANTAGE_OPTIONS, SCHEDULE_NAMES, SCHEDULE_OPTIONS
+from customized_grpo.config.schema import Config, Section
+from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
+from customized_grpo.errors import UserError
+
+NOT_IN_HASH = ("run.dir", "run.overwrite", "trackers")
+"""Fields that change where results go, but no number in them."""
+
+
+def preset_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(
+        file.name.removesuffix(".yaml") for file in _presets().iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe, apply overrides and check everything.
+
+    Args:
+        recipe: Name of a preset, or path of a YAML file.
+        overrides: Each `section.key=value`, the value in YAML. An item of `rewards` is addressed by its index
+            or name, as in `rewards.clip_t.weight=2`. Choosing another `advantage.name`, `schedule.name` or
+            `data.kind` drops those of the recipe's options that the new choice does not have.
+
+    Raises:
+        UserError: Lists every mistake with its dotted path and what to write instead.
+    """
+    name, text = _read_recipe(recipe)
+    data, mistakes = read_yaml(text)
+    if not isinstance(data, dict):
+        found = mistakes or [
+            Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
+        ]
+        raise _refusal(recipe, found)
+    settings, bad_overrides = _parse_overrides(overrides)
+    mistakes += bad_overrides + _apply(data, settings)
+    run = data.setdefault("run", {})
+    if isinstance(run, dict):
+        run.setdefault("dir", f"runs/{name}")
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        field_mistakes = explain(error.errors(include_url=False))
+        broken = frozenset(mistake.path for mistake in field_mistakes)
+        raise _refusal(
+            recipe, [*mistakes, *field_mistakes, *cross_field_mistakes(_without_broken(data, broken), broken)]
+        ) from None
+    if mistakes:
+        raise _refusal(recipe, mistakes)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the config as YAML, every value spelt out; loading it gives an equal config."""
+    return write_yaml(config.model_dump(mode="json"))
+
+
+def config_hash(config: Config) -> str:
+    """Return the SHA-256, in hex, of every value that can change a number of the run (see `NOT_IN_HASH`)."""
+    ignored = tuple(f"{path}." for path in NOT_IN_HASH)
+    values = {path: value for path, value in _leaves(config).items() if not f"{path}.".startswith(ignored)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
+    before, after = _leaves(old), _leaves(new)
+    paths = dict.fromkeys((*before, *after))
+    return [
+        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
+    ]
+
+
+def _presets() -> Traversable:
+    return resources.files("customized_grpo.config") / "presets"
+
+
+def _read_recipe(recipe: str) -> tuple[str, str]:
+    """Return the recipe's short name and its text."""
+    if recipe in preset_names():
+        return recipe, (_presets() / f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe)
+    try:
+        if not path.is_file():
+            raise _not_found(recipe)
+        with path.open("rb") as file:
+            raw = file.read(MAX_LENGTH + 1)
+        if len(raw) > MAX_LENGTH:
+            raise UserError(f"{recipe} is longer than {MAX_LENGTH:,} bytes, too long for a recipe")
+        return path.stem, raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{recipe} is not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{recipe} cannot be read: {error}") from None
+
+
+def _not_found(recipe: str) -> UserError:
+    presets = preset_names()
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        return UserError(f"there is no recipe file {recipe}", f"Presets: {', '.join(presets)}.")
+    close = nearest(recipe, presets)
+    return UserError(
+        f"there is no preset {recipe!r}{'' if close is None else f'; did you mean {close}?'}",
+        f"Presets: {', '.join(presets)}. A recipe of your own is given as the path of a YAML file.",
+    )
+
+
+def _refusal(recipe: str, mistakes: Sequence[Mistake]) -> UserError:
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return UserError(f"{count} in the recipe {recipe} or its overrides:\n{listed(mistakes)}")
+
+
+def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...], Any]], list[Mistake]]:
+    settings: list[tuple[tuple[str, ...], Any]] = []
+    mistakes = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = tuple(key.split("."))
+        if not equals or not all(path):
+            mistakes.append(Mistake(override, "an override is written section.key=value"))
+            continue
+        value, found = read_yaml(text)
+        mistakes += [Mistake(key, mistake.text) for mistake in found]
+        if not found:
+            settings.append((path, value))
+    return settings, mistakes
+
+
+def _apply(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
+    """Write the overrides into `data`; return those whose place does not exist."""
+    for path, value in settings:
+        _forget_options_of_old_choice(data, path, value)
+    mistakes = []
+    for path, value in settings:
+        if (problem := _put(data, path, value)) is not None:
+            mistakes.append(Mistake(".".join(path), problem))
+    return mistakes
+
+
+def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> str | None:
+    """Set the value at a path, making sections on the way; return what is wrong with the path, or None."""
+    place: Any = data
+    for depth, key in enumerate(path):
+        slot: str | int | None = key
+        if isinstance(place, list):
+            slot = _index(place, key)
+        elif not isinstance(place, dict):
+            return f"{'.'.join(path[:depth])} is a value and has no keys"
+        elif depth < len(path) - 1 and place.get(key) is None:
+            place[key] = {}
+        if slot is None:
+            names = ", ".join(str(item.get("name")) for item in place if isinstance(item, dict))
+            return f"no single item {key!r}; use an index below {len(place)} or one of {names}"
+        if depth == len(path) - 1:
+            place[slot] = value
+        else:
+            place = place[slot]
+    return None
+
+
+def _index(items: list[Any], key: str) -> int | None:
+    if key.isdecimal():
+        return int(key) if len(key) < 9 and int(key) < len(items) else None
+    named = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
+    return named[0] if len(named) == 1 else None
+
+
+def _forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Drop what belonged to the recipe's choice when an override makes another.
+
+    `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to take gamma
+    back. Options given as overrides themselves are kept, and so still refused if they do not apply.
+    """
+    choices = _choices().get(path, {})
+    if (
+        not isinstance(value, str)
+        or value not in choices
+        or not isinstance(section := data.get(path[0]), dict)
+    ):
+        return
+    for option in {option for options in choices.values() for option in options} - set(choices[value]):
+        section.pop(option, None)
+
+
+def _choices() -> dict[tuple[str, ...], dict[str, Sequence[str]]]:
+    """Return, for each field that decides which of its neighbours apply, its choices and their options."""
+    owned = [(knob.owner, knob.path.rpartition(".")[2]) for knob in knobs() if knob.owner]
+    return {
+        ("data", "kind"): {kind: [key for owner, key in owned if owner == kind] for kind, _ in owned},
+        ("advantage", "name"): {name: list(ADVANTAGE_OPTIONS.get(name, ())) for name in ADVANTAGE_NAMES},
+        ("schedule", "name"): {name: list(SCHEDULE_OPTIONS.get(name, ())) for name in SCHEDULE_NAMES},
+    }
+
+
+def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
+    """Return what is valid of `data`, with defaults elsewhere, for the rules that can still be checked.
+
+    Only sections made of defaults are needed for that: no rule is about a field that must be given.
+    """
+    values = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, Section):
+            section = {} if name in broken else copy.deepcopy(data.get(name, {}))
+            for path in broken:
+                _remove(section, path.split(".")[1:] if path.startswith(f"{name}.") else [])
+            values[name] = type(field.default).model_validate(section).model_dump()
+    return values
+
+
+def _remove(section: Any, path: Sequence[str]) -> None:
+    for key in path[:-1]:
+        section = section.get(key, {})
+    if path:
+        section.pop(path[-1], None)
+
+
+def _leaves(config: Config) -> dict[str, Any]:
+    """Return the config as {dotted path: plain value}; empty lists and mappings are values."""
+    leaves: dict[str, Any] = {}
+    pending: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
+    while pending:
+        path, value = pending.pop(0)
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        inner = [(f"{path}.{key}" if path else str(key), item) for key, item in items]
+        pending = inner + pending
+        if not inner:
+            leaves[path] = value
+    return leaves

@@ -1,0 +1,125 @@
+"""From what pydantic found to sentences that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from customized_grpo.config.checks import Mistake
+from customized_grpo.config.document import ITEM, Knob, knobs
+
+_WANTED = {
+    "bool_type": "write true or false",
+    "dict_type": "write a mapping of keys to values",
+    "float_type": "write a number",
+    "int_from_float": "write a whole number",
+    "int_type": "write a whole number",
+    "model_attributes_type": "write a section of keys and values",
+    "model_type": "write a section of keys and values",
+    "path_type": "write a path",
+    "string_pattern_mismatch": "not one of those that follow",
+    "string_type": "write text (in quotes if it looks like a number)",
+    "tuple_type": "write a list",
+}
+_BOUNDS = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+           "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
+           "multiple_of": ("multiple_of", "a multiple of")}  # fmt: skip
+
+
+def explain(errors: Iterable[ErrorDetails]) -> list[Mistake]:
+    """Return one mistake per pydantic error, in the same order, without those of rules across fields."""
+    return [Mistake(".".join(path), _text(path, error)) for error in errors if (path := _path(error))]
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name closest to `word`, or None when none is close."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _path(error: ErrorDetails) -> tuple[str, ...]:
+    """Return the place of an error as the parts of a dotted path, without pydantic's tags of alternatives."""
+    parts = tuple(str(part) for part in error["loc"])
+    if len(parts) > 1 and parts[0] == "data" and parts[1] in _kinds():
+        return (parts[0], *parts[2:])
+    if error["type"].startswith("union_tag"):
+        return (*parts, "kind")
+    return parts
+
+
+def _kinds() -> set[str | None]:
+    return {knob.owner for knob in knobs() if knob.owner}
+
+
+def _knob(path: tuple[str, ...]) -> Knob | None:
+    generic = ".".join(ITEM if part.isdecimal() else part for part in path)
+    return next((knob for knob in knobs() if knob.path == generic), None)
+
+
+def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(path)
+    if kind == "missing":
+        return _about(path, "must be given")
+    if kind == "union_tag_not_found":
+        return _about(path, f"must be given: {' or '.join(sorted(map(str, _kinds())))}")
+    if kind in ("literal_error", "union_tag_invalid"):
+        return _unknown_name(error)
+    got = f"got {_shown(error['input'])}"
+    if kind in _BOUNDS:
+        key, word = _BOUNDS[kind]
+        return _about(path, f"{got}, must be {word} {error['ctx'][key]:g}")
+    if kind in ("too_short", "string_too_short"):
+        return _about(path, "must not be empty")
+    if kind == "value_error":
+        return _about(path, f"{got}, {error['ctx']['error']}")
+    return _about(path, f"{got}; {_WANTED.get(kind, error['msg'])}")
+
+
+def _about(path: tuple[str, ...], text: str) -> str:
+    """Append the knob's own sentence: it says what the value means."""
+    knob = _knob(path)
+    return text if knob is None else f"{text}\n    {knob.sentence}"
+
+
+def _unknown_key(path: tuple[str, ...]) -> str:
+    *parents, key = path
+    generic = [ITEM if part.isdecimal() else part for part in parents]
+    siblings = [knob.path.rpartition(".")[2] for knob in knobs() if knob.path.split(".")[:-1] == generic]
+    if (close := nearest(key, siblings)) is not None:
+        return f"there is no such key; did you mean {'.'.join((*parents, close))}?"
+    elsewhere = [knob.path for knob in knobs() if knob.path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"there is no such key; did you mean {' or '.join(elsewhere)}?"
+    return f"there is no such key; {'.'.join(parents) or 'a recipe'} has {', '.join(dict.fromkeys(siblings))}"
+
+
+def _unknown_name(error: ErrorDetails) -> str:
+    value = error["input"]
+    context: dict[str, Any] = error["ctx"]
+    if error["type"] == "union_tag_invalid":
+        value, known = context["tag"], re.findall(r"'([^']*)'", context["expected_tags"])
+    else:
+        known = re.findall(r"'([^']*)'", context["expected"])
+    close = nearest(value, known) if isinstance(value, str) else None
+    suggestion = "" if close is None or len(known) == 1 else f" (did you mean {close}?)"
+    return f"{_shown(value)} is not known{suggestion}; known: {', '.join(known)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(mistakes: Iterable[Mistake]) -> str:
+    """Return the mistakes as an indented list, each once."""
+    return "\n".join(_unique(f"  {mistake.path}: {mistake.text}" for mistake in mistakes))
+
+
+def _unique(lines: Iterable[str]) -> Iterator[str]:
+    yield from dict.fromkeys(lines)

@@ -1,0 +1,343 @@
+"""Every knob of a run: its name, type, range, default and one sentence, written once, here.
+
+The sentence under a field is its help: error messages, `cgrpo config schema` and the reference page are made
+from it. Nothing is converted silently: a number in quotes, an unknown key or a value out of range is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
+
+from customized_grpo.config.checks import cross_field_mistakes
+from customized_grpo.config.names import (
+    ADVANTAGE_OPTIONS,
+    RULE_ARGUMENTS,
+    SCHEDULE_OPTIONS,
+    AdvantageName,
+    SamplerName,
+    ScheduleName,
+)
+
+MAX_SEED = 2**63 - 1
+
+
+def _path_text(value: object) -> object:
+    if value == "" or (isinstance(value, str) and "\0" in value):
+        raise ValueError("a path must not be empty or contain NUL")
+    return value
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
+Text = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text)]
+Regex = Annotated[str, AfterValidator(_regex)]
+
+
+class Section(BaseModel):
+    """A part of the config: strict types, no unknown keys, no infinities, no changes after loading."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RunConfig(Section):
+    """Where the run is kept and what makes it repeatable."""
+
+    dir: FilePath = Path("runs/unnamed")
+    """Folder of the run, relative to the working directory; runs/ plus the recipe's name when not given."""
+    seed: Seed = 0
+    """Seed from which every random number of the run is derived."""
+    overwrite: bool = False
+    """Whether a run that is already in the folder may be deleted; otherwise it is an error."""
+
+
+class LoraConfig(Section):
+    """The low-rank adapter that is trained; the base stays frozen."""
+
+    rank: Count = 32
+    """Rank of the adapter's matrices."""
+    alpha: Positive | None = None
+    """Adapter scale times rank; null means the rank (scale 1), which every LoRA reader understands."""
+    target: Regex | None = None
+    """Regular expression for the whole name of each layer to adapt; null means the family's own."""
+
+
+class ModelConfig(Section):
+    """The generator that is tuned."""
+
+    family: Literal["flux1"] = "flux1"
+    """Family of the generator, which decides how references, ids and guidance are fed to it."""
+    path: Text
+    """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
+    reference_ids: Literal["kontext", "uno"] = "kontext"
+    """How reference tokens are told from target tokens: Kontext's frame index or UNO's diagonal offset."""
+    guidance: NonNegative = 2.5
+    """Guidance scale embedded by the model, the same in rollouts, training and evaluation (no unit)."""
+    mu: float | None = None
+    """Shift of the noise schedule (log of the sigma odds); null means by the number of target tokens."""
+    height: Pixels = 512
+    """Height of generated images, in pixels, a multiple of 16."""
+    width: Pixels = 512
+    """Width of generated images, in pixels, a multiple of 16."""
+    max_text_tokens: Count = 512
+    """Length to which prompts are padded or cut, in tokens."""
+    lora: LoraConfig = LoraConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Type of the transformer's matrix products; sampling steps and log-probabilities are always fp32."""
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Device to run on: auto (the first accelerator, else the CPU), cpu, mps, cuda or cuda:INDEX."""
+
+
+class ToyboxData(Section):
+    """The embedded world: subjects and prompts drawn from a seed, images rendered when needed."""
+
+    kind: Literal["toybox"]
+    """Source of the training rows: toybox (the embedded world) or manifest (your files)."""
+    subjects: Count = 256
+    """Number of subjects to train on."""
+    seed: Seed = 0
+    """Seed of the world: the same seed gives the same subjects and prompts, whatever the run's seed is."""
+    held_out_subjects: Count = 24
+    """Number of subjects used for evaluation only."""
+    held_out_prompts_per_subject: Count = 2
+    """Number of prompts each held-out subject is evaluated with."""
+
+
+class ManifestData(Section):
+    """Your own rows: a JSONL file with prompts and image paths relative to it."""
+
+    kind: Literal["manifest"]
+    """Source of the training rows: toybox (the embedded world) or manifest (your files)."""
+    train: FilePath
+    """JSONL file of the rows to train on, relative to the working directory."""
+    held_out: FilePath | None = None
+    """JSONL file of the rows used for evaluation only; null means no evaluation on rows of your own."""
+
+
+DataConfig = Annotated[ToyboxData | ManifestData, Field(discriminator="kind")]
+
+
+class SdeWindowConfig(Section):
+    """Noise only inside a window of steps that slides over training (MixGRPO); ODE steps elsewhere."""
+
+    size: Count = 4
+    """Number of consecutive steps that draw noise and are trained."""
+    shift_every: CountOrZero = 25
+    """Iterations after which the window moves on by one step; 0 keeps it where it is."""
+    start: CountOrZero = 0
+    """Index of the window's first step in the first iteration, counted from the noisiest, 0."""
+
+
+class RolloutConfig(Section):
+    """How samples are drawn from the current policy."""
+
+    steps: Annotated[int, Field(ge=2)] = 25
+    """Denoising steps of a sample; the last one draws no noise and is never trained."""
+    sampler: SamplerName = "dance"
+    """Kind of stochastic step."""
+    eta: NonNegative = 0.4
+    """Noise scale of the stochastic steps, in the sampler's own convention (no unit)."""
+    shared_noise: bool = True
+    """Whether the samples of a group start from one initial noise, so that only their steps differ."""
+    sde_window: SdeWindowConfig | None = None
+    """Restricts noise and training to a window of steps; null means all steps but the last."""
+    batch_size: Count = 12
+    """Samples denoised together, per process: a matter of memory and speed, not of results."""
+
+
+class RewardConfig(Section):
+    """One reward; those of one kind are averaged by weight before the two kinds are combined."""
+
+    name: Text
+    """Name of a registered reward, or the dotted path of your own."""
+    weight: Positive = 1.0
+    """Share of this reward among those of its kind (prompt or identity)."""
+    segment: Literal["reference", "both", "none"] = "reference"
+    """Which images an identity reward masks to the subject: the reference, both images, or none."""
+    path: Text | None = None
+    """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
+    options: dict[str, JsonValue] = {}
+    """Further arguments of your own reward, passed to it as they are."""
+
+
+class _Selected(Section):
+    """A section whose `name` decides which of its options apply; the others stay null."""
+
+    OPTIONS: ClassVar[Mapping[str, Mapping[str, float]]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("name", cls.model_fields["name"].default)
+        defaults = cls.OPTIONS.get(name, {}) if isinstance(name, str) else {}
+        return {
+            **values,
+            **{option: default for option, default in defaults.items() if values.get(option) is None},
+        }
+
+    def options(self) -> dict[str, float]:
+        """Return the options that apply to the chosen name, with their values."""
+        values = self.model_dump()
+        return {option: values[option] for option in self.OPTIONS.get(values["name"], {})}
+
+
+class AdvantageConfig(_Selected):
+    """How the prompt advantage and the identity advantage become one."""
+
+    OPTIONS = ADVANTAGE_OPTIONS
+
+    name: AdvantageName = "sars"
+    """Rule that combines the two advantages; sars is Customized-GRPO, linear is naive GRPO."""
+    gamma: NonNegative | None = None
+    """Largest bonus or penalty of the sars rules, in units of the advantage; null means .4, or unused."""
+    clip: Positive = 5.0
+    """Bound on the magnitude of the combined advantage, in standard deviations of the group."""
+    tau: float | None = None
+    """Identity reward below which identity_gate punishes, in its units; null means .7, or unused."""
+    snr_threshold: Share | None = None
+    """|A_p + A_id| / (|A_p| + |A_id|) below which gd2po_snr drops a sample; null means .2, or unused."""
+
+    def options(self) -> dict[str, float]:
+        """Return the options of the chosen rule, under the names `advantages.combine` knows them by."""
+        return {RULE_ARGUMENTS.get(key, key): value for key, value in super().options().items()}
+
+
+class ScheduleConfig(_Selected):
+    """How much the prompt advantage weighs against identity at each denoising step."""
+
+    OPTIONS = SCHEDULE_OPTIONS
+
+    name: ScheduleName = "tdw"
+    """Prompt weight as a function of the step; tdw is Customized-GRPO, constant is naive GRPO."""
+    prompt_weight: Share | None = None
+    """Prompt weight of the constant schedule, identity gets the rest (no unit); null means .5, or unused."""
+    start: Share | None = None
+    """Prompt weight of the linear schedule at the first step (no unit); null means .7, or unused."""
+    end: Share | None = None
+    """Prompt weight of the linear schedule at the last step (no unit); null means .3, or unused."""
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    iterations: Count = 300
+    """Number of rounds of sampling, scoring and updating."""
+    prompts_per_iteration: Count = 8
+    """Prompts, and so groups, sampled in an iteration, over all processes."""
+    group_size: Annotated[int, Field(ge=2)] = 12
+    """Samples per prompt, which are compared with each other: one would have nothing to compare with."""
+    updates_per_iteration: Count = 1
+    """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
+    inner_epochs: Count = 1
+    """Passes over an iteration's samples before new ones are drawn."""
+    learning_rate: Positive = 2e-5
+    """Peak learning rate of AdamW, per optimizer step."""
+    warmup_iterations: CountOrZero = 0
+    """Iterations over which the learning rate rises linearly to its peak."""
+    weight_decay: NonNegative = 1.1e-4
+    """Decoupled weight decay of AdamW, relative to the learning rate."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's mean of gradients, per optimizer step."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of squared gradients, per optimizer step."""
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger L2 norm, over all adapter parameters, are scaled down to it."""
+    clip_range: Positive = 1e-4
+    """Distance from 1 at which the ratio is clipped; small, as log-probs are means over the latent."""
+    kl_weight: NonNegative = 0.0
+    """Weight of the KL divergence from the frozen base, per trained step; 0 switches it off."""
+    ratio_normalisation: bool = False
+    """Whether ratios are brought to one scale over all steps before clipping (GRPO-Guard)."""
+    trained_fraction: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of a sample's noisy steps that are trained, drawn anew in each iteration."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average of the adapter, per optimizer step; null keeps none."""
+    micro_batch_size: Count = 12
+    """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
+    max_nonfinite_steps: Count = 3
+    """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
+
+
+class EvaluationConfig(Section):
+    """Held-out prompts, held-out judges and alarms."""
+
+    every: CountOrZero = 50
+    """Iterations between evaluations; 0 means only before the first and after the last."""
+    samples_per_prompt: Count = 1
+    """Images generated for each held-out prompt."""
+    steps: Annotated[int, Field(ge=2)] | None = None
+    """Denoising steps of an evaluation sample, all without noise; null means as many as in rollouts."""
+    seed: Seed = 1_000
+    """Seed of the evaluation's initial noise: the same before, during and after training."""
+    batch_size: Count = 12
+    """Samples generated and judged together: a matter of memory and speed, not of results."""
+    use_ema: bool = False
+    """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What happens when a reward-hacking monitor raises an alarm: a warning, or a saved and stopped run."""
+
+
+class CheckpointConfig(Section):
+    """What is saved to be resumed from."""
+
+    every: Count = 10
+    """Iterations between checkpoints; one is also saved at the end and when the run is interrupted."""
+    keep: Count = 2
+    """Number of newest checkpoints that are kept; older ones are deleted after a newer one is complete."""
+
+
+class Config(Section):
+    """A whole run. Get one from `customized_grpo.config.load_config`."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    """The prompts and references to train on and to hold out."""
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: Annotated[tuple[RewardConfig, ...], Field(strict=False, min_length=1)]
+    """The rewards: at least one of kind identity and one of kind prompt."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """Experiment trackers to report to besides the run folder; each needs its extra installed."""
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Config:
+        if found := cross_field_mistakes(self.model_dump()):
+            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in found))
+        return self

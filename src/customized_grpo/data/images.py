@@ -1,0 +1,192 @@
+"""The only place that opens an image file.
+
+Whatever a file claims to be, the outcome is an 8-bit RGB (or mask) image, upright, of bounded size, or a
+UserError that names the file and says why. Sizes are checked on the header, before any pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from customized_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_PIXELS = 50_000_000  # decoded: 150 MB as RGB; a 48-megapixel photo passes
+MAX_BYTES = 100_000_000
+# A closed list: Pillow's others include formats that run an interpreter (EPS) or are rarely fuzzed.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MASK_THRESHOLD = 128
+
+_SNIFFED = {
+    b"<svg": "is an SVG drawing; export it to PNG",
+    b"<?xml": "is XML (an SVG drawing, perhaps); export it to PNG",
+    b"<!doctype html": "is a web page, not an image; the download went wrong",
+    b"<html": "is a web page, not an image; the download went wrong",
+    b"version https://git-lfs": "is a Git LFS pointer; fetch the real file with `git lfs pull`",
+}
+
+
+def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Return the image as upright 8-bit RGB.
+
+    Transparency is composited on white. 16-bit grey is scaled to 8 bits. CMYK is converted without its colour
+    profile, and profiles are ignored in general. Animations give their first frame. EXIF rotation is applied.
+
+    Args:
+        path: A regular file in one of `FORMATS`; its name's ending does not matter.
+        max_pixels: Largest accepted width times height.
+        max_bytes: Largest accepted file.
+
+    Raises:
+        UserError: The file is missing, not a regular file, not such an image, damaged, or too large.
+    """
+    with _naming(path):
+        return _to_rgb(_decode(path, max_pixels, max_bytes), path)
+
+
+def open_mask(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Return a subject mask as upright 8-bit grey ("L"): 255 is subject, 0 is background.
+
+    An image with transparency is read as its alpha channel, any other as its brightness.
+
+    Raises:
+        UserError: As `open_image`; also when no pixel reaches 128, because a mask that marks nothing (or is
+            stored as 0 and 1 instead of 0 and 255) would silently hide the whole subject.
+    """
+    with _naming(path):
+        mask = _to_mask(_decode(path, max_pixels, max_bytes), path)
+    brightest = int(np.asarray(mask).max())
+    if brightest < MASK_THRESHOLD:
+        raise UserError(
+            f"{path}: the mask marks no pixel (its largest value is {brightest} of 255).",
+            hint="Masks are 255 on the subject and 0 elsewhere, or transparent elsewhere.",
+        )
+    return mask
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Return an RGB image as fp32 [3, H, W], or a mask ("L") as fp32 [1, H, W], in [0, 1] (value / 255).
+
+    Raises:
+        ValueError: The image has another mode; `open_image` and `open_mask` never return one.
+    """
+    import torch
+
+    if image.mode not in ("RGB", "L"):
+        raise ValueError(f"image mode must be RGB or L, got {image.mode}")
+    pixels_HWC = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().float() / 255
+
+
+def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale to cover height x width exactly, keeping the aspect ratio and cutting the overhang evenly.
+
+    Bicubic with antialiasing. An image and its mask of the same size stay aligned.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {height} x {width}")
+    scale = max(height / image.height, width / image.width)
+    cut_x = max(0.0, (image.width - width / scale) / 2)
+    cut_y = max(0.0, (image.height - height / scale) / 2)
+    box = (cut_x, cut_y, image.width - cut_x, image.height - cut_y)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever the decoding of one file raises into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image ({', '.join(FORMATS)}).") from error
+    # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be decoded: {str(error) or type(error).__name__}.") from error
+
+
+def _decode(path: Path, max_pixels: int, max_bytes: int) -> Image.Image:
+    """Return the first frame in its own mode, upright and in memory."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        _check_file(file, path, max_bytes)
+        return _decode_file(file, path, max_pixels)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a named pipe at once instead of waiting for a writer; `_check_file` then refuses it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_file(file: BinaryIO, path: Path, max_bytes: int) -> None:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a regular file.")
+    if status.st_size == 0:
+        raise UserError(f"{path} is empty.")
+    if status.st_size > max_bytes:
+        raise UserError(f"{path} has {status.st_size:,} bytes; the limit is {max_bytes:,}.")
+    head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    file.seek(0)
+    for start, reason in _SNIFFED.items():
+        if head.startswith(start):
+            raise UserError(f"{path} {reason}.")
+
+
+def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own limit, met before ours when max_pixels is raised; a warning only under -W error.
+        raise UserError(f"{path} is too large: {error}") from error
+    if image.width * image.height > max_pixels:
+        raise UserError(
+            f"{path} is {image.width:,} x {image.height:,} pixels; the limit is {max_pixels:,} in all.",
+            hint="Scale it down; training never needs more than about 2,000 pixels a side.",
+        )
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or ("transparency" in image.info and not image.mode.startswith("I;16"))
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"{path} has 32 bits per pixel, in which no value is defined as white.",
+            hint="Save it with 8 or 16 bits per channel.",
+        )
+    if _has_alpha(image):
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_mask(image: Image.Image, path: Path) -> Image.Image:
+    if _has_alpha(image):
+        alpha = image.convert("RGBA").getchannel("A")
+        if (
+            np.asarray(alpha).min() < 255
+        ):  # an opaque alpha channel says nothing: the mask is in the brightness
+            return alpha
+    return _to_rgb(image, path).convert("L")

@@ -1,0 +1,362 @@
+"""The FLUX.1 family: FLUX.1-Kontext, FLUX.1-dev with UNO, and the small model of the same classes.
+
+Legend: B samples, N image tokens, R reference tokens, T text tokens, C = 4 x latent channels of a token.
+
+An image is encoded by the VAE (mode, shifted and scaled), and each 2x2 square of latent pixels is one token.
+The transformer sees [image tokens, reference tokens] and tells which is which from their position ids
+(t, y, x) alone; its answer for the reference tokens is dropped. The ids are shared by the whole batch, so a
+batch is one bucket: one size, one list of reference sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies import lora
+from customized_grpo.policies.base import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import FluxKontextPipeline
+
+ReferenceIds = Literal["kontext", "uno"]
+Precision = Literal["fp32", "bf16"]
+Grid = tuple[int, int]
+
+PATCH = 2  # side of a token, in latent pixels
+LORA_TARGET = (
+    r"(single_)?transformer_blocks\.\d+\."
+    r"(attn\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)|proj_out)"
+)
+
+
+class Flux1Policy:
+    """A `Policy` around a FluxKontextPipeline, whose transformer is called in `velocity` and nowhere else.
+
+    Args:
+        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        reference_ids: How reference tokens are placed, see `token_ids`.
+        guidance: Scale that guidance-distilled models embed; unused by models that do not.
+        mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
+            number of image tokens, as the checkpoint's scheduler says.
+        max_text_tokens: Length T to which prompts are padded or cut, always the same, so that a sample does
+            not depend on its batch.
+        precision: Type of the transformer's matrix products; in and out of `velocity` all is fp32.
+        device: Where everything runs.
+
+    Raises:
+        UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
+    """
+
+    def __init__(
+        self,
+        pipe: FluxKontextPipeline,
+        *,
+        reference_ids: ReferenceIds,
+        guidance: float,
+        mu: float | None = None,
+        max_text_tokens: int,
+        precision: Precision,
+        device: torch.device | str,
+    ) -> None:
+        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
+            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
+        self.pipe = pipe.to(device)
+        self.device = torch.device(device)
+        self.transformer = pipe.transformer
+        self.reference_ids = reference_ids
+        self.guidance = guidance
+        self.mu = mu
+        self.max_text_tokens = max_text_tokens
+        self.precision = precision
+        self._in_reference = False
+        for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.transformer):
+            module.requires_grad_(False).eval()
+
+    # Geometry
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the rows and columns of tokens of an image, in pixels.
+
+        Raises:
+            UserError: The size is not a multiple of the side of a token.
+        """
+        side = PATCH * self.pipe.vae_scale_factor
+        if height % side or width % side:
+            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
+        return height // side, width // side
+
+    def n_tokens(self, height: int, width: int) -> int:
+        """Return N, the number of tokens of an image."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
+
+    # Conditioning
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
+    ) -> Conditioning:
+        """Encode prompts and references of one bucket; call it once per prompt and repeat the result.
+
+        Args:
+            prompts: B prompts.
+            references: For each prompt the same number, at least one, of fp32 images [3, h, w] in [0, 1]; the
+                i-th images of all prompts have one size, a multiple of the side of a token.
+            height: Height of the images to generate, in pixels.
+            width: Width of the images to generate, in pixels.
+
+        Raises:
+            ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
+        """
+        if not prompts or len(prompts) != len(references):
+            raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
+        shapes = _bucket(references)
+        with self._autocast_off():
+            embeds, pooled, _ = self.pipe.encode_prompt(
+                prompt=list(prompts),
+                prompt_2=None,
+                device=self.device,
+                max_sequence_length=self.max_text_tokens,
+            )
+            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(shapes))]
+            tokens = torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+        grids = [self.grid(*shape) for shape in shapes]
+        ids = token_ids(self.grid(height, width), grids, self.reference_ids)
+        return Conditioning(
+            per_sample={"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens},
+            shared={
+                "image_ids": ids.to(self.device),
+                "text_ids": torch.zeros(self.max_text_tokens, 3, device=self.device),
+            },
+            height=height,
+            width=width,
+        )
+
+    def _reference_tokens(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
+        vae = self.pipe.vae
+        pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
+        latents = vae.encode(pixels).latent_dist.mode().float()
+        return pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
+
+    # Sampling
+
+    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
+        rows, columns = self.grid(height, width)
+        shape = (self.pipe.vae.config.latent_channels, PATCH * rows, PATCH * columns)
+        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
+        return pack(torch.stack(drawn))
+
+    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
+        """Return noise levels [steps + 1], fp32, on the CPU: 1, 1 - 1/steps, ..., 1/steps, shifted; then 0.
+
+        Shift and spacing are those of the checkpoint's scheduler, a copy of which is asked.
+
+        Args:
+            steps: Number of denoising steps.
+            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        config = scheduler.config
+        lengths_and_shifts = (
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        mu = calculate_shift(n_tokens, *lengths_and_shifts) if self.mu is None else self.mu
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
+        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
+        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
+        return sigmas
+
+    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the predicted v = noise - x0, for rollouts and for training alike.
+
+        Args:
+            x: Noisy image tokens [B, N, C], fp32.
+            sigma: Noise level, a number or fp32 [B].
+            conditioning: B samples, from `encode`.
+
+        Returns:
+            v [B, N, C], fp32.
+
+        Raises:
+            RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
+        """
+        if self._in_reference and torch.is_grad_enabled():
+            raise RuntimeError("velocity() inside reference() needs torch.no_grad(): gradients would be lost")
+        n_samples, n_image_tokens, _ = x.shape
+        self._check_velocity_inputs(x, conditioning)
+        sample, shared = conditioning.per_sample, conditioning.shared
+        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(n_samples)
+        guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
+        with self._autocast():
+            v = self.transformer(
+                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+                timestep=level,
+                guidance=guidance,
+                pooled_projections=sample["pooled"],
+                encoder_hidden_states=sample["prompt_embeds"],
+                txt_ids=shared["text_ids"],
+                img_ids=shared["image_ids"],
+                return_dict=False,
+            )[0]
+        return v[:, :n_image_tokens].float()
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
+        vae = self.pipe.vae
+        latents = unpack(x, self.grid(height, width)) / vae.config.scaling_factor + vae.config.shift_factor
+        with self._autocast_off():
+            pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    # Adapter
+
+    def add_adapter(
+        self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
+    ) -> None:
+        """Put a fresh adapter on the transformer, see `lora.add_adapter`; None targets `LORA_TARGET`."""
+        lora.add_adapter(self.transformer, rank=rank, alpha=alpha, target=target or LORA_TARGET, seed=seed)
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the adapter's parameters, fp32, in the order of the model's layers."""
+        return list(lora.adapter_parameters(self.transformer).values())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapter off inside the block; `velocity` then is the base's, bit for bit."""
+        assert not self._in_reference, "reference() is not reentrant"
+        self._in_reference = True
+        try:
+            with lora.adapter_off(self.transformer):
+                yield
+        finally:
+            self._in_reference = False
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return copies of the adapter's tensors by name, for checkpoints and averages."""
+        return lora.adapter_tensors(self.transformer)
+
+    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrite the adapter in place; UserError, and no change, if names or shapes differ."""
+        lora.load_adapter_tensors(self.transformer, tensors, "adapter")
+
+    def save_lora(self, folder: Path) -> Path:
+        """Write the adapter for diffusers' `load_lora_weights` and return the file."""
+        return lora.save_file(type(self.pipe), self.transformer, folder)
+
+    def load_lora(self, path: Path) -> None:
+        """Overwrite the adapter with a saved one of the same base, rank and scale; UserError otherwise."""
+        lora.load_file(self.transformer, path)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass: same numbers, less memory, more time."""
+        if enabled:
+            self.transformer.enable_gradient_checkpointing()
+        else:
+            self.transformer.disable_gradient_checkpointing()
+
+    # Numerics
+
+    def _autocast(self) -> torch.autocast:
+        """Return the one context in which the transformer runs, whatever context the caller is in.
+
+        No weight cache: inside a caller's autocast it would outlive this call, and a weight cast without
+        gradients would be reused, without gradients, in training.
+        """
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def _autocast_off(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _check_velocity_inputs(self, x: Tensor, conditioning: Conditioning) -> None:
+        """Refuse what the transformer would take without complaint: ids of another bucket, low precision."""
+        n_references = conditioning.per_sample["reference_tokens"].shape[1]
+        n_ids = len(conditioning.shared["image_ids"])
+        assert x.dtype == torch.float32, f"x is {x.dtype}: rounding it breaks the probability ratio"
+        assert len(x) == len(conditioning), f"{len(x)} samples, conditioning for {len(conditioning)}"
+        n_expected = self.n_tokens(conditioning.height, conditioning.width)
+        assert x.shape[1] == n_expected, f"{x.shape[1]} image tokens, {n_expected} expected"
+        assert n_ids == n_expected + n_references, f"{n_ids} ids for {n_expected} + {n_references} tokens"
+        assert conditioning.shared["image_ids"].dtype == torch.float32, "bf16 ids are wrong beyond 256"
+
+
+def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds) -> Tensor:
+    """Return the position ids (t, y, x) of image tokens and then reference tokens, fp32 [N + R, 3].
+
+    The image has t = 0 and starts at the origin. References:
+
+    * "kontext": t = 1, the first one at the origin, as the published model was trained with one. Further ones
+      are laid beside or below those before, whichever keeps the sheet squarer (ComfyUI's "offset").
+    * "uno": t = 0 on the diagonal: a reference starts at the bottom right corner of everything before it, in
+      both directions (pe = "d" of UNO, arXiv 2504.02160).
+
+    Args:
+        image: Rows and columns of the image's tokens.
+        references: Rows and columns of each reference's tokens.
+        convention: "kontext" or "uno".
+    """
+    parts = [_grid_ids(image, t=0, top=0, left=0)]
+    if convention == "uno":
+        top, left = image
+        for rows, columns in references:
+            parts.append(_grid_ids((rows, columns), t=0, top=top, left=left))
+            top, left = top + rows, left + columns
+        return torch.cat(parts)
+    sheet_rows = sheet_columns = 0
+    for rows, columns in references:
+        beside = sheet_rows + rows > sheet_columns + columns
+        top, left = (0, sheet_columns) if beside else (sheet_rows, 0)
+        parts.append(_grid_ids((rows, columns), t=1, top=top, left=left))
+        sheet_rows, sheet_columns = max(sheet_rows, top + rows), max(sheet_columns, left + columns)
+    return torch.cat(parts)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Make a token of each 2x2 square: [B, c, 2 rows, 2 columns] -> [B, rows * columns, 4 c]."""
+    n_samples, channels, height, width = latents.shape
+    squares = latents.reshape(n_samples, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, grid: Grid) -> Tensor:
+    """Undo `pack`: [B, rows * columns, 4 c] -> [B, c, 2 rows, 2 columns]."""
+    squares = tokens.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, grid)
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def _grid_ids(grid: Grid, *, t: int, top: int, left: int) -> Tensor:
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    return torch.stack([torch.full_like(rows, t), rows + top, columns + left], dim=-1).flatten(0, 1).float()
+
+
+def _bucket(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
+    """Return the height and width of each reference, which must be the same for every sample."""
+    wanted = [tuple(image.shape) for image in references[0]]
+    for number, images in enumerate(references):
+        if [tuple(image.shape) for image in images] != wanted or not wanted:
+            raise ValueError(
+                f"sample {number} has references {[tuple(image.shape) for image in images]}, sample 0 has "
+                f"{wanted}: a batch needs at least one each, of the same sizes"
+            )
+        for image in images:
+            in_range = image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3
+            if not in_range or not bool(((image >= 0) & (image <= 1)).all()):
+                raise ValueError(f"sample {number}: a reference is not an fp32 image [3, h, w] in [0, 1]")
+    return [(shape[1], shape[2]) for shape in wanted]

@@ -1,0 +1,166 @@
+"""From the `model` section of a recipe to a policy, with errors that name the file and the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies.flux1 import Flux1Policy, Precision
+from customized_grpo.policies.quiet import quiet
+
+if TYPE_CHECKING:
+    from diffusers import FluxKontextPipeline
+
+    from customized_grpo.config.schema import ModelConfig
+
+TOYBOX = "toybox"
+INDEX = "model_index.json"
+# FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
+FAMILY_CLASSES = {"flux1": ("FluxKontextPipeline", "FluxPipeline")}
+
+
+def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> Flux1Policy:
+    """Load a generator and put a fresh adapter on it.
+
+    Args:
+        model: The recipe's `model` section.
+        seed: Seed of the adapter's weights, the run's.
+        device: Where to run, when the caller (one of several processes) knows better than `model.device`.
+
+    Raises:
+        UserError: The weights are missing, unreachable, gated, of another family or incomplete.
+    """
+    policy = Flux1Policy(
+        load_pipeline(model.path, family=model.family, precision=model.precision),
+        reference_ids=model.reference_ids,
+        guidance=model.guidance,
+        mu=model.mu,
+        max_text_tokens=model.max_text_tokens,
+        precision=model.precision,
+        device=pick_device(model.device) if device is None else device,
+    )
+    policy.grid(model.height, model.width)
+    policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=seed)
+    policy.set_gradient_checkpointing(model.gradient_checkpointing)
+    return policy
+
+
+def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "bf16") -> FluxKontextPipeline:
+    """Load the frozen pipeline: "toybox", a folder in diffusers' layout, or a hub id such as "owner/name".
+
+    With precision "bf16" the weights are held in bf16, too, all but the VAE's, whose rounding would be seen.
+
+    Raises:
+        UserError: See `load_policy`.
+    """
+    if path == TOYBOX:
+        with quiet():
+            from customized_grpo.toybox.assets import load_base_pipeline
+
+            return load_base_pipeline()
+    _check_family(path, family)
+    half = {"default": torch.bfloat16, "vae": torch.float32}
+    with quiet():
+        from diffusers import FluxKontextPipeline
+
+        try:
+            pipe = FluxKontextPipeline.from_pretrained(
+                path, torch_dtype=half if precision == "bf16" else torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.path {path!r}: the pipeline could not be loaded: {error}",
+                hint="All parts must be there as safetensors, as `save_pretrained` writes them.",
+            ) from error
+    return pipe
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that a recipe names; "auto" is the first accelerator, else the CPU.
+
+    Raises:
+        UserError: The named accelerator is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    available = {
+        "cpu": True,
+        "mps": torch.backends.mps.is_available(),
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+    }
+    if not available[device.type]:
+        raise UserError(f"model.device {name!r}: torch sees no such device", hint='Use "auto" or "cpu".')
+    return device
+
+
+def _check_family(path: str, family: str) -> None:
+    """Read only the index, a small file, so that a wrong or unreachable checkpoint is refused at once."""
+    index = _read_index(path)
+    found, expected = index.get("_class_name"), FAMILY_CLASSES[family]
+    if found not in expected:
+        raise UserError(
+            f"model.path {path!r}: {INDEX} says {found}, model.family {family} needs {' or '.join(expected)}",
+            hint="Name a checkpoint of the family, or another family.",
+        )
+
+
+def _read_index(path: str) -> dict[str, Any]:
+    file = Path(path).expanduser() / INDEX
+    if not file.parent.is_dir():
+        file = _download_index(path)
+    try:
+        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{file}: no such file",
+            hint="model.path must be a folder in diffusers' layout; convert single-file checkpoints first.",
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    return index
+
+
+def _download_index(path: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"model.path {path!r}: no such folder",
+            hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
+        )
+    with quiet():
+        try:
+            return Path(hf_hub_download(path, INDEX))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise hub_error(path, error) from error
+
+
+def hub_error(path: str, error: Exception) -> UserError:
+    """Say why a checkpoint could not be had from the hub, and what to do about it."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError as NotFound
+
+    what = f"model.path {path!r}"
+    if isinstance(error, GatedRepoError):
+        return UserError(
+            f"{what}: the checkpoint is gated",
+            hint=f"Accept its licence at https://huggingface.co/{path}, then log in: hf auth login.",
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return UserError(
+            f"{what}: no such folder, not in the download cache, and the hub cannot be reached ({INDEX})",
+            hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
+        )
+    if isinstance(error, NotFound):
+        return UserError(f"{what}: no such folder, and no such checkpoint on the hub, or a private one")
+    if isinstance(error, EntryNotFoundError):
+        return UserError(f"{what}: the checkpoint has no {INDEX}", hint="Name one in diffusers' layout.")
+    return UserError(f"{what}: {INDEX} could not be fetched: {error}")

@@ -1,0 +1,222 @@
+"""One low-rank adapter on a transformer, by diffusers and peft: y = W x + (alpha / rank) B A x.
+
+The base stays frozen. B starts at zero, so that a fresh adapter changes nothing, bit for bit; with the
+adapter off the base comes back, bit for bit, which is the reference of the KL term for free.
+
+Names of tensors are those of the published files without the prefix "transformer.", for example
+"transformer_blocks.0.attn.to_q.lora_A.weight".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from customized_grpo.errors import UserError
+from customized_grpo.seeding import generator
+
+ADAPTER = "default"
+FILE_NAME = "pytorch_lora_weights.safetensors"
+FILE_PREFIX = "transformer."
+METADATA_KEY = "lora_adapter_metadata"
+PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+SHOWN = 3  # keys named in a message
+
+
+def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str, seed: int) -> None:
+    """Put a fresh adapter on the linear layers whose whole name the regular expression matches.
+
+    The frozen base keeps its dtype, the adapter is fp32. A ~ N(0, 1 / rank^2), as in diffusers' own training
+    scripts, drawn for each layer from (seed, layer name): the same on every device and in any order.
+
+    Args:
+        transformer: A diffusers model without an adapter; all its parameters get frozen.
+        rank: Rank of A [rank, in] and B [out, rank].
+        alpha: Scale times rank; None means rank, the only choice that readers which ignore alpha agree with.
+        target: Regular expression of layer names.
+        seed: Seed of A.
+
+    Raises:
+        UserError: The expression matches no layer, or one that is not linear.
+    """
+    from peft import LoraConfig
+
+    if has_adapter(transformer):
+        raise ValueError("the transformer already has an adapter")
+    _check_target(transformer, target)
+    transformer.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=float(rank if alpha is None else alpha), target_modules=target)
+    with torch.random.fork_rng():  # peft draws its own A, which is replaced below
+        transformer.add_adapter(config, adapter_name=ADAPTER)
+    transformer.eval()  # the new layers come in training mode
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(transformer).items():
+            parameter.data = parameter.data.float()
+            if ".lora_A." in name:
+                drawn = torch.randn(parameter.shape, generator=generator(seed, "lora", name)) / rank
+                parameter.copy_(drawn)
+
+
+def has_adapter(transformer: Any) -> bool:
+    """Return whether `add_adapter` was called."""
+    return bool(adapter_parameters(transformer))
+
+
+def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the adapter's parameters (not copies) by name, in the order of the model's layers."""
+    infix = f".{ADAPTER}."
+    return {
+        name.replace(infix, "."): parameter
+        for name, parameter in transformer.named_parameters()
+        if infix in name and ".lora_" in name
+    }
+
+
+def adapter_tensors(transformer: nn.Module) -> dict[str, Tensor]:
+    """Return detached copies of the adapter's tensors by name, on their device."""
+    return {name: parameter.detach().clone() for name, parameter in adapter_parameters(transformer).items()}
+
+
+def load_adapter_tensors(transformer: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Overwrite the adapter in place, so that an optimizer keeps its parameters.
+
+    Args:
+        transformer: A model with an adapter.
+        tensors: Tensors by name, as from `adapter_tensors`.
+        source: Where the tensors come from, for the message.
+
+    Raises:
+        UserError: Names or shapes differ from the adapter's; nothing has been changed then.
+    """
+    parameters = adapter_parameters(transformer)
+    if not parameters:
+        raise ValueError("add an adapter first")
+    _check_names(parameters, tensors, source)
+    _check_shapes(parameters, tensors, source)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+@contextmanager
+def adapter_off(transformer: Any) -> Iterator[None]:
+    """Switch the adapter off inside the block; without an adapter there is nothing to do."""
+    if not has_adapter(transformer):
+        yield
+        return
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+def save_file(pipeline_class: Any, transformer: Any, folder: Path) -> Path:
+    """Write the adapter as diffusers does, rank and alpha in the file's metadata, and return the file.
+
+    Args:
+        pipeline_class: Pipeline class whose `save_lora_weights` defines the layout.
+        transformer: A model with an adapter.
+        folder: Where to write pytorch_lora_weights.safetensors; created when missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline_class.save_lora_weights(
+        str(folder),
+        transformer_lora_layers={name: t.cpu() for name, t in adapter_tensors(transformer).items()},
+        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
+    )
+    return folder / FILE_NAME
+
+
+def load_file(transformer: Any, path: Path) -> None:
+    """Overwrite the adapter with a file in diffusers' format, or the one in a folder.
+
+    Raises:
+        UserError: No such file, a pickle, not safetensors, or an adapter of another base, rank or scale.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    tensors, metadata = _read(file)
+    named = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in tensors.items()}
+    _check_names(adapter_parameters(transformer), named, str(file))
+    _check_shapes(adapter_parameters(transformer), named, str(file))
+    ours = transformer.peft_config[ADAPTER].lora_alpha
+    theirs = metadata.get(FILE_PREFIX + "lora_alpha", transformer.peft_config[ADAPTER].r)
+    if theirs != ours:
+        raise UserError(
+            f"{file}: an adapter of alpha {theirs:g}, this model's has alpha {ours:g}",
+            hint=f"Set model.lora.alpha to {theirs:g}.",
+        )
+    load_adapter_tensors(transformer, named, str(file))
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if file.suffix in PICKLED:
+        raise UserError(
+            f"{file}: pickled weights are refused, because loading them can run any program.",
+            hint="Ask for safetensors, or convert: safetensors.torch.save_file(torch.load(path), new_path).",
+        )
+    if not file.is_file():
+        raise UserError(f"{file}: no such file", hint=f"A saved adapter is a folder with {FILE_NAME}.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a safetensors file: {error}") from error
+    return tensors, json.loads(header.get(METADATA_KEY, "{}"))
+
+
+def _check_target(transformer: nn.Module, target: str) -> None:
+    chosen = {name: module for name, module in transformer.named_modules() if re.fullmatch(target, name)}
+    if not chosen:
+        examples = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        raise UserError(
+            f"model.lora.target {target!r} matches no layer",
+            hint=f"It must match whole names, such as {', '.join(examples[-SHOWN:])}.",
+        )
+    for name, module in chosen.items():
+        if not isinstance(module, nn.Linear):
+            raise UserError(
+                f"model.lora.target {target!r} matches {name}: a {type(module).__name__}, not a linear layer"
+            )
+
+
+def _check_names(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    unknown = [name for name in tensors if name not in parameters]
+    missing = [name for name in parameters if name not in tensors]
+    if not unknown and not missing:
+        return
+    lines = [f"{source}: an adapter for another base model or other layers:"]
+    if unknown:
+        lines.append(f"  {len(unknown)} tensors that this model has no place for: {_shown(unknown)}")
+    if missing:
+        lines.append(f"  {len(missing)} tensors are missing: {_shown(missing)}")
+    raise UserError("\n".join(lines), hint="Use the base model and model.lora.target it was trained with.")
+
+
+def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    wrong = [name for name, parameter in parameters.items() if tensors[name].shape != parameter.shape]
+    if not wrong:
+        return
+    shapes = {name: (list(tensors[name].shape), list(parameters[name].shape)) for name in wrong[:SHOWN]}
+    first = "; ".join(f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in shapes.items())
+    sample = next(name for name in parameters if ".lora_A." in name)
+    ours, theirs = parameters[sample].shape[0], tensors[sample].shape[0]
+    if ours != theirs:
+        raise UserError(
+            f"{source}: an adapter of rank {theirs}, this model's has rank {ours}: {first}",
+            hint=f"Set model.lora.rank to {theirs}.",
+        )
+    raise UserError(f"{source}: an adapter for another base model: {first}")
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

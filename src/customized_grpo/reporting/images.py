@@ -1,0 +1,138 @@
+"""Sample pictures of a run: tensors to PNG, and the `samples/` folder with its index.
+
+samples/index.json               {"rows": [{"prompt", "subject", "reference", "target"}], "iterations": [0]}
+samples/reference_00.png         row 0's reference; target_00.png another true view of its subject, if known
+samples/iteration_000010/00.png  what the model drew for row 0 after 10 iterations (0 = base)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+BROKEN_PIXEL = (255, 0, 255)
+"""Colour of pixels that are not finite: a broken decode must be seen."""
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One prompt that is drawn again and again, to be compared over the run.
+
+    Attributes:
+        prompt: The prompt.
+        reference: The reference image, [3, H, W] in [0, 1].
+        subject: The subject's name or class, if it has one.
+        target: A true picture of the subject in the prompted scene, [3, H, W] in [0, 1], if there is one.
+    """
+
+    prompt: str
+    reference: torch.Tensor
+    subject: str | None = None
+    target: torch.Tensor | None = None
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """One image [3, H, W], nominally in [0, 1], as 8-bit RGB; values outside are clamped.
+
+    Raises:
+        ValueError: Another shape, or not a floating-point tensor.
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        raise ValueError(f"an image is a float tensor [3, H, W], not {image.dtype} {tuple(image.shape)}")
+    pixels = image.detach().to("cpu", torch.float32)
+    broken = ~pixels.isfinite().all(dim=0)
+    levels = (pixels.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    levels[broken] = torch.tensor(BROKEN_PIXEL, dtype=torch.uint8)
+    return Image.fromarray(levels.numpy())
+
+
+def save_image(path: Path, image: torch.Tensor) -> Path:
+    """Write one image [3, H, W] as PNG, creating its folder; returns `path`."""
+    return _save(path, to_pil(image))
+
+
+def save_grid(path: Path, images: torch.Tensor, columns: int | None = None, gap: int = 2) -> Path:
+    """Write images [B, 3, H, W] as one PNG, row by row.
+
+    Args:
+        path: The file.
+        images: At least one image, in [0, 1].
+        columns: Images in a row; by default the grid is about square.
+        gap: White pixels between images.
+
+    Raises:
+        ValueError: No images, or not [B, 3, H, W].
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"a grid needs images [B, 3, H, W] with B >= 1, not {tuple(images.shape)}")
+    count, _, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    canvas_size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    canvas = Image.new("RGB", canvas_size, (255, 255, 255))
+    for index, image in enumerate(images):
+        corner = ((index % columns) * (width + gap), (index // columns) * (height + gap))
+        canvas.paste(to_pil(image), corner)
+    return _save(path, canvas)
+
+
+def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
+    """Write references, targets and index. Iterations already drawn stay listed (a resumed run)."""
+    entries: list[dict[str, str | None]] = []
+    for number, row in enumerate(rows):
+        reference = save_image(folder / f"reference_{number:02d}.png", row.reference)
+        target = None
+        if row.target is not None:
+            target = save_image(folder / f"target_{number:02d}.png", row.target).name
+        entries.append(
+            {"prompt": row.prompt, "subject": row.subject, "reference": reference.name, "target": target}
+        )
+    index = folder / "index.json"
+    iterations = _read_index(index)["iterations"] if index.exists() else []
+    _write_index(index, {"rows": entries, "iterations": iterations})
+
+
+def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Path]:
+    """Write what the model draws for every row after `iteration` iterations and list it in the index.
+
+    Args:
+        folder: The run's `samples` folder, after `start_samples`.
+        iteration: Finished iterations; 0 is the base model.
+        images: [rows, 3, H, W] in [0, 1], in the order of the rows.
+
+    Raises:
+        ValueError: The number of images is not the number of rows.
+    """
+    index = _read_index(folder / "index.json")
+    if images.ndim != 4 or len(images) != len(index["rows"]):
+        raise ValueError(f"{len(index['rows'])} rows need as many images, not {tuple(images.shape)}")
+    target = folder / f"iteration_{iteration:06d}"
+    paths = [save_image(target / f"{number:02d}.png", image) for number, image in enumerate(images)]
+    iterations = sorted({*index["iterations"], iteration})
+    _write_index(folder / "index.json", {"rows": index["rows"], "iterations": iterations})
+    return paths
+
+
+def _save(path: Path, image: Image.Image) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="PNG")
+    return path
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return index
+
+
+def _write_index(path: Path, index: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,160 @@
+"""The metrics file: one JSON object a line, appended and flushed as the run goes.
+
+``metrics.jsonl`` is the record a run is judged by, so it is strict JSON (no NaN), survives a kill in the
+middle of a line, and after ``resume`` holds every iteration exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from customized_grpo.errors import UserError
+from customized_grpo.reporting.trackers import Trackers
+
+Scalar = str | int | float | None
+Record = dict[str, Scalar]
+
+KINDS = ("train", "eval", "event")
+
+
+class MetricsWriter:
+    """Appends records to a metrics file; each is on disk (flushed) when `write` returns.
+
+    Args:
+        path: The file, created with its folder when absent; an existing one is appended to. A line that a
+            killed process left torn at the end is removed first, or it would swallow the next record.
+        trackers: Optional trackers that are told the same numbers; their failures never reach the caller.
+    """
+
+    def __init__(self, path: Path, trackers: Trackers | None = None) -> None:
+        self.path = path
+        self._trackers = trackers
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _rewrite(path, read_metrics(path))
+        self._file: BinaryIO = path.open("ab")
+
+    @classmethod
+    def open(
+        cls, path: Path, upto_iteration: int | None = None, trackers: Trackers | None = None
+    ) -> MetricsWriter:
+        """Open for appending, forgetting what a resumed run is about to do again.
+
+        Args:
+            path: The metrics file; may be absent.
+            upto_iteration: The iteration of the checkpoint the run resumes from: records of later ones
+                are removed, this one's are kept. None keeps all.
+            trackers: As for the constructor.
+
+        Raises:
+            UserError: A line other than the last is not a JSON object.
+        """
+        if upto_iteration is not None and path.exists():
+            records = read_metrics(path)
+            _rewrite(path, [record for record in records if _iteration(record) <= upto_iteration])
+        return cls(path, trackers)
+
+    def write(self, record: Mapping[str, Scalar]) -> None:
+        """Append one record. Non-finite numbers become null: "not measured", never a fake value.
+
+        Args:
+            record: Needs `kind` (train, eval or event) and `iteration`; other values are scalars or None.
+
+        Raises:
+            ValueError: `kind` or `iteration` is missing or wrong.
+            TypeError: A value is a tensor, list or other non-scalar.
+        """
+        if record.get("kind") not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {record.get('kind')!r}")
+        if not isinstance(record.get("iteration"), int):
+            raise ValueError(f"iteration must be an integer, not {record.get('iteration')!r}")
+        clean = {key: _jsonable(key, value) for key, value in record.items()}
+        self._file.write(_line(clean))
+        self._file.flush()
+        if self._trackers is not None:
+            self._trackers.log(clean)
+
+    def close(self) -> None:
+        """Close the file and the trackers; the file is synced to disk first."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        if self._trackers is not None:
+            self._trackers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All records of a metrics file, oldest first.
+
+    Only a last line that does not parse is forgiven (the process died while writing it) and left out.
+
+    Raises:
+        UserError: The file is absent, or another line is not a JSON object; the message gives its number.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", hint="Is this the folder of a run that has started?")
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # also UnicodeDecodeError
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not JSON ({error})", hint=_DAMAGED) from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: a JSON object is expected", hint=_DAMAGED)
+        records.append(record)
+    return records
+
+
+_DAMAGED = "Only the last line may be torn by a crash; the file was edited or the disk damaged it."
+
+
+def _iteration(record: Record) -> int:
+    iteration = record.get("iteration")
+    if not isinstance(iteration, int):
+        raise UserError(f"a metrics record has no iteration: {record}", hint=_DAMAGED)
+    return iteration
+
+
+def _jsonable(key: str, value: Scalar) -> Scalar:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"metric {key!r} is a {type(value).__name__}, not a number or text; call .item() first")
+
+
+def _line(record: Mapping[str, Scalar]) -> bytes:
+    return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _rewrite(path: Path, records: list[Record]) -> None:
+    """Replace the file in one step, so that a kill here loses neither the old lines nor the new file."""
+    content = b"".join(_line(record) for record in records)
+    if content == path.read_bytes():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,182 @@
+"""Live progress: a bar and the numbers that matter on a terminal, one plain line an iteration elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PACE_WINDOW = 20
+"""Iterations that the speed and the time left are averaged over."""
+
+
+def progress(
+    total: int,
+    start: int = 0,
+    *,
+    console: Console | None = None,
+    quiet: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Progress:
+    """Progress of iterations `start` to `total`, to be used in a `with` statement.
+
+    Args:
+        total: Iterations of the whole run.
+        start: Iterations already done (a resumed run).
+        console: Where to write; standard error by default, live only if it is a terminal.
+        quiet: Write nothing (every process but the first).
+        clock: Seconds, for tests.
+    """
+    return Progress(total, start, console or Console(stderr=True, quiet=quiet), quiet=quiet, clock=clock)
+
+
+class Progress:
+    """See `progress`. All methods take plain numbers and text; text from a run is never read as markup."""
+
+    def __init__(
+        self, total: int, start: int, console: Console, *, quiet: bool, clock: Callable[[], float]
+    ) -> None:
+        self._total = total
+        self._done = start
+        self._console = console
+        self._quiet = quiet
+        self._clock = clock
+        self._phase = "starting"
+        self._train: Mapping[str, Any] = {}
+        self._first_eval: Mapping[str, Any] = {}
+        self._last_eval: Mapping[str, Any] = {}
+        # (time, iterations done, rollouts): iterations alone would not give rollouts a second after a resume.
+        self._pace: deque[tuple[float, int, float | None]] = deque(maxlen=PACE_WINDOW + 1)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._pace.append((self._clock(), self._done, None))
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._phase = "done" if error is None else "stopped"
+            self._live.stop()
+            self._live = None
+
+    def phase(self, name: str) -> None:
+        """Say what the run is busy with (rollout, reward, update, evaluate); shown live only."""
+        self._phase = name
+        if self._live is not None:
+            self._live.refresh()
+
+    def iteration(self, metrics: Mapping[str, Any]) -> None:
+        """One finished iteration.
+
+        Args:
+            metrics: The train record: `iteration` and `rollouts` count what the run has done.
+        """
+        self._train = metrics
+        self._done = int(metrics["iteration"])
+        self._pace.append((self._clock(), self._done, metrics.get("rollouts")))
+        if self._live is None:
+            self._print(self._plain())
+
+    def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """One finished evaluation (an eval record); later ones are shown beside the first one seen."""
+        self._first_eval = self._first_eval or metrics
+        self._last_eval = metrics
+        if self._live is None:
+            self._print("held-out  " + self._judges())
+
+    def message(self, text: str) -> None:
+        """A line that stays on the screen above the bar (an alarm, a checkpoint)."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text), soft_wrap=True)
+
+    def _speed(self) -> tuple[float | None, float | None]:
+        """(seconds an iteration, rollouts a second) over the window; None until known."""
+        (t0, done0, rollouts0), (t1, done1, rollouts1) = self._pace[0], self._pace[-1]
+        if done1 <= done0 or t1 <= t0:
+            return None, None
+        if rollouts0 is None and rollouts1 is not None:
+            rollouts0 = rollouts1 * done0 / done1  # the entry made at the start knows iterations only
+        rate = (
+            (rollouts1 - rollouts0) / (t1 - t0) if rollouts0 is not None and rollouts1 is not None else None
+        )
+        return (t1 - t0) / (done1 - done0), rate
+
+    def _left(self) -> str:
+        seconds, _ = self._speed()
+        return "-" if seconds is None else duration(seconds * (self._total - self._done))
+
+    def _rewards(self) -> str:
+        names = [("prompt", "reward/prompt"), ("identity", "reward/identity")]
+        return "  ".join(f"{label} {number(self._train.get(key))}" for label, key in names)
+
+    def _judges(self) -> str:
+        parts = []
+        for label, key in (("prompt", "judge/prompt"), ("identity", "judge/identity")):
+            text = f"{label} {number(self._last_eval.get(key))}"
+            if self._last_eval is not self._first_eval:
+                text += f" (base {number(self._first_eval.get(key))})"
+            parts.append(text)
+        return "  ".join(parts)
+
+    def _plain(self) -> str:
+        _, rate = self._speed()
+        rollouts = self._train.get("rollouts")
+        return "  ".join(
+            [
+                f"iteration {self._done:>{len(str(self._total))}}/{self._total}",
+                f"rollouts {rollouts:,}" if isinstance(rollouts, int) else "rollouts -",
+                f"{number(rate, 1)}/s",
+                "reward " + self._rewards(),
+                f"group std {number(self._train.get('reward/prompt_group_std'))}"
+                f" {number(self._train.get('reward/identity_group_std'))}",
+                f"left {self._left()}",
+            ]
+        )
+
+    def _render(self) -> Group:
+        _, rate = self._speed()
+        bar = Table.grid(padding=(0, 2), expand=False)
+        bar.add_row(
+            Text(f"{self._done}/{self._total}", style="bold"),
+            ProgressBar(total=max(self._total, 1), completed=self._done, width=36),
+            Text(f"{self._left()} left"),
+            Text(f"{number(rate, 1)} rollouts/s", style="dim"),
+            Text(self._phase, style="cyan"),
+        )
+        lines: list[Table | Text] = [bar]
+        if self._train:
+            lines.append(Text.assemble(("training reward  ", "dim"), self._rewards()))
+        if self._last_eval:
+            lines.append(Text.assemble(("held-out judges  ", "dim"), self._judges()))
+        return Group(*lines)
+
+
+def number(value: object, decimals: int = 3) -> str:
+    """A number for a status line; "-" when it was not measured."""
+    return f"{value:.{decimals}f}" if isinstance(value, int | float) else "-"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

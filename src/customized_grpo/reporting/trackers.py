@@ -1,0 +1,147 @@
+"""Optional experiment trackers: TensorBoard, Weights & Biases, trackio.
+
+They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: whatever one
+raises, at import or at any later call, becomes one warning and that tracker is dropped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "customized-grpo"
+
+
+class Tracker(Protocol):
+    """What an adapter offers: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """Send the numbers of one record."""
+
+    def close(self) -> None:
+        """Flush and finish."""
+
+
+Factory = Callable[[Path, Mapping[str, Any]], Tracker]
+
+
+class TensorBoard:
+    """Event files under `run_dir`/tensorboard, by torch's own writer."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        module = importlib.import_module("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """One scalar per metric, at step `iteration`."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class Wandb:
+    """A Weights & Biases run named after the run folder; key and mode come from its environment variables."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self._wandb = importlib.import_module("wandb")
+        self._run = self._wandb.init(
+            project=PROJECT, name=run_dir.name, dir=str(run_dir), config=dict(config)
+        )
+        # Its own step may never go back, but a resumed run repeats iterations: so ours is an ordinary metric.
+        self._run.define_metric("iteration")
+        self._run.define_metric("*", step_metric="iteration")
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """One history row with `iteration` as its x axis."""
+        self._run.log({**metrics, "iteration": iteration})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class Trackio:
+    """A local trackio run named after the run folder."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self._trackio = importlib.import_module("trackio")
+        self._trackio.init(project=PROJECT, name=run_dir.name, config=dict(config), resume="allow")
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """One row at step `iteration`."""
+        self._trackio.log(dict(metrics), step=iteration)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._trackio.finish()
+
+
+TRACKERS: dict[str, Factory] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+
+
+class Trackers:
+    """Several trackers behind a wall: each failing one is dropped with one warning.
+
+    Args:
+        names: Keys of `TRACKERS`.
+        run_dir: The run folder; its name names the run.
+        config: What to show as the run's settings. Secrets must be redacted already: it leaves this machine.
+
+    Raises:
+        ValueError: An unknown name (a mistake in the code or config, not a tracker's failure).
+    """
+
+    def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
+        unknown = [name for name in names if name not in TRACKERS]
+        if unknown:
+            raise ValueError(f"unknown trackers {unknown}; there are {', '.join(TRACKERS)}")
+        self._active: dict[str, Tracker] = {}
+        for name in dict.fromkeys(names):
+            try:
+                self._active[name] = TRACKERS[name](run_dir, config)
+            except Exception as error:
+                _warn(name, error)
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the trackers that still work."""
+        return tuple(self._active)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Send the finite numbers of one metrics record; events hold no numbers and are skipped."""
+        if record["kind"] == "event":
+            return
+        metrics = {
+            key: float(value)
+            for key, value in record.items()
+            if isinstance(value, int | float) and key != "iteration"
+        }
+        self._each(lambda tracker: tracker.log(metrics, int(record["iteration"])))
+
+    def close(self) -> None:
+        """Close all; safe to call twice."""
+        self._each(lambda tracker: tracker.close())
+        self._active.clear()
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._active.items()):
+            try:
+                call(tracker)
+            except Exception as error:
+                del self._active[name]
+                _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    # Without the message: a service's error text can repeat a key or a URL with one.
+    reason = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else type(error).__name__
+    logger.warning("tracker %s is off for this run (%s); metrics.jsonl is complete without it", name, reason)
+    logger.debug("tracker %s failed", name, exc_info=error)

@@ -1,0 +1,163 @@
+"""What a reward gets, what it returns, and how several of them are asked.
+
+B samples, K rewards. A reward gets pictures and what they were made from, and returns one number a sample;
+NaN says that it could not judge the sample, which then does not count. It never returns a made-up score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+
+Kind = Literal["identity", "prompt", "quality"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class ScoringBatch:
+    """Pictures to score, on any device.
+
+    Attributes:
+        images: Generated pictures [B, 3, H, W], fp32 in [0, 1].
+        prompts: The prompt of each picture.
+        references: For each picture its references [3, h, w], fp32 in [0, 1], of any sizes.
+        reference_masks: For each reference the subject [1, h, w] in [0, 1], 1 inside; None if there are none.
+        image_masks: The subject in each generated picture [B, 1, H, W] in [0, 1]; None if not known.
+        meta: The data row of each picture; "id" names it in messages.
+    """
+
+    images: Tensor
+    prompts: list[str]
+    references: list[list[Tensor]]
+    reference_masks: list[list[Tensor]] | None
+    image_masks: Tensor | None
+    meta: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.float32:
+            raise ValueError(
+                f"images must be fp32 [B, 3, H, W], not {self.images.dtype} {list(self.images.shape)}"
+            )
+        per_sample: dict[str, Sized | None] = {
+            "prompts": self.prompts,
+            "references": self.references,
+            "reference_masks": self.reference_masks,
+            "image_masks": self.image_masks,
+            "meta": self.meta,
+        }
+        for name, values in per_sample.items():
+            if values is not None and len(values) != len(self.images):
+                raise ValueError(f"{len(values)} {name} for {len(self.images)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: Sequence[int]) -> ScoringBatch:
+        """Return the samples with these numbers, in this order."""
+        chosen = list(rows)
+        masks = self.reference_masks
+        return ScoringBatch(
+            images=self.images[chosen],
+            prompts=[self.prompts[row] for row in chosen],
+            references=[self.references[row] for row in chosen],
+            reference_masks=None if masks is None else [masks[row] for row in chosen],
+            image_masks=None if self.image_masks is None else self.image_masks[chosen],
+            meta=[self.meta[row] for row in chosen],
+        )
+
+    def label(self, row: int) -> str:
+        """Return how messages call a sample: its number and, where there is one, its row's id."""
+        return f"sample {row} (row {self.meta[row]['id']!r})" if "id" in self.meta[row] else f"sample {row}"
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that scores pictures."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics and messages."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What it measures: SARS and the weight schedules act on kinds, not on names."""
+        ...
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return fp32 [B] on the CPU, higher is better, NaN where a sample could not be scored."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return JSON that changes whenever the scores would: weights, preprocessing, options."""
+        ...
+
+
+class RewardError(UserError):
+    """A reward that raised, or returned something that is no list of scores."""
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A reward made of a plain function.
+
+    Attributes:
+        name: Name in metrics and messages.
+        kind: identity, prompt or quality.
+        function: Maps a ScoringBatch to fp32 [B].
+        version: Change it when the function's scores change: a run is resumed only with equal rewards.
+    """
+
+    name: str
+    kind: Kind
+    function: Callable[[ScoringBatch], Tensor]
+    version: int = 1
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return what the function returns."""
+        return self.function(batch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the function's full name and version."""
+        function = f"{self.function.__module__}:{self.function.__qualname__}"
+        return {"name": self.name, "kind": self.kind, "function": function, "version": self.version}
+
+
+def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
+    """Ask every reward.
+
+    Returns:
+        Scores [B, K], fp32, on the CPU. What is infinite becomes NaN: not a score either.
+
+    Raises:
+        UserError: A reward refused the batch, for a reason the user can mend (such as a missing mask).
+        RewardError: A reward raised anything else, or returned other than floats [B]; names the reward.
+    """
+    if not rewards:
+        raise ValueError("no rewards")
+    scores = torch.stack([_checked(reward, batch) for reward in rewards], dim=1)
+    return scores.masked_fill(scores.isinf(), float("nan"))
+
+
+def _checked(reward: Reward, batch: ScoringBatch) -> Tensor:
+    samples = f"samples {batch.label(0)} to {batch.label(len(batch) - 1)}"
+    try:
+        scores = reward.score(batch)
+    except UserError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {reward.name!r} failed on {samples}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.dtype != torch.float32 or scores.shape != (len(batch),):
+        got = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise RewardError(
+            f"reward {reward.name!r} must return torch.float32 [{len(batch)}], got {got} on {samples}"
+        )
+    return scores.detach().cpu()

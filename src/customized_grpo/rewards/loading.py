@@ -1,0 +1,113 @@
+"""From a folder, a hub id or "toybox" to a reward model, refusing what would silently score nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.preprocessing import FILE_NAME, Preprocess
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+TOYBOX = "toybox"
+
+
+def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]:
+    """Load a model in fp32.
+
+    Args:
+        path: A folder, a hub id such as "owner/name", or "toybox".
+        toybox_name: Which of the embedded reward models "toybox" means.
+        model_class: The transformers class.
+
+    Returns:
+        The model, and the folder or hub id with its preprocessing and tokenizer.
+
+    Raises:
+        UserError: It is missing, unreachable, of another class, pickled, or lacks weights, which transformers
+            would have filled with random numbers.
+    """
+    if path == TOYBOX:
+        from customized_grpo.toybox.assets import load_reward_model
+
+        model, folder = load_reward_model(toybox_name)
+        return model, str(folder)
+    wanted = model_class.config_class.model_type
+    found = json.loads(_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
+    if False:
+        raise UserError(f"reward model {path!r}: it is a {found!r} model, {wanted!r} is needed")
+    with _no_progress_bars():
+        try:
+            model, report = model_class.from_pretrained(
+                path, dtype="float32", use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"reward model {path!r} could not be loaded: {error}") from error
+    if report["missing_keys"]:
+        first = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"reward model {path!r}: {len(report['missing_keys'])} weights are missing: {first}")
+    return model, path
+
+
+def load_preprocess(path: str) -> Preprocess:
+    """Read the preprocessing that belongs to a checkpoint."""
+    return Preprocess.from_file(_file(path, FILE_NAME))
+
+
+def load_tokenizer(path: str) -> CLIPTokenizer:
+    """Load the tokenizer that belongs to a CLIP checkpoint."""
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"reward model {path!r}: no tokenizer could be loaded: {error}") from error
+
+
+def _file(path: str, name: str) -> Path:
+    """Return a file of a folder or of a hub checkpoint."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: no such file", hint="It comes with the checkpoint: copy it there."
+            )
+        return folder / name
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"reward model {path!r}: no such folder",
+            hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        return Path(hf_hub_download(path, name))
+    except GatedRepoError as error:
+        raise UserError(
+            f"reward model {path!r} is gated",
+            hint=f"Accept its licence at https://huggingface.co/{path}, then log in: hf auth login.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"reward model {path!r}: no such folder, and {name} could not be had from the hub: {error}",
+            hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,109 @@
+"""Rewards by name, and yours by dotted path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import KINDS, Reward
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import RewardConfig
+
+RewardFactory = Callable[["RewardConfig", torch.device], Reward]
+REWARDS: dict[str, RewardFactory] = {}
+"""The factory of every registered reward, by name."""
+
+
+def register(name: str) -> Callable[[RewardFactory], RewardFactory]:
+    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests."""
+
+    def add(factory: RewardFactory) -> RewardFactory:
+        if name in REWARDS:
+            raise ValueError(f"there already is a reward {name!r}")
+        REWARDS[name] = factory
+        return factory
+
+    return add
+
+
+def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Reward:
+    """Build one reward of a recipe.
+
+    Args:
+        config: An entry of the recipe's `rewards`. Its name is registered, or "package.module:Name": a class
+            or a factory, called with the options, or a finished reward.
+        device: Where models run; rewards of your own look after themselves.
+
+    Raises:
+        UserError: The name is unknown, the import fails, or what it names is no reward.
+    """
+    if ":" in config.name:
+        return _build_own(config.name, dict(config.options))
+    if config.name not in REWARDS:
+        close = difflib.get_close_matches(config.name, REWARDS, n=1)
+        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(
+            f"unknown reward {config.name!r}{guess}",
+            hint=f"There are {', '.join(sorted(REWARDS))}; one of your own is written package.module:Name.",
+        )
+    if config.options:
+        raise UserError(f"reward {config.name!r} has no options, but {', '.join(config.options)} was given")
+    return REWARDS[config.name](config, torch.device(device))
+
+
+def _build_own(path: str, options: dict[str, Any]) -> Reward:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"reward {path!r}: importing {module_name!r} failed: {error}",
+            hint="Install the package, or run with PYTHONPATH set to the folder that holds it.",
+        ) from error
+    if not hasattr(module, attribute):
+        raise UserError(f"reward {path!r}: the module {module_name!r} has no {attribute!r}")
+    named = getattr(module, attribute)
+    finished = isinstance(named, Reward) and not isinstance(named, type)
+    if finished and options:
+        raise UserError(f"reward {path!r} is finished and takes no options; name its class instead")
+    if not finished and not callable(named):
+        raise UserError(f"reward {path!r} is a {type(named).__name__}, neither a reward nor a class of one")
+    try:
+        reward = named if finished else named(**options)
+    except TypeError as error:
+        raise UserError(f"reward {path!r} cannot be made with options {options}: {error}") from error
+    if not isinstance(reward, Reward):
+        raise UserError(
+            f"reward {path!r} is a {type(reward).__name__} without name, kind, score or fingerprint",
+            hint="See customized_grpo.rewards.Reward; FunctionReward makes one of a function.",
+        )
+    if reward.kind not in KINDS:
+        raise UserError(f"reward {path!r} has kind {reward.kind!r}; it must be one of {', '.join(KINDS)}")
+    return reward
+
+
+@register("dino")
+def _dino(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.dino import DEFAULT_PATH, DinoReward
+
+    return DinoReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register("clip_t")
+def _clip_t(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.clip import DEFAULT_PATH, ClipTextReward
+
+    return ClipTextReward.load(config.path or DEFAULT_PATH, device=device)
+
+
+@register("clip_i")
+def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
+
+    return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)

@@ -1,0 +1,161 @@
+"""The identity rewards: is it the same subject? Cosine of picture and reference in an encoder's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import ScoringBatch
+from customized_grpo.rewards.features import CHUNK, FeatureCache, content_key, weights_hash
+from customized_grpo.rewards.preprocessing import Preprocess, quantise
+
+Segment = Literal["reference", "both", "none"]
+CACHED_REFERENCES = 4096
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen vision model, its preprocessing and which of its outputs is the feature.
+
+    Attributes:
+        model: A transformers model in eval mode, fp32.
+        preprocess: Maps pictures to the model's pixel values.
+        pool: Maps (model, pixel values [B, 3, h, w]) to features [B, D].
+    """
+
+    model: Any
+    preprocess: Preprocess
+    pool: Callable[[Any, Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return unit features [B, D], fp32, of pictures [B, 3, H, W] in [0, 1] on the model's device."""
+        with torch.autocast(images.device.type, enabled=False):
+            parts = [self.pool(self.model, self.preprocess(part)) for part in images.split(CHUNK)]
+        return functional.normalize(torch.cat(parts).float(), dim=-1)
+
+
+class ReferenceSimilarity:
+    """Cosine similarity in [-1, 1] of each picture with its references, averaged over the references.
+
+    With `segment="reference"` the background of the references is painted in the encoder's mean colour, which
+    normalises to zero, and the pictures are left alone, as in Customized-GRPO. Copying the reference's
+    background then earns nothing, and a literal copy much less than without.
+
+    Args:
+        name: Name of the reward.
+        encoder: What makes the features.
+        segment: Which pictures are cut out with their masks: the references, both sides, or none.
+        device: Where the encoder runs.
+    """
+
+    kind: Literal["identity"] = "identity"
+
+    def __init__(self, name: str, encoder: Encoder, *, segment: Segment, device: torch.device | str) -> None:
+        self.name = name
+        self.encoder = encoder
+        self.segment = segment
+        self.device = torch.device(device)
+        self._cache = FeatureCache(CACHED_REFERENCES)
+        encoder.model.requires_grad_(False).eval().to(self.device)
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return mean cosines [B], fp32, on the CPU; NaN where `image_masks` finds no subject.
+
+        Raises:
+            UserError: A reference is missing, or a mask that `segment` needs is missing or empty.
+        """
+        numbers = [len(images) for images in batch.references]
+        for row, number in enumerate(numbers):
+            if number == 0:
+                raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+        with torch.inference_mode():
+            pictures, empty = self._pictures(batch)
+            features = self.encoder(pictures)
+            references = self._reference_features(batch)
+            cosines = (
+                features.repeat_interleave(torch.tensor(numbers, device=self.device), 0) * references
+            ).sum(1)
+            means = torch.stack([part.mean() for part in cosines.split(numbers)])
+            scores = means.masked_fill(empty, float("nan")).cpu()
+        return scores.clone()  # a tensor made in inference mode could not take part in a loss
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return name, weights, preprocessing and the segment mode."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "model": type(self.encoder.model).__name__,
+            "weights": weights_hash(self.encoder.model),
+            "preprocess": self.encoder.preprocess.as_json(),
+            "dtype": "fp32",
+            "segment": self.segment,
+        }
+
+    def _pictures(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
+        """Return the pictures as the encoder shall see them, and [B]: does a picture show no subject?"""
+        images = batch.images.to(self.device)
+        if self.segment != "both":
+            return images, torch.zeros(len(batch), dtype=torch.bool, device=self.device)
+        if batch.image_masks is None:
+            raise UserError(
+                f"reward {self.name!r}: segment: both needs masks of the generated images",
+                hint="Use segment: reference, as Customized-GRPO does.",
+            )
+        masks = batch.image_masks.to(self.device, torch.float32)
+        return self._cut_out(images, masks), masks.amax(dim=(1, 2, 3)) == 0
+
+    def _reference_features(self, batch: ScoringBatch) -> Tensor:
+        """Return features [number of references, D]; a reference is encoded once, however often used."""
+        images = [image for row in batch.references for image in row]
+        if self.segment == "none":
+            keys = [content_key(quantise(image)) for image in images]
+            return self._cache.get(keys, lambda wanted: self._encode([images[i] for i in wanted]))
+        masks = self._reference_masks(batch)
+        keys = [content_key(quantise(image), mask) for image, mask in zip(images, masks, strict=True)]
+        return self._cache.get(
+            keys, lambda wanted: self._encode([self._cut_out(images[i], masks[i]) for i in wanted])
+        )
+
+    def _encode(self, images: list[Tensor]) -> Tensor:
+        """Encode pictures of any sizes, those of one size together."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(number)
+        features: dict[int, Tensor] = {}
+        for numbers in by_size.values():
+            stacked = torch.stack([images[number].to(self.device) for number in numbers])
+            features |= dict(zip(numbers, self.encoder(stacked), strict=True))
+        return torch.stack([features[number] for number in range(len(images))])
+
+    def _cut_out(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Paint what is outside the mask in the encoder's mean colour."""
+        neutral = torch.tensor(self.encoder.preprocess.mean, device=images.device).view(3, 1, 1)
+        masks = masks.to(images)
+        return images * masks + neutral * (1 - masks)
+
+    def _reference_masks(self, batch: ScoringBatch) -> list[Tensor]:
+        found: list[Tensor] = []
+        for row, images in enumerate(batch.references):
+            masks = batch.reference_masks[row] if batch.reference_masks is not None else []
+            if len(masks) != len(images):
+                raise UserError(
+                    f"reward {self.name!r}: {batch.label(row)} has {len(images)} references, "
+                    f"{len(masks)} masks",
+                    hint="Give every reference a mask, or score whole references with segment: none.",
+                )
+            for image, mask in zip(images, masks, strict=True):
+                if mask.shape != (1, *image.shape[1:]):
+                    raise UserError(
+                        f"reward {self.name!r}: {batch.label(row)} has a mask of {list(mask.shape)} "
+                        f"for a reference of {list(image.shape)}"
+                    )
+                if not bool((mask > 0).any()):
+                    raise UserError(f"reward {self.name!r}: {batch.label(row)} has an empty reference mask")
+            found.extend(masks)
+        return found

@@ -1,0 +1,115 @@
+"""Held-out judges: they never train a generator, they only say how good its pictures are.
+
+Two small convolutional networks, on purpose of another kind than the rewards (transformers): a subject
+re-identification encoder (views of one subject agree across scenes) and classifiers of the prompted
+attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from customized_grpo.toybox import world
+from customized_grpo.toybox.world import Scene
+
+EMBEDDING = 64
+# what each head tells apart; "none" is a class of hat and prop only
+CLASSES: dict[str, tuple[str, ...]] = {
+    "hat": world.HATS,
+    "hat_colour": tuple(world.COLOURS),
+    "prop": world.PROPS,
+    "prop_colour": tuple(world.COLOURS),
+    "side": world.SIDES,
+    "floor": world.FLOORS,
+    "floor_colour": tuple(world.COLOURS),
+    "sky": world.SKIES,
+}
+IGNORE = -100  # label of an attribute that a scene does not have
+
+
+class Trunk(nn.Module):
+    """A small residual network: images [B, 3, 64, 64] in [0, 1] -> features [B, width]."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(Residual(a, b) for a, b in ((32, 64), (64, 96), (96, width)))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features on an 4 x 4 grid, [B, width, 4, 4]."""
+        x = self.stem(images * 2 - 1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Residual(nn.Module):
+    """Halve the resolution with a strided convolution and a residual branch."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels_in)
+        self.first = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+        self.inner_norm = nn.GroupNorm(8, channels_out)
+        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [B, C, H, W] to [B, C', H/2, W/2]."""
+        h = self.first(F.silu(self.norm(x)))
+        return self.second(F.silu(self.inner_norm(h))) + self.skip(x)
+
+
+class SubjectEncoder(nn.Module):
+    """Re-identification: images [B, 3, 64, 64] in [0, 1] -> unit embeddings [B, EMBEDDING]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk()
+        self.head = nn.Linear(128 * 16, EMBEDDING)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return L2-normalised embeddings."""
+        return F.normalize(self.head(F.silu(self.trunk(images)).flatten(1)).float(), dim=-1)
+
+
+class AttributeClassifier(nn.Module):
+    """One linear head per attribute over a shared trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk()
+        self.heads = nn.ModuleDict({name: nn.Linear(128 * 16, len(c)) for name, c in CLASSES.items()})
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return logits [B, classes] by attribute."""
+        features = F.silu(self.trunk(images)).flatten(1)
+        return {name: head(features).float() for name, head in self.heads.items()}
+
+
+def labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+    """Return class indices [B] by attribute, IGNORE where a scene has no such attribute."""
+    columns: dict[str, torch.Tensor] = {}
+    for name, classes in CLASSES.items():
+        values = [getattr(scene, name) for scene in scenes]
+        columns[name] = torch.tensor([IGNORE if value is None else classes.index(value) for value in values])
+    return columns
+
+
+def attribute_hits(predicted: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Compare class indices with the wanted ones.
+
+    Args:
+        predicted: Class indices [B] by attribute.
+        wanted: Class indices [B] by attribute, IGNORE where the prompt does not name it.
+
+    Returns:
+        [B, attributes]: 1 hit, 0 miss, NaN where the prompt does not name the attribute.
+    """
+    hits = [(predicted[name] == wanted[name]).float() for name in CLASSES]
+    asked = [wanted[name] != IGNORE for name in CLASSES]
+    return torch.stack([h.masked_fill(~a, float("nan")) for h, a in zip(hits, asked, strict=True)], dim=1)

@@ -1,0 +1,212 @@
+"""The command line as a user meets it: through `main`, and where the process matters as a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from customized_grpo import __version__
+from customized_grpo.cli import common
+from customized_grpo.cli.main import main
+from customized_grpo.config import Config, load_config
+from customized_grpo.errors import UserError
+
+HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
+
+
+def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "customized_grpo.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def status(*arguments: str) -> int:
+    """Run in this process; typer leaves by SystemExit, `main` returns what is its own."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stand in for the trainer, so that what reaches it can be seen."""
+    module = ModuleType("customized_grpo.trainer")
+    monkeypatch.setitem(sys.modules, "customized_grpo.trainer", module)
+    monkeypatch.setattr("customized_grpo.trainer", module, raising=False)
+    return module
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("run: {}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["config", "show", "toybox"], ["config", "schema"], ["train", "toybx"]],
+    ids=" ".join,
+)
+def test_help_config_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from customized_grpo.cli.main import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+heavy = {HEAVY!r} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, customized_grpo; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_help_lists_every_verb_with_a_whole_sentence() -> None:
+    result = cgrpo("--help")
+    assert result.returncode == 0
+    for verb in ("train", "resume", "evaluate", "generate", "report", "config", "toybox"):
+        assert f"  {verb} " in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2]
+
+
+def test_the_version_is_the_packages() -> None:
+    assert cgrpo("--version").stdout == f"cgrpo {__version__}\n"
+
+
+def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
+    result = cgrpo("train", "toybox", "train.group_size=1", "trian.x=2")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: 2 mistakes in the recipe toybox or its overrides:\n")
+    assert "train.group_size: got 1" in result.stderr and "did you mean train?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_preset_lists_the_presets() -> None:
+    result = cgrpo("train", "nothing-like-it")
+    assert result.returncode == 2
+    assert "Presets: toybox, toybox-smoke." in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train"], ["generate", "x"], ["evaluate", "x", "--seed=a"]]
+)
+def test_a_wrong_command_line_ends_with_status_2(arguments: list[str]) -> None:
+    assert status(*arguments) == 2
+
+
+def test_user_text_is_printed_without_markup_and_cannot_drive_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert status("train", "[bold]x[/bold]\x1b[31m.yaml") == 2
+    assert "[bold]x[/bold]\\x1b[31m.yaml" in capsys.readouterr().err
+
+
+def test_config_show_prints_a_recipe_that_loads_back_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("config", "show", "toybox", "train.learning_rate=1e-5") == 0
+    path = tmp_path / "shown.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_config(str(path)) == load_config("toybox", ["train.learning_rate=1e-5"])
+
+
+def test_config_schema_prints_json_or_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("config", "schema") == 0
+    assert "properties" in json.loads(capsys.readouterr().out)
+    assert status("config", "schema", "--format", "markdown") == 0
+    assert "| `train.group_size` |" in capsys.readouterr().out
+
+
+def test_train_hands_the_checked_config_over_and_returns_the_trainers_status(trainer: ModuleType) -> None:
+    seen: list[Config] = []
+
+    def train(config: Config) -> int:
+        seen.append(config)
+        return 143
+
+    trainer.train = train  # type: ignore[attr-defined]
+    assert status("train", "toybox", "run.seed=3", "advantage.name=linear") == 143
+    assert seen == [load_config("toybox", ["run.seed=3", "advantage.name=linear"])]
+
+
+def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
+    trainer: ModuleType, run_folder: Path
+) -> None:
+    trainer.resume = lambda run: 0 if run == run_folder else 1  # type: ignore[attr-defined]
+    assert status("resume", str(run_folder)) == 0
+
+
+@pytest.mark.parametrize("verb", ["resume", "evaluate", "report"])
+def test_a_folder_that_is_no_run_is_refused_and_the_runs_beside_it_are_named(
+    verb: str, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run_folder.parent / "other"
+    assert status(verb, str(other)) == 2
+    assert f"Runs here: {run_folder}." in capsys.readouterr().err
+    other.mkdir()
+    assert status(verb, str(other)) == 2
+    assert "has no config.yaml" in capsys.readouterr().err
+
+
+def test_a_user_error_from_deep_inside_ends_with_status_2_and_its_hint(
+    trainer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: Config) -> int:
+        raise UserError("the folder runs/x exists", "Set run.overwrite=true.")
+
+    trainer.train = train  # type: ignore[attr-defined]
+    assert status("train", "toybox") == 2
+    assert capsys.readouterr().err == "error: the folder runs/x exists\nSet run.overwrite=true.\n"
+
+
+def test_ctrl_c_ends_with_status_130(trainer: ModuleType) -> None:
+    def train(config: Config) -> int:
+        raise KeyboardInterrupt
+
+    trainer.train = train  # type: ignore[attr-defined]
+    assert status("train", "toybox") == 130
+
+
+def test_a_bug_keeps_its_traceback(trainer: ModuleType) -> None:
+    def train(config: Config) -> int:
+        raise ZeroDivisionError
+
+    trainer.train = train  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        status("train", "toybox")
+
+
+def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "toy.png"
+    picture.touch()
+    ask = ["generate", str(run_folder), "--prompt", "a toy"]
+    assert status(*ask, "--reference", "no.png", "--reference", "nor.png") == 2
+    assert "--reference: no such file: no.png, nor.png" in capsys.readouterr().err
+    given = ["--reference", str(picture)]
+    assert status(*ask, *given, *given, "--mask", str(picture)) == 2
+    assert "1 --mask for 2 --reference" in capsys.readouterr().err
+
+
+def test_results_are_a_table_with_intervals() -> None:
+    def column(mean: float) -> dict[str, dict[str, float]]:
+        return {"judge/identity": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}
+
+    table = common.results_table(column(0.5), column(0.75), column(0.25)).splitlines()
+    assert table[0].split() == ["base", "tuned", "difference"]
+    assert table[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"

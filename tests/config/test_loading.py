@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from customized_grpo.config import Config, config_hash, diff_configs, dump_config, load_config, preset_names
+from customized_grpo.config.yaml_text import MAX_LENGTH
+from customized_grpo.errors import UserError
+
+RECIPE = """
+model: {path: toybox}
+data: {kind: toybox}
+rewards: [{name: dino}, {name: clip_t}]
+"""
+
+
+SCALARS = st.integers() | st.booleans() | st.none() | st.text()
+
+
+def refused(recipe: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_runs_in_a_folder_of_its_name(name: str) -> None:
+    assert load_config(name).run.dir == Path(f"runs/{name}")
+
+
+def test_overrides_win_over_the_recipe_and_later_ones_over_earlier_ones(tmp_path: Path) -> None:
+    recipe = write(tmp_path, RECIPE + "train: {group_size: 4, iterations: 9}")
+    train = load_config(recipe, ["train.group_size=6", "train.group_size=8"]).train
+    assert (train.group_size, train.iterations, train.inner_epochs) == (8, 9, 1)
+
+
+def test_a_recipe_without_a_folder_runs_in_one_named_after_it(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, RECIPE)).run.dir == Path("runs/mine")
+    assert load_config(write(tmp_path, RECIPE), ["run.dir=x"]).run.dir == Path("x")
+
+
+def test_exponents_are_numbers_and_only_true_and_false_are_booleans() -> None:
+    assert load_config("toybox", ["train.learning_rate=1e-4"]).train.learning_rate == 1e-4
+    assert "write true or false" in refused("toybox", "run.overwrite=yes")
+
+
+def test_an_unknown_key_names_the_nearest_one_here_or_elsewhere() -> None:
+    assert "did you mean train.learning_rate?" in refused("toybox", "train.lerning_rate=1e-4")
+    assert "did you mean train.learning_rate?" in refused("toybox", "model.learning_rate=1e-4")
+    assert "did you mean train?" in refused("toybox", "trian.iterations=3")
+    assert "rewards.0 has name, weight, segment, path, options" in refused("toybox", "rewards.0.zzz=3")
+
+
+def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
+    assert "hunter2" not in refused("toybox", "run.api_key=hunter2")
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("train.group_size=1", "train.group_size: got 1, must be at least 2"),
+        ("rewards.dino.weight=-1", "rewards.0.weight: got -1, must be above 0"),
+        ("train.iterations=2.5", "train.iterations: got 2.5; write a whole number"),
+        ("train.learning_rate='1e-4'", "train.learning_rate: got '1e-4'; write a number"),
+        ("train.learning_rate=.nan", "train.learning_rate: not a finite number"),
+        ("model.height=65", "model.height: got 65, must be a multiple of 16"),
+        ("model.lora.target=(", "model.lora.target: got '(', not a regular expression"),
+        ("model.device=gpu", "model.device: got 'gpu'"),
+        ("run.dir=''", "run.dir: got '', a path must not be empty"),
+        ("run.dir=..", "run.dir: .. would mix the run with other files"),
+        ("run.dir=.", "run.dir: . would mix the run with other files"),
+        ("rewards=[]", "rewards: must not be empty"),
+        ("schedule=5", "schedule: got 5; write a section"),
+        ("advantage.name=sarz", "advantage.name: 'sarz' is not known (did you mean sars?)"),
+        ("schedule.name=twd", "schedule.name: 'twd' is not known (did you mean tdw?)"),
+        ("rollout.sampler=dnace", "rollout.sampler: 'dnace' is not known (did you mean dance?)"),
+        ("data.kind=toybx", "data.kind: 'toybx' is not known (did you mean toybox?)"),
+        ("data={subjects: 3}", "data.kind: must be given: manifest or toybox"),
+        ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio"),
+        ("train.updates_per_iteration=3", "cannot share 8 groups (train.prompts_per_iteration) evenly"),
+        ("rollout.sampler=ode", "rollout.sampler: 'ode' draws no noise"),
+        ("rollout.eta=0", "draws no noise and leaves nothing to train"),
+        ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
+        ("rollout.sde_window.size=8", "does not fit the 7 steps that can be trained"),
+        ("evaluation.use_ema=true", "evaluation.use_ema: there is no average to evaluate"),
+        ("schedule.start=0.1", "schedule.start: not used by schedule.name=tdw, only by linear"),
+        ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 2 or one of dino, clip_t"),
+        ("rewards.7.weight=1", "no single item '7'"),
+        ("model.path.x=1", "model.path is a value and has no keys"),
+        ("train.group_size", "train.group_size: an override is written section.key=value"),
+        ("train..x=1", "an override is written section.key=value"),
+        ("run.seed=!!python/name:os.system", "run.seed: the tag"),
+        ("run.seed=*other", "run.seed: the alias *other is not read"),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_path_and_what_to_write(override: str, what: str) -> None:
+    assert what in refused("toybox", override)
+
+
+def test_a_range_error_carries_the_sentence_of_its_knob() -> None:
+    assert "Samples per prompt" in refused("toybox", "train.group_size=1")
+
+
+def test_all_mistakes_of_text_fields_and_rules_across_fields_come_at_once(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        RECIPE
+        + """
+modle: 1
+train: {group_size: 1, updates_per_iteration: 3, iterations: 5, iterations: 6}
+advantage: {name: linear, gamma: .4}
+rollout: {sampler: dnace, sde_window: {size: 40}}
+""",
+    )
+    message = refused(recipe, "run.seed=-1", "nonsense")
+    for part in (
+        "did you mean model?",
+        "train.group_size: got 1",
+        "train.updates_per_iteration: 3 updates cannot share",
+        "train.iterations: given twice",
+        "advantage.gamma: not used by advantage.name=linear",
+        "rollout.sampler: 'dnace'",
+        "rollout.sde_window.size: a window of 40 steps",
+        "run.seed: got -1",
+        "nonsense: an override",
+    ):
+        assert part in message
+    assert message.startswith("9 mistakes in the recipe")
+
+
+def test_a_rule_across_fields_is_silent_where_one_of_its_fields_is_wrong_already() -> None:
+    message = refused("toybox", "train.updates_per_iteration=3", "train.prompts_per_iteration=0")
+    assert message.startswith("1 mistake ")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "a recipe is a YAML mapping"),
+        ("- 1", "a recipe is a YAML mapping"),
+        ("model: [", "line 1: not valid YAML"),
+        ("a: 1\na: 2" + RECIPE, "a: given twice (again in line 2)"),
+        ("a: !!python/object/apply:os.system [ls]", "line 1: the tag tag:yaml.org,2002:python"),
+        ("a: !mine 1", "line 1: the tag !mine is not read"),
+        ("a: &x [1]\nb: [*x, *x]", "line 2: the alias *x is not read; write the value out"),
+        ("a: &x {<<: *x}", "the alias *x is not read"),
+        ("---\na: 1\n---\nb: 1", "line 3: a second document"),
+        ("%YAML 1.1\n---\na: on", "recipes are YAML 1.2"),
+        ("a: " + "[" * 5000, "nested more than 20 deep"),
+        ("? [a]\n: 1\n" + RECIPE, "line 1: a key must be a plain word"),
+        ("a: " + "9" * 5000 + RECIPE, "a: not a finite number"),
+        ("a: \x07", "not valid YAML"),
+    ],
+)
+def test_text_that_is_not_a_plain_mapping_is_refused(tmp_path: Path, text: str, what: str) -> None:
+    assert what in refused(write(tmp_path, text))
+
+
+def test_an_alias_bomb_is_refused_without_being_expanded(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    assert "the alias *a0 is not read" in refused(write(tmp_path, "\n".join(levels)))
+
+
+def test_a_file_that_is_huge_or_not_text_or_not_a_file_is_refused(tmp_path: Path) -> None:
+    assert "too long for a recipe" in refused(write(tmp_path, "#" * (MAX_LENGTH + 1)))
+    (tmp_path / "binary.yaml").write_bytes(b"a: \xff\xfe")
+    assert "is not UTF-8 text" in refused(str(tmp_path / "binary.yaml"))
+    assert "there is no recipe file" in refused(str(tmp_path))
+    assert "there is no recipe file" in refused(str(tmp_path / "absent.yaml"))
+    assert "cannot be read" in refused("x" * 5000)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert load_config(str(path)).model.path == "toybox"
+
+
+def test_an_unknown_preset_names_the_nearest_and_lists_all() -> None:
+    message = refused("toybx")
+    assert "did you mean toybox?" in message
+    assert all(name in message for name in preset_names())
+
+
+def test_choosing_another_rule_forgets_the_recipes_options_of_the_old_one(tmp_path: Path) -> None:
+    assert load_config("toybox", ["advantage.name=linear"]).advantage.gamma is None
+    recipe = write(tmp_path, RECIPE + "advantage: {name: sars, gamma: .7}")
+    assert load_config(recipe, ["advantage.name=sars_no_flip"]).advantage.gamma == 0.7
+    assert load_config(recipe, ["advantage.name=gd2po_snr"]).advantage.options() == {"threshold": 0.2}
+    assert load_config(recipe, ["data.kind=manifest", "data.train=x.jsonl"]).data.kind == "manifest"
+
+
+def test_an_option_given_beside_a_rule_that_does_not_use_it_stays_an_error() -> None:
+    assert "not used by advantage.name=linear" in refused(
+        "toybox", "advantage.name=linear", "advantage.gamma=1"
+    )
+    assert "not used by advantage.name=linear" in refused(
+        "toybox", "advantage.gamma=1", "advantage.name=linear"
+    )
+
+
+def test_options_that_are_not_given_get_the_rules_defaults() -> None:
+    config = load_config("toybox-smoke", ["schedule.name=linear", "schedule.end=0.2"])
+    assert config.advantage.options() == {"gamma": 0.4}
+    assert config.schedule.options() == {"start": 0.7, "end": 0.2}
+
+
+def test_rewards_are_addressed_by_name_or_index() -> None:
+    rewards = load_config("toybox", ["rewards.clip_t.weight=1.5", "rewards.0.weight=2"]).rewards
+    assert [reward.weight for reward in rewards] == [2, 1.5]
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config("toybox").train.group_size = 3  # type: ignore[misc]
+
+
+def test_rules_across_fields_hold_for_configs_built_in_python() -> None:
+    data = load_config("toybox").model_dump()
+    data["train"]["updates_per_iteration"] = 3
+    with pytest.raises(ValueError, match=r"train.updates_per_iteration: 3 updates"):
+        Config.model_validate(data)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
+    config = load_config(name, ["rollout.sde_window.size=2", "advantage.name=min", "trackers=[wandb]"])
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    number=st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False),
+    options=st.dictionaries(st.text(), SCALARS | st.lists(SCALARS, max_size=3), max_size=3),
+)
+def test_any_text_and_number_survive_dump_and_load(
+    tmp_path_factory: pytest.TempPathFactory, text: str, number: float, options: dict[str, object]
+) -> None:
+    data = load_config("toybox").model_dump()
+    data["model"]["path"] = text
+    data["train"]["learning_rate"] = number
+    data["rewards"][0]["options"] = options
+    config = Config.model_validate(data)
+    folder = tmp_path_factory.mktemp("dumped")
+    assert load_config(write(folder, dump_config(config))) == config
+
+
+def test_the_hash_changes_with_every_value_that_matters_and_only_then() -> None:
+    config = load_config("toybox")
+    assert config_hash(config) == config_hash(load_config("toybox", ["run.dir=x", "trackers=[wandb]"]))
+    changes = ["run.seed=1", "train.learning_rate=1e-5", "rewards.0.weight=2", "data.seed=1"]
+    hashes = {config_hash(load_config("toybox", [change])) for change in changes}
+    assert len(hashes | {config_hash(config)}) == len(changes) + 1
+
+
+def test_a_diff_lists_exactly_what_changed() -> None:
+    old, new = load_config("toybox"), load_config("toybox", ["rewards.1.weight=1.5", "advantage.name=linear"])
+    assert diff_configs(old, old) == []
+    assert diff_configs(old, new) == [
+        ("rewards.1.weight", 1.0, 1.5),
+        ("advantage.name", "sars", "linear"),
+        ("advantage.gamma", 0.4, None),
+    ]

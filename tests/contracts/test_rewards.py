@@ -1,0 +1,109 @@
+"""What every registered reward promises. Registering one enrols it; give it tiny weights in `FOLDERS`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
+from customized_grpo.rewards.base import KINDS
+
+
+def _load_tiny() -> ModuleType:
+    file = Path(__file__).parents[1] / "rewards" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny_rewards", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny: Any = _load_tiny()
+
+# how to write a folder with tiny random weights, by reward
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "dino": tiny.save_dino,
+    "clip_i": tiny.save_clip,
+    "clip_t": tiny.save_clip,
+}
+
+
+@pytest.fixture(scope="module", params=sorted(REWARDS))
+def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reward:
+    name = request.param
+    assert name in FOLDERS, f"tell this test how to make tiny weights for {name!r}"
+    folder = FOLDERS[name](tmp_path_factory.mktemp(name))
+    return build_reward(RewardConfig(name=name, path=str(folder)))
+
+
+def test_it_has_its_registered_name_and_a_known_kind(reward: Reward) -> None:
+    assert reward.name in REWARDS
+    assert reward.kind in KINDS
+
+
+def test_it_scores_finite_fp32_on_the_cpu(reward: Reward) -> None:
+    scores = reward.score(tiny.make_batch(3))
+    assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.device.type == "cpu"
+    assert scores.isfinite().all() and not scores.requires_grad and not scores.is_inference()
+
+
+def test_it_tells_samples_apart(reward: Reward) -> None:
+    assert reward.score(tiny.make_batch(3)).std() > 1e-4
+
+
+def test_it_is_deterministic(reward: Reward) -> None:
+    batch = tiny.make_batch(3)
+    assert torch.equal(reward.score(batch), reward.score(batch))
+
+
+def test_a_score_does_not_depend_on_place_or_company(reward: Reward) -> None:
+    batch = tiny.make_batch(4)
+    scores = reward.score(batch)
+    order = [2, 0, 3, 1]
+    assert torch.allclose(reward.score(batch.select(order)), scores[order], atol=1e-6)
+    assert torch.allclose(
+        torch.cat([reward.score(batch.select([row])) for row in range(4)]), scores, atol=1e-6
+    )
+
+
+def test_it_leaves_its_input_and_the_random_state_alone(reward: Reward) -> None:
+    batch = tiny.make_batch(2)
+    images, reference = batch.images.clone(), batch.references[0][0].clone()
+    state = torch.get_rng_state()
+    reward.score(batch)
+    assert torch.equal(batch.images, images) and torch.equal(batch.references[0][0], reference)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_sizes_are_scored(reward: Reward) -> None:
+    assert reward.score(tiny.make_batch(2, 96, 64)).isfinite().all()
+
+
+def test_only_the_inputs_of_its_kind_matter(reward: Reward) -> None:
+    batch = tiny.make_batch(3)
+    turned = [1, 2, 0]
+    other_prompts = dataclasses.replace(batch, prompts=[batch.prompts[row] for row in turned])
+    other_references = dataclasses.replace(batch, references=[batch.references[row] for row in turned])
+    scores = reward.score(batch)
+    follows_prompt = not torch.allclose(reward.score(other_prompts), scores, atol=1e-6)
+    follows_reference = not torch.allclose(reward.score(other_references), scores, atol=1e-6)
+    expected = {"identity": (False, True), "prompt": (True, False), "quality": (False, False)}
+    assert (follows_prompt, follows_reference) == expected[reward.kind]
+
+
+def test_its_fingerprint_is_json_and_stable(reward: Reward) -> None:
+    fingerprint = reward.fingerprint()
+    assert json.loads(json.dumps(fingerprint)) == fingerprint == reward.fingerprint()
+
+
+def test_score_all_accepts_it(reward: Reward) -> None:
+    assert score_all([reward, reward], tiny.make_batch(2)).shape == (2, 2)

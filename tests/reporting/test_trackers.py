@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customized_grpo.reporting import trackers
+from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
+from customized_grpo.reporting.trackers import TRACKERS, Trackers
+
+RECORD = {"kind": "train", "iteration": 1, "rollouts": 8, "reward/prompt": 0.5, "policy/kl": None}
+
+
+class Recorder:
+    """A tracker that works until `broken_at`."""
+
+    seen: list[tuple[dict[str, float], int]]
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self.seen = []
+        self.broken_at = 10**9
+        self.closed = False
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        if iteration >= self.broken_at:
+            raise ConnectionError("secret-token-in-url")
+        self.seen.append((dict(metrics), iteration))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder(Path(), {})
+    monkeypatch.setitem(TRACKERS, "recorder", lambda run_dir, config: made)
+    return made
+
+
+@pytest.mark.parametrize("name", list(TRACKERS))
+def test_a_tracker_that_cannot_be_imported_gives_one_warning_and_never_stops(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(module: str) -> None:
+        raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(trackers.importlib, "import_module", absent)
+    with MetricsWriter(tmp_path / "metrics.jsonl", Trackers([name], tmp_path, {})) as writer:
+        writer.write(RECORD)
+        writer.write({**RECORD, "iteration": 2})
+    warnings = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert len(warnings) == 1 and name in warnings[0].getMessage()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_raising_tracker_is_dropped_with_one_warning_that_hides_its_message(
+    recorder: Recorder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.broken_at = 2
+    tracked = Trackers(["recorder"], tmp_path, {})
+    for iteration in range(1, 6):
+        tracked.log({**RECORD, "iteration": iteration})
+    tracked.close()
+    warnings = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert len(warnings) == 1 and "ConnectionError" in warnings[0]
+    assert "secret-token-in-url" not in warnings[0]
+    assert len(recorder.seen) == 1 and tracked.active == ()
+
+
+def test_only_numbers_are_sent(recorder: Recorder, tmp_path: Path) -> None:
+    tracked = Trackers(["recorder"], tmp_path, {})
+    tracked.log(RECORD)
+    tracked.log({"kind": "event", "iteration": 1, "event": "stop", "message": "x"})
+    assert recorder.seen == [({"rollouts": 8.0, "reward/prompt": 0.5}, 1)]
+
+
+def test_closing_the_writer_closes_the_trackers(recorder: Recorder, tmp_path: Path) -> None:
+    MetricsWriter(tmp_path / "metrics.jsonl", Trackers(["recorder"], tmp_path, {})).close()
+    assert recorder.closed
+
+
+def test_an_unknown_tracker_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wandbb.*tensorboard"):
+        Trackers(["wandbb"], tmp_path, {})
+
+
+def test_the_tensorboard_adapter_writes_an_event_file(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tracked = Trackers(["tensorboard"], tmp_path, {})
+    tracked.log(RECORD)
+    assert tracked.active == ("tensorboard",)
+    tracked.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))

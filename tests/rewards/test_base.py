@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import FunctionReward, Reward, RewardError, ScoringBatch, score_all
+
+
+def brightness(batch: ScoringBatch) -> Tensor:
+    return batch.images.mean(dim=(1, 2, 3))
+
+
+def darkness(batch: ScoringBatch) -> Tensor:
+    return -brightness(batch)
+
+
+def test_score_all_stacks_the_rewards_in_their_order(tiny: ModuleType) -> None:
+    batch = tiny.make_batch(3)
+    rewards = [FunctionReward("b", "quality", brightness), FunctionReward("d", "quality", darkness)]
+    scores = score_all(rewards, batch)
+    assert torch.equal(scores, torch.stack([brightness(batch), -brightness(batch)], dim=1))
+
+
+def test_nan_is_kept_and_infinity_becomes_nan(tiny: ModuleType) -> None:
+    values = torch.tensor([1.0, float("nan"), float("inf"), float("-inf")])
+    scores = score_all([FunctionReward("f", "prompt", lambda _: values)], tiny.make_batch(4))
+    assert scores[:, 0].isnan().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (torch.zeros(2), r"torch.float32 \[2\]"),
+        (torch.zeros(3, 1), r"\[3, 1\]"),
+        (torch.tensor(0.5), r"torch.float32 \[\]"),
+        (torch.zeros(3, dtype=torch.float64), "float64"),
+        (torch.zeros(3, dtype=torch.int64), "int64"),
+        ([0.0, 0.0, 0.0], "list"),
+    ],
+)
+def test_what_is_not_a_score_per_sample_is_refused_by_name(tiny: ModuleType, result: Any, text: str) -> None:
+    with pytest.raises(RewardError, match=rf"'mine' must return torch.float32 \[3\], got .*{text}"):
+        score_all([FunctionReward("mine", "prompt", lambda _: result)], tiny.make_batch(3))
+
+
+def test_a_reward_that_raises_is_named_with_its_samples_and_its_cause(tiny: ModuleType) -> None:
+    def broken(batch: ScoringBatch) -> Tensor:
+        raise ZeroDivisionError("oh")
+
+    with pytest.raises(
+        RewardError, match=r"'mine' failed on .*row-0.*row-2.*ZeroDivisionError: oh"
+    ) as caught:
+        score_all([FunctionReward("mine", "prompt", broken)], tiny.make_batch(3))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_users_mistake_passes_through_as_it_is(tiny: ModuleType) -> None:
+    def refusing(batch: ScoringBatch) -> Tensor:
+        raise UserError("no mask")
+
+    with pytest.raises(UserError, match="^no mask$"):
+        score_all([FunctionReward("mine", "prompt", refusing)], tiny.make_batch(3))
+
+
+def test_select_takes_every_part_of_a_sample_along(tiny: ModuleType) -> None:
+    batch = tiny.make_batch(3)
+    chosen = batch.select([2, 0])
+    assert chosen.prompts == [batch.prompts[2], batch.prompts[0]]
+    assert [row["id"] for row in chosen.meta] == ["row-2", "row-0"]
+    assert torch.equal(chosen.images, batch.images[[2, 0]])
+    assert torch.equal(chosen.references[0][0], batch.references[2][0])
+    assert chosen.reference_masks is not None and len(chosen.reference_masks) == 2
+    assert chosen.image_masks is not None and len(chosen.image_masks) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: {"prompts": b.prompts[:1]},
+        lambda b: {"references": b.references[:1]},
+        lambda b: {"reference_masks": b.reference_masks[:1]},
+        lambda b: {"image_masks": b.image_masks[:1]},
+        lambda b: {"images": b.images.double()},
+        lambda b: {"images": b.images[0]},
+    ],
+)
+def test_a_batch_whose_parts_disagree_is_refused(
+    tiny: ModuleType, change: Callable[[ScoringBatch], dict[str, Any]]
+) -> None:
+    batch = tiny.make_batch(2)
+    with pytest.raises(ValueError, match="images"):
+        dataclasses.replace(batch, **change(batch))
+
+
+def test_a_function_is_a_reward() -> None:
+    reward = FunctionReward("b", "quality", brightness, version=3)
+    assert isinstance(reward, Reward)
+    assert reward.fingerprint()["version"] == 3 and reward.fingerprint()["function"].endswith(":brightness")

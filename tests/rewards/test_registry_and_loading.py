@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import REWARDS, build_reward, register, score_all
+from customized_grpo.rewards.dino import DinoReward
+
+OWN = """
+import torch
+from customized_grpo.rewards import FunctionReward, ScoringBatch
+
+def brightness(batch: ScoringBatch) -> torch.Tensor:
+    return batch.images.mean(dim=(1, 2, 3))
+
+finished = FunctionReward("brightness", "quality", brightness)
+
+class Scaled:
+    name, kind = "scaled", "quality"
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        return self.scale * brightness(batch)
+    def fingerprint(self) -> dict:
+        return {"scale": self.scale}
+
+class OddKind(Scaled):
+    kind = "beauty"
+
+class NoReward:
+    pass
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "my_own_rewards.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_own_rewards"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown reward 'dinoo' \\(did you mean 'dino'\\?\\)") as caught:
+        build_reward(RewardConfig(name="dinoo"))
+    assert "clip_i, clip_t, dino" in str(caught.value)
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="already"):
+        register("dino")(REWARDS["dino"])
+
+
+def test_a_registered_reward_is_built_with_its_settings(tiny: ModuleType, tmp_path: Path) -> None:
+    folder = str(tiny.save_dino(tmp_path))
+    reward = build_reward(RewardConfig(name="dino", path=folder, segment="none"))
+    assert isinstance(reward, DinoReward) and reward.segment == "none" and reward.kind == "identity"
+
+
+def test_options_of_a_reward_without_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no options, but speed"):
+        build_reward(RewardConfig(name="dino", path=str(tmp_path), options={"speed": 3}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "scale"), [("finished", {}, 1), ("Scaled", {}, 1), ("Scaled", {"scale": 2.0}, 2)]
+)
+def test_a_reward_of_ones_own_is_found_by_dotted_path(
+    tiny: ModuleType, own: str, name: str, options: dict[str, Any], scale: float
+) -> None:
+    batch = tiny.make_batch(2)
+    reward = build_reward(RewardConfig(name=f"{own}:{name}", options=options))
+    assert torch.allclose(score_all([reward], batch)[:, 0], scale * batch.images.mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("nowhere", {}, "no 'nowhere'"),
+        ("finished", {"scale": 1.0}, "takes no options"),
+        ("Scaled", {"sale": 1.0}, "cannot be made.*sale"),
+        ("NoReward", {}, "without name, kind"),
+        ("OddKind", {}, "kind 'beauty'; it must be one of identity, prompt, quality"),
+        ("number", {}, "neither a reward"),
+    ],
+)
+def test_what_is_no_reward_is_refused_with_the_reason(
+    own: str, name: str, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text):
+        build_reward(RewardConfig(name=f"{own}:{name}", options=options))
+
+
+def test_a_module_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(UserError, match="no_such_module_at_all.*failed") as caught:
+        build_reward(RewardConfig(name="no_such_module_at_all:Thing"))
+    assert "PYTHONPATH" in str(caught.value)
+
+
+def test_loading_says_nothing(tiny: ModuleType, tmp_path: Path) -> None:
+    folders = {"dino": tiny.save_dino(tmp_path / "dino"), "clip_t": tiny.save_clip(tmp_path / "clip")}
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings(action="error"):
+        for name, folder in folders.items():
+            build_reward(RewardConfig(name=name, path=str(folder)))
+    assert output.getvalue() == ""
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere.*no such folder"):
+        build_reward(RewardConfig(name="dino", path=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_a_missing_file_is_named(tiny: ModuleType, tmp_path: Path, missing: str) -> None:
+    (tiny.save_dino(tmp_path) / missing).unlink()
+    with pytest.raises(UserError, match=missing):
+        build_reward(RewardConfig(name="dino", path=str(tmp_path)))
+
+
+def test_pickled_weights_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    file = tiny.save_dino(tmp_path) / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(UserError, match="model.safetensors"):
+        build_reward(RewardConfig(name="dino", path=str(tmp_path)))
+
+
+def test_missing_weights_are_refused_rather_than_drawn_at_random(tiny: ModuleType, tmp_path: Path) -> None:
+    file = tiny.save_dino(tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["layernorm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing: layernorm\.weight"):
+        build_reward(RewardConfig(name="dino", path=str(tmp_path)))
+
+
+def test_a_model_of_another_class_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it is a 'clip' model, 'dinov2' is needed"):
+        build_reward(RewardConfig(name="dino", path=str(tiny.save_clip(tmp_path))))
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="could not be had from the hub") as caught:
+        build_reward(RewardConfig(name="dino"))
+    assert "hf download facebook/dinov2-base" in str(caught.value)
