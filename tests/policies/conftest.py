@@ -22,15 +22,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def small_autoencoder_kl(latent_channels: int) -> Any:
+    """The class of the published checkpoints' VAE; ToyBox's own is an AutoencoderTiny."""
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=latent_channels,
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+        )
+
+
 @pytest.fixture
 def make_policy() -> MakePolicy:
-    """Build a policy over fresh random weights, by default with a perturbed adapter when a rank is given."""
+    """Build a policy over fresh random weights, with a fresh adapter when a rank is given."""
 
     def make(
-        *, rank: int | None = None, alpha: float | None = None, weights: int = 0, **options: Any
+        *, rank: int | None = None, alpha: float | None = None, kl_vae: bool = False, **options: Any
     ) -> Flux1Policy:
         with quiet():
             from customized_grpo.toybox.models import build_pipeline
+        pipe = build_pipeline(0)
+        if kl_vae:
+            pipe.register_modules(vae=small_autoencoder_kl(pipe.vae.config.latent_channels))
         defaults = {
             "reference_ids": "kontext",
             "guidance": 2.5,
@@ -38,7 +57,7 @@ def make_policy() -> MakePolicy:
             "precision": "fp32",
             "device": "cpu",
         }
-        policy = Flux1Policy(build_pipeline(weights), **{**defaults, **options})
+        policy = Flux1Policy(pipe, **{**defaults, **options})
         policy.pipe.set_progress_bar_config(disable=True)
         if rank is not None:
             policy.add_adapter(rank=rank, alpha=alpha, seed=7)

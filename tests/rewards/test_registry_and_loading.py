@@ -159,3 +159,16 @@ def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="could not be had from the hub") as caught:
         build_reward(RewardConfig(name="dino"))
     assert "hf download facebook/dinov2-base" in str(caught.value)
+
+
+def test_the_readmes_own_reward_works(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import customized_grpo.rewards
+
+    assert customized_grpo.rewards.__file__ is not None
+    readme = Path(customized_grpo.rewards.__file__).with_name("README.md").read_text()
+    (tmp_path / "my_rewards.py").write_text(readme.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = build_reward(RewardConfig(name="my_rewards:colourful"))
+    assert score_all([reward], tiny.make_batch(2)).isfinite().all()

@@ -2,7 +2,7 @@
 
 Legend: B samples, N image tokens, R reference tokens, T text tokens, C = 4 x latent channels of a token.
 
-An image is encoded by the VAE (mode, shifted and scaled), and each 2x2 square of latent pixels is one token.
+An image is encoded by the VAE (its mode, shifted and scaled), each 2x2 square of latent pixels is one token.
 The transformer sees [image tokens, reference tokens] and tells which is which from their position ids
 (t, y, x) alone; its answer for the reference tokens is dropped. The ids are shared by the whole batch, so a
 batch is one bucket: one size, one list of reference sizes.
@@ -143,9 +143,11 @@ class Flux1Policy:
 
     def _reference_tokens(self, images: Tensor) -> Tensor:
         """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
+        from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
+
         vae = self.pipe.vae
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
-        latents = vae.encode(pixels).latent_dist.mode().float()
+        latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         return pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
 
     # Sampling

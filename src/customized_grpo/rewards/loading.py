@@ -35,11 +35,12 @@ def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]
     if path == TOYBOX:
         from customized_grpo.toybox.assets import load_reward_model
 
-        model, folder = load_reward_model(toybox_name)
+        with _no_progress_bars():
+            model, folder = load_reward_model(toybox_name)
         return model, str(folder)
     wanted = model_class.config_class.model_type
     found = json.loads(_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
-    if False:
+    if found != wanted:
         raise UserError(f"reward model {path!r}: it is a {found!r} model, {wanted!r} is needed")
     with _no_progress_bars():
         try:

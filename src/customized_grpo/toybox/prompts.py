@@ -84,3 +84,8 @@ def vocabulary() -> list[str]:
     phrases: list[str] = [*OPENINGS, *HAT_WORDS, *PROP_WORDS, *FLOOR_WORDS, _SIDE, "floor", *COLOURS]
     phrases += [*HATS[1:], *PROPS[1:], *SIDES, *FLOORS, *_SKY_OF]
     return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def paraphrase(scene: Scene, seed: int) -> str:
+    """Word a scene in one of the many possible ways, chosen by the seed."""
+    return to_prompt(scene, random.Random(seed))

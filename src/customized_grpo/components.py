@@ -1,0 +1,88 @@
+"""From a recipe to the parts of a run, with every cheap check before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+from customized_grpo.config import Config
+from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
+from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.manifest import load_manifest
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.held_out import Judges
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.loading import load_policy
+from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.base import Reward
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDS_MASKS = {"reference", "both"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on and rows to hold out."""
+
+    train: ExampleSource
+    held_out: Sequence[Example]
+    judges: Judges | None
+
+
+def build_data(config: Config) -> Data:
+    """Check and open the data of a recipe.
+
+    Raises:
+        UserError: Lists every bad row at once.
+    """
+    data, size = config.data, (config.model.height, config.model.width)
+    if isinstance(data, ToyboxData):
+        return _toybox(data, size)
+    if isinstance(data, ManifestData):
+        masks = any(_is_segmented(reward) for reward in config.rewards)
+        train = load_manifest(data.train, require_masks=masks)
+        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
+        source = ManifestSource(held_out, *size)
+        return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
+    assert_never(data)
+
+
+def _is_segmented(reward: RewardConfig) -> bool:
+    return reward.name in {"dino", "clip_i"} and reward.segment in NEEDS_MASKS
+
+
+def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
+    from customized_grpo.toybox.judging import ToyBoxJudges
+    from customized_grpo.toybox.models import IMAGE_SIZE
+    from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
+
+    if size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise UserError(
+            f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} pictures, the model makes {size[0]}x{size[1]}",
+            f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
+        )
+    train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
+    held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
+    return Data(train, [held_out[i] for i in range(len(held_out))], ToyBoxJudges())
+
+
+def build_rewards(config: Config, device: torch.device | str) -> list[Reward]:
+    """Build the rewards of a recipe.
+
+    Raises:
+        UserError: A kind is missing, or a reward cannot be built.
+    """
+    rewards = [build_reward(reward, device) for reward in config.rewards]
+    kinds = {reward.kind for reward in rewards}
+    for kind in ("prompt", "identity"):
+        if kind not in kinds:
+            raise UserError(f"rewards: there is no {kind} reward", f"Add one of kind {kind}, see docs/rewards.md.")
+    return rewards
+
+
+def build_policy(config: Config) -> Flux1Policy:
+    """Load the generator and put the run's fresh adapter on it."""
+    return load_policy(config.model, seed=config.run.seed)

@@ -1,0 +1,81 @@
+"""One training or evaluation row with its images in memory, and where such rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.data.manifest import Row
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the subject it is about.
+
+    Attributes:
+        id: Unique name of the row; part of every random seed that concerns it.
+        prompt: What the picture should show.
+        references: Pictures of the subject, fp32 [3, height, width] in [0, 1].
+        masks: The subject in each reference, fp32 [1, height, width] in [0, 1]; None if unknown.
+        target: A true picture of the subject as prompted, fp32 [3, height, width] in [0, 1], if there is one.
+        subject: Name of the subject; rows of one subject are one cluster of every interval.
+        meta: Whatever else the source knows.
+    """
+
+    id: str
+    prompt: str
+    references: tuple[torch.Tensor, ...]
+    masks: tuple[torch.Tensor, ...] | None
+    target: torch.Tensor | None
+    subject: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class ExampleSource(Protocol):
+    """An indexable set of examples that makes each one when it is asked for."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one example; always the same for the same index."""
+        ...
+
+
+class ManifestSource:
+    """Examples of a manifest; images are opened when an example is asked for.
+
+    Args:
+        rows: Checked rows, from `load_manifest`.
+        height: Height to which images are resized and cropped, in pixels.
+        width: Width to which images are resized and cropped, in pixels.
+    """
+
+    def __init__(self, rows: Sequence[Row], height: int, width: int) -> None:
+        self.rows, self.height, self.width = rows, height, width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Open the images of row `index`."""
+        row = self.rows[index]
+
+        def load(images: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+            return tuple(to_tensor(resize_cover(image, self.height, self.width)) for image in images)
+
+        return Example(
+            id=row.id,
+            prompt=row.prompt,
+            references=load([open_image(path) for path in row.references]),
+            masks=load([open_mask(path) for path in row.masks]) if row.masks else None,
+            target=None if row.target is None else load([open_image(row.target)])[0],
+            subject=row.subject or row.id,
+            meta=dict(row.meta),
+        )

@@ -1,0 +1,208 @@
+"""Held-out evaluation: the same prompts and the same noise, before, during and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from customized_grpo.evaluation import monitors
+from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
+from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rollout import sample
+from customized_grpo.seeding import generator
+
+if TYPE_CHECKING:
+    from customized_grpo.data.examples import Example
+    from customized_grpo.policies.base import Policy
+
+KINDS = ("prompt", "identity")
+MIN_CLUSTERS = 2
+
+
+class Judges(Protocol):
+    """Encoders that took no part in training."""
+
+    def columns(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return scores [B] by metric name, one picture per example."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """One evaluation: a table with a row per picture.
+
+    Attributes:
+        columns: Values by metric name, one per picture; NaN where there is none.
+        ids: Which prompt and sample a row is, so that two evaluations can be paired.
+        subjects: The cluster of each row.
+    """
+
+    columns: dict[str, list[float]]
+    ids: list[str]
+    subjects: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON (NaN becomes null)."""
+        columns = {k: [None if math.isnan(v) else v for v in values] for k, values in self.columns.items()}
+        return {"ids": self.ids, "subjects": self.subjects, "columns": columns}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> HeldOutScores:
+        """Read back what `to_json` returned."""
+        columns = {k: [math.nan if v is None else v for v in values] for k, values in data["columns"].items()}
+        return cls(columns, data["ids"], data["subjects"])
+
+    def interval(self, metric: str) -> Interval:
+        """Return the mean of a metric with its 95 % interval, clustered by subject."""
+        return clustered_bootstrap(self.columns[metric], self.subjects, nan="omit")
+
+    def change(self, metric: str, base: HeldOutScores) -> Interval:
+        """Return the paired change of a metric against the base, clustered by subject."""
+        if base.ids != self.ids:
+            raise ValueError("the two evaluations are not of the same prompts and samples")
+        return paired_difference(self.columns[metric], base.columns[metric], self.subjects, nan="omit")
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means for one line of metrics.jsonl, with intervals of the two judges."""
+        line = {name: _mean(values) for name, values in self.columns.items()}
+        if len(set(self.subjects)) >= MIN_CLUSTERS:
+            for name in ("judge/identity", "judge/prompt"):
+                if name in self.columns:
+                    interval = self.interval(name)
+                    line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return line
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if not math.isnan(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+@torch.no_grad()
+def evaluate_policy(
+    policy: Policy,
+    examples: Sequence[Example],
+    rewards: Sequence[Reward],
+    judges: Judges | None,
+    *,
+    sigmas: Tensor,
+    samples_per_prompt: int,
+    seed: int,
+    batch_size: int,
+    size: tuple[int, int],
+    between: Callable[[], None] = lambda: None,
+) -> tuple[HeldOutScores, Tensor]:
+    """Generate for every held-out prompt and score the pictures.
+
+    Args:
+        policy: The policy as it is now.
+        examples: Held-out examples of one bucket.
+        rewards: The training rewards, to compare with the judges.
+        judges: Held-out judges, if there are any for this data.
+        sigmas: Noise levels [T + 1]; steps draw no noise.
+        samples_per_prompt: Pictures of each prompt.
+        seed: Of the initial noise; it depends on the prompt's id and the sample's number besides.
+        batch_size: Pictures made together.
+        size: Height and width in pixels.
+        between: Called before every batch; may raise to stop.
+
+    Returns:
+        the scores, and the images [N, 3, H, W] in the order of the rows (samples of a prompt together).
+    """
+    rows = [(example, number) for example in examples for number in range(samples_per_prompt)]
+    columns: dict[str, list[float]] = {}
+    images = []
+    for start in range(0, len(rows), batch_size):
+        between()
+        part = rows[start : start + batch_size]
+        chosen = [example for example, _ in part]
+        conditioning = policy.encode([e.prompt for e in chosen], [e.references for e in chosen], *size)
+        generators = [generator(seed, "held-out", example.id, number) for example, number in part]
+        made = sample(policy, conditioning, generators, sigmas, batch_size).cpu()
+        images.append(made)
+        for name, values in _columns(made, chosen, rewards, judges).items():
+            columns.setdefault(name, []).extend(values.tolist())
+    ids = [f"{example.id}/{number}" for example, number in rows]
+    return HeldOutScores(columns, ids, [example.subject for example, _ in rows]), torch.cat(images)
+
+
+def _columns(
+    images: Tensor, examples: Sequence[Example], rewards: Sequence[Reward], judges: Judges | None
+) -> dict[str, Tensor]:
+    scores = score_all(rewards, scoring_batch(images, examples))
+    columns: dict[str, Tensor] = {}
+    for kind in KINDS:
+        members = [k for k, reward in enumerate(rewards) if reward.kind == kind]
+        if members:
+            columns[f"reward/{kind}"] = scores[:, members].mean(1)
+    if judges is not None:
+        columns |= judges.columns(images, examples)
+    statistics = monitors.image_statistics(images)
+    return columns | {f"monitor/{name}": values for name, values in statistics.items()}
+
+
+def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
+    """Return what rewards see of pictures, one example per picture."""
+    masks = [e.masks for e in examples]
+    known = [list(m) for m in masks if m is not None]
+    return ScoringBatch(
+        images=images,
+        prompts=[e.prompt for e in examples],
+        references=[list(e.references) for e in examples],
+        reference_masks=known if len(known) == len(masks) else None,
+        image_masks=None,
+        meta=[{"id": e.id, **e.meta} for e in examples],
+    )
+
+
+def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, dict[str, float]]]:
+    """Return base, tuned and paired difference of every metric with 95 % intervals clustered by subject."""
+    bounds = lambda i: {"mean": i.mean, "low": i.low, "high": i.high}  # noqa: E731
+    measured = [m for m in tuned.columns if not any(math.isnan(_mean(s.columns[m])) for s in (base, tuned))]
+    return {
+        "base": {m: bounds(base.interval(m)) for m in measured},
+        "tuned": {m: bounds(tuned.interval(m)) for m in measured},
+        "difference": {m: bounds(tuned.change(m, base)) for m in measured},
+    }
+
+
+def monitor_record(
+    iteration: int, now: HeldOutScores, base: HeldOutScores, zero_std: dict[str, float], nan: dict[str, float]
+) -> MonitorRecord:
+    """Return what the alarms look at.
+
+    Args:
+        iteration: Of training.
+        now: The latest evaluation.
+        base: The evaluation before training.
+        zero_std: Share of training groups without signal since the last evaluation, by kind.
+        nan: Share of unscored training samples likewise.
+    """
+
+    def change(metric: str) -> Interval | None:
+        return now.change(metric, base) if metric in now.columns else None
+
+    pairs = {kind: (change(f"reward/{kind}"), change(f"judge/{kind}")) for kind in KINDS}
+    judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
+    shifts = {}
+    for name in now.columns:
+        if name.startswith("monitor/") and name not in ("monitor/copy_score", "monitor/background_similarity"):
+            before = torch.tensor(base.columns[name])
+            moved = torch.tensor(now.columns[name]).mean() - before.mean()
+            shifts[name.removeprefix("monitor/")] = float(moved.abs() / before.std().clamp_min(1e-6))
+    return MonitorRecord(
+        iteration,
+        copy_change=change("monitor/copy_score"),
+        background_change=change("monitor/background_similarity"),
+        proxy_change={kind: pair[0] for kind, pair in judged.items() if pair[0]},
+        held_out_change={kind: pair[1] for kind, pair in judged.items() if pair[1]},
+        zero_std_share=zero_std,
+        nan_share=nan,
+        image_shift=shifts,
+    )

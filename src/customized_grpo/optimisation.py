@@ -1,0 +1,259 @@
+"""The update: from trajectories and rewards to a step of the adapter.
+
+Legend: N samples in whole groups, S trained steps, K rewards; advantages stay [N, (prompt, identity)] until
+the loss of each step, where the weights of that true step combine them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from customized_grpo.algorithms import advantages as adv
+from customized_grpo.algorithms import objective, samplers
+from customized_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import AdvantageConfig, TrainConfig
+    from customized_grpo.engine.engine import Engine
+    from customized_grpo.policies.base import Policy
+    from customized_grpo.rollout import Sampler, Trajectory
+
+RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
+"""Largest deviation of a first-pass ratio from 1 that is still round-off (another batch size: 1e-7 in fp32)."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the rewards say about N samples, not yet combined.
+
+    Attributes:
+        advantages: [N, 2], (prompt, identity), each normalised in its group.
+        rewards: Raw rewards [N, 2], likewise by kind.
+        valid: [N], False where a reward is missing.
+        weights: Prompt weight of every denoising step [T].
+    """
+
+    advantages: Tensor
+    rewards: Tensor
+    valid: Tensor
+    weights: Tensor
+
+    def rows(self, rows: slice) -> Signal:
+        """Return the samples `rows`."""
+        return Signal(self.advantages[rows], self.rewards[rows], self.valid[rows], self.weights)
+
+    def combined(self, step: int, group_size: int, config: AdvantageConfig) -> Tensor:
+        """Return the advantages [N] of one true step: the only place where the two become one."""
+        prompt_weight = self.weights[step]
+        return adv.combine(
+            config.name,
+            self.advantages,
+            torch.stack([prompt_weight, 1 - prompt_weight]),
+            rewards=self.rewards,
+            group_size=group_size,
+            valid=self.valid,
+            adv_clip=config.clip,
+            **config.options(),
+        )
+
+
+@dataclass
+class PassStatistics:
+    """Running sums over the loss terms of an update."""
+
+    terms: int = 0
+    loss: float = 0.0
+    ratio: float = 0.0
+    deviation: float = 0.0
+    clipped: float = 0.0
+    kl: float = 0.0
+
+    def add(self, loss: objective.PolicyLoss, value: float, kl: float) -> None:
+        """Count one micro-batch at one step; `value` is its share of the batch's loss."""
+        ratio = loss.ratio.detach()
+        self.terms += 1
+        self.loss += value
+        self.ratio += float(ratio.mean())
+        self.deviation = max(self.deviation, float((ratio - 1).abs().max()))
+        self.clipped += float(loss.clip_fraction)
+        self.kl += kl
+
+
+@dataclass
+class UpdateReport:
+    """What an iteration's updates did; `skipped` counts steps left out for a non-finite loss or gradient."""
+
+    first: PassStatistics = field(default_factory=PassStatistics)
+    all: PassStatistics = field(default_factory=PassStatistics)
+    grad_norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of one line of metrics.jsonl."""
+        terms = max(1, self.all.terms)
+        return {
+            "policy/loss": self.all.loss / max(1, len(self.grad_norms) + self.skipped),
+            "policy/ratio_mean": self.all.ratio / terms,
+            "policy/ratio_max_deviation": self.first.deviation,
+            "policy/clip_fraction": self.all.clipped / terms,
+            "policy/kl": self.all.kl / terms,
+            "policy/grad_norm": sum(self.grad_norms) / max(1, len(self.grad_norms)),
+            "health/skipped_updates": self.skipped,
+        }
+
+
+class Updater:
+    """Owns the optimizer and turns (trajectory, signal) into optimizer steps.
+
+    Args:
+        policy: The policy whose adapter is trained.
+        sampler: The sampler that drew the trajectories: training evaluates the same transitions.
+        engine: Backward, clipping and the device.
+        train: The recipe's train section.
+        advantage: The recipe's advantage section.
+        precision: Of the model; decides how exact the first ratio must be.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        engine: Engine,
+        train: TrainConfig,
+        advantage: AdvantageConfig,
+        precision: str,
+    ) -> None:
+        self.policy, self.sampler, self.engine = policy, sampler, engine
+        self.train, self.advantage, self.precision = train, advantage, precision
+        self.parameters = policy.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            weight_decay=train.weight_decay,
+        )
+        self.average = [p.detach().clone() for p in self.parameters] if train.ema_decay else None
+        self.skipped_in_a_row = 0
+
+    def learning_rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration: linear warm-up, then constant."""
+        warmup = self.train.warmup_iterations
+        return self.train.learning_rate * min(1.0, (iteration + 1) / warmup if warmup else 1.0)
+
+    def update(self, trajectory: Trajectory, signal: Signal, iteration: int) -> UpdateReport:
+        """Take `inner_epochs` x `updates_per_iteration` optimizer steps on an iteration's samples."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(iteration)
+        report = UpdateReport()
+        share = len(trajectory) // self.train.updates_per_iteration
+        for epoch in range(self.train.inner_epochs):
+            for start in range(0, len(trajectory), share):
+                first = epoch == 0 and start == 0
+                self._step(trajectory, signal, slice(start, start + share), report, first=first)
+        return report
+
+    def _step(
+        self, trajectory: Trajectory, signal: Signal, rows: slice, report: UpdateReport, *, first: bool
+    ) -> None:
+        """Accumulate the gradient of whole groups over all trained steps, then take one optimizer step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        finite = True
+        for loss, statistics, kl in self._losses(trajectory, signal, rows):
+            value = float(loss.detach())
+            finite = finite and math.isfinite(value)
+            report.all.add(statistics, value, kl)
+            if first:
+                report.first.add(statistics, value, kl)
+                self._check_first_pass(report.first)
+            self.engine.backward(loss)
+        norm = self.engine.clip_grad_norm(self.parameters, self.train.max_grad_norm)
+        if not (finite and math.isfinite(norm)):
+            self._skip(report)
+            return
+        self.skipped_in_a_row = 0
+        self.optimizer.step()
+        self._average()
+        report.grad_norms.append(norm)
+
+    def _losses(
+        self, trajectory: Trajectory, signal: Signal, rows: slice
+    ) -> Iterator[tuple[Tensor, objective.PolicyLoss, float]]:
+        """Yield (loss, its statistics, KL) of every trained step and micro-batch; the losses add up."""
+        chosen = signal.rows(rows)
+        total = int(chosen.valid.sum()) * len(trajectory.steps)
+        if total == 0:
+            return
+        for k, step in enumerate(trajectory.steps):
+            advantage = chosen.combined(step, trajectory.group_size, self.advantage)
+            for start in range(rows.start, rows.stop, self.train.micro_batch_size):
+                part = slice(start, min(start + self.train.micro_batch_size, rows.stop))
+                inside = slice(part.start - rows.start, part.stop - rows.start)
+                yield self._loss(trajectory, k, part, advantage[inside], chosen.valid[inside], total)
+
+    def _loss(
+        self, trajectory: Trajectory, k: int, rows: slice, advantage: Tensor, valid: Tensor, total: int
+    ) -> tuple[Tensor, objective.PolicyLoss, float]:
+        step, conditioning = trajectory.steps[k], trajectory.conditioning_of(rows)
+        x, x_next = trajectory.x[k, rows], trajectory.x_next[k, rows]
+        mean, std = self.sampler.transition(self.policy, x, step, conditioning)
+        log_prob, old = samplers.log_prob(x_next, mean, std), trajectory.log_prob[k, rows]
+        scale = 1.0
+        if trajectory.mean is not None:  # GRPO-Guard: ratios and gradients on one scale over all steps
+            log_prob = objective.normalised_log_ratio(log_prob, old, mean, trajectory.mean[k, rows], std)
+            old = torch.zeros_like(old)
+            scale = 1 / float(self.sampler.sigmas[step] - self.sampler.sigmas[step + 1])
+        device = log_prob.device
+        result = objective.policy_loss(
+            log_prob,
+            old,
+            advantage.to(device),
+            self.train.clip_range,
+            valid=valid.to(device),
+            total=total,
+        )
+        loss, kl = result.loss * scale, 0.0
+        if self.train.kl_weight:
+            divergence = self._kl(x, step, rows, trajectory, mean, std)[valid.to(device)].sum() / total
+            loss = loss + self.train.kl_weight * divergence
+            kl = float(divergence.detach()) * total / max(1, int(valid.sum()))
+        return loss, result, kl
+
+    def _kl(
+        self, x: Tensor, step: int, rows: slice, trajectory: Trajectory, mean: Tensor, std: Tensor
+    ) -> Tensor:
+        """Return KL(policy || base) of one transition [B], averaged over the latent."""
+        with torch.no_grad(), self.policy.reference():
+            conditioning = trajectory.conditioning_of(rows)
+            reference, _ = self.sampler.transition(self.policy, x, step, conditioning)
+        return objective.gaussian_kl(mean, reference, std)
+
+    def _check_first_pass(self, statistics: PassStatistics) -> None:
+        """Stop when the policy that is trained is not the one that drew the samples."""
+        tolerance = RATIO_TOLERANCE[self.precision]
+        if not statistics.deviation <= tolerance:
+            raise UserError(
+                f"the first pass of an iteration must have ratio 1, but deviates by {statistics.deviation:.2e} "
+                f"(more than {tolerance:.0e}): rollout and training do not compute the same transition",
+                "Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32.",
+            )
+
+    def _skip(self, report: UpdateReport) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        report.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.train.max_nonfinite_steps:
+            raise UserError(
+                f"{self.skipped_in_a_row} updates in a row had a non-finite loss or gradient",
+                "Lower train.learning_rate, or set model.precision=fp32; the last checkpoint is intact.",
+            )
+
+    def _average(self) -> None:
+        if self.average is not None:
+            assert self.train.ema_decay is not None
+            torch._foreach_lerp_(self.average, self.parameters, 1 - self.train.ema_decay)

@@ -1,0 +1,223 @@
+"""From prompts to samples: the policy and a stochastic sampler draw trajectories.
+
+Legend: P prompts, G samples of a group, N = P x G samples, T denoising steps, S trained steps among them,
+L tokens of C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from customized_grpo.algorithms import samplers
+from customized_grpo.policies.base import Conditioning, Policy
+from customized_grpo.seeding import generator
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import RolloutConfig
+    from customized_grpo.data.examples import Example
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Samples of whole groups, with what is needed to train on them.
+
+    Attributes:
+        conditioning: Of the P prompts; sample n belongs to prompt n // G.
+        group_size: G.
+        steps: True indices of the S trained steps, ascending; T - 1 is never among them.
+        sigmas: Noise levels [T + 1], fp32.
+        x: States before the trained steps [S, N, L, C], fp32.
+        x_next: States after them [S, N, L, C], fp32.
+        mean: Transition means at rollout time [S, N, L, C], fp32; None unless asked for.
+        log_prob: Log-probabilities at rollout time [S, N], fp32, averaged over L and C.
+        images: Decoded samples [N, 3, H, W] in [0, 1].
+    """
+
+    conditioning: Conditioning
+    group_size: int
+    steps: list[int]
+    sigmas: Tensor
+    x: Tensor
+    x_next: Tensor
+    mean: Tensor | None
+    log_prob: Tensor
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def conditioning_of(self, rows: slice) -> Conditioning:
+        """Return the conditioning of samples `rows`."""
+        prompts = torch.arange(rows.start, rows.stop) // self.group_size
+        return self.conditioning.index(prompts)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A stochastic sampler on one noise schedule; rollout and training go through its `transition`.
+
+    Attributes:
+        name: One of `samplers.SAMPLERS`.
+        eta: Its noise scale.
+        sigmas: Noise levels [T + 1], fp32.
+    """
+
+    name: str
+    eta: float
+    sigmas: Tensor
+
+    def transition(
+        self, policy: Policy, x: Tensor, step: int, conditioning: Conditioning, *, noisy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean [B, L, C] and std of the step from sigmas[step] to sigmas[step + 1]."""
+        sigma, sigma_next = float(self.sigmas[step]), float(self.sigmas[step + 1])
+        velocity = policy.velocity(x, sigma, conditioning)
+        name = self.name if noisy else "ode"
+        return samplers.transition(name, x, velocity, sigma, sigma_next, self.eta, float(self.sigmas[1]))
+
+
+def build_sampler(policy: Policy, config: RolloutConfig, height: int, width: int) -> Sampler:
+    """Return the recipe's sampler on the checkpoint's own noise schedule."""
+    sigmas = policy.sigmas(config.steps, policy.n_tokens(height, width))
+    return Sampler(config.sampler, config.eta, sigmas)
+
+
+def step_plan(config: RolloutConfig, fraction: float, iteration: int, seed: int) -> tuple[set[int], list[int]]:
+    """Return (steps that draw noise, steps that are trained) of an iteration; the last step is in neither.
+
+    All samples of an iteration train the same steps.
+    """
+    window = config.sde_window
+    if window is None:
+        chance = generator(seed, "steps", iteration)
+        return set(range(config.steps - 1)), samplers.trained_steps(config.steps, fraction=fraction, generator=chance)
+    inside = samplers.sde_window(iteration, config.steps, window.size, window.shift_every, window.start)
+    return set(inside), samplers.trained_steps(config.steps, window=inside)
+
+
+@torch.no_grad()
+def collect(
+    policy: Policy,
+    sampler: Sampler,
+    examples: Sequence[Example],
+    config: RolloutConfig,
+    *,
+    group_size: int,
+    plan: tuple[set[int], list[int]],
+    seeds: tuple[int, int],
+    size: tuple[int, int],
+    keep_means: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> Trajectory:
+    """Draw `group_size` samples for each example.
+
+    Args:
+        policy: The current policy.
+        sampler: Its sampler.
+        examples: P prompts of one bucket.
+        config: The recipe's rollout section.
+        group_size: G.
+        plan: (noisy steps, trained steps), from `step_plan`.
+        seeds: (run seed, iteration). A sample depends on them, its prompt's id and its number in the group,
+            not on what else is in the batch.
+        size: Height and width in pixels.
+        keep_means: Whether the transition means are kept, which ratio normalisation needs.
+        between: Called before every batch; may raise to stop.
+    """
+    conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
+    whole = Trajectory(
+        conditioning, group_size, plan[1], sampler.sigmas, *(torch.empty(0) for _ in range(2)), None,
+        torch.empty(0), torch.empty(0),
+    )  # fmt: skip
+    total = len(examples) * group_size
+    parts = []
+    for start in range(0, total, config.batch_size):
+        between()
+        rows = slice(start, min(start + config.batch_size, total))
+        names = [(examples[row // group_size].id, row % group_size) for row in range(rows.start, rows.stop)]
+        noise = _noise_generators(names, seeds, config.shared_noise)
+        parts.append(_draw(policy, sampler, whole.conditioning_of(rows), noise, plan, size))
+    x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
+    return replace(
+        whole,
+        x=torch.cat(x, 1),
+        x_next=torch.cat(x_next, 1),
+        mean=torch.cat(mean, 1) if keep_means else None,
+        log_prob=torch.cat(log_prob, 1),
+        images=torch.cat(images),
+    )
+
+
+def _noise_generators(
+    names: Sequence[tuple[str, int]], seeds: tuple[int, int], shared: bool
+) -> tuple[list[torch.Generator], list[torch.Generator]]:
+    """Return the generators of the initial noise and of the steps' noise, one each per sample."""
+    seed, iteration = seeds
+    initial = [
+        generator(seed, "initial", iteration, prompt, 0 if shared else sample) for prompt, sample in names
+    ]
+    steps = [generator(seed, "steps", iteration, prompt, sample) for prompt, sample in names]
+    return initial, steps
+
+
+def _draw(
+    policy: Policy,
+    sampler: Sampler,
+    conditioning: Conditioning,
+    noise: tuple[list[torch.Generator], list[torch.Generator]],
+    plan: tuple[set[int], list[int]],
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draw one batch; returns (x, x_next, mean, log_prob) of the trained steps and the images."""
+    initial, step_noise = noise
+    noisy, trained = plan
+    x = policy.noise(initial, *size)
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for step in range(len(sampler.sigmas) - 1):
+        mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
+        x_next = mean
+        if step in noisy:
+            x_next = mean + std * policy.noise(step_noise, *size)
+        if step in trained:
+            kept.append((x, x_next, mean, samplers.log_prob(x_next, mean, std)))
+        x = x_next
+    stacked = [torch.stack(column) for column in zip(*kept, strict=True)]
+    return stacked[0], stacked[1], stacked[2], stacked[3], policy.decode(x, *size)
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    conditioning: Conditioning,
+    generators: Sequence[torch.Generator],
+    sigmas: Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Draw images without noise in the steps, as `generate` and the evaluation do.
+
+    Args:
+        policy: The policy.
+        conditioning: Of N samples.
+        generators: One per sample, for its initial noise.
+        sigmas: Noise levels [T + 1].
+        batch_size: Samples drawn together.
+
+    Returns:
+        Images [N, 3, H, W] in [0, 1].
+    """
+    size = (conditioning.height, conditioning.width)
+    ode = Sampler("ode", 0.0, sigmas)
+    images = []
+    for start in range(0, len(generators), batch_size):
+        rows = slice(start, min(start + batch_size, len(generators)))
+        part = conditioning.index(rows)
+        x = policy.noise(generators[rows], *size)
+        for step in range(len(sigmas) - 1):
+            x, _ = ode.transition(policy, x, step, part)
+        images.append(policy.decode(x, *size))
+    return torch.cat(images)

@@ -1,0 +1,109 @@
+"""The folder that holds everything of a run: creation, facts about the code, and small JSON files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from customized_grpo import __version__
+from customized_grpo.config import Config, dump_config
+from customized_grpo.errors import UserError
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Make the folder of a new run, with its resolved config and versions.
+
+        Raises:
+            UserError: The folder exists, or cannot be written.
+        """
+        path = config.run.dir
+        if path.exists():
+            cls._make_way(path, config.run.overwrite)
+        try:
+            path.mkdir(parents=True)
+            (path / "config.yaml").write_text(dump_config(config))
+        except OSError as error:
+            raise UserError(f"cannot write run folder {path}: {error.strerror}", "Choose run.dir elsewhere.") from error
+        folder = cls(path)
+        folder.write_json("versions.json", versions())
+        return folder
+
+    @staticmethod
+    def _make_way(path: Path, overwrite: bool) -> None:
+        is_run = (path / "config.yaml").is_file()
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif not is_run:
+            raise UserError(f"{path} exists and is not the folder of a run", "Choose another run.dir.")
+        elif not overwrite:
+            raise UserError(
+                f"run folder {path} already holds a run",
+                f"Continue it with `cgrpo resume {path}`, choose another run.dir, or replace it with "
+                "run.overwrite=true.",
+            )
+        else:
+            from customized_grpo.checkpoint.runlock import RunLock
+
+            with RunLock(path):  # nobody may be training in it
+                shutil.rmtree(path)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a small JSON file so that readers see the old or the new one, never half of it."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.draft")
+        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        os.replace(draft, target)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run; None if it does not exist."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def versions() -> dict[str, Any]:
+    """Return versions of this package, its libraries, Python and the commit it runs from, if any."""
+    return {
+        "customized_grpo": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "modified": bool(git("status", "--porcelain", "--untracked-files=no"))}

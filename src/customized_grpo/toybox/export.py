@@ -1,0 +1,55 @@
+"""ToyBox as files: a manifest with images, masks, targets and prompts, for the ordinary data loader."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from PIL import Image
+
+from customized_grpo.data.manifest import Row, write_manifest
+from customized_grpo.errors import UserError
+from customized_grpo.toybox.source import ToyBoxSource
+
+PROMPTS_PER_SUBJECT = 2
+
+
+def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
+    """Write `manifest.jsonl` and its pictures into a new or empty folder; returns the manifest.
+
+    Raises:
+        UserError: The folder already holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists and is not an empty folder", "Name a new folder.")
+    (folder / "images").mkdir(parents=True)
+    source = ToyBoxSource(subjects, PROMPTS_PER_SUBJECT, seed, "train")
+    rows = []
+    for index in range(len(source)):
+        example = source[index]
+        assert example.masks is not None and example.target is not None
+        paths = {part: folder / "images" / f"{example.id}-{part}.png" for part in ("reference", "mask", "target")}
+        _save(paths["reference"], example.references[0])
+        _save(paths["mask"], example.masks[0])
+        _save(paths["target"], example.target)
+        rows.append(
+            Row(
+                id=example.id,
+                prompt=example.prompt,
+                references=(paths["reference"],),
+                masks=(paths["mask"],),
+                target=paths["target"],
+                subject=example.subject,
+                meta={"scene": dataclasses.asdict(example.meta["scene"])},
+            )
+        )
+    write_manifest(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+def _save(path: Path, image: object) -> None:
+    import torch
+
+    assert isinstance(image, torch.Tensor)
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(path)

@@ -1,0 +1,81 @@
+"""What the held-out judges say of pictures made for ToyBox examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from customized_grpo.data.examples import Example
+from customized_grpo.evaluation import monitors
+from customized_grpo.toybox import assets, judges
+
+GROUPS = {
+    "hat": ("hat", "hat_colour"),
+    "prop": ("prop", "prop_colour", "side"),
+    "floor": ("floor", "floor_colour"),
+    "sky": ("sky",),
+}
+MATCH = 0.75  # share of the named attributes from which on a picture shows a scene
+
+
+class ToyBoxJudges:
+    """Scores pictures with encoders that never took part in training.
+
+    Columns (each [B], fp32):
+        judge/identity: cosine between re-identification embeddings of the picture and of a true picture of
+            the subject in the prompted scene.
+        judge/prompt: share of the attributes named by the prompt that the classifiers find.
+        judge/hat, prop, floor, sky: 1 if the whole group is right (also: nothing there when none is asked).
+        monitor/copy_score: 0 honest, 1 a literal copy of the reference (scene embedding of the classifier).
+        monitor/background_similarity: of picture and reference, 1 where equal, outside the reference's mask.
+        mode/good, copied, drift, other: which kind of sample the picture is nearest to, one of them is 1.
+    """
+
+    def __init__(self) -> None:
+        self.encoder, self.classifier = assets.load_judges()
+        self.identity_threshold = float(assets.card()["judges"]["identity_threshold"])
+
+    @torch.inference_mode()
+    def columns(self, images: torch.Tensor, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Judge images [B, 3, 64, 64] in [0, 1], one per example."""
+        images = images.cpu()
+        references = torch.stack([e.references[0] for e in examples])
+        targets = torch.stack([e.target for e in examples if e.target is not None])
+        identity = (self.encoder(images) * self.encoder(targets)).sum(-1)
+        predicted = {name: logits.argmax(-1) for name, logits in self.classifier(images).items()}
+        hits = judges.attribute_hits(predicted, judges.labels([e.meta["scene"] for e in examples]))
+        reference_hits = judges.attribute_hits(
+            predicted, judges.labels([e.meta["reference_scene"] for e in examples])
+        )
+        prompt, reference_match = hits.nanmean(1), reference_hits.nanmean(1)
+        columns = {"judge/identity": identity, "judge/prompt": prompt}
+        columns |= {f"judge/{group}": _all_right(hits, names) for group, names in GROUPS.items()}
+        columns |= self._modes(identity, prompt, reference_match)
+        columns["monitor/copy_score"] = self._copy_score(images, references, examples)
+        masks = torch.stack([e.masks[0] for e in examples if e.masks is not None])
+        columns["monitor/background_similarity"] = monitors.background_similarity(images, references, masks, masks)
+        return {name: values.float() for name, values in columns.items()}
+
+    def _modes(
+        self, identity: torch.Tensor, prompt: torch.Tensor, reference: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        copied = (reference >= MATCH) & (reference > prompt)
+        prompted = ~copied & (prompt >= MATCH)
+        same = identity >= self.identity_threshold
+        modes = {"good": prompted & same, "copied": copied, "drift": prompted & ~same, "other": ~copied & ~prompted}
+        return {f"mode/{name}": share.float() for name, share in modes.items()}
+
+    def _copy_score(
+        self, images: torch.Tensor, references: torch.Tensor, examples: Sequence[Example]
+    ) -> torch.Tensor:
+        others = torch.stack([e.meta["other_view"] for e in examples])
+        embed = lambda x: F.normalize(F.silu(self.classifier.trunk(x)).flatten(1), dim=-1)  # noqa: E731
+        return monitors.copy_score(embed(images), embed(references), embed(others))
+
+
+def _all_right(hits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """Return 1 where every asked attribute among `names` is hit; hits [B, attributes] with NaN = not asked."""
+    columns = hits[:, [list(judges.CLASSES).index(name) for name in names]]
+    return (columns.nan_to_num(1.0) == 1).all(1).float()
