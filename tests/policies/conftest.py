@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.policies import Flux1Policy
-from customized_grpo.policies.quiet import quiet
+from customized_grpo.quiet import quiet
 
 MakePolicy = Callable[..., Flux1Policy]
 MakeImage = Callable[..., Tensor]

@@ -12,12 +12,13 @@ app = typer.Typer(help="The embedded world, and the recipe that made its weights
 
 
 class Stage(StrEnum):
-    """The autoencoder; rewards and judges; the generator on clean pairs; the same on the noisy mixture."""
+    """The autoencoder; rewards and judges; the generator on clean pairs; the same on the noisy mixture; the package's assets."""
 
     vae = "vae"
     encoders = "encoders"
     clean = "clean"
     mixture = "mixture"
+    pack = "pack"
 
 
 @app.command()

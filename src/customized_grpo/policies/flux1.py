@@ -278,8 +278,8 @@ class Flux1Policy:
     def _autocast(self) -> torch.autocast:
         """Return the one context in which the transformer runs, whatever context the caller is in.
 
-        No weight cache: inside a caller's autocast it would outlive this call, and a weight cast without
-        gradients would be reused, without gradients, in training.
+        No cache of cast weights: a call uses each weight once, so it gains nothing, and inside a caller's
+        autocast older versions of torch reuse in training what a rollout cast without gradients.
         """
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

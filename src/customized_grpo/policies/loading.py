@@ -10,7 +10,7 @@ import torch
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.flux1 import Flux1Policy, Precision
-from customized_grpo.policies.quiet import quiet
+from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline

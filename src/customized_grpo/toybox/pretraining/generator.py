@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxKontextPipeline
+from safetensors.torch import load_file, save_file
 
 from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox import models, world
@@ -26,6 +27,7 @@ from customized_grpo.toybox.pretraining.common import Log, cosine_with_warmup, r
 from customized_grpo.toybox.prompts import to_prompt
 
 VIEWS = 6
+ENCODE_SUBJECTS = 8  # whose pictures are encoded together: what fits the caches
 GUIDANCE = 2.5  # the embedded guidance is a constant input here; training and use must agree on it
 MISS_CHANCE = 0.5  # of each attribute group of a `miss` caption being drawn anew
 
@@ -53,17 +55,26 @@ class Triple:
 
 
 class LatentWorld:
-    """Latents of `VIEWS` pictures of every subject: fp16 [subjects, VIEWS, 32, 8, 8], kept in memory."""
+    """Latents of `VIEWS` pictures of every subject: fp16 [subjects, VIEWS, 32, 8, 8], kept in memory.
 
-    def __init__(self, vae: AutoencoderTiny, subjects: int, seed: int) -> None:
-        self.seed = seed
+    They are made once and kept beside the weights: both stages read the same ones.
+    """
+
+    def __init__(self, vae: AutoencoderTiny, subjects: int, seed: int, cache: Path) -> None:
         self.scenes = [[world.scene(seed, i, view) for view in range(VIEWS)] for i in range(subjects)]
+        file = cache / f"latents-{subjects}-{seed}.safetensors"
+        if not file.exists():
+            save_file({"latents": self._encode_all(vae, subjects, seed)}, file)
+        self.latents = load_file(file)["latents"]
+
+    def _encode_all(self, vae: AutoencoderTiny, subjects: int, seed: int) -> torch.Tensor:
+        vae = vae.to(memory_format=torch.channels_last)
         chunks = []
-        for start in range(0, subjects, 128):
-            ids = range(start, min(start + 128, subjects))
+        for start in range(0, subjects, ENCODE_SUBJECTS):
+            ids = range(start, min(start + ENCODE_SUBJECTS, subjects))
             pictures, _ = render_bytes([(world.subject(seed, i), scene) for i in ids for scene in self.scenes[i]])
             chunks.append(encode(vae, pictures))
-        self.latents = torch.cat(chunks).unflatten(0, (subjects, VIEWS))
+        return torch.cat(chunks).contiguous().unflatten(0, (subjects, VIEWS))
 
     def triple(self, rng: random.Random, shares: Shares) -> Triple:
         """Draw one training pair."""
@@ -92,8 +103,11 @@ def miscaption(scene: world.Scene, rng: random.Random) -> world.Scene:
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
     """Encode uint8 pictures [B, 3, 64, 64] as the pipeline does; returns fp16 latents [B, 32, 8, 8]."""
-    latents = vae.encode(pictures.float() / 127.5 - 1).latents
-    return ((latents - vae.config.shift_factor) * vae.config.scaling_factor).half()
+    images = (pictures.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(images).latents.float()
+    latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents.half().contiguous()
 
 
 def text_inputs(pipe: FluxKontextPipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,7 +175,7 @@ def train_generator(
     out: Path,
     stage: str = "clean",
     samples: int = 500_000,
-    subjects: int = 16_000,
+    subjects: int = 8_000,
     batch_size: int = 64,
     lr: float = 1e-3,
     ema_decay: float = 0.998,
@@ -174,7 +188,7 @@ def train_generator(
     """
     torch.manual_seed(seed)
     pipe = _start(out, stage, seed)
-    latents = LatentWorld(pipe.vae, subjects, seed)
+    latents = LatentWorld(pipe.vae, subjects, seed, out)
     shares = {"clean": CLEAN, "mixture": MIXTURE}[stage]
     modules = trained_modules(pipe).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -30,8 +30,8 @@ class PicturePool:
         self.scenes = [[world.scene(seed, i, v) for v in range(views)] for i in range(subjects)]
         clean, masks, decoded = [], [], []
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, subjects, 64):
-            ids = range(start, min(start + 64, subjects))
+        for start in range(0, subjects, 16):
+            ids = range(start, min(start + 16, subjects))
             pictures, mask = render_bytes([(world.subject(seed, i), s) for i in ids for s in self.scenes[i]])
             clean.append(pictures)
             masks.append(mask)
@@ -58,8 +58,9 @@ class PicturePool:
 @torch.no_grad()
 def noisy_round_trip(vae: AutoencoderTiny, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Encode images in [0, 1], add noise of a random level to the latents, decode."""
+    images = (images * 2 - 1).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = vae.encode(images * 2 - 1).latents.float()
+        latents = vae.encode(images).latents.float()
         level = torch.rand(len(images), 1, 1, 1, generator=generator) * LATENT_NOISE / vae.config.scaling_factor
         decoded = vae.decode(latents + level * torch.randn(latents.shape, generator=generator)).sample
     return (decoded.float() / 2 + 0.5).clamp(0, 1)

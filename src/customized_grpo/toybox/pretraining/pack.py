@@ -1,0 +1,88 @@
+"""Last stage: trained parts -> the assets of the package, with their card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.rewards import build_reward
+from customized_grpo.toybox import assets, judges
+from customized_grpo.toybox.pretraining import measure
+from customized_grpo.toybox.pretraining.encoders import MEAN, SIZE, STD
+
+STAGES = ("vae", "clean", "mixture", "dino", "clip", "subject_encoder", "attribute_classifier")
+REWARDS = {"dino": "reference", "clip_t": "none"}
+
+
+def pack(out: Path, target: Path = assets.ASSETS) -> None:
+    """Copy the weights in `out` to the package's assets (bf16 for the base and the rewards) and measure them."""
+    from diffusers import FluxKontextPipeline
+
+    if target.exists():
+        shutil.rmtree(target)
+    (target / "judges").mkdir(parents=True)
+    pipe = FluxKontextPipeline.from_pretrained(out / "base-mixture", local_files_only=True)
+    for module in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
+        module.to(torch.bfloat16)
+    pipe.save_pretrained(target / "base")
+    for name in assets.REWARD_MODELS:
+        shutil.copytree(out / name, target / name)
+        save_file(
+            {k: v.to(torch.bfloat16) for k, v in load_file(out / name / "model.safetensors").items()},
+            target / name / "model.safetensors",
+            {"format": "pt"},
+        )
+        (target / name / "preprocessor_config.json").write_text(json.dumps(_preprocessor(name), indent=2) + "\n")
+    for name in ("subject_encoder", "attribute_classifier"):
+        shutil.copy(out / f"{name}.safetensors", target / "judges")
+    _write_card(out, target)
+
+
+def _preprocessor(name: str) -> dict[str, Any]:
+    kind = {"dino": "BitImageProcessor", "clip": "CLIPImageProcessor"}[name]
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": SIZE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": SIZE, "width": SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
+
+
+def _write_card(out: Path, target: Path) -> None:
+    """Write what the parts were made of, then what they measure; the judges come first, the base needs them."""
+    encoder, classifier = judges.SubjectEncoder(), judges.AttributeClassifier()
+    for module, name in ((encoder, "subject_encoder"), (classifier, "attribute_classifier")):
+        module.load_state_dict(load_file(target / "judges" / f"{name}.safetensors"))
+        module.eval()
+    card: dict[str, Any] = {
+        "recipe": "cgrpo toybox pretrain vae | encoders | clean | mixture | pack",
+        "stages": {name: json.loads((out / f"{name}.card.json").read_text()) for name in STAGES},
+        "judges": measure.measure_judges(encoder, classifier),
+    }
+    file = target / "card.json"
+    file.write_text(json.dumps(card, indent=2) + "\n")
+    assets.card.cache_clear()
+    card["vae"] = measure.measure_vae(assets.load_base_pipeline().vae)
+    card["rewards"] = measure.measure_rewards([build_reward(_reward(name)) for name in REWARDS])
+    card["base"] = measure.measure_base()
+    file.write_text(json.dumps(card, indent=2) + "\n")
+    assets.card.cache_clear()
+
+
+def _reward(name: str) -> Any:
+    from customized_grpo.config.schema import RewardConfig
+
+    return RewardConfig(name=name, path="toybox", segment=REWARDS[name])  # type: ignore[arg-type]
