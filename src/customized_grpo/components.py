@@ -45,6 +45,11 @@ def build_data(config: Config) -> Data:
         masks = any(_is_segmented(reward) for reward in config.rewards)
         train = load_manifest(data.train, require_masks=masks)
         held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
+        if len({row.subject or row.id for row in held_out}) == 1:
+            raise UserError(
+                f"{data.held_out}: all rows are about one subject, so no interval can be given",
+                "Hold out at least two subjects (eight or more for intervals that deserve trust).",
+            )
         source = ManifestSource(held_out, *size)
         return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
     assert_never(data)
@@ -79,7 +84,9 @@ def build_rewards(config: Config, device: torch.device | str) -> list[Reward]:
     kinds = {reward.kind for reward in rewards}
     for kind in ("prompt", "identity"):
         if kind not in kinds:
-            raise UserError(f"rewards: there is no {kind} reward", f"Add one of kind {kind}, see docs/rewards.md.")
+            raise UserError(
+                f"rewards: there is no {kind} reward", f"Add one of kind {kind}, see docs/rewards.md."
+            )
     return rewards
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from customized_grpo.rollout import Sampler, Trajectory
 
 RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
-"""Largest deviation of a first-pass ratio from 1 that is still round-off (another batch size: 1e-7 in fp32)."""
+"""Largest deviation of a first-pass ratio from 1 that is still round-off (other batches: 1e-7 in fp32)."""
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ class Updater:
         tolerance = RATIO_TOLERANCE[self.precision]
         if not statistics.deviation <= tolerance:
             raise UserError(
-                f"the first pass of an iteration must have ratio 1, but deviates by {statistics.deviation:.2e} "
-                f"(more than {tolerance:.0e}): rollout and training do not compute the same transition",
+                f"an iteration's first pass must have ratio 1, but deviates by {statistics.deviation:.2e} "
+                f"(limit {tolerance:.0e}): rollout and training do not compute the same transition",
                 "Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32.",
             )
 
@@ -256,4 +256,6 @@ class Updater:
     def _average(self) -> None:
         if self.average is not None:
             assert self.train.ema_decay is not None
-            torch._foreach_lerp_(self.average, self.parameters, 1 - self.train.ema_decay)
+            with torch.no_grad():
+                for average, parameter in zip(self.average, self.parameters, strict=True):
+                    average.lerp_(parameter, 1 - self.train.ema_decay)

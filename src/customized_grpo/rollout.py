@@ -7,7 +7,7 @@ L tokens of C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +53,12 @@ class Trajectory:
 
     def conditioning_of(self, rows: slice) -> Conditioning:
         """Return the conditioning of samples `rows`."""
-        prompts = torch.arange(rows.start, rows.stop) // self.group_size
-        return self.conditioning.index(prompts)
+        return of_samples(self.conditioning, rows, self.group_size)
+
+
+def of_samples(conditioning: Conditioning, rows: slice, group_size: int) -> Conditioning:
+    """Return the conditioning of samples `rows`, given that of the prompts; groups are consecutive."""
+    return conditioning.index(torch.arange(rows.start, rows.stop) // group_size)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def build_sampler(policy: Policy, config: RolloutConfig, height: int, width: int
     return Sampler(config.sampler, config.eta, sigmas)
 
 
-def step_plan(config: RolloutConfig, fraction: float, iteration: int, seed: int) -> tuple[set[int], list[int]]:
+def step_plan(
+    config: RolloutConfig, fraction: float, iteration: int, seed: int
+) -> tuple[set[int], list[int]]:
     """Return (steps that draw noise, steps that are trained) of an iteration; the last step is in neither.
 
     All samples of an iteration train the same steps.
@@ -95,7 +101,9 @@ def step_plan(config: RolloutConfig, fraction: float, iteration: int, seed: int)
     window = config.sde_window
     if window is None:
         chance = generator(seed, "steps", iteration)
-        return set(range(config.steps - 1)), samplers.trained_steps(config.steps, fraction=fraction, generator=chance)
+        return set(range(config.steps - 1)), samplers.trained_steps(
+            config.steps, fraction=fraction, generator=chance
+        )
     inside = samplers.sde_window(iteration, config.steps, window.size, window.shift_every, window.start)
     return set(inside), samplers.trained_steps(config.steps, window=inside)
 
@@ -130,10 +138,6 @@ def collect(
         between: Called before every batch; may raise to stop.
     """
     conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
-    whole = Trajectory(
-        conditioning, group_size, plan[1], sampler.sigmas, *(torch.empty(0) for _ in range(2)), None,
-        torch.empty(0), torch.empty(0),
-    )  # fmt: skip
     total = len(examples) * group_size
     parts = []
     for start in range(0, total, config.batch_size):
@@ -141,10 +145,13 @@ def collect(
         rows = slice(start, min(start + config.batch_size, total))
         names = [(examples[row // group_size].id, row % group_size) for row in range(rows.start, rows.stop)]
         noise = _noise_generators(names, seeds, config.shared_noise)
-        parts.append(_draw(policy, sampler, whole.conditioning_of(rows), noise, plan, size))
+        parts.append(_draw(policy, sampler, of_samples(conditioning, rows, group_size), noise, plan, size))
     x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
-    return replace(
-        whole,
+    return Trajectory(
+        conditioning=conditioning,
+        group_size=group_size,
+        steps=plan[1],
+        sigmas=sampler.sigmas,
         x=torch.cat(x, 1),
         x_next=torch.cat(x_next, 1),
         mean=torch.cat(mean, 1) if keep_means else None,

@@ -42,7 +42,9 @@ class RunFolder:
             path.mkdir(parents=True)
             (path / "config.yaml").write_text(dump_config(config))
         except OSError as error:
-            raise UserError(f"cannot write run folder {path}: {error.strerror}", "Choose run.dir elsewhere.") from error
+            raise UserError(
+                f"cannot write run folder {path}: {error.strerror}", "Choose run.dir elsewhere."
+            ) from error
         folder = cls(path)
         folder.write_json("versions.json", versions())
         return folder

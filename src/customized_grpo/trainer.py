@@ -2,8 +2,8 @@
 
 How this GRPO departs from the textbook: advantages are normalised per reward and stay apart until the loss;
 there they are combined by a rule (SARS) with weights of the true denoising step (TDW); the policy is a
-stochastic sampler of a flow model, whose last step is deterministic and never trained; only a LoRA is trained;
-there is no critic, and no KL unless asked for.
+stochastic sampler of a flow model, whose last step is deterministic and never trained; only a LoRA is
+trained; there is no critic, and no KL unless asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def resume(run_dir: Path) -> int:
 class Trainer:
     """One run: its parts, its state, and the loop.
 
-    State that a checkpoint holds: adapter, its average, optimizer, number of finished iterations, rollouts and
-    seconds so far, skipped updates in a row, and what the alarms remember. Everything else is a function of
-    the recipe, for all random numbers come from (seed, iteration, prompt, sample).
+    State that a checkpoint holds: adapter, its average, optimizer, number of finished iterations, rollouts
+    and seconds so far, skipped updates in a row, and what the alarms remember. Everything else is a function
+    of the recipe, for all random numbers come from (seed, iteration, prompt, sample).
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class Trainer:
         """Train to the end or to a signal; always leaves a report."""
         config, path = self.config, self.folder.path
         with ExitStack() as stack:
-            trackers = stack.enter_context(_closing(Trackers(config.trackers, path, config.model_dump(mode="json"))))
+            trackers = stack.enter_context(
+                closing(Trackers(config.trackers, path, config.model_dump(mode="json")))
+            )
             self.metrics = stack.enter_context(
                 MetricsWriter.open(path / "metrics.jsonl", upto_iteration=self.iteration, trackers=trackers)
             )
@@ -148,10 +151,13 @@ class Trainer:
         while self.iteration < self.config.train.iterations:
             clock = Clock()
             examples = self.next_examples()
-            trajectory = clock.time("rollout", lambda e=examples: self.collect(e))  # type: ignore[misc]
-            scores = clock.time("reward", lambda e=examples, t=trajectory: self.score(e, t))  # type: ignore[misc]
+            with clock.phase("rollout"):
+                trajectory = self.collect(examples)
+            with clock.phase("reward"):
+                scores = self.score(examples, trajectory)
             signal = self.signal(scores)
-            report = clock.time("update", lambda t=trajectory, s=signal: self.update(t, s))  # type: ignore[misc]
+            with clock.phase("update"):
+                report = self.update(trajectory, signal)
             self.iteration += 1
             self.rollouts += len(trajectory)
             self.record(signal, report, trajectory, clock)
@@ -332,7 +338,8 @@ class Trainer:
         """Copy the moving average into the adapter."""
         assert self.updater.average is not None
         with torch.no_grad():
-            torch._foreach_copy_(self.updater.parameters, self.updater.average)
+            for parameter, average in zip(self.updater.parameters, self.updater.average, strict=True):
+                parameter.copy_(average)
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
@@ -405,12 +412,15 @@ class Trainer:
         changed = [
             f"{path}: {old} in the checkpoint, {new} now"
             for path, old, new in diff_configs(saved, self.config)
-            if path not in {"run.dir", "run.overwrite", "train.iterations"} and not path.startswith("trackers")
+            if path not in {"run.dir", "run.overwrite", "train.iterations"}
+            and not path.startswith("trackers")
         ]
         if state["rewards"] != [reward.fingerprint() for reward in self.rewards]:
             changed.append("rewards: their weights or preprocessing are not those of the checkpoint")
         if changed:
-            raise UserError("cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE.capitalize() + ".")
+            raise UserError(
+                "cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE.capitalize() + "."
+            )
 
     def restore_history(self) -> None:
         """Rebuild what the alarms remember from the saved evaluations."""
@@ -450,20 +460,14 @@ class Clock:
         self.start = time.monotonic()
         self.phases: dict[str, float] = {}
 
-    def time(self, phase: str, work: Any) -> Any:
-        """Run `work()` and count its time."""
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block as a phase."""
         before = time.monotonic()
-        result = work()
-        self.phases[phase] = time.monotonic() - before
-        return result
+        yield
+        self.phases[name] = time.monotonic() - before
 
     def metrics(self) -> dict[str, float]:
         """Return seconds by phase, and of the whole iteration."""
         phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
         return {**phases, "time/iteration_s": time.monotonic() - self.start}
-
-
-def _closing(trackers: Trackers) -> Any:
-    from contextlib import closing
-
-    return closing(trackers)

@@ -24,7 +24,7 @@ def evaluate(
     """
     check_run(run)
 
-    from customized_grpo.evaluation import run as evaluation
+    from customized_grpo.evaluation.run import evaluate as judge
 
-    result = evaluation.evaluate(run, samples_per_prompt=samples_per_prompt, seed=seed)
+    result = judge(run, samples_per_prompt=samples_per_prompt, seed=seed)
     print(results_table(result["base"], result["tuned"], result["difference"]))

@@ -34,9 +34,7 @@ def generate(
     if masks and len(masks) != len(reference):
         raise UserError(f"{len(masks)} --mask for {len(reference)} --reference; give one for each")
 
-    from customized_grpo import generation
+    from customized_grpo.generation import generate as draw
 
-    for path in generation.generate(
-        run, prompt=prompt, references=reference, masks=masks, out=out, count=count, seed=seed
-    ):
+    for path in draw(run, prompt=prompt, references=reference, masks=masks, out=out, count=count, seed=seed):
         print(path)

@@ -14,6 +14,6 @@ def resume(run: Run) -> None:
     """
     check_run(run)
 
-    from customized_grpo import trainer
+    from customized_grpo.trainer import resume as continue_run
 
-    raise typer.Exit(trainer.resume(run))
+    raise typer.Exit(continue_run(run))

@@ -12,7 +12,7 @@ app = typer.Typer(help="The embedded world, and the recipe that made its weights
 
 
 class Stage(StrEnum):
-    """The autoencoder; rewards and judges; the generator on clean pairs; the same on the noisy mixture; the package's assets."""
+    """Autoencoder; rewards and judges; generator on clean pairs; on the noisy mixture; the assets."""
 
     vae = "vae"
     encoders = "encoders"

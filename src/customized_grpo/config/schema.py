@@ -127,7 +127,7 @@ class ToyboxData(Section):
     """Number of subjects to train on."""
     seed: Seed = 0
     """Seed of the world: the same seed gives the same subjects and prompts, whatever the run's seed is."""
-    held_out_subjects: Count = 24
+    held_out_subjects: Annotated[int, Field(ge=2)] = 24
     """Number of subjects used for evaluation only."""
     held_out_prompts_per_subject: Count = 2
     """Number of prompts each held-out subject is evaluated with."""

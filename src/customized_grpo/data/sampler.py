@@ -1,4 +1,4 @@
-"""Which prompts an iteration trains on: a pure function of the seed and the iteration, so nothing is saved."""
+"""Which prompts an iteration trains on: a pure function of seed and iteration, so nothing is saved."""
 
 from __future__ import annotations
 

@@ -163,7 +163,10 @@ def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
 
 def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, dict[str, float]]]:
     """Return base, tuned and paired difference of every metric with 95 % intervals clustered by subject."""
-    bounds = lambda i: {"mean": i.mean, "low": i.low, "high": i.high}  # noqa: E731
+
+    def bounds(interval: Interval) -> dict[str, float]:
+        return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
     measured = [m for m in tuned.columns if not any(math.isnan(_mean(s.columns[m])) for s in (base, tuned))]
     return {
         "base": {m: bounds(base.interval(m)) for m in measured},
@@ -192,7 +195,10 @@ def monitor_record(
     judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
     shifts = {}
     for name in now.columns:
-        if name.startswith("monitor/") and name not in ("monitor/copy_score", "monitor/background_similarity"):
+        if name.startswith("monitor/") and name not in (
+            "monitor/copy_score",
+            "monitor/background_similarity",
+        ):
             before = torch.tensor(base.columns[name])
             moved = torch.tensor(now.columns[name]).mean() - before.mean()
             shifts[name.removeprefix("monitor/")] = float(moved.abs() / before.std().clamp_min(1e-6))

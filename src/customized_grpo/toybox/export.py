@@ -28,7 +28,9 @@ def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
     for index in range(len(source)):
         example = source[index]
         assert example.masks is not None and example.target is not None
-        paths = {part: folder / "images" / f"{example.id}-{part}.png" for part in ("reference", "mask", "target")}
+        paths = {
+            part: folder / "images" / f"{example.id}-{part}.png" for part in ("reference", "mask", "target")
+        }
         _save(paths["reference"], example.references[0])
         _save(paths["mask"], example.masks[0])
         _save(paths["target"], example.target)

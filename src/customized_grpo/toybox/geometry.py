@@ -34,7 +34,7 @@ BACKDROP_COLUMNS = 11
 
 @dataclass(frozen=True)
 class Primitive:
-    """One body of a scene; `half` holds its half extents (a cone's height is `half[1]`, standing on `centre`)."""
+    """One body of a scene, of half extents `half`; a cone of height `half[1]` stands on `centre`."""
 
     shape: int
     centre: Vector
@@ -88,7 +88,12 @@ def primitives(subject: Subject, scene: Scene) -> list[Primitive]:
     toy.add(_SHAPES[subject.body], (0, body_y, 0), subject.body_size, subject.main_colour, pattern=pattern)
     toy.add(_SHAPES[subject.head], (0, head_y, head_z), (size, size, size), subject.main_colour)
     for side in (-1, 1):
-        toy.add(ELLIPSOID, (side * size * 0.42, head_y + size * 0.2, head_z + size * 0.9), (0.07, 0.07, 0.05), BLACK)
+        toy.add(
+            ELLIPSOID,
+            (side * size * 0.42, head_y + size * 0.2, head_z + size * 0.9),
+            (0.07, 0.07, 0.05),
+            BLACK,
+        )
         _add_ear(toy, subject, side, head_y, head_z)
         for end in (-1, 1):
             leg = (0.1, subject.leg * 0.5 + 0.1, 0.1)
@@ -106,7 +111,12 @@ def primitives(subject: Subject, scene: Scene) -> list[Primitive]:
 def _add_ear(toy: _Toy, subject: Subject, side: int, head_y: float, head_z: float) -> None:
     size, ear, colour = subject.head_size, subject.ear_size, subject.limb_colour
     if subject.ears == "tall":
-        toy.add(ELLIPSOID, (side * size * 0.7, head_y + size * 0.95, head_z), (ear * 0.6, ear * 1.6, ear * 0.5), colour)
+        toy.add(
+            ELLIPSOID,
+            (side * size * 0.7, head_y + size * 0.95, head_z),
+            (ear * 0.6, ear * 1.6, ear * 0.5),
+            colour,
+        )
     elif subject.ears == "pointed":
         toy.add(CONE, (side * size * 0.65, head_y + size * 0.8, head_z), (ear, ear * 1.6, ear), colour)
     elif subject.ears == "side":
@@ -145,7 +155,7 @@ def tables(
     """Return what the ray caster reads.
 
     Returns:
-        primitive rows [B, MAX_PRIMITIVES, COLUMNS], number of primitives [B], backdrops [B, BACKDROP_COLUMNS].
+        primitive rows [B, MAX_PRIMITIVES, COLUMNS], their number [B], backdrops [B, BACKDROP_COLUMNS].
     """
     rows = np.zeros((len(pairs), MAX_PRIMITIVES, COLUMNS), np.float32)
     counts = np.zeros(len(pairs), np.int64)

@@ -55,7 +55,9 @@ class ToyBoxJudges:
         columns |= self._modes(identity, prompt, reference_match)
         columns["monitor/copy_score"] = self._copy_score(images, references, examples)
         masks = torch.stack([e.masks[0] for e in examples if e.masks is not None])
-        columns["monitor/background_similarity"] = monitors.background_similarity(images, references, masks, masks)
+        columns["monitor/background_similarity"] = monitors.background_similarity(
+            images, references, masks, masks
+        )
         return {name: values.float() for name, values in columns.items()}
 
     def _modes(
@@ -64,7 +66,12 @@ class ToyBoxJudges:
         copied = (reference >= MATCH) & (reference > prompt)
         prompted = ~copied & (prompt >= MATCH)
         same = identity >= self.identity_threshold
-        modes = {"good": prompted & same, "copied": copied, "drift": prompted & ~same, "other": ~copied & ~prompted}
+        modes = {
+            "good": prompted & same,
+            "copied": copied,
+            "drift": prompted & ~same,
+            "other": ~copied & ~prompted,
+        }
         return {f"mode/{name}": share.float() for name, share in modes.items()}
 
     def _copy_score(
@@ -76,6 +83,6 @@ class ToyBoxJudges:
 
 
 def _all_right(hits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Return 1 where every asked attribute among `names` is hit; hits [B, attributes] with NaN = not asked."""
+    """Return 1 where every asked attribute of `names` is hit; hits [B, attributes], NaN = not asked."""
     columns = hits[:, [list(judges.CLASSES).index(name) for name in names]]
     return (columns.nan_to_num(1.0) == 1).all(1).float()

@@ -11,7 +11,13 @@ NEEDS = {
     "encoders": ("vae",),
     "clean": ("vae",),
     "mixture": ("base-clean",),
-    "pack": ("base-mixture", "dino", "clip", "subject_encoder.safetensors", "attribute_classifier.safetensors"),
+    "pack": (
+        "base-mixture",
+        "dino",
+        "clip",
+        "subject_encoder.safetensors",
+        "attribute_classifier.safetensors",
+    ),
 }
 
 

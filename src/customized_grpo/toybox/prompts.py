@@ -10,7 +10,7 @@ import itertools
 import random
 import re
 
-from customized_grpo.toybox.world import COLOURS, FLOORS, HATS, PROPS, SIDES, SKIES, Scene
+from customized_grpo.toybox.world import COLOURS, FLOORS, HATS, PROPS, SIDES, Scene
 
 OPENINGS = ("a toy", "this toy", "our toy")
 HAT_WORDS = ("wearing a", "in a")

@@ -110,7 +110,9 @@ def _surface(row, px, py, pz):  # type: ignore[no-untyped-def]
     if row[_PATTERN] == 1.0:
         second = math.sin(pz * frequency) > 0.1
     elif row[_PATTERN] == 2.0:
-        second = abs(math.sin(px * frequency) * math.sin(py * frequency) * math.sin(pz * frequency + 0.7)) > 0.35
+        second = (
+            abs(math.sin(px * frequency) * math.sin(py * frequency) * math.sin(pz * frequency + 0.7)) > 0.35
+        )
     c = _SECOND if second else _COLOUR
     nx, ny, nz = px / row[_HALF], py / row[_HALF + 1], pz / row[_HALF + 2]
     if row[0] == _BOX:
@@ -177,7 +179,10 @@ def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
 def _draw(rows, counts, backdrops, size, samples, images, masks):  # type: ignore[no-untyped-def]
     forward = (LOOK_AT[0] - EYE[0], LOOK_AT[1] - EYE[1], LOOK_AT[2] - EYE[2])
     norm = math.sqrt(forward[0] ** 2 + forward[1] ** 2 + forward[2] ** 2)
-    fy, fz = forward[1] / norm, forward[2] / norm  # the camera looks along -z: right is +x, up is (0, -fz, fy)
+    fy, fz = (
+        forward[1] / norm,
+        forward[2] / norm,
+    )  # the camera looks along -z: right is +x, up is (0, -fz, fy)
     fine = size * samples
     share = 1.0 / (samples * samples)
     for i in range(rows.shape[0]):

@@ -40,13 +40,15 @@ class ToyBoxSource:
     def __getitem__(self, index: int) -> Example:
         """Render row `index`.
 
-        `meta` holds the prompted scene, the reference's scene, and `other_view`: the subject in a third scene,
-        which an honest picture resembles as much as it resembles the reference.
+        `meta` holds the prompted scene, the reference's scene, and `other_view`: the subject in a third
+        scene, which an honest picture resembles as much as it resembles the reference.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
         toy, (reference, prompted, other) = self.toy(index), self.scenes(index)
-        images, masks = (torch.from_numpy(a) for a in render([(toy, s) for s in (reference, prompted, other)]))
+        images, masks = (
+            torch.from_numpy(a) for a in render([(toy, s) for s in (reference, prompted, other)])
+        )
         words = int(torch.randint(2**31, (1,), generator=generator(self.seed, "words", index)))
         return Example(
             id=f"{self.split}-{index:05d}",

@@ -20,15 +20,15 @@ RENDER_CHUNK = 512
 def render_bytes(pairs: list[tuple[world.Subject, world.Scene]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw pictures; returns uint8 pictures [B, 3, 64, 64] and subject masks [B, 1, 64, 64]."""
     chunks = [render(pairs[i : i + RENDER_CHUNK]) for i in range(0, len(pairs), RENDER_CHUNK)]
-    pictures, masks = (torch.cat([to_bytes(torch.from_numpy(part)) for part in parts]) for parts in zip(*chunks, strict=True))
+    pictures, masks = (
+        torch.cat([to_bytes(torch.from_numpy(part)) for part in parts]) for parts in zip(*chunks, strict=True)
+    )
     return pictures, masks
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
     """Round images in [0, 1] to uint8."""
     return images.clamp(0, 1).mul(255).round().byte()
-
-
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
@@ -57,7 +57,10 @@ class Log:
             self.last = {key: value / count for key, value in self.sums.items()}
             self.sums = {}
             text = "  ".join(f"{key} {value:.4g}" for key, value in self.last.items())
-            print(f"[{self.stage}] {step + 1}/{total}  {time.monotonic() - self.start:.0f} s  {text}", flush=True)
+            print(
+                f"[{self.stage}] {step + 1}/{total}  {time.monotonic() - self.start:.0f} s  {text}",
+                flush=True,
+            )
 
     def finish(self, **facts: float | int | str) -> None:
         """Write the stage's facts beside its weights."""

@@ -97,7 +97,9 @@ def _normalised(images: torch.Tensor) -> torch.Tensor:
     return images * 2 - 1  # MEAN = STD = 0.5
 
 
-def train_dino(pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 301) -> Dinov2Model:
+def train_dino(
+    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 301
+) -> Dinov2Model:
     """Train the identity reward: two crops of one picture agree, either of them perhaps segmented.
 
     Self-supervised on single pictures, so that it leaks pose and background as DINO does; segmenting one crop
@@ -126,7 +128,9 @@ def train_dino(pool: PicturePool, out: Path, samples: int, batch_size: int = 96,
     return model
 
 
-def train_clip(pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 302) -> CLIPModel:
+def train_clip(
+    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 302
+) -> CLIPModel:
     """Train the prompt reward: pictures and captions agree, against other and slightly wrong captions."""
     torch.manual_seed(seed)
     model, tokenizer = build_clip(), clip_tokenizer()
@@ -195,7 +199,9 @@ def train_attribute_classifier(
         subjects = torch.randint(len(pool), (batch_size,), generator=generator)
         views = torch.randint(VIEWS, (batch_size,), generator=generator)
         images, _ = pool.pick(subjects, views, generator)
-        wanted = judges.labels([pool.scenes[s][v] for s, v in zip(subjects.tolist(), views.tolist(), strict=True)])
+        wanted = judges.labels(
+            [pool.scenes[s][v] for s, v in zip(subjects.tolist(), views.tolist(), strict=True)]
+        )
         losses = [F.cross_entropy(x, wanted[n], ignore_index=judges.IGNORE) for n, x in model(images).items()]
         return torch.stack(losses).sum()
 

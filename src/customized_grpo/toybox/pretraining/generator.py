@@ -72,7 +72,9 @@ class LatentWorld:
         chunks = []
         for start in range(0, subjects, ENCODE_SUBJECTS):
             ids = range(start, min(start + ENCODE_SUBJECTS, subjects))
-            pictures, _ = render_bytes([(world.subject(seed, i), scene) for i in ids for scene in self.scenes[i]])
+            pictures, _ = render_bytes(
+                [(world.subject(seed, i), scene) for i in ids for scene in self.scenes[i]]
+            )
             chunks.append(encode(vae, pictures))
         return torch.cat(chunks).contiguous().unflatten(0, (subjects, VIEWS))
 

@@ -28,7 +28,7 @@ def area_under_curve(positive: torch.Tensor, negative: torch.Tensor) -> float:
 
 
 def true_views() -> tuple[torch.Tensor, torch.Tensor, list[list[world.Scene]]]:
-    """Return two pictures of each of SUBJECTS toys in different scenes: [SUBJECTS, 2, 3, 64, 64], masks, scenes."""
+    """Return pictures [SUBJECTS, 2, 3, 64, 64], masks and scenes: each toy in two scenes."""
     scenes = [[world.scene(SEED, i, view) for view in range(2)] for i in range(SUBJECTS)]
     pictures, masks = render_bytes([(world.subject(SEED, i), s) for i in range(SUBJECTS) for s in scenes[i]])
     shape = (SUBJECTS, 2)
@@ -50,7 +50,9 @@ def measure_vae(vae: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_judges(encoder: judges.SubjectEncoder, classifier: judges.AttributeClassifier) -> dict[str, float]:
+def measure_judges(
+    encoder: judges.SubjectEncoder, classifier: judges.AttributeClassifier
+) -> dict[str, float]:
     """Return accuracy and AUC of the judges on true pictures, and the threshold between same and other."""
     pictures, _, scenes = true_views()
     first, second = encoder(pictures[:, 0]), encoder(pictures[:, 1])
@@ -58,7 +60,9 @@ def measure_judges(encoder: judges.SubjectEncoder, classifier: judges.AttributeC
     predicted = {name: logits.argmax(-1) for name, logits in classifier(pictures[:, 0]).items()}
     hits = judges.attribute_hits(predicted, judges.labels([pair[0] for pair in scenes]))
     levels = torch.cat([same, other]).sort().values
-    errors = torch.stack([(same < level).float().mean() + (other >= level).float().mean() for level in levels])
+    errors = torch.stack(
+        [(same < level).float().mean() + (other >= level).float().mean() for level in levels]
+    )
     return {
         "identity_auc": round(area_under_curve(same, other), 4),
         "identity_same": round(float(same.mean()), 4),
@@ -76,7 +80,7 @@ def measure_rewards(rewards: list[Reward]) -> dict[str, float]:
     examples = [source[i] for i in range(SUBJECTS)]
     targets = torch.stack([e.target for e in examples if e.target is not None])
     copies = torch.stack([e.references[0] for e in examples])
-    measured = {}
+    measured: dict[str, float] = {}
     for reward in rewards:
         honest, wrong, copied = (
             reward.score(scoring_batch(images, examples)) for images in (targets, targets.roll(1, 0), copies)
@@ -107,4 +111,3 @@ def measure_base(prompts: int = 192) -> dict[str, float]:
         size=(64, 64),
     )
     return {name: round(value, 4) for name, value in scores.metrics().items()}
-

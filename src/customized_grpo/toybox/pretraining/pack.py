@@ -20,7 +20,7 @@ REWARDS = {"dino": "reference", "clip_t": "none"}
 
 
 def pack(out: Path, target: Path = assets.ASSETS) -> None:
-    """Copy the weights in `out` to the package's assets (bf16 for the base and the rewards) and measure them."""
+    """Copy the weights in `out` to the package's assets (base and rewards as bf16) and measure them."""
     from diffusers import FluxKontextPipeline
 
     if target.exists():
@@ -37,7 +37,9 @@ def pack(out: Path, target: Path = assets.ASSETS) -> None:
             target / name / "model.safetensors",
             {"format": "pt"},
         )
-        (target / name / "preprocessor_config.json").write_text(json.dumps(_preprocessor(name), indent=2) + "\n")
+        (target / name / "preprocessor_config.json").write_text(
+            json.dumps(_preprocessor(name), indent=2) + "\n"
+        )
     for name in ("subject_encoder", "attribute_classifier"):
         shutil.copy(out / f"{name}.safetensors", target / "judges")
     _write_card(out, target)
@@ -62,7 +64,7 @@ def _preprocessor(name: str) -> dict[str, Any]:
 
 
 def _write_card(out: Path, target: Path) -> None:
-    """Write what the parts were made of, then what they measure; the judges come first, the base needs them."""
+    """Write how the parts were made, then what they measure; judges first, for the base needs them."""
     encoder, classifier = judges.SubjectEncoder(), judges.AttributeClassifier()
     for module, name in ((encoder, "subject_encoder"), (classifier, "attribute_classifier")):
         module.load_state_dict(load_file(target / "judges" / f"{name}.safetensors"))

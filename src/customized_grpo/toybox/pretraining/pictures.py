@@ -61,7 +61,9 @@ def noisy_round_trip(vae: AutoencoderTiny, images: torch.Tensor, generator: torc
     images = (images * 2 - 1).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(images).latents.float()
-        level = torch.rand(len(images), 1, 1, 1, generator=generator) * LATENT_NOISE / vae.config.scaling_factor
+        level = (
+            torch.rand(len(images), 1, 1, 1, generator=generator) * LATENT_NOISE / vae.config.scaling_factor
+        )
         decoded = vae.decode(latents + level * torch.randn(latents.shape, generator=generator)).sample
     return (decoded.float() / 2 + 0.5).clamp(0, 1)
 

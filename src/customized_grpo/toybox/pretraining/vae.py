@@ -13,7 +13,9 @@ from customized_grpo.toybox.pretraining.common import Log, batches, cosine_with_
 
 PICTURES = 24_000
 CROP = 40  # pixels; the network is convolutional, so crops near the toy train it at 40 % of the cost
-SUBJECT_WEIGHT = 3.0  # extra weight of a pixel of the toy: it is a fifth of the picture and all of the identity
+SUBJECT_WEIGHT = (
+    3.0  # extra weight of a pixel of the toy: it is a fifth of the picture and all of the identity
+)
 EDGE_WEIGHT = 0.5
 LATENT_NOISE = 0.05  # keeps the decoder smooth around what the generator makes
 LATENT_WEIGHT = 1e-3  # of the latents' mean square: the decoder clamps beyond +-3
@@ -46,7 +48,9 @@ def set_latent_scale(vae: AutoencoderTiny, images: torch.Tensor) -> None:
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
-def train_vae(out: Path, samples: int = 240_000, batch_size: int = 32, lr: float = 1e-3, seed: int = 101) -> None:
+def train_vae(
+    out: Path, samples: int = 240_000, batch_size: int = 32, lr: float = 1e-3, seed: int = 101
+) -> None:
     """Train the autoencoder on `samples` crops and save it to `out/vae`."""
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
