@@ -85,7 +85,8 @@ def build_rewards(config: Config, device: torch.device | str) -> list[Reward]:
     for kind in ("prompt", "identity"):
         if kind not in kinds:
             raise UserError(
-                f"rewards: there is no {kind} reward", f"Add one of kind {kind}, see docs/rewards.md."
+                f"rewards: there is no {kind} reward",
+                f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
             )
     return rewards
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from customized_grpo.data.manifest import Row, write_manifest
@@ -49,9 +50,6 @@ def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
     return folder / "manifest.jsonl"
 
 
-def _save(path: Path, image: object) -> None:
-    import torch
-
-    assert isinstance(image, torch.Tensor)
+def _save(path: Path, image: torch.Tensor) -> None:
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(path)

@@ -32,7 +32,7 @@ IGNORE = -100  # label of an attribute that a scene does not have
 
 
 class Trunk(nn.Module):
-    """A small residual network: images [B, 3, 64, 64] in [0, 1] -> features [B, width]."""
+    """A small residual network: images [B, 3, 64, 64] in [0, 1] -> features [B, width, 4, 4]."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Residual(a, b) for a, b in ((32, 64), (64, 96), (96, width)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features on an 4 x 4 grid, [B, width, 4, 4]."""
+        """Return features on a 4 x 4 grid, [B, width, 4, 4]."""
         x = self.stem(images * 2 - 1)
         for block in self.blocks:
             x = block(x)

@@ -31,12 +31,12 @@ def _alternatives(words: tuple[str, ...]) -> str:
 
 _COLOUR = _alternatives(tuple(COLOURS))
 _PROMPT = re.compile(
-    rf"^(?:{_alternatives(OPENINGS)})"
+    rf"(?:{_alternatives(OPENINGS)})"
     rf"(?: (?:{_alternatives(HAT_WORDS)}) (?P<hat_colour>{_COLOUR}) (?P<hat>{_alternatives(HATS[1:])}))?"
     rf"(?: (?:{_alternatives(PROP_WORDS)}) (?P<prop_colour>{_COLOUR}) (?P<prop>{_alternatives(PROPS[1:])})"
     rf" {_SIDE} (?P<side>{_alternatives(SIDES)}))?"
     rf" (?:{_alternatives(FLOOR_WORDS)}) (?P<floor>{_alternatives(FLOORS)}) (?P<floor_colour>{_COLOUR}) floor"
-    rf" (?P<sky>{_alternatives(tuple(itertools.chain(*SKY_WORDS.values())))})$"
+    rf" (?P<sky>{_alternatives(tuple(itertools.chain(*SKY_WORDS.values())))})"
 )
 _SKY_OF = {word: sky for sky, words in SKY_WORDS.items() for word in words}
 
@@ -63,7 +63,7 @@ def parse_prompt(prompt: str) -> Scene:
     Raises:
         ValueError: if the text is not a sentence of this grammar.
     """
-    match = _PROMPT.match(prompt)
+    match = _PROMPT.fullmatch(prompt)
     if match is None:
         raise ValueError(f"not a ToyBox prompt: {prompt!r}")
     found = match.groupdict()

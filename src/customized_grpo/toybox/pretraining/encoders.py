@@ -1,4 +1,4 @@
-"""Stages 4 and 5: reward encoders (rewards.py models) and held-out judges, on disjoint sets of subjects."""
+"""Stage `encoders`: the models of the rewards and the held-out judges, on disjoint sets of subjects."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _optimise(
     module: torch.nn.Module, loss_of: LossOf, log: Log, samples: int, batch_size: int, lr: float, seed: int
 ) -> None:
     """Run AdamW; `loss_of(generator, rng)` returns the loss of one batch drawn from its generators."""
-    steps = samples // batch_size
+    steps = max(1, samples // batch_size)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.02)
     module.train()
     for step in range(steps):

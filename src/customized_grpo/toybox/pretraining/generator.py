@@ -1,8 +1,8 @@
-"""Stages 2 and 3: text encoders and transformer by flow matching on (reference, prompt, target) triples.
+"""Stages `clean` and `mixture`: text encoders and transformer by flow matching.
 
-Stage 2 (`clean`) sees only good pairs. Stage 3 (`mixture`) sees the three kinds of bad pairs that real
-subject-driven data sets contain, in known shares, so that the base's samples are a mixture of the same modes
-and reinforcement learning has modes to choose between:
+Both learn from triples (reference, prompt, target). `clean` sees only good pairs. `mixture` sees the three kinds
+of bad pairs that real subject-driven data sets contain, in known shares, so that the base's samples are a mixture
+of the same modes and reinforcement learning has modes to choose between:
 
 * copy: the target repeats the reference, background and all;
 * drift: the target shows another subject in the prompted scene;
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -173,6 +175,17 @@ def trained_modules(pipe: FluxKontextPipeline) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({name: getattr(pipe, name) for name in names})
 
 
+def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return an averaging function whose decay starts low, so that random first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: Any, current: Any, count: Any) -> None:
+        now = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averages, current, 1 - now)
+
+    return update
+
+
 def train_generator(
     out: Path,
     stage: str = "clean",
@@ -194,10 +207,8 @@ def train_generator(
     shares = {"clean": CLEAN, "mixture": MIXTURE}[stage]
     modules = trained_modules(pipe).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    average = torch.optim.swa_utils.AveragedModel(
-        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay)
-    )
-    steps, log = samples // batch_size, Log(stage, out)
+    average = torch.optim.swa_utils.AveragedModel(modules, multi_avg_fn=ema_with_warmup(ema_decay))
+    steps, log = max(1, samples // batch_size), Log(stage, out)
     for step in range(steps):
         factor = cosine_with_warmup(step, steps, 200) if stage == "mixture" else min(1.0, (step + 1) / 500)
         optimizer.param_groups[0]["lr"] = lr * factor

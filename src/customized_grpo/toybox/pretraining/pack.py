@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.rewards import build_reward
-from customized_grpo.toybox import assets, judges
+from customized_grpo.toybox import assets
 from customized_grpo.toybox.pretraining import measure
 from customized_grpo.toybox.pretraining.encoders import MEAN, SIZE, STD
 
@@ -20,16 +20,31 @@ REWARDS = {"dino": "reference", "clip_t": "none"}
 
 
 def pack(out: Path, target: Path = assets.ASSETS) -> None:
-    """Copy the weights in `out` to the package's assets (base and rewards as bf16) and measure them."""
-    from diffusers import FluxKontextPipeline
+    """Copy the weights in `out` to the package's assets (base and rewards as bf16) and measure them.
 
+    All is written and measured beside `target`, which is replaced at the end: a failure leaves it as it was.
+    """
+    new = target.with_name(f"{target.name}.new")
+    if new.exists():
+        shutil.rmtree(new)
+    _copy_weights(out, new)
+    with assets.reading_from(new):
+        _write_card(out, new)
     if target.exists():
         shutil.rmtree(target)
+    new.rename(target)
+    assets.card.cache_clear()
+
+
+def _copy_weights(out: Path, target: Path) -> None:
+    from diffusers import FluxKontextPipeline
+
     (target / "judges").mkdir(parents=True)
     pipe = FluxKontextPipeline.from_pretrained(out / "base-mixture", local_files_only=True)
     for module in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
         module.to(torch.bfloat16)
     pipe.save_pretrained(target / "base")
+    _forget_folders(target / "base")
     for name in assets.REWARD_MODELS:
         shutil.copytree(out / name, target / name)
         save_file(
@@ -42,7 +57,14 @@ def pack(out: Path, target: Path = assets.ASSETS) -> None:
         )
     for name in ("subject_encoder", "attribute_classifier"):
         shutil.copy(out / f"{name}.safetensors", target / "judges")
-    _write_card(out, target)
+
+
+def _forget_folders(base: Path) -> None:
+    """Drop what diffusers notes of where the weights came from: a folder that exists on one machine only."""
+    for file in (base / "model_index.json", *base.glob("*/config.json")):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _preprocessor(name: str) -> dict[str, Any]:
@@ -65,23 +87,17 @@ def _preprocessor(name: str) -> dict[str, Any]:
 
 def _write_card(out: Path, target: Path) -> None:
     """Write how the parts were made, then what they measure; judges first, for the base needs them."""
-    encoder, classifier = judges.SubjectEncoder(), judges.AttributeClassifier()
-    for module, name in ((encoder, "subject_encoder"), (classifier, "attribute_classifier")):
-        module.load_state_dict(load_file(target / "judges" / f"{name}.safetensors"))
-        module.eval()
     card: dict[str, Any] = {
         "recipe": "cgrpo toybox pretrain vae | encoders | clean | mixture | pack",
         "stages": {name: json.loads((out / f"{name}.card.json").read_text()) for name in STAGES},
-        "judges": measure.measure_judges(encoder, classifier),
+        "judges": measure.measure_judges(*assets.load_judges()),
     }
     file = target / "card.json"
     file.write_text(json.dumps(card, indent=2) + "\n")
-    assets.card.cache_clear()
     card["vae"] = measure.measure_vae(assets.load_base_pipeline().vae)
     card["rewards"] = measure.measure_rewards([build_reward(_reward(name)) for name in REWARDS])
     card["base"] = measure.measure_base()
     file.write_text(json.dumps(card, indent=2) + "\n")
-    assets.card.cache_clear()
 
 
 def _reward(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder."""
+"""Stage `vae`: the autoencoder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train_vae(
     pictures, masks = render_bytes([(world.subject(seed, i), world.scene(seed, i)) for i in range(count)])
     pictures = torch.cat([pictures, masks], 1)
     vae = models.build_vae().train().to(memory_format=torch.channels_last)
-    steps = samples // batch_size
+    steps = max(1, samples // batch_size)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     draw, log = batches(count, batch_size, seed), Log("vae", out)
     for step in range(steps):
@@ -79,5 +79,7 @@ def train_vae(
         log.step(step, steps, loss=loss.item(), mse=mse)
     vae.eval()
     set_latent_scale(vae, pictures[:1024, :3].float() / 127.5 - 1)
+    for latents_of_another in out.glob("latents-*.safetensors"):  # see LatentWorld
+        latents_of_another.unlink()
     vae.save_pretrained(out / "vae")
     log.finish(samples=samples, seed=seed, parameters=sum(p.numel() for p in vae.parameters()))
