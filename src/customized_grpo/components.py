@@ -11,14 +11,15 @@ from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.held_out import Judges
+from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
 from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.loading import load_policy, pick_device
+from customized_grpo.quiet import quiet
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward
 
 if TYPE_CHECKING:
-    import torch
+    from customized_grpo.data.manifest import Row
 
 NEEDS_MASKS = {"reference", "both"}
 
@@ -50,9 +51,25 @@ def build_data(config: Config) -> Data:
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
                 "Hold out at least two subjects (eight or more for intervals that deserve trust).",
             )
+        _check_rows(train, held_out)
         source = ManifestSource(held_out, *size)
         return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
     assert_never(data)
+
+
+def _check_rows(train: Sequence[Row], held_out: Sequence[Row]) -> None:
+    """Refuse what would fail in the middle of a run: batches and intervals that cannot be formed."""
+    wanted = len(train[0].references)
+    if other := [row.id for row in (*train, *held_out) if len(row.references) != wanted]:
+        raise UserError(
+            f"row {train[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
+            "The rows of a run are batched together, so each needs the same number of references.",
+        )
+    if held_out and len({row.subject or row.id for row in held_out}) < MIN_CLUSTERS:
+        raise UserError(
+            "data.held_out: all rows are about one subject, but intervals resample subjects and need two",
+            "Hold out rows of another subject, or set data.held_out=null.",
+        )
 
 
 def _is_segmented(reward: RewardConfig) -> bool:
@@ -60,26 +77,33 @@ def _is_segmented(reward: RewardConfig) -> bool:
 
 
 def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
-    from customized_grpo.toybox.judging import ToyBoxJudges
-    from customized_grpo.toybox.models import IMAGE_SIZE
-    from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
+    with quiet():
+        from customized_grpo.toybox.judging import ToyBoxJudges
+        from customized_grpo.toybox.models import IMAGE_SIZE
+        from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
 
     if size != (IMAGE_SIZE, IMAGE_SIZE):
         raise UserError(
             f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} pictures, the model makes {size[0]}x{size[1]}",
             f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
         )
+    if data.held_out_subjects < MIN_CLUSTERS:
+        raise UserError(
+            "data.held_out_subjects=1: intervals resample subjects and need at least two",
+            f"Set data.held_out_subjects={MIN_CLUSTERS} or more.",
+        )
     train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
     held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
     return Data(train, [held_out[i] for i in range(len(held_out))], ToyBoxJudges())
 
 
-def build_rewards(config: Config, device: torch.device | str) -> list[Reward]:
-    """Build the rewards of a recipe.
+def build_rewards(config: Config) -> list[Reward]:
+    """Build the rewards of a recipe, on the device of its model.
 
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
     """
+    device = pick_device(config.model.device)
     rewards = [build_reward(reward, device) for reward in config.rewards]
     kinds = {reward.kind for reward in rewards}
     for kind in ("prompt", "identity"):

@@ -7,7 +7,7 @@ the loss of each step, where the weights of that true step combine them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,18 @@ class Signal:
             adv_clip=config.clip,
             **config.options(),
         )
+
+
+def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the moving average under the names it has in checkpoints."""
+    return {f"{i:04d}": value for i, value in enumerate(average)}
+
+
+@torch.no_grad()
+def load_average(target: Sequence[Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy a saved average into tensors in the order of the policy's trainable parameters."""
+    for name, value in name_average(target).items():
+        value.copy_(saved[name])
 
 
 @dataclass

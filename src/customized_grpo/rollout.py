@@ -104,7 +104,8 @@ def step_plan(
         return set(range(config.steps - 1)), samplers.trained_steps(
             config.steps, fraction=fraction, generator=chance
         )
-    inside = samplers.sde_window(iteration, config.steps, window.size, window.shift_every, window.start)
+    shift_every = window.shift_every or iteration + 1  # 0: the window stays where it is
+    inside = samplers.sde_window(iteration, config.steps, window.size, shift_every, window.start)
     return set(inside), samplers.trained_steps(config.steps, window=inside)
 
 

@@ -36,9 +36,9 @@ class RunFolder:
             UserError: The folder exists, or cannot be written.
         """
         path = config.run.dir
-        if path.exists():
-            cls._make_way(path, config.run.overwrite)
+        cls.check_free(config)
         try:
+            cls._make_way(path)
             path.mkdir(parents=True)
             (path / "config.yaml").write_text(dump_config(config))
         except OSError as error:
@@ -49,24 +49,47 @@ class RunFolder:
         folder.write_json("versions.json", versions())
         return folder
 
-    @staticmethod
-    def _make_way(path: Path, overwrite: bool) -> None:
-        is_run = (path / "config.yaml").is_file()
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        elif not is_run:
+    @classmethod
+    def check_free(cls, config: Config) -> None:
+        """Refuse a run.dir that cannot become a new run, before anything is loaded; changes nothing.
+
+        Raises:
+            UserError: It holds a run that may not be overwritten, or something that is no run at all.
+        """
+        path = config.run.dir
+        if not path.exists() or cls._is_empty(path):
+            return
+        if not cls(path).is_run():
             raise UserError(f"{path} exists and is not the folder of a run", "Choose another run.dir.")
-        elif not overwrite:
+        if not config.run.overwrite:
             raise UserError(
                 f"run folder {path} already holds a run",
                 f"Continue it with `cgrpo resume {path}`, choose another run.dir, or replace it with "
                 "run.overwrite=true.",
             )
-        else:
-            from customized_grpo.checkpoint.runlock import RunLock
 
-            with RunLock(path):  # nobody may be training in it
-                shutil.rmtree(path)
+    def is_run(self) -> bool:
+        """Return whether `create` made the folder; many a foreign folder has a config.yaml, too."""
+        facts = self.path / "versions.json"
+        if not (self.path / "config.yaml").is_file() or not facts.is_file():
+            return False
+        return "customized_grpo" in facts.read_text()
+
+    @staticmethod
+    def _is_empty(path: Path) -> bool:
+        return path.is_dir() and not any(path.iterdir())
+
+    @classmethod
+    def _make_way(cls, path: Path) -> None:
+        if not path.exists():
+            return
+        if cls._is_empty(path):
+            path.rmdir()
+            return
+        from customized_grpo.checkpoint.runlock import RunLock
+
+        with RunLock(path):  # nobody may be training in it
+            shutil.rmtree(path)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a small JSON file so that readers see the old or the new one, never half of it."""

@@ -33,7 +33,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out, monitors
 from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
-from customized_grpo.optimisation import Signal, Updater
+from customized_grpo.optimisation import Signal, Updater, load_average, name_average
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.reporting.progress import Progress, progress
@@ -55,8 +55,9 @@ def train(config: Config) -> int:
     Raises:
         UserError: Something the user can mend; the run folder then is untouched or resumable.
     """
+    RunFolder.check_free(config)
     data = components.build_data(config)
-    rewards = components.build_rewards(config, "cpu" if config.model.device == "cpu" else config.model.device)
+    rewards = components.build_rewards(config)
     policy = components.build_policy(config)
     folder = RunFolder.create(config)
     with RunLock(folder.path):
@@ -79,7 +80,7 @@ def resume(run_dir: Path) -> int:
                 "Start again with `cgrpo train` and run.overwrite=true.",
             )
         data = components.build_data(config)
-        rewards = components.build_rewards(config, config.model.device)
+        rewards = components.build_rewards(config)
         trainer = Trainer(config, folder, data, rewards, components.build_policy(config))
         trainer.load()
         return trainer.run()
@@ -115,12 +116,13 @@ class Trainer:
         self.history: list[MonitorRecord] = []
         self.health: list[dict[str, float]] = []  # of iterations since the last evaluation
         self.base: HeldOutScores | None = None
+        self.latest: HeldOutScores | None = None
         self.stop = StopFlag()
 
     # The loop
 
     def run(self) -> int:
-        """Train to the end or to a signal; always leaves a report."""
+        """Train to the end and write the report, or stop at a signal; returns the exit status."""
         config, path = self.config, self.folder.path
         with ExitStack() as stack:
             trackers = stack.enter_context(
@@ -285,9 +287,7 @@ class Trainer:
         """Measure the base once, before the first iteration; a resumed run reads it back."""
         if not self.data.held_out:
             return
-        saved = self.folder.read_json("evaluations/iteration_000000.json")
-        if self.iteration > 0 and saved is not None:
-            self.base = HeldOutScores.from_json(saved)
+        if self.base is not None:
             self.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
         rows = [
@@ -303,7 +303,7 @@ class Trainer:
             return
         self.progress.phase("evaluate")
         scores, images = self.held_out_scores()
-        self.folder.write_json(f"evaluations/iteration_{self.iteration:06d}.json", scores.to_json())
+        self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
         shown = images[:: self.config.evaluation.samples_per_prompt][:SAMPLE_ROWS]
         save_samples(self.folder.path / "samples", self.iteration, shown)
         self.progress.evaluation(self.write("eval", scores.metrics()))
@@ -317,29 +317,31 @@ class Trainer:
         """Generate and judge the held-out pictures with the adapter, or its average, as it is now."""
         config = self.config.evaluation
         steps = config.steps or self.config.rollout.steps
-        current = self.policy.adapter_tensors()
-        if config.use_ema:
-            self.swap_in_average()
-        scored = held_out.evaluate_policy(
-            self.policy,
-            self.data.held_out,
-            self.rewards,
-            self.data.judges,
-            sigmas=self.policy.sigmas(steps, self.policy.n_tokens(*self.size)),
-            samples_per_prompt=config.samples_per_prompt,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            size=self.size,
-        )
-        self.policy.load_adapter_tensors(current)
-        return scored
+        with self.result():
+            return held_out.evaluate_policy(
+                self.policy,
+                self.data.held_out,
+                self.rewards,
+                self.data.judges,
+                reward_weights=[reward.weight for reward in self.config.rewards],
+                sigmas=self.policy.sigmas(steps, self.policy.n_tokens(*self.size)),
+                samples_per_prompt=config.samples_per_prompt,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                size=self.size,
+            )
 
-    def swap_in_average(self) -> None:
-        """Copy the moving average into the adapter."""
-        assert self.updater.average is not None
-        with torch.no_grad():
-            for parameter, average in zip(self.updater.parameters, self.updater.average, strict=True):
-                parameter.copy_(average)
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside the block the policy is what the run is judged by: with use_ema the adapter's average."""
+        current = self.policy.adapter_tensors()
+        if self.config.evaluation.use_ema:
+            assert self.updater.average is not None
+            load_average(self.updater.parameters, name_average(self.updater.average))
+        try:
+            yield
+        finally:
+            self.policy.load_adapter_tensors(current)
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
@@ -347,15 +349,16 @@ class Trainer:
         zero, missing = ({k: mean(f"{name}/{k}") for k in KINDS} for name in ("zero", "nan"))
         self.health = []
         self.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
-        for alarm in check_alarms(self.history, Thresholds()):
+        alarms = check_alarms(self.history, Thresholds())
+        for alarm in alarms:
             self.write("event", {"event": "alarm", "message": alarm.message})
             self.progress.message(f"alarm ({alarm.name}): {alarm.message}")
-            if self.config.evaluation.on_alarm == "stop":
-                self.save()
-                raise UserError(
-                    f"stopped by alarm {alarm.name}: {alarm.message}",
-                    f"The run is saved; go on with `cgrpo resume {self.folder.path}`.",
-                )
+        if alarms and self.config.evaluation.on_alarm == "stop":
+            self.save()
+            raise UserError(
+                f"stopped by alarm {alarms[0].name}: {alarms[0].message}",
+                f"The run is saved; go on with `cgrpo resume {self.folder.path}`.",
+            )
 
     # Saving
 
@@ -366,7 +369,7 @@ class Trainer:
         optimizer, optimizer_state = flatten_optimizer(self.updater.optimizer)
         tensors = {"adapter": self.policy.adapter_tensors(), "optimizer": optimizer}
         if self.updater.average is not None:
-            tensors["average"] = {f"{i:04d}": value for i, value in enumerate(self.updater.average)}
+            tensors["average"] = name_average(self.updater.average)
         self.store.save(
             self.iteration,
             tensors,
@@ -376,6 +379,10 @@ class Trainer:
                 "seconds": time.monotonic() - self.started,
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
                 "health": self.health,
+                "history": [
+                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
+                    for r in self.history
+                ],
                 "optimizer": optimizer_state,
                 "config": self.config.model_dump(mode="json"),
                 "config_hash": config_hash(self.config),
@@ -398,13 +405,11 @@ class Trainer:
         self.policy.load_adapter_tensors(dict(checkpoint.tensors["adapter"]))
         restore_optimizer(self.updater.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.updater.average is not None:
-            averages = checkpoint.tensors["average"]
-            for i, value in enumerate(self.updater.average):
-                value.copy_(averages[f"{i:04d}"])
+            load_average(self.updater.average, checkpoint.tensors["average"])
         self.iteration, self.rollouts = state["iteration"], state["rollouts"]
         self.seconds, self.health = state["seconds"], state["health"]
         self.updater.skipped_in_a_row = state["skipped_in_a_row"]
-        self.restore_history()
+        self.restore_evaluations(state["history"])
 
     def check_same_run(self, state: Any) -> None:
         """Refuse a checkpoint of another recipe or of other rewards, and say what differs."""
@@ -422,23 +427,28 @@ class Trainer:
                 "cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE.capitalize() + "."
             )
 
-    def restore_history(self) -> None:
-        """Rebuild what the alarms remember from the saved evaluations."""
-        saved = self.folder.read_json("evaluations/iteration_000000.json")
-        if saved is None:
+    def restore_evaluations(self, remembered: list[dict[str, Any]]) -> None:
+        """Read the evaluations back from the folder; `remembered` says what the alarms know besides."""
+        if not self.data.held_out:
             return
-        base = HeldOutScores.from_json(saved)
-        for file in sorted((self.folder.path / "evaluations").glob("iteration_*.json")):
-            iteration = int(file.stem.removeprefix("iteration_"))
-            if 0 < iteration <= self.iteration:
-                scores = HeldOutScores.from_json(json.loads(file.read_text()))
-                self.history.append(held_out.monitor_record(iteration, scores, base, {}, {}))
-                self.latest = scores
+        read = lambda i: HeldOutScores.from_json(self.folder.read_json(_evaluation_file(i)))  # noqa: E731
+        self.base = self.latest = read(0)
+        for entry in remembered:
+            self.latest = read(entry["iteration"])
+            self.history.append(
+                held_out.monitor_record(
+                    entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
+                )
+            )
 
     def finish(self) -> None:
         """Write the adapter for diffusers and the summary."""
+        evaluated = self.history[-1].iteration if self.history else 0
+        if evaluated < self.iteration:  # resumed, with train.iterations lowered to what was already done
+            self.evaluate()
         self.save()
-        self.policy.save_lora(self.folder.path / "lora")
+        with self.result():
+            self.policy.save_lora(self.folder.path / "lora")
         self.seconds = time.monotonic() - self.started
         facts = {
             "preset": self.folder.path.name,
@@ -449,8 +459,12 @@ class Trainer:
             "device": str(self.policy.device),
             "finished": True,
         }
-        scores = held_out.summary(self.base, self.latest) if self.base is not None else {}
+        scores = held_out.summary(self.base, self.latest) if self.base and self.latest else {}
         self.folder.write_json("summary.json", {**scores, **facts})
+
+
+def _evaluation_file(iteration: int) -> str:
+    return f"evaluations/iteration_{iteration:06d}.json"
 
 
 class Clock:

@@ -58,6 +58,12 @@ class HeldOutScores:
         columns = {k: [math.nan if v is None else v for v in values] for k, values in data["columns"].items()}
         return cls(columns, data["ids"], data["subjects"])
 
+    def is_measured(self, metric: str, base: HeldOutScores) -> bool:
+        """Return whether enough subjects have the metric, here and in the base, for intervals."""
+        pairs = zip(self.columns[metric], base.columns[metric], self.subjects, strict=True)
+        scored = {subject for now, before, subject in pairs if not math.isnan(now + before)}
+        return len(scored) >= MIN_CLUSTERS
+
     def interval(self, metric: str) -> Interval:
         """Return the mean of a metric with its 95 % interval, clustered by subject."""
         return clustered_bootstrap(self.columns[metric], self.subjects, nan="omit")
@@ -71,11 +77,10 @@ class HeldOutScores:
     def metrics(self) -> dict[str, float]:
         """Return the means for one line of metrics.jsonl, with intervals of the two judges."""
         line = {name: _mean(values) for name, values in self.columns.items()}
-        if len(set(self.subjects)) >= MIN_CLUSTERS:
-            for name in ("judge/identity", "judge/prompt"):
-                if name in self.columns:
-                    interval = self.interval(name)
-                    line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        for name in ("judge/identity", "judge/prompt"):
+            if name in self.columns and self.is_measured(name, self):
+                interval = self.interval(name)
+                line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         return line
 
 
@@ -91,6 +96,7 @@ def evaluate_policy(
     rewards: Sequence[Reward],
     judges: Judges | None,
     *,
+    reward_weights: Sequence[float] | None = None,
     sigmas: Tensor,
     samples_per_prompt: int,
     seed: int,
@@ -105,6 +111,7 @@ def evaluate_policy(
         examples: Held-out examples of one bucket.
         rewards: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
+        reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         sigmas: Noise levels [T + 1]; steps draw no noise.
         samples_per_prompt: Pictures of each prompt.
         seed: Of the initial noise; it depends on the prompt's id and the sample's number besides.
@@ -126,21 +133,26 @@ def evaluate_policy(
         generators = [generator(seed, "held-out", example.id, number) for example, number in part]
         made = sample(policy, conditioning, generators, sigmas, batch_size).cpu()
         images.append(made)
-        for name, values in _columns(made, chosen, rewards, judges).items():
+        for name, values in _columns(made, chosen, rewards, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
     ids = [f"{example.id}/{number}" for example, number in rows]
     return HeldOutScores(columns, ids, [example.subject for example, _ in rows]), torch.cat(images)
 
 
 def _columns(
-    images: Tensor, examples: Sequence[Example], rewards: Sequence[Reward], judges: Judges | None
+    images: Tensor,
+    examples: Sequence[Example],
+    rewards: Sequence[Reward],
+    reward_weights: Sequence[float] | None,
+    judges: Judges | None,
 ) -> dict[str, Tensor]:
     scores = score_all(rewards, scoring_batch(images, examples))
     columns: dict[str, Tensor] = {}
     for kind in KINDS:
         members = [k for k, reward in enumerate(rewards) if reward.kind == kind]
         if members:
-            columns[f"reward/{kind}"] = scores[:, members].mean(1)
+            shares = torch.tensor([1.0 if reward_weights is None else reward_weights[k] for k in members])
+            columns[f"reward/{kind}"] = scores[:, members] @ shares / shares.sum()
     if judges is not None:
         columns |= judges.columns(images, examples)
     statistics = monitors.image_statistics(images)
@@ -162,12 +174,15 @@ def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
 
 
 def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, dict[str, float]]]:
-    """Return base, tuned and paired difference of every metric with 95 % intervals clustered by subject."""
+    """Return base, tuned and paired difference of every metric with 95 % intervals clustered by subject.
+
+    A metric that fewer than two subjects have is left out.
+    """
 
     def bounds(interval: Interval) -> dict[str, float]:
         return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
-    measured = [m for m in tuned.columns if not any(math.isnan(_mean(s.columns[m])) for s in (base, tuned))]
+    measured = [metric for metric in tuned.columns if tuned.is_measured(metric, base)]
     return {
         "base": {m: bounds(base.interval(m)) for m in measured},
         "tuned": {m: bounds(tuned.interval(m)) for m in measured},
@@ -189,7 +204,8 @@ def monitor_record(
     """
 
     def change(metric: str) -> Interval | None:
-        return now.change(metric, base) if metric in now.columns else None
+        measured = metric in now.columns and now.is_measured(metric, base)
+        return now.change(metric, base) if measured else None
 
     pairs = {kind: (change(f"reward/{kind}"), change(f"judge/{kind}")) for kind in KINDS}
     judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}

@@ -10,7 +10,9 @@ from customized_grpo.errors import UserError
 
 
 def load_run(run_dir: Path) -> tuple[Any, Any]:
-    """Return the config and the policy of a run, with the adapter of its newest checkpoint.
+    """Return the config and the policy of a run, as its newest checkpoint has it.
+
+    With evaluation.use_ema the adapter is the average, which is what the run itself evaluates.
 
     Raises:
         UserError: The run has no complete checkpoint.
@@ -18,6 +20,7 @@ def load_run(run_dir: Path) -> tuple[Any, Any]:
     from customized_grpo.checkpoint.store import CheckpointStore
     from customized_grpo.components import build_policy
     from customized_grpo.config import load_config
+    from customized_grpo.optimisation import load_average
 
     config = load_config(str(run_dir / "config.yaml"), [f"run.dir={json.dumps(str(run_dir))}"])
     store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
@@ -25,7 +28,10 @@ def load_run(run_dir: Path) -> tuple[Any, Any]:
     if step is None:
         raise UserError(f"{run_dir} has no complete checkpoint", "Train it first: cgrpo train.")
     policy = build_policy(config)
-    policy.load_adapter_tensors(dict(store.load(step).tensors["adapter"]))
+    tensors = store.load(step).tensors
+    policy.load_adapter_tensors(dict(tensors["adapter"]))
+    if config.evaluation.use_ema:
+        load_average(policy.trainable_parameters(), tensors["average"])
     return config, policy
 
 
@@ -55,7 +61,7 @@ def evaluate(
         raise UserError("this recipe holds out no rows to evaluate on", "Set data.held_out to a manifest.")
     size = (config.model.height, config.model.width)
     steps = config.evaluation.steps or config.rollout.steps
-    rewards = build_rewards(config, config.model.device)
+    rewards = build_rewards(config)
 
     def scores() -> HeldOutScores:
         return evaluate_policy(
@@ -63,6 +69,7 @@ def evaluate(
             data.held_out,
             rewards,
             data.judges,
+            reward_weights=[reward.weight for reward in config.rewards],
             sigmas=policy.sigmas(steps, policy.n_tokens(*size)),
             samples_per_prompt=samples_per_prompt or config.evaluation.samples_per_prompt,
             seed=config.evaluation.seed if seed is None else seed,

@@ -20,7 +20,7 @@ from customized_grpo.toybox.world import Scene, Subject
 
 CHUNK = 16  # pictures a thread draws at a time
 # Threads of our own: numba's parallel loops would change the number of threads that torch uses.
-THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)).split(",")[0])  # may be "4,2"
 FAR = 1e6
 EYE = (0.0, 1.55, 4.6)
 LOOK_AT = (0.0, 0.85, 0.0)

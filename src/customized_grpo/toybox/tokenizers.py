@@ -20,10 +20,17 @@ def clip_tokenizer() -> CLIPTokenizer:
     the two special tokens therefore come last, as in the published vocabulary.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.train_from_iterator(
-        vocabulary(),
-        trainers.BpeTrainer(vocab_size=2000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False),
+    # The trainer numbers the characters that end a word in the order of a hash map, and breaks ties between
+    # merges by number: naming all of them beforehand makes it repeatable.
+    characters = sorted(set("".join(vocabulary())))
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        special_tokens=characters + [character + "</w>" for character in characters],
+        show_progress=False,
     )
+    bpe.train_from_iterator(vocabulary(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab: dict[str, int] = {}
     for character in sorted(set(string.printable) - set(string.whitespace)):

@@ -1,8 +1,8 @@
 """Stages `clean` and `mixture`: text encoders and transformer by flow matching.
 
-Both learn from triples (reference, prompt, target). `clean` sees only good pairs. `mixture` sees the three kinds
-of bad pairs that real subject-driven data sets contain, in known shares, so that the base's samples are a mixture
-of the same modes and reinforcement learning has modes to choose between:
+Both learn from triples (reference, prompt, target). `clean` sees only good pairs. `mixture` sees the three
+kinds of bad pairs that real subject-driven data sets contain, in known shares, so that the base's samples are
+a mixture of the same modes and reinforcement learning has modes to choose between:
 
 * copy: the target repeats the reference, background and all;
 * drift: the target shows another subject in the prompted scene;

@@ -1,0 +1,62 @@
+"""Parts of the smallest run, for the tests of the core; every room's own fixtures are in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+    from customized_grpo.data.examples import Example
+    from customized_grpo.policies import Flux1Policy
+
+Recipe = Callable[..., "Config"]
+MakeAdapted = Callable[["Config"], "Flux1Policy"]
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums then have one order, so that equal means equal, and no core is taken from another worker."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """Load the preset toybox-smoke with overrides."""
+    from customized_grpo.config import load_config
+
+    return lambda *overrides: load_config("toybox-smoke", list(overrides))
+
+
+@pytest.fixture(scope="session")
+def make_adapted() -> MakeAdapted:
+    """Build a recipe's policy with an adapter that changes what it does; a fresh one does nothing."""
+    import torch
+
+    from customized_grpo.components import build_policy
+
+    def make(config: Config) -> Flux1Policy:
+        policy = build_policy(config)
+        noise = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    """Two training rows of ToyBox about different subjects."""
+    from customized_grpo.toybox.source import ToyBoxSource
+
+    source = ToyBoxSource(2, 1, 0, "train")
+    return [source[0], source[1]]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from customized_grpo.toybox import world
+
+SEEDS = st.integers(0, 2**62)
+
+
+@given(seed=SEEDS, index=st.integers(0, 10_000))
+def test_a_subject_is_a_function_of_seed_and_index(seed: int, index: int) -> None:
+    assert world.subject(seed, index) == world.subject(seed, index)
+    assert world.subject(seed, index) != world.subject(seed, index + 1)
+    assert world.subject(seed, index) != world.subject(seed + 1, index)
+
+
+@given(seed=SEEDS, index=st.integers(0, 10_000))
+def test_a_scene_is_a_function_of_seed_and_keys(seed: int, index: int) -> None:
+    assert world.scene(seed, "prompted", index) == world.scene(seed, "prompted", index)
+    assert world.scene(seed, "prompted", index).yaw != world.scene(seed, "reference", index).yaw
+    assert world.scene(seed, "prompted", index).yaw != world.scene(seed + 1, "prompted", index).yaw
+
+
+def test_the_same_world_in_another_process() -> None:
+    """Hash randomisation differs between processes, so nothing may depend on it."""
+    program = "from customized_grpo.toybox import world; print(world.subject(0, 17), world.scene(0, 'a', 1))"
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.strip() == f"{world.subject(0, 17)} {world.scene(0, 'a', 1)}"
+
+
+def test_every_subject_is_another() -> None:
+    subjects = {world.subject(0, index) for index in range(2000)}
+    assert len(subjects) == 2000
+    for field, values in (("body", world.BODIES), ("ears", world.EARS), ("pattern", world.PATTERNS)):
+        assert {getattr(subject, field) for subject in subjects} == set(values)
+
+
+@given(seed=SEEDS, index=st.integers(0, 10_000))
+def test_colours_are_none_exactly_when_the_thing_is_absent(seed: int, index: int) -> None:
+    scene = world.scene(seed, index)
+    assert (scene.hat_colour is None) == (scene.hat == "none")
+    assert (scene.prop_colour is None) == (scene.prop == "none") == (scene.side is None)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"),
+    [
+        ("hat", world.HATS),
+        ("prop", world.PROPS),
+        ("floor", world.FLOORS),
+        ("floor_colour", tuple(world.COLOURS)),
+        ("sky", world.SKIES),
+    ],
+)
+def test_attributes_are_drawn_evenly(attribute: str, values: tuple[str, ...]) -> None:
+    """Within five standard errors of a binomial count."""
+    count = 2000
+    drawn = [getattr(world.scene(0, index), attribute) for index in range(count)]
+    expected, error = count / len(values), (count * (1 / len(values)) * (1 - 1 / len(values))) ** 0.5
+    for value in values:
+        assert abs(drawn.count(value) - expected) < 5 * error
+
+
+@given(seed=SEEDS, index=st.integers(0, 10_000))
+def test_a_second_view_changes_the_yaw_alone(seed: int, index: int) -> None:
+    first = world.scene(seed, index)
+    second = world.second_view(first, seed, index)
+    assert second.attributes() == first.attributes()
+    assert abs(second.yaw - first.yaw) >= 0.25
+    assert abs(second.yaw) <= world.MAX_YAW
+    assert second == world.second_view(first, seed, index)
+
+
+def test_attributes_are_all_but_the_yaw() -> None:
+    fields = {field.name for field in dataclasses.fields(world.Scene)}
+    assert set(world.scene(0, 0).attributes()) == fields - {"yaw"}
