@@ -107,8 +107,8 @@ def make_parts(
 def gradient_by_hand(parts: Parts, kept: list[int]) -> Tensor:
     """Differentiate Customized-GRPO's loss, written out on the whole batch from the paper's equations.
 
-    L = -1/(N S) sum over samples n and steps t of A_n(t) log p(x'_nt | x_nt), the ratio being 1, with A_n(t) =
-    w(t) A_p + (1 - w(t)) A_id + gamma s tanh(A_p A_id).
+    At ratio 1, L = -1/(N S) sum over samples n and steps t of A_n(t) log p(x'_nt | x_nt), with
+    A_n(t) = w(t) A_p + (1 - w(t)) A_id + gamma s tanh(A_p A_id).
     """
     trajectory, eta = parts.trajectory, parts.config.rollout.eta
     prompt, identity = parts.signal.advantages.unbind(1)
@@ -140,7 +140,7 @@ def relative_difference(value: Tensor, expected: Tensor) -> float:
 # The first pass
 
 
-@pytest.mark.parametrize("sampler", ["dance", "flow", "cps", "ddim"])
+@pytest.mark.parametrize("sampler", ["dance", "cps"])
 def test_the_first_pass_has_ratio_exactly_1_and_clips_nothing(make_parts: MakeParts, sampler: str) -> None:
     report = make_parts(f"rollout.sampler={sampler}").update()
     assert report.first.terms == len(TRAINED)
@@ -170,7 +170,7 @@ def test_a_second_pass_moves_the_ratio_and_clips(make_parts: MakeParts) -> None:
 # The gradient
 
 
-@pytest.mark.parametrize("micro_batch_size", [6, 4, 3, 1])
+@pytest.mark.parametrize("micro_batch_size", [6, 4, 1])
 def test_the_gradient_is_that_of_the_whole_batch_written_by_hand(
     make_parts: MakeParts, micro_batch_size: int
 ) -> None:
@@ -200,7 +200,7 @@ def test_long_gradients_are_scaled_down_to_the_limit(make_parts: MakeParts) -> N
 
 
 @pytest.mark.parametrize(
-    "order", [[0, 2, 5], [5, 0, 2], [2], [6, 5, 4, 3, 2, 1, 0]], ids=lambda order: f"steps {order}"
+    "order", [[0, 2, 5], [5, 0, 2], [2], [6, 4, 3, 1]], ids=lambda order: f"steps {order}"
 )
 def test_two_advantages_reach_every_step_with_the_weights_of_its_true_index(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, order: list[int]

@@ -49,7 +49,8 @@ class Flux1Policy:
             number of image tokens, as the checkpoint's scheduler says.
         max_text_tokens: Length T to which prompts are padded or cut, always the same, so that a sample does
             not depend on its batch.
-        precision: Type of the transformer's matrix products; in and out of `velocity` all is fp32.
+        precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
+            fp32, and so is what encodes prompts and references.
         device: Where everything runs.
 
     Raises:
@@ -78,6 +79,7 @@ class Flux1Policy:
         self.max_text_tokens = max_text_tokens
         self.precision = precision
         self._in_reference = False
+        pipe.vae.to(memory_format=torch.channels_last)  # convolutions are twice as fast so, on CPUs too
         for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.transformer):
             module.requires_grad_(False).eval()
 
@@ -223,7 +225,7 @@ class Flux1Policy:
         """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
         vae = self.pipe.vae
         latents = unpack(x, self.grid(height, width)) / vae.config.scaling_factor + vae.config.shift_factor
-        with self._autocast_off():
+        with self._autocast():
             pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

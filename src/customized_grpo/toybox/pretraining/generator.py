@@ -176,7 +176,7 @@ def trained_modules(pipe: FluxKontextPipeline) -> torch.nn.ModuleDict:
 
 
 def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return an averaging function whose decay starts low, so that random first weights are soon forgotten."""
+    """Return an averaging function whose decay starts low: random first weights are soon forgotten."""
 
     @torch.no_grad()
     def update(averages: Any, current: Any, count: Any) -> None:

@@ -94,7 +94,7 @@ def measure_rewards(rewards: list[Reward]) -> dict[str, float]:
     return measured
 
 
-def measure_base(prompts: int = 192) -> dict[str, float]:
+def measure_base(prompts: int) -> dict[str, float]:
     """Return the held-out scores of the base as `cgrpo train` would measure them before training."""
     config = load_config("toybox")
     policy = load_policy(config.model, seed=0)

@@ -19,17 +19,22 @@ STAGES = ("vae", "clean", "mixture", "dino", "clip", "subject_encoder", "attribu
 REWARDS = {"dino": "reference", "clip_t": "none"}
 
 
-def pack(out: Path, target: Path = assets.ASSETS) -> None:
-    """Copy the weights in `out` to the package's assets (base and rewards as bf16) and measure them.
+def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
+    """Copy the weights in `out` to the package's assets (bf16, all but the autoencoder) and measure them.
 
     All is written and measured beside `target`, which is replaced at the end: a failure leaves it as it was.
+
+    Args:
+        out: Folder of the earlier stages.
+        target: Folder to fill; whatever is there is replaced.
+        prompts: Prompts on which the base is measured.
     """
     new = target.with_name(f"{target.name}.new")
     if new.exists():
         shutil.rmtree(new)
     _copy_weights(out, new)
     with assets.reading_from(new):
-        _write_card(out, new)
+        _write_card(out, new, prompts)
     if target.exists():
         shutil.rmtree(target)
     new.rename(target)
@@ -47,16 +52,17 @@ def _copy_weights(out: Path, target: Path) -> None:
     _forget_folders(target / "base")
     for name in assets.REWARD_MODELS:
         shutil.copytree(out / name, target / name)
-        save_file(
-            {k: v.to(torch.bfloat16) for k, v in load_file(out / name / "model.safetensors").items()},
-            target / name / "model.safetensors",
-            {"format": "pt"},
-        )
+        _copy_as_bf16(out / name / "model.safetensors", target / name / "model.safetensors")
         (target / name / "preprocessor_config.json").write_text(
             json.dumps(_preprocessor(name), indent=2) + "\n"
         )
     for name in ("subject_encoder", "attribute_classifier"):
-        shutil.copy(out / f"{name}.safetensors", target / "judges")
+        _copy_as_bf16(out / f"{name}.safetensors", target / "judges" / f"{name}.safetensors")
+
+
+def _copy_as_bf16(source: Path, target: Path) -> None:
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(source).items()}
+    save_file(weights, target, {"format": "pt"})
 
 
 def _forget_folders(base: Path) -> None:
@@ -85,7 +91,7 @@ def _preprocessor(name: str) -> dict[str, Any]:
     }
 
 
-def _write_card(out: Path, target: Path) -> None:
+def _write_card(out: Path, target: Path, prompts: int) -> None:
     """Write how the parts were made, then what they measure; judges first, for the base needs them."""
     card: dict[str, Any] = {
         "recipe": "cgrpo toybox pretrain vae | encoders | clean | mixture | pack",
@@ -96,7 +102,7 @@ def _write_card(out: Path, target: Path) -> None:
     file.write_text(json.dumps(card, indent=2) + "\n")
     card["vae"] = measure.measure_vae(assets.load_base_pipeline().vae)
     card["rewards"] = measure.measure_rewards([build_reward(_reward(name)) for name in REWARDS])
-    card["base"] = measure.measure_base()
+    card["base"] = measure.measure_base(prompts)
     file.write_text(json.dumps(card, indent=2) + "\n")
 
 
