@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from customized_grpo import trainer
+from customized_grpo import components, trainer
 from customized_grpo.cli.main import main
+from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies import Flux1Policy
 
 # name: (signal, iteration, method of Trainer that is the phase, what is called several times or once in it)
 PLACES: dict[str, tuple[signal.Signals, int, str, tuple[Any, str]]] = {
     "term_in_first_rollout": (signal.SIGTERM, 0, "collect", (Flux1Policy, "velocity")),
-    "term_in_rollout": (signal.SIGTERM, 1, "collect", (Flux1Policy, "velocity")),
     "term_in_reward": (signal.SIGTERM, 1, "score", (trainer, "score_all")),
     "term_in_update": (signal.SIGTERM, 1, "update", (Engine, "backward")),
     "int_in_rollout": (signal.SIGINT, 1, "collect", (Flux1Policy, "velocity")),
@@ -72,5 +72,8 @@ def train(name: str, folder: Path, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     root, arguments = Path(sys.argv[1]), sys.argv[2:]
+    config = load_config("toybox-smoke")
+    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
+    parts = components.build_data(config).train[0], components.build_policy(config)
     statuses = {name: in_child(lambda name=name: train(name, root, arguments)) for name in PLACES}  # type: ignore[misc]
     (root / "statuses.json").write_text(json.dumps(statuses))

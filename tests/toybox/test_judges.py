@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -96,6 +97,20 @@ def test_modes_by_hand() -> None:
         asked = [getattr(scenes[3], name) == getattr(nothing, name) for name in names
                  if getattr(scenes[3], name) is not None]  # fmt: skip
         assert columns[f"judge/{group}"].tolist()[3] == float(all(asked))
+
+
+def test_a_scene_close_to_the_reference_is_copied_only_if_it_fits_the_reference_better() -> None:
+    source = ToyBoxSource(2, 1, 0, "judged")
+    examples = [source[0], source[1]]
+    for example in examples:
+        sky = "night" if example.meta["scene"].sky != "night" else "studio"
+        example.meta["reference_scene"] = dataclasses.replace(example.meta["scene"], sky=sky)
+    judge = ToyBoxJudges()
+    judge.encoder = Known()
+    judge.classifier = Oracle([examples[0].meta["scene"], examples[1].meta["reference_scene"]])
+    columns = judge.columns(torch.stack([e.target for e in examples if e.target is not None]), examples)
+    assert columns["mode/good"].tolist() == [1.0, 0.0]
+    assert columns["mode/copied"].tolist() == [0.0, 1.0]
 
 
 @pytest.fixture(scope="module")

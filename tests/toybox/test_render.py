@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -298,9 +301,22 @@ def test_a_picture_does_not_depend_on_its_batch_or_on_threads(monkeypatch: pytes
 
 
 def test_rendering_leaves_the_threads_of_torch_alone() -> None:
-    torch.set_num_threads(3)  # the conftest puts it back
-    render.render(pairs(2 * render.CHUNK))
-    assert torch.get_num_threads() == 3
+    """In a process of its own, for numba's parallel loops do nothing to torch where one thread is allowed."""
+    program = (
+        "import torch; torch.set_num_threads(3)\n"
+        "from customized_grpo.toybox import render, world\n"
+        "render.render([(world.subject(0, i), world.scene(0, i)) for i in range(40)])\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert run.stdout.strip() == "3", run.stderr
+
+
+@pytest.mark.parametrize(("setting", "threads"), [("2", 2), ("4,2", 4), ("", os.cpu_count())])
+def test_threads_are_those_of_openmp(setting: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert render.allowed_threads() == threads
 
 
 def test_supersampling_averages_the_finer_picture() -> None:

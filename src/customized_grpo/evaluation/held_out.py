@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 KINDS = ("prompt", "identity")
 MIN_CLUSTERS = 2
+# Image statistics lie in [0, 1]. One that hardly varies over the base's images (no bright pixels anywhere,
+# say) must not raise an alarm for a change that nobody would see.
+SMALLEST_SPREAD = 0.05
 
 
 class Judges(Protocol):
@@ -217,7 +220,7 @@ def monitor_record(
         ):
             before = torch.tensor(base.columns[name])
             moved = torch.tensor(now.columns[name]).mean() - before.mean()
-            shifts[name.removeprefix("monitor/")] = float(moved.abs() / before.std().clamp_min(1e-6))
+            shifts[name.removeprefix("monitor/")] = float(moved.abs() / before.std().clamp_min(SMALLEST_SPREAD))
     return MonitorRecord(
         iteration,
         copy_change=change("monitor/copy_score"),

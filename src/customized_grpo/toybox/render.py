@@ -19,8 +19,6 @@ from customized_grpo.toybox import geometry as g
 from customized_grpo.toybox.world import Scene, Subject
 
 CHUNK = 16  # pictures a thread draws at a time
-# Threads of our own: numba's parallel loops would change the number of threads that torch uses.
-THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)).split(",")[0])  # may be "4,2"
 FAR = 1e6
 EYE = (0.0, 1.55, 4.6)
 LOOK_AT = (0.0, 0.85, 0.0)
@@ -200,6 +198,16 @@ def _draw(rows, counts, backdrops, size, samples, images, masks):  # type: ignor
                 images[i, 1, v, u] += c1 * share
                 images[i, 2, v, u] += c2 * share
                 masks[i, 0, v, u] += subject * share
+
+
+def allowed_threads() -> int:
+    """Return how many threads may draw: what OpenMP, and so torch, may use."""
+    setting = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
+    return int(setting.split(",")[0])  # "4,2" means 4, and 2 in each of them
+
+
+# Threads of our own: numba's parallel loops would change the number of threads that torch uses.
+THREADS = allowed_threads()
 
 
 def render(

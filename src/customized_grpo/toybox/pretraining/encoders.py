@@ -212,7 +212,7 @@ def train_attribute_classifier(
     return model
 
 
-def train_encoders(out: Path, subjects: int = 6_000, samples: int = 160_000) -> None:
+def train_encoders(out: Path, subjects: int = 5_000, samples: int = 100_000) -> None:
     """Train both rewards on one set of subjects and both judges on another."""
     vae = AutoencoderTiny.from_pretrained(out / "vae").eval()
     pool = PicturePool(vae, subjects, VIEWS, seed=401)

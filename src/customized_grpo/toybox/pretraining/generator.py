@@ -45,6 +45,9 @@ class Shares:
 
 CLEAN = Shares()
 MIXTURE = Shares(copy=0.20, drift=0.20, miss=0.15)
+PAIRS = {"clean": CLEAN, "mixture": MIXTURE}
+SAMPLES = {"clean": 160_000, "mixture": 25_600}
+PEAK_RATE = {"clean": 1e-3, "mixture": 6e-4}
 
 
 @dataclass(frozen=True)
@@ -189,22 +192,22 @@ def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
 def train_generator(
     out: Path,
     stage: str = "clean",
-    samples: int = 500_000,
+    samples: int | None = None,
     subjects: int = 8_000,
     batch_size: int = 64,
-    lr: float = 1e-3,
     ema_decay: float = 0.998,
     seed: int = 202,
 ) -> None:
     """Train one stage and save the whole pipeline to `out/base-{stage}`.
 
-    `clean` starts from random weights and holds its learning rate (so that it can be continued); `mixture`
-    starts from `out/base-clean` and anneals it to zero. What is saved is the exponential moving average.
+    `samples` defaults to what the shipped weights saw. `clean` starts from random weights and holds its
+    learning rate, so that it can be stopped at any time; `mixture` starts from `out/base-clean` and anneals
+    it. What is saved is the exponential moving average.
     """
     torch.manual_seed(seed)
+    samples, lr, shares = samples or SAMPLES[stage], PEAK_RATE[stage], PAIRS[stage]
     pipe = _start(out, stage, seed)
     latents = LatentWorld(pipe.vae, subjects, seed, out)
-    shares = {"clean": CLEAN, "mixture": MIXTURE}[stage]
     modules = trained_modules(pipe).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     average = torch.optim.swa_utils.AveragedModel(modules, multi_avg_fn=ema_with_warmup(ema_decay))

@@ -49,7 +49,7 @@ def set_latent_scale(vae: AutoencoderTiny, images: torch.Tensor) -> None:
 
 
 def train_vae(
-    out: Path, samples: int = 240_000, batch_size: int = 32, lr: float = 1e-3, seed: int = 101
+    out: Path, samples: int = 200_000, batch_size: int = 32, lr: float = 1e-3, seed: int = 101
 ) -> None:
     """Train the autoencoder on `samples` crops and save it to `out/vae`."""
     torch.manual_seed(seed)
