@@ -89,7 +89,9 @@ def lines(run: Path) -> list[Record]:
 
 
 def files(run: Path, *patterns: str) -> dict[str, bytes]:
-    found = [path for pattern in patterns for path in run.glob(pattern) if path.is_file()]
+    """Return what matches, but for the lock file, which says who had the run last."""
+    matches = [path for pattern in patterns for path in run.glob(pattern)]
+    found = [path for path in matches if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
