@@ -9,7 +9,6 @@ trained; there is no critic, and no KL unless asked for.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,7 +19,7 @@ import torch
 
 from customized_grpo import components, rollout
 from customized_grpo.algorithms import advantages as adv
-from customized_grpo.algorithms import conflict, schedules
+from customized_grpo.algorithms import schedules
 from customized_grpo.checkpoint.optimizer import flatten_optimizer, restore_optimizer
 from customized_grpo.checkpoint.runlock import RunLock
 from customized_grpo.checkpoint.store import CheckpointStore
@@ -30,10 +29,11 @@ from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation import held_out, monitors
+from customized_grpo.evaluation import held_out
 from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
-from customized_grpo.optimisation import Signal, Updater, load_average, name_average
+from customized_grpo.iteration_metrics import Clock, pixel_diversity, signal_gaps, signal_metrics
+from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.reporting.progress import Progress, progress
@@ -234,7 +234,7 @@ class Trainer:
             options["seed"] = derive_seed(self.config.run.seed, "shuffled", self.iteration) % 2**31
         return schedules.prompt_weights(schedule.name, self.config.rollout.steps, **options)
 
-    def update(self, trajectory: Trajectory, signal: Signal) -> Any:
+    def update(self, trajectory: Trajectory, signal: Signal) -> UpdateReport:
         """Take the iteration's optimizer steps."""
         self.progress.phase("update")
         self.stop.check()
@@ -242,32 +242,17 @@ class Trainer:
 
     # Measuring
 
-    def record(self, signal: Signal, report: Any, trajectory: Trajectory, clock: Clock) -> None:
+    def record(self, signal: Signal, report: UpdateReport, trajectory: Trajectory, clock: Clock) -> None:
         """Write the iteration's line of metrics."""
-        group_size, rewards = self.config.train.group_size, signal.rewards
-        rho = monitors.reward_correlation(rewards, group_size)
-        groups = rewards.unflatten(0, (-1, group_size))
-        spread = groups.std(1).nanmean(0)
-        zero = monitors.zero_std_share(rewards, group_size)
-        missing = monitors.nan_share(rewards)
-        pixels = trajectory.images.flatten(1).cpu() - 0.5
+        group_size = trajectory.group_size
         line = {
-            **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(KINDS)},
-            **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(KINDS)},
-            **{f"advantage/{name}": share for name, share in conflict.quadrants(signal.advantages).items()},
-            "advantage/rho": rho,
-            "advantage/conflict_null": math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+            **signal_metrics(signal, group_size),
             **report.metrics(),
             "policy/learning_rate": self.updater.learning_rate(self.iteration - 1),
-            "health/zero_std_groups": float(zero.max()),
-            "health/nan_samples": float(missing.max()),
-            "diversity/in_group": float(monitors.in_group_diversity(pixels, group_size).mean()),
+            "diversity/in_group": pixel_diversity(trajectory.images, group_size),
             **clock.metrics(),
         }
-        self.health.append(
-            {f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)}
-            | {f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)}
-        )
+        self.health.append(signal_gaps(signal, group_size))
         self.progress.iteration(self.write("train", line))
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -451,7 +436,6 @@ class Trainer:
             self.policy.save_lora(self.folder.path / "lora")
         self.seconds = time.monotonic() - self.started
         facts = {
-            "preset": self.folder.path.name,
             "iterations": self.iteration,
             "rollouts": self.rollouts,
             "wall_s": round(self.seconds, 1),
@@ -465,23 +449,3 @@ class Trainer:
 
 def _evaluation_file(iteration: int) -> str:
     return f"evaluations/iteration_{iteration:06d}.json"
-
-
-class Clock:
-    """Seconds of the phases of one iteration."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.phases: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block as a phase."""
-        before = time.monotonic()
-        yield
-        self.phases[name] = time.monotonic() - before
-
-    def metrics(self) -> dict[str, float]:
-        """Return seconds by phase, and of the whole iteration."""
-        phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
-        return {**phases, "time/iteration_s": time.monotonic() - self.start}

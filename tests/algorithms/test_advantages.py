@@ -186,6 +186,13 @@ def test_a_group_left_with_one_sample_is_dropped_whole():
 # --- by_kind ------------------------------------------------------------------------------------------------
 
 
+def test_by_kind_keeps_a_missing_reward_to_its_own_kind() -> None:
+    rewards = torch.tensor([[1.0, float("nan")], [2.0, 4.0]])
+    prompt, identity = by_kind(rewards, ["prompt", "identity"], [1.0, 1.0]).unbind(1)
+    assert prompt.tolist() == [1.0, 2.0]
+    assert identity.isnan().tolist() == [True, False]
+
+
 def test_rewards_of_a_kind_are_averaged_by_weight_in_the_order_prompt_identity():
     a = torch.tensor([[1.0, 2.0, 4.0]])
     actual = by_kind(a, ["identity", "prompt", "identity"], [3.0, 5.0, 1.0])

@@ -193,7 +193,7 @@ class RunFolder:
         }
         document |= {
             "iterations": 200, "rollouts": 57600, "wall_s": 541.0, "seed": 0, "device": "cpu (2 cores)",
-            "preset": "toybox", "finished": True,
+            "finished": True,
         }  # fmt: skip
         (self.path / "summary.json").write_text(json.dumps(document))
 

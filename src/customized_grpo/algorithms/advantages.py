@@ -108,10 +108,12 @@ def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[f
         raise ValueError(f"reward weights must be finite and >= 0, got {list(reward_weights)}")
     columns = []
     for kind in KINDS:
-        weights = [w if k == kind else 0.0 for k, w in zip(kinds, reward_weights, strict=True)]
-        if sum(weights) == 0:
+        # its own columns only: a NaN of the other kind, times weight 0, would still be NaN
+        of_kind = [column for column, name in enumerate(kinds) if name == kind]
+        weights = advantages.new_tensor([reward_weights[column] for column in of_kind])
+        if not weights.sum() > 0:
             raise ValueError(f"no {kind} reward with a positive weight among kinds {list(kinds)}")
-        columns.append(advantages @ advantages.new_tensor(weights) / sum(weights))
+        columns.append(advantages[:, of_kind] @ weights / weights.sum())
     return torch.stack(columns, dim=1)
 
 

@@ -220,7 +220,9 @@ def monitor_record(
         ):
             before = torch.tensor(base.columns[name])
             moved = torch.tensor(now.columns[name]).mean() - before.mean()
-            shifts[name.removeprefix("monitor/")] = float(moved.abs() / before.std().clamp_min(SMALLEST_SPREAD))
+            shifts[name.removeprefix("monitor/")] = float(
+                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
+            )
     return MonitorRecord(
         iteration,
         copy_change=change("monitor/copy_score"),

@@ -128,7 +128,6 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     rollouts = run.summary.get("rollouts", last.get("rollouts"))
     rate = run.setting("train.learning_rate")
     facts: list[tuple[str, Any]] = [
-        ("preset", run.summary.get("preset")),
         ("advantage", run.setting("advantage.name")),
         ("gamma", run.setting("advantage.gamma")),
         ("schedule", run.setting("schedule.name")),

@@ -1,0 +1,66 @@
+"""What one training iteration says about itself: the numbers of its line in metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from customized_grpo.algorithms import conflict
+from customized_grpo.algorithms.advantages import KINDS
+from customized_grpo.evaluation import monitors
+from customized_grpo.optimisation import Signal
+
+
+class Clock:
+    """Seconds of the phases of one iteration."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block as a phase."""
+        before = time.monotonic()
+        yield
+        self.phases[name] = time.monotonic() - before
+
+    def metrics(self) -> dict[str, float]:
+        """Return seconds by phase, and of the whole iteration."""
+        phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
+        return {**phases, "time/iteration_s": time.monotonic() - self.start}
+
+
+def signal_metrics(signal: Signal, group_size: int) -> dict[str, float]:
+    """Return means and in-group spread of both rewards, quadrants and their null, and gaps in the signal."""
+    rewards = signal.rewards
+    spread = rewards.reshape(-1, group_size, len(KINDS)).std(1).nanmean(0)
+    rho = monitors.reward_correlation(rewards, group_size)
+    return {
+        **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(KINDS)},
+        **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(KINDS)},
+        **{f"advantage/{name}": share for name, share in conflict.quadrants(signal.advantages).items()},
+        "advantage/rho": rho,
+        "advantage/conflict_null": math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+        "health/zero_std_groups": float(monitors.zero_std_share(rewards, group_size).max()),
+        "health/nan_samples": float(monitors.nan_share(rewards).max()),
+    }
+
+
+def signal_gaps(signal: Signal, group_size: int) -> dict[str, float]:
+    """Return the share of groups without signal, "zero/KIND", and of unscored samples, "nan/KIND"."""
+    zero = monitors.zero_std_share(signal.rewards, group_size)
+    missing = monitors.nan_share(signal.rewards)
+    return {f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)} | {
+        f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)
+    }
+
+
+def pixel_diversity(images: Tensor, group_size: int) -> float:
+    """Return how far apart the pictures of a group are, in the directions of their centred pixels."""
+    pixels = images.flatten(1).cpu() - 0.5
+    return float(monitors.in_group_diversity(pixels, group_size).mean())
