@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
         precision=model.precision,
         device=pick_device(model.device) if device is None else device,
     )
+    # torch says so once, under autocast, of a norm that is right but not fused: nothing the user can act on
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
     policy.grid(model.height, model.width)
     policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=seed)
     policy.set_gradient_checkpointing(model.gradient_checkpointing)
