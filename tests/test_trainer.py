@@ -473,3 +473,29 @@ def test_one_held_out_subject_is_refused_before_training(tmp_path: Path, recipe:
     with pytest.raises(UserError, match="held_out_subjects"):
         trainer.train(recipe(f"run.dir={tmp_path / 'run'}", "data.held_out_subjects=1"))
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_and_rollouts_share_one_noise_schedule(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    seen: list[torch.Tensor] = []
+
+    def look(*_: object, sigmas: torch.Tensor, **__: object) -> None:
+        seen.append(sigmas)
+        raise Seen
+
+    build = trainer.rollout.build_sampler
+
+    def build_and_look(*arguments: Any) -> Any:
+        sampler = build(*arguments)
+        seen.append(sampler.sigmas)
+        return sampler
+
+    monkeypatch.setattr(trainer.held_out, "evaluate_policy", look)
+    monkeypatch.setattr(trainer.rollout, "build_sampler", build_and_look)
+    with pytest.raises(Seen):
+        trainer.train(recipe(f"run.dir={tmp_path / 'run'}"))
+    assert torch.equal(*seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -58,6 +58,15 @@ def signal_gaps(signal: Signal, group_size: int) -> dict[str, float]:
     return {f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)} | {
         f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)
     }
+
+
+def mean_gaps(gaps: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the means of several iterations' `signal_gaps`: shares by kind without signal, and unscored."""
+
+    def mean(key: str) -> float:
+        return sum(gap[key] for gap in gaps) / len(gaps)
+
+    return {kind: mean(f"zero/{kind}") for kind in KINDS}, {kind: mean(f"nan/{kind}") for kind in KINDS}
 
 
 def pixel_diversity(images: Tensor, group_size: int) -> float:

@@ -32,7 +32,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
 from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
-from customized_grpo.iteration_metrics import Clock, pixel_diversity, signal_gaps, signal_metrics
+from customized_grpo.iteration_metrics import Clock, mean_gaps, pixel_diversity, signal_gaps, signal_metrics
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter
@@ -330,8 +330,7 @@ class Trainer:
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
-        mean = lambda key: sum(h[key] for h in self.health) / len(self.health)  # noqa: E731
-        zero, missing = ({k: mean(f"{name}/{k}") for k in KINDS} for name in ("zero", "nan"))
+        zero, missing = mean_gaps(self.health)
         self.health = []
         self.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
         alarms = check_alarms(self.history, Thresholds())
@@ -416,15 +415,18 @@ class Trainer:
         """Read the evaluations back from the folder; `remembered` says what the alarms know besides."""
         if not self.data.held_out:
             return
-        read = lambda i: HeldOutScores.from_json(self.folder.read_json(_evaluation_file(i)))  # noqa: E731
-        self.base = self.latest = read(0)
+        self.base = self.latest = self.read_evaluation(0)
         for entry in remembered:
-            self.latest = read(entry["iteration"])
+            self.latest = self.read_evaluation(entry["iteration"])
             self.history.append(
                 held_out.monitor_record(
                     entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
                 )
             )
+
+    def read_evaluation(self, iteration: int) -> HeldOutScores:
+        """Return the scores that an evaluation of this run wrote."""
+        return HeldOutScores.from_json(self.folder.read_json(_evaluation_file(iteration)))
 
     def finish(self) -> None:
         """Write the adapter for diffusers and the summary."""
