@@ -15,10 +15,10 @@ from customized_grpo.algorithms.advantages import (
     by_kind,
     combine,
     group_advantages,
-    sars_bonus,
     valid_samples,
 )
 from customized_grpo.algorithms.registry import option_names
+from customized_grpo.algorithms.sars import sars_bonus
 
 G = 12
 NAN = math.nan
@@ -460,6 +460,7 @@ def test_the_options_of_the_rules_are_these():
         "sars": ("gamma",),
         "sars_no_flip": ("gamma",),
         "sars_recentred": ("gamma",),
+        "sars_matched": ("gamma", "correlation"),
         "gd2po_hard": ("reweight",),
         "gd2po_snr": ("threshold", "reweight"),
         "identity_gate": ("tau", "penalty"),
@@ -472,7 +473,9 @@ def test_a_rule_on_raw_rewards_says_so_when_there_are_none(name: str):
         combine(name, advantages(), HALVES, group_size=G)
 
 
-@pytest.mark.parametrize("name", ["sum_then_normalise", "sars_recentred", "gd2po_hard", "identity_gate"])
+@pytest.mark.parametrize(
+    "name", ["sum_then_normalise", "sars_recentred", "sars_matched", "gd2po_hard", "identity_gate"]
+)
 def test_a_rule_on_groups_says_so_when_the_size_is_missing(name: str):
     with pytest.raises(ValueError, match="pass group_size"):
         combine(name, advantages(), HALVES, rewards=rewards())

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from customized_grpo.algorithms.advantages import combine, group_advantages, sars_bonus
-from customized_grpo.algorithms.conflict import conflict_null, matched_constant_weights, quadrants, sars_pull
+from customized_grpo.algorithms.advantages import combine, group_advantages
+from customized_grpo.algorithms.conflict import conflict_null, matched_constant_weights, quadrants
+from customized_grpo.algorithms.sars import sars_bonus, sars_pull
 
 G = 12
 
@@ -84,6 +85,17 @@ def test_matched_weights_are_the_direction_and_length_of_sars():
     assert matched.prompt == pytest.approx((0.4 + pull) / (1 + 2 * pull))
     assert matched.prompt + matched.identity == pytest.approx(1)
     assert matched.step_scale == pytest.approx(1.1915, abs=1e-3)
+
+
+@pytest.mark.parametrize("prompt_weight", [0.3, 0.7])
+def test_the_matched_rule_is_those_weights_at_that_length_whatever_the_step_weighs(prompt_weight: float):
+    advantages = group_advantages(correlated_rewards(0.2, groups=4), G)
+    weights = torch.tensor([prompt_weight, 1 - prompt_weight], dtype=torch.float64)
+    rule = combine("sars_matched", advantages, weights, group_size=G, gamma=0.7, correlation=0.2)
+    matched = matched_constant_weights(prompt_weight, 0.7, 0.2, G)
+    constant = torch.tensor([matched.prompt, matched.identity], dtype=torch.float64)
+    naive = combine("linear", advantages, constant, group_size=G)
+    torch.testing.assert_close(rule, matched.step_scale * naive)
 
 
 def test_matched_weights_without_sars_are_the_weights():

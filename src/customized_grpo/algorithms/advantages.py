@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from customized_grpo.algorithms.registry import check_options, lookup
+from customized_grpo.algorithms.sars import sars_bonus, sars_pull
 
 RELATIVE_STD_FLOOR = 1e-6
 """A group whose std is below this fraction of its largest |reward| counts as constant.
@@ -117,27 +118,6 @@ def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[f
     return torch.stack(columns, dim=1)
 
 
-def sars_bonus(prompt_advantage: Tensor, identity_advantage: Tensor, gamma: float) -> Tensor:
-    """Synergy-aware reward shaping: gamma * s * tanh(A_p * A_id), s = -1 if A_p <= 0 and A_id <= 0, else +1.
-
-    Both positive: amplified. Opposite signs: penalised. Both negative: punished further. Zero on the axes, so
-    the flip of s is continuous; |bonus| <= gamma.
-
-    Args:
-        prompt_advantage: A_p, [N].
-        identity_advantage: A_id, [N].
-        gamma: Strength, >= 0, in units of advantage. The paper uses .4; 0 turns it off.
-
-    Returns:
-        [N].
-
-    Source: arXiv 2510.18263, SARS.
-    """
-    both_low = (prompt_advantage <= 0) & (identity_advantage <= 0)
-    synergy = torch.tanh(prompt_advantage * identity_advantage)
-    return gamma * torch.where(both_low, -synergy, synergy)
-
-
 @dataclass(frozen=True)
 class Batch:
     """What a combination rule sees: one denoising step of whole groups of samples."""
@@ -166,7 +146,7 @@ class Batch:
 
     def normalised(self, scores: Tensor) -> Tensor:
         """Return the z-score of `scores` [N] over the valid samples of each group."""
-        return group_advantages(self._masked(scores), self._size())[:, 0]
+        return group_advantages(self._masked(scores), self.require_group_size())[:, 0]
 
     def whitened(self, scores: Tensor) -> Tensor:
         """Return the z-score of `scores` [N] over all valid samples of the batch."""
@@ -174,13 +154,14 @@ class Batch:
 
     def group_mean(self, scores: Tensor) -> Tensor:
         """Return, for each sample, the mean of `scores` [N] over the valid samples of its group."""
-        mean = _group(self._masked(scores), self._size()).nanmean(1, keepdim=True)
-        return mean.expand(-1, self._size(), 1).flatten()
+        mean = _group(self._masked(scores), self.require_group_size()).nanmean(1, keepdim=True)
+        return mean.expand(-1, self.require_group_size(), 1).flatten()
 
     def _masked(self, scores: Tensor) -> Tensor:
         return torch.where(self.valid, scores, torch.nan)
 
-    def _size(self) -> int:
+    def require_group_size(self) -> int:
+        """Return G, or raise ValueError when the caller gave none."""
         if self.group_size is None:
             raise ValueError("this rule takes statistics of a group: pass group_size=G")
         return self.group_size
@@ -211,6 +192,22 @@ def sars_recentred(batch: Batch, *, gamma: float = 0.4) -> Tensor:
     """SARS minus its group mean, which is not zero otherwise (-.209 gamma for uncorrelated rewards)."""
     shaped = sars(batch, gamma=gamma)
     return shaped - batch.group_mean(shaped)
+
+
+def sars_matched(batch: Batch, *, gamma: float = 0.4, correlation: float = 0.0) -> Tensor:
+    """The control that SARS has to beat: its mean pull instead of its bonus, with the same step size.
+
+    (w_p + gamma k) A_p + (w_id + gamma k) A_id, k = `sars_pull`: to first order, what SARS does to the
+    weights of every step, and how much it lengthens the step. What SARS does beyond it is its shaping.
+
+    Args:
+        batch: The step.
+        gamma: Of the SARS that is matched.
+        correlation: Of the two rewards inside groups; `cgrpo doctor` measures it.
+    """
+    size = batch.require_group_size()
+    pull = _non_negative("gamma", gamma) * sars_pull(correlation, size)
+    return linear(batch) + pull * batch.advantages.sum(1)
 
 
 def gdpo(batch: Batch) -> Tensor:
@@ -296,6 +293,7 @@ RULES: dict[str, Rule] = {
     "sars": sars,
     "sars_no_flip": sars_no_flip,
     "sars_recentred": sars_recentred,
+    "sars_matched": sars_matched,
     "gdpo": gdpo,
     "gd2po_hard": gd2po_hard,
     "gd2po_snr": gd2po_snr,

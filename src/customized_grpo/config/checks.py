@@ -85,6 +85,12 @@ def _sampler_explores(sampler: str, eta: float) -> str | None:
     return None
 
 
+def _group_has_a_pull(name: str, group_size: int) -> str | None:
+    if name != "sars_matched" or group_size >= 4:
+        return None
+    return f"'sars_matched' is known for groups of 4 and more, train.group_size is {group_size}"
+
+
 def _window_fits(size: int | None, start: int | None, steps: int) -> str | None:
     if size is None or start is None or start + size <= steps - 1:
         return None
@@ -118,6 +124,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
+    Check(("advantage.name", "train.group_size"), _group_has_a_pull),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
     *_option_checks("advantage", ADVANTAGE_OPTIONS),

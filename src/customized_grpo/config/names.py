@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 AdvantageName = Literal[
-    "linear", "sum_then_normalise", "sars", "sars_no_flip", "sars_recentred", "gdpo", "gd2po_hard",
-    "gd2po_snr", "min", "max", "harmonic", "softplus_product", "identity_gate",
+    "linear", "sum_then_normalise", "sars", "sars_no_flip", "sars_recentred", "sars_matched",
+    "gdpo", "gd2po_hard", "gd2po_snr", "min", "max", "harmonic", "softplus_product", "identity_gate",
 ]  # fmt: skip
 ScheduleName = Literal["tdw", "constant", "inverse_tdw", "shuffled_tdw", "linear", "tdw_mean"]
 SamplerName = Literal["ode", "dance", "flow", "cps", "ddim", "dance_exact", "flow_exact"]
@@ -24,6 +24,7 @@ ADVANTAGE_OPTIONS: Mapping[str, Mapping[str, float]] = {
     "sars": {"gamma": 0.4},
     "sars_no_flip": {"gamma": 0.4},
     "sars_recentred": {"gamma": 0.4},
+    "sars_matched": {"gamma": 0.4, "correlation": 0.0},
     "gd2po_snr": {"snr_threshold": 0.2},
     "identity_gate": {"tau": 0.7},
 }

@@ -222,6 +222,8 @@ class AdvantageConfig(_Selected):
     """Rule that combines the two advantages; sars is Customized-GRPO, linear is naive GRPO."""
     gamma: NonNegative | None = None
     """Largest bonus or penalty of the sars rules, in units of the advantage; null means .4, or unused."""
+    correlation: Annotated[float, Field(gt=-1, lt=1)] | None = None
+    """Correlation of the two rewards in groups that sars_matched reckons with; null means 0, or unused."""
     clip: Positive = 5.0
     """Bound on the magnitude of the combined advantage, in standard deviations of the group."""
     tau: float | None = None
