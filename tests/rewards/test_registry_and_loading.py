@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from scipy.stats import kstest
 
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards import REWARDS, build_reward, register, score_all
+from customized_grpo.rewards import REWARDS, ScoringBatch, build_reward, register, score_all
 from customized_grpo.rewards.dino import DinoReward
 
 OWN = """
@@ -172,3 +174,23 @@ def test_the_readmes_own_reward_works(
     monkeypatch.syspath_prepend(tmp_path)
     reward = build_reward(RewardConfig(name="my_rewards:colourful"))
     assert score_all([reward], tiny.make_batch(2)).isfinite().all()
+
+
+def test_noise_is_gaussian_depends_on_picture_and_prompt_alone_and_changes_the_fingerprint(own: str) -> None:
+    config = {"name": f"{own}:Scaled", "options": {"scale": 0.0}}
+    exact, noisy = build_reward(RewardConfig(**config)), build_reward(RewardConfig(**config, noise=0.3))
+    batch = make_noise_batch(400)
+    scores = noisy.score(batch)
+    assert exact.score(batch).abs().max() == 0
+    assert scores.mean().abs() < 0.05 and 0.27 < scores.std() < 0.33
+    assert kstest(scores / 0.3, "norm").pvalue > 0.01
+    assert torch.equal(noisy.score(batch.select([7, 3])), scores[[7, 3]])
+    reworded = dataclasses.replace(batch, prompts=["another prompt"] * len(batch))
+    assert not torch.isclose(noisy.score(reworded), scores).any()
+    assert (noisy.name, noisy.kind) == (exact.name, exact.kind)
+    assert noisy.fingerprint() == {**exact.fingerprint(), "noise": 0.3}
+
+
+def make_noise_batch(samples: int) -> ScoringBatch:
+    pictures = torch.rand(samples, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return ScoringBatch(pictures, ["a toy"] * samples, [[]] * samples, None, None, [{}] * samples)

@@ -36,6 +36,12 @@ class RunLock:
         self.path = folder / FILE
         self._descriptor: int | None = None
 
+    @property
+    def descriptor(self) -> int:
+        """Return the open lock file, for a child process that shall keep the lock until it ends, too."""
+        assert self._descriptor is not None, "the lock is not held"
+        return self._descriptor
+
     def __enter__(self) -> RunLock:
         """Take the lock or raise UserError at once; never wait."""
         assert self._descriptor is None, "a RunLock is entered once at a time"

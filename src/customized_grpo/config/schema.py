@@ -186,6 +186,8 @@ class RewardConfig(Section):
     """Which images an identity reward masks to the subject: the reference, both images, or none."""
     path: Text | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
+    noise: NonNegative = 0.0
+    """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
     """Further arguments of your own reward, passed to it as they are."""
 

@@ -11,6 +11,7 @@ import torch
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
+from customized_grpo.rewards.noise import NoisyReward
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RewardConfig
@@ -43,6 +44,11 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
     Raises:
         UserError: The name is unknown, the import fails, or what it names is no reward.
     """
+    reward = _build(config, torch.device(device))
+    return NoisyReward(reward, config.noise) if config.noise else reward
+
+
+def _build(config: RewardConfig, device: torch.device) -> Reward:
     if ":" in config.name:
         return _build_own(config.name, dict(config.options))
     if config.name not in REWARDS:
@@ -54,7 +60,7 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
         )
     if config.options:
         raise UserError(f"reward {config.name!r} has no options, but {', '.join(config.options)} was given")
-    return REWARDS[config.name](config, torch.device(device))
+    return REWARDS[config.name](config, device)
 
 
 def _build_own(path: str, options: dict[str, Any]) -> Reward:

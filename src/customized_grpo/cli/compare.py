@@ -1,0 +1,53 @@
+"""`cgrpo compare`: arms x seeds of one recipe, and the page that says what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's, for all arms."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="What is compared: core, full, or path of a YAML file of arms.")
+    ] = "core",
+    only: Annotated[list[str] | None, typer.Option(help="Run only this arm; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each arm.")] = 5,
+    first_seed: Annotated[int, typer.Option(min=0, help="run.seed of the first of them.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; by default one per core or GPU.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of each run on a CPU; part of what makes a run repeatable.")
+    ] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare-RECIPE.")] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, write the page of what there is.")
+    ] = False,
+) -> None:
+    """Compare arms over seeds, on the same prompts and noise, and write one page and its numbers.
+
+    Call it again to go on after an interruption, or to add arms and seeds.
+    For example: cgrpo compare toybox-leaky --arms core --seeds 5
+    """
+    from customized_grpo.comparison.arms import load_arms
+    from customized_grpo.comparison.plan import make_plan
+
+    plan = make_plan(
+        recipe,
+        overrides or (),
+        load_arms(arms, only or ()),
+        range(first_seed, first_seed + seeds),
+        folder=out,
+        threads=threads,
+    )
+
+    from customized_grpo.comparison.run import compare as run
+
+    raise typer.Exit(run(plan, jobs=jobs, train=not report_only))

@@ -1,0 +1,130 @@
+"""Arms: named changes to one recipe, whose runs are compared.
+
+A file of arms is YAML: `arms:` with a list of `name`, `label`, `role`, `overrides` and so on, see `Arm`. Sets
+that come with the package are named by the file, for example "full".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from customized_grpo.config.yaml_text import read_yaml
+from customized_grpo.errors import UserError
+
+Role = Literal["front", "method", "control", "rival"]
+
+
+class Arm(BaseModel):
+    """One way to train: the recipe with some settings replaced.
+
+    Attributes:
+        name: Of its folder and its rows.
+        label: What people read.
+        role: "front": naive GRPO at one constant weight; these arms make the front that others have to leave.
+            "method": Customized-GRPO or a part of it. "control": the same with what matters taken out.
+            "rival": another answer to the same problem.
+        note: One sentence: what it changes and why it is here.
+        control: Name of the arm it is compared with; None leaves it without that comparison.
+        overrides: Settings of the recipe that it replaces, {"section.key": value}.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    label: Annotated[str, Field(min_length=1, max_length=60)]
+    role: Role
+    note: str = ""
+    control: str | None = None
+    overrides: Annotated[dict[str, JsonValue], Field(min_length=1)]
+
+    def settings(self) -> list[str]:
+        """Return the overrides as `load_config` takes them, `section.key=value`."""
+        return [f"{key}={_flow(value)}" for key, value in self.overrides.items()]
+
+
+def arm_set_names() -> list[str]:
+    """Return the names of the sets of arms that come with the package."""
+    return sorted(
+        file.name.removesuffix(".yaml") for file in _shipped().iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def load_arms(source: str, only: Sequence[str] = ()) -> list[Arm]:
+    """Read arms and check them.
+
+    Args:
+        source: Name of a set of the package, or path of a YAML file.
+        only: Names of arms to keep; none keeps all. An arm whose control is left out loses it.
+
+    Raises:
+        UserError: Lists everything that is wrong.
+    """
+    data, found = read_yaml(_read(source))
+    mistakes = [f"{mistake.path}: {mistake.text}" for mistake in found]
+    arms: list[Arm] = []
+    if not mistakes:
+        arms, mistakes = _parse(data)
+    names = [arm.name for arm in arms]
+    mistakes += [
+        f"arm {name!r}: the name is given twice" for name in sorted(set(names)) if names.count(name) > 1
+    ]
+    mistakes += [
+        f"arm {arm.name!r}: its control {arm.control!r} is no other arm of the file"
+        for arm in arms
+        if arm.control is not None and (arm.control not in names or arm.control == arm.name)
+    ]
+    if mistakes:
+        raise UserError(f"arms {source}:\n  " + "\n  ".join(mistakes))
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"no such arm: {', '.join(unknown)}", f"There are {', '.join(names)}.")
+    return [_without_absent_control(arm, only) for arm in arms if not only or arm.name in only]
+
+
+def _parse(data: Any) -> tuple[list[Arm], list[str]]:
+    items = data.get("arms") if isinstance(data, dict) else None
+    if not isinstance(items, list) or not items or set(data) != {"arms"}:
+        return [], ['write "arms:" and under it a list of arms, and nothing else']
+    arms, mistakes = [], []
+    for number, item in enumerate(items):
+        try:
+            arms.append(Arm.model_validate(item))
+        except ValidationError as error:
+            name = item.get("name", number) if isinstance(item, dict) else number
+            mistakes += [
+                f"arm {name!r}: {'.'.join(map(str, one['loc'])) or 'arm'}: {one['msg']}"
+                for one in error.errors()
+            ]
+    return arms, mistakes
+
+
+def _without_absent_control(arm: Arm, only: Sequence[str]) -> Arm:
+    absent = only and arm.control not in only
+    return arm.model_copy(update={"control": None}) if absent else arm
+
+
+def _read(source: str) -> str:
+    shipped = _shipped() / f"{source}.yaml"
+    path: Path | Traversable = shipped if source in arm_set_names() else Path(source)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(arm_set_names())
+        raise UserError(
+            f"cannot read arms {source!r}: {error}", f"Give a YAML file, or one of {known}."
+        ) from error
+
+
+def _shipped() -> Traversable:
+    return resources.files("customized_grpo.comparison") / "arms"
+
+
+def _flow(value: JsonValue) -> str:
+    """Return a value as YAML on one line; JSON is YAML."""
+    return json.dumps(value)

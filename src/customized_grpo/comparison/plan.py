@@ -1,0 +1,197 @@
+"""What a comparison runs: every arm with every seed, each in a run folder of its own.
+
+FOLDER/plan.json                 what a later call in the same folder has to agree with
+FOLDER/recipes/ARM_seed_N.yaml   the recipe of each run
+FOLDER/runs/ARM/seed_N/          its run folder, like any other
+FOLDER/logs/ARM_seed_N.log       what it printed
+FOLDER/doctor.json, results.json, comparison.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.comparison.arms import Arm
+from customized_grpo.config import Config, diff_configs, load_config
+from customized_grpo.errors import UserError
+from customized_grpo.run_folder import RunFolder
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One arm with one seed.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Its run.seed. It decides prompts, initial noise and the noise of the steps, so the runs of one
+            seed are paired over all arms.
+        config: The whole recipe.
+    """
+
+    arm: str
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Return what files are called after."""
+        return f"{self.arm}_seed_{self.seed}"
+
+    @property
+    def folder(self) -> RunFolder:
+        """Return its run folder."""
+        return RunFolder(self.config.run.dir)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary of the finished run; None while it is not finished."""
+        summary: dict[str, Any] | None = self.folder.read_json("summary.json")
+        return summary if summary and summary.get("finished") else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison.
+
+    Attributes:
+        recipe: Preset or file.
+        overrides: Settings for all arms, "section.key=value".
+        folder: Where everything is kept.
+        base: The recipe without an arm.
+        arms: What is compared.
+        configs: The recipe of each arm, by its name.
+        seeds: Values of run.seed.
+        threads: Of every run on a CPU. They change the last bits of a sum, so they belong to the plan.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    folder: Path
+    base: Config
+    arms: Sequence[Arm]
+    configs: dict[str, Config]
+    seeds: Sequence[int]
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Return what people call it, the recipe's name."""
+        return Path(self.recipe).stem
+
+    def runs(self) -> list[PlannedRun]:
+        """Return all runs, every arm of a seed before the next seed: what is done early can be compared."""
+        return [self._run(arm.name, seed) for seed in self.seeds for arm in self.arms]
+
+    def _run(self, arm: str, seed: int) -> PlannedRun:
+        config = self.configs[arm]
+        where = {"dir": self.folder / "runs" / arm / f"seed_{seed}", "seed": seed, "overwrite": False}
+        run = config.run.model_copy(update=where)
+        return PlannedRun(arm, seed, config.model_copy(update={"run": run}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept in the folder."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "overrides": list(self.overrides),
+            "config": self.base.model_dump(mode="json"),
+            "arms": [arm.model_dump(mode="json") for arm in self.arms],
+            "seeds": list(self.seeds),
+            "threads_per_run": self.threads,
+        }
+
+
+def make_plan(
+    recipe: str,
+    overrides: Sequence[str],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    *,
+    folder: Path | None,
+    threads: int,
+) -> Plan:
+    """Resolve the recipe of every arm.
+
+    Args:
+        recipe: Preset or file.
+        overrides: Settings for all arms.
+        arms: What is compared.
+        seeds: Values of run.seed.
+        folder: Where to keep it; None means runs/compare-NAME.
+        threads: Of every run on a CPU.
+
+    Raises:
+        UserError: The recipe, or one with an arm, is not valid; all bad arms are listed.
+    """
+    base = load_config(recipe, overrides)
+    configs, mistakes = {}, []
+    for arm in arms:
+        try:
+            configs[arm.name] = load_config(recipe, [*overrides, *arm.settings()])
+        except UserError as error:
+            mistakes.append(f"arm {arm.name!r}: {error.message}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    folder = folder or Path("runs") / f"compare-{Path(recipe).stem}"
+    return Plan(recipe, overrides, folder, base, arms, configs, seeds, threads)
+
+
+def adopt(plan: Plan) -> Plan:
+    """Write the plan into its folder, together with the arms and seeds that are planned there already.
+
+    Returns:
+        the plan of all of them, which is what results are about.
+
+    Raises:
+        UserError: The folder holds something else, or runs with other settings; nothing is changed.
+    """
+    folder = RunFolder(plan.folder)
+    before = folder.read_json(PLAN)
+    if before is None and plan.folder.is_dir() and any(plan.folder.iterdir()):
+        raise UserError(f"{plan.folder} exists and holds no comparison", "Choose another folder with --out.")
+    whole = plan if before is None else _merge(before, plan)
+    folder.write_json(PLAN, whole.to_json())
+    return whole
+
+
+def _merge(before: dict[str, Any], plan: Plan) -> Plan:
+    """Return the plan with the arms and seeds of `before` added.
+
+    Raises:
+        UserError: Recipe, threads or the overrides of an arm differ.
+    """
+    changed = [
+        f"{path}: {old} there, {new} now"
+        for path, old, new in diff_configs(
+            Config.model_validate_json(json.dumps(before["config"])), plan.base
+        )
+        if not path.startswith("run.")
+    ]
+    if before["threads_per_run"] != plan.threads:
+        changed.append(f"threads of a run: {before['threads_per_run']} there, {plan.threads} now")
+    planned = {arm.name: arm for arm in (Arm.model_validate(arm) for arm in before["arms"])}
+    changed += [
+        f"arm {arm.name!r}: {planned[arm.name].overrides} there, {arm.overrides} now"
+        for arm in plan.arms
+        if arm.name in planned and planned[arm.name].overrides != arm.overrides
+    ]
+    if changed:
+        raise UserError(
+            f"{plan.folder} holds a comparison with other settings:\n  " + "\n  ".join(changed),
+            "Its runs and new ones could not be compared; choose another folder with --out.",
+        )
+    arms = {arm.name: arm for arm in plan.arms}
+    known = [arm if arm.control is not None else arms.get(name, arm) for name, arm in planned.items()]
+    return make_plan(
+        plan.recipe,
+        plan.overrides,
+        [*known, *(arm for name, arm in arms.items() if name not in planned)],
+        sorted({*before["seeds"], *plan.seeds}),
+        folder=plan.folder,
+        threads=plan.threads,
+    )

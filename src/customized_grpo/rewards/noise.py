@@ -1,0 +1,46 @@
+"""A reward made unreliable on purpose, to study what a weak judge does to training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from customized_grpo.rewards.base import Reward, ScoringBatch
+from customized_grpo.rewards.features import content_key
+from customized_grpo.rewards.preprocessing import quantise
+from customized_grpo.seeding import generator
+
+
+class NoisyReward:
+    """Another reward plus Gaussian noise that depends on picture and prompt alone.
+
+    A judge that errs, errs again on the same picture: asked twice it gives the same score, so runs stay
+    exactly repeatable. Between pictures, however alike, its errors are independent.
+
+    Args:
+        reward: The reward.
+        std: Standard deviation of the noise, in the reward's own units, above 0.
+    """
+
+    kind: Literal["identity", "prompt", "quality"]
+
+    def __init__(self, reward: Reward, std: float) -> None:
+        self.reward, self.std = reward, std
+        self.name, self.kind = reward.name, reward.kind
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return noisy scores [B], fp32, on the CPU; NaN where the reward itself could not score."""
+        noise = [
+            self._error(image, prompt) for image, prompt in zip(batch.images, batch.prompts, strict=True)
+        ]
+        return self.reward.score(batch) + self.std * torch.cat(noise)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the reward's own fingerprint and the noise."""
+        return {**self.reward.fingerprint(), "noise": self.std}
+
+    def _error(self, image: Tensor, prompt: str) -> Tensor:
+        picture = content_key(quantise(image)).hex()
+        return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, picture))
