@@ -11,9 +11,7 @@ batch is one bucket: one size, one list of reference sizes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,24 +19,19 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import lora
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
 
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline
 
 ReferenceIds = Literal["kontext", "uno"]
-Precision = Literal["fp32", "bf16"]
 Grid = tuple[int, int]
 
 PATCH = 2  # side of a token, in latent pixels
-LORA_TARGET = (
-    r"(single_)?transformer_blocks\.\d+\."
-    r"(attn\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)|proj_out)"
-)
 
 
-class Flux1Policy:
+class Flux1Policy(PipelinePolicy):
     """A `Policy` around a FluxKontextPipeline, whose transformer is called in `velocity` and nowhere else.
 
     Args:
@@ -57,6 +50,11 @@ class Flux1Policy:
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
     """
 
+    LORA_TARGET = (
+        r"(single_)?transformer_blocks\.\d+\."
+        r"(attn\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)|proj_out)"
+    )
+
     def __init__(
         self,
         pipe: FluxKontextPipeline,
@@ -70,18 +68,11 @@ class Flux1Policy:
     ) -> None:
         if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
             raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
-        self.pipe = pipe.to(device)
-        self.device = torch.device(device)
-        self.transformer = pipe.transformer
+        super().__init__(pipe, precision=precision, device=device)
         self.reference_ids = reference_ids
         self.guidance = guidance
         self.mu = mu
         self.max_text_tokens = max_text_tokens
-        self.precision = precision
-        self._in_reference = False
-        pipe.vae.to(memory_format=torch.channels_last)  # convolutions are twice as fast so, on CPUs too
-        for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.transformer):
-            module.requires_grad_(False).eval()
 
     # Geometry
 
@@ -121,7 +112,7 @@ class Flux1Policy:
         """
         if not prompts or len(prompts) != len(references):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
-        shapes = _bucket(references)
+        shapes = reference_shapes(references)
         with self._autocast_off():
             embeds, pooled, _ = self.pipe.encode_prompt(
                 prompt=list(prompts),
@@ -200,10 +191,9 @@ class Flux1Policy:
         Raises:
             RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
-        if self._in_reference and torch.is_grad_enabled():
-            raise RuntimeError("velocity() inside reference() needs torch.no_grad(): gradients would be lost")
         n_samples, n_image_tokens, _ = x.shape
-        self._check_velocity_inputs(x, conditioning)
+        self._check_call(x, conditioning, self.n_tokens(conditioning.height, conditioning.width))
+        self._check_ids(conditioning)
         sample, shared = conditioning.per_sample, conditioning.shared
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(n_samples)
         guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
@@ -229,76 +219,13 @@ class Flux1Policy:
             pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
-    # Adapter
-
-    def add_adapter(
-        self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
-    ) -> None:
-        """Put a fresh adapter on the transformer, see `lora.add_adapter`; None targets `LORA_TARGET`."""
-        lora.add_adapter(self.transformer, rank=rank, alpha=alpha, target=target or LORA_TARGET, seed=seed)
-
-    def trainable_parameters(self) -> list[torch.nn.Parameter]:
-        """Return the adapter's parameters, fp32, in the order of the model's layers."""
-        return list(lora.adapter_parameters(self.transformer).values())
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Switch the adapter off inside the block; `velocity` then is the base's, bit for bit."""
-        assert not self._in_reference, "reference() is not reentrant"
-        self._in_reference = True
-        try:
-            with lora.adapter_off(self.transformer):
-                yield
-        finally:
-            self._in_reference = False
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return copies of the adapter's tensors by name, for checkpoints and averages."""
-        return lora.adapter_tensors(self.transformer)
-
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite the adapter in place; UserError, and no change, if names or shapes differ."""
-        lora.load_adapter_tensors(self.transformer, tensors, "adapter")
-
-    def save_lora(self, folder: Path) -> Path:
-        """Write the adapter for diffusers' `load_lora_weights` and return the file."""
-        return lora.save_file(type(self.pipe), self.transformer, folder)
-
-    def load_lora(self, path: Path) -> None:
-        """Overwrite the adapter with a saved one of the same base, rank and scale; UserError otherwise."""
-        lora.load_file(self.transformer, path)
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass: same numbers, less memory, more time."""
-        if enabled:
-            self.transformer.enable_gradient_checkpointing()
-        else:
-            self.transformer.disable_gradient_checkpointing()
-
-    # Numerics
-
-    def _autocast(self) -> torch.autocast:
-        """Return the one context in which the transformer runs, whatever context the caller is in.
-
-        No cache of cast weights: a call uses each weight once, so it gains nothing, and inside a caller's
-        autocast older versions of torch reuse in training what a rollout cast without gradients.
-        """
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
-
-    def _autocast_off(self) -> torch.autocast:
-        return torch.autocast(self.device.type, enabled=False)
-
-    def _check_velocity_inputs(self, x: Tensor, conditioning: Conditioning) -> None:
-        """Refuse what the transformer would take without complaint: ids of another bucket, low precision."""
+    def _check_ids(self, conditioning: Conditioning) -> None:
+        """Refuse ids of another bucket, which the transformer would take without complaint."""
         n_references = conditioning.per_sample["reference_tokens"].shape[1]
-        n_ids = len(conditioning.shared["image_ids"])
-        assert x.dtype == torch.float32, f"x is {x.dtype}: rounding it breaks the probability ratio"
-        assert len(x) == len(conditioning), f"{len(x)} samples, conditioning for {len(conditioning)}"
-        n_expected = self.n_tokens(conditioning.height, conditioning.width)
-        assert x.shape[1] == n_expected, f"{x.shape[1]} image tokens, {n_expected} expected"
-        assert n_ids == n_expected + n_references, f"{n_ids} ids for {n_expected} + {n_references} tokens"
-        assert conditioning.shared["image_ids"].dtype == torch.float32, "bf16 ids are wrong beyond 256"
+        n_image = self.n_tokens(conditioning.height, conditioning.width)
+        ids = conditioning.shared["image_ids"]
+        assert len(ids) == n_image + n_references, f"{len(ids)} ids for {n_image} + {n_references} tokens"
+        assert ids.dtype == torch.float32, "bf16 ids are wrong beyond 256"
 
 
 def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds) -> Tensor:
@@ -348,19 +275,3 @@ def unpack(tokens: Tensor, grid: Grid) -> Tensor:
 def _grid_ids(grid: Grid, *, t: int, top: int, left: int) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     return torch.stack([torch.full_like(rows, t), rows + top, columns + left], dim=-1).flatten(0, 1).float()
-
-
-def _bucket(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
-    """Return the height and width of each reference, which must be the same for every sample."""
-    wanted = [tuple(image.shape) for image in references[0]]
-    for number, images in enumerate(references):
-        if [tuple(image.shape) for image in images] != wanted or not wanted:
-            raise ValueError(
-                f"sample {number} has references {[tuple(image.shape) for image in images]}, sample 0 has "
-                f"{wanted}: a batch needs at least one each, of the same sizes"
-            )
-        for image in images:
-            in_range = image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3
-            if not in_range or not bool(((image >= 0) & (image <= 1)).all()):
-                raise ValueError(f"sample {number}: a reference is not an fp32 image [3, h, w] in [0, 1]")
-    return [(shape[1], shape[2]) for shape in wanted]

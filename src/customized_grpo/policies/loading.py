@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.flux1 import Flux1Policy, Precision
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.pipeline_policy import Precision
 from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:

@@ -1,0 +1,143 @@
+"""What the families have in common: a frozen diffusers pipeline, one adapter, one autocast context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from customized_grpo.policies import lora
+from customized_grpo.policies.base import Conditioning
+
+Precision = Literal["fp32", "bf16"]
+
+
+class PipelinePolicy:
+    """The half of a `Policy` that does not depend on the family.
+
+    A family adds geometry, encoding, noise levels, `velocity` and decoding, and calls the transformer through
+    `_checked` and `_autocast` alone.
+
+    Args:
+        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
+            fp32, and so is what encodes prompts and references.
+        device: Where everything runs.
+    """
+
+    LORA_TARGET: ClassVar[str]
+    """Regular expression of the layers that get an adapter unless the recipe says otherwise."""
+
+    def __init__(self, pipe: Any, *, precision: Precision, device: torch.device | str) -> None:
+        self.pipe = pipe.to(device)
+        self.device = torch.device(device)
+        self.transformer = pipe.transformer
+        self.precision = precision
+        self._in_reference = False
+        pipe.vae.to(memory_format=torch.channels_last)  # convolutions are twice as fast so, on CPUs too
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False).eval()
+
+    # Adapter
+
+    def add_adapter(
+        self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
+    ) -> None:
+        """Put a fresh adapter on the transformer, see `lora.add_adapter`; None targets `LORA_TARGET`."""
+        lora.add_adapter(
+            self.transformer, rank=rank, alpha=alpha, target=target or self.LORA_TARGET, seed=seed
+        )
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the adapter's parameters, fp32, in the order of the model's layers."""
+        return list(lora.adapter_parameters(self.transformer).values())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapter off inside the block; `velocity` then is the base's, bit for bit."""
+        assert not self._in_reference, "reference() is not reentrant"
+        self._in_reference = True
+        try:
+            with lora.adapter_off(self.transformer):
+                yield
+        finally:
+            self._in_reference = False
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return copies of the adapter's tensors by name, for checkpoints and averages."""
+        return lora.adapter_tensors(self.transformer)
+
+    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrite the adapter in place; UserError, and no change, if names or shapes differ."""
+        lora.load_adapter_tensors(self.transformer, tensors, "adapter")
+
+    def save_lora(self, folder: Path) -> Path:
+        """Write the adapter for diffusers' `load_lora_weights` and return the file."""
+        return lora.save_file(type(self.pipe), self.transformer, folder)
+
+    def load_lora(self, path: Path) -> None:
+        """Overwrite the adapter with a saved one of the same base, rank and scale; UserError otherwise."""
+        lora.load_file(self.transformer, path)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass: same numbers, less memory, more time."""
+        if enabled:
+            self.transformer.enable_gradient_checkpointing()
+        else:
+            self.transformer.disable_gradient_checkpointing()
+
+    # Numerics
+
+    def _autocast(self) -> torch.autocast:
+        """Return the one context in which the transformer runs, whatever context the caller is in.
+
+        No cache of cast weights: a call uses each weight once, so it gains nothing, and inside a caller's
+        autocast older versions of torch reuse in training what a rollout cast without gradients.
+        """
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def _autocast_off(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _check_call(self, x: Tensor, conditioning: Conditioning, n_tokens: int) -> None:
+        """Refuse what a transformer would take without complaint, or what would lose gradients.
+
+        Args:
+            x: What `velocity` got.
+            conditioning: Likewise.
+            n_tokens: Image tokens that a picture of the conditioning's size has.
+
+        Raises:
+            RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
+        """
+        if self._in_reference and torch.is_grad_enabled():
+            raise RuntimeError("velocity() inside reference() needs torch.no_grad(): gradients would be lost")
+        assert x.dtype == torch.float32, f"x is {x.dtype}: rounding it breaks the probability ratio"
+        assert len(x) == len(conditioning), f"{len(x)} samples, conditioning for {len(conditioning)}"
+        assert x.shape[1] == n_tokens, f"{x.shape[1]} image tokens, {n_tokens} expected"
+
+
+def reference_shapes(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
+    """Return the height and width of each reference of a sample, which must be the same for every sample.
+
+    Raises:
+        ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
+    """
+    wanted = [tuple(image.shape) for image in references[0]]
+    for number, images in enumerate(references):
+        if [tuple(image.shape) for image in images] != wanted or not wanted:
+            raise ValueError(
+                f"sample {number} has references {[tuple(image.shape) for image in images]}, sample 0 has "
+                f"{wanted}: a batch needs at least one each, of the same sizes"
+            )
+        for image in images:
+            in_range = image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3
+            if not in_range or not bool(((image >= 0) & (image <= 1)).all()):
+                raise ValueError(f"sample {number}: a reference is not an fp32 image [3, h, w] in [0, 1]")
+    return [(shape[1], shape[2]) for shape in wanted]
