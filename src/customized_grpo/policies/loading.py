@@ -150,12 +150,19 @@ def _download_index(path: str) -> Path:
             raise hub_error(path, error) from error
 
 
-def hub_error(path: str, error: Exception) -> UserError:
-    """Say why a checkpoint could not be had from the hub, and what to do about it."""
+def hub_error(path: str, error: Exception, *, what: str | None = None, file: str = INDEX) -> UserError:
+    """Say why a file of a checkpoint could not be had from the hub, and what to do about it.
+
+    Args:
+        path: The hub id.
+        error: What the hub's library raised.
+        what: The setting that asked for it; None means model.path.
+        file: Name of the file.
+    """
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
-    what = f"model.path {path!r}"
+    what = what or f"model.path {path!r}"
     if isinstance(error, GatedRepoError):
         return UserError(
             f"{what}: the checkpoint is gated",
@@ -163,11 +170,11 @@ def hub_error(path: str, error: Exception) -> UserError:
         )
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(
-            f"{what}: no such folder, not in the download cache, and the hub cannot be reached ({INDEX})",
+            f"{what}: no such folder, not in the download cache, and the hub cannot be reached ({file})",
             hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
         )
     if isinstance(error, NotFound):
         return UserError(f"{what}: no such folder, and no such checkpoint on the hub, or a private one")
     if isinstance(error, EntryNotFoundError):
-        return UserError(f"{what}: the checkpoint has no {INDEX}", hint="Name one in diffusers' layout.")
-    return UserError(f"{what}: {INDEX} could not be fetched: {error}")
+        return UserError(f"{what}: the checkpoint has no {file}", hint="Name one in diffusers' layout.")
+    return UserError(f"{what}: {file} could not be fetched: {error}")
