@@ -1,0 +1,358 @@
+"""The Qwen-Image-Edit family: the checkpoints 2509 and 2511, "Plus", which take several references.
+
+Legend: B samples, N image tokens, R reference tokens, T text tokens, D width of a text embedding,
+C = 4 x latent channels of a token.
+
+An image is encoded by a VAE made for videos (its mode, as one frame, normalised by latents_mean and
+latents_std), each 2x2 square of latent pixels is one token. The transformer sees [image tokens, reference
+tokens]; its answer for the reference tokens is dropped. Every reference is seen twice: as tokens, at the size
+it is given (the pipeline resizes it to about one megapixel), and by the vision-language model that reads the
+prompt, at about 384x384 pixels.
+
+* Guidance: two calls of the transformer, one with the prompt, one with the prompt " ", both with the
+  references; combined, then rescaled token by token to the length of the prompt's velocity. A scale of 1 or
+  less means no guidance and one call. `guidance_embeds` in a transformer's config has no weights behind it.
+* Shift: from the number of image tokens, by the checkpoint's scheduler, then stretched so that the last
+  noise level but 0 is `shift_terminal`.
+* Ids: the transformer derives rotations from the rows and columns of the image and of every reference,
+  counted from their centres; references are told apart by their number, 1, 2, ... All samples of a batch
+  have those of the first. In 2511 the transformer finds the reference tokens from them, too, which then are
+  modulated by noise level 0.
+* Text: its positions start behind those of the images and padding is masked, so T changes no result.
+
+Where this departs from diffusers 0.42: its pipeline does not tell the vision-language model which tokens are
+pictures, and transformers 5 then silently numbers them like words, not by row and column as in training
+(https://github.com/huggingface/diffusers/issues/14194). Here it is told.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.flux1 import PATCH, Grid, pack, unpack
+from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageEditPlusPipeline
+
+NEGATIVE_PROMPT = " "  # the model card's; the pipeline has no default and leaves guidance out without one
+PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+
+
+class QwenEditPolicy(PipelinePolicy):
+    """A `Policy` around a QwenImageEditPlusPipeline.
+
+    Args:
+        pipe: The pipeline; it is moved to the device, frozen and put into eval mode. Its processor may be one
+            from `load_processor`.
+        guidance: Scale of classifier-free guidance; 1 or less means none, at half the cost.
+        mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
+            number of image tokens, as the checkpoint's scheduler says.
+        max_text_tokens: Length T to which prompts are padded, always the same, so that a sample does not
+            depend on its batch. Each reference takes about 200 of them.
+        precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
+            fp32, and so is what encodes prompts and references.
+        device: Where everything runs.
+
+    Raises:
+        UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
+    """
+
+    LORA_TARGET = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+
+    def __init__(
+        self,
+        pipe: QwenImageEditPlusPipeline,
+        *,
+        guidance: float,
+        mu: float | None = None,
+        max_text_tokens: int,
+        precision: Precision,
+        device: torch.device | str,
+    ) -> None:
+        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
+            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
+        with _memory_format_kept(pipe.vae):
+            super().__init__(pipe, precision=precision, device=device)
+        self.guidance = guidance
+        self.mu = mu
+        self.max_text_tokens = max_text_tokens
+
+    def add_adapter(
+        self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
+    ) -> None:
+        """Put a fresh adapter on the transformer, see `lora.add_adapter`.
+
+        Without a target: on all projections of attention but two. The last block's text is not used by
+        anything, so adapters on the layers that only make it would never get a gradient.
+        """
+        last = len(self.transformer.transformer_blocks) - 1
+        unused = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|to_add_out)"
+        default = rf"(?!{unused}$){self.LORA_TARGET}"
+        super().add_adapter(rank=rank, alpha=alpha, target=target or default, seed=seed)
+
+    # Geometry
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the rows and columns of tokens of an image, in pixels.
+
+        Raises:
+            UserError: The size is not a multiple of the side of a token.
+        """
+        side = PATCH * self.pipe.vae_scale_factor
+        if height % side or width % side:
+            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
+        return height // side, width // side
+
+    def n_tokens(self, height: int, width: int) -> int:
+        """Return N, the number of tokens of an image."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
+
+    # Conditioning
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
+    ) -> Conditioning:
+        """Encode prompts and references of one bucket; call it once per prompt and repeat the result.
+
+        Args:
+            prompts: B prompts.
+            references: For each prompt the same number, at least one, of fp32 images [3, h, w] in [0, 1]; the
+                i-th images of all prompts have one size, a multiple of the side of a token.
+            height: Height of the images to generate, in pixels.
+            width: Width of the images to generate, in pixels.
+
+        Raises:
+            ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
+            UserError: A prompt with its references has more than `max_text_tokens` tokens.
+        """
+        if not prompts or len(prompts) != len(references):
+            raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
+        shapes = reference_shapes(references)
+        grids = [self.grid(height, width), *[self.grid(*shape) for shape in shapes]]
+        with self._autocast_off():
+            pictures = [[self._picture(image) for image in images] for images in references]
+            embeds, mask = self._embed(prompts, pictures)
+            per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
+            if self._is_guided:
+                embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
+                per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
+            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(shapes))]
+            per_sample["reference_tokens"] = torch.cat([self._reference_tokens(one) for one in slots], dim=1)
+        return Conditioning(per_sample, {"grids": torch.tensor(grids)}, height, width)
+
+    @property
+    def _is_guided(self) -> bool:
+        return self.guidance > 1
+
+    def _picture(self, image: Tensor) -> Image.Image:
+        """Resize a reference [3, h, w] in [0, 1] for the vision-language model, in 8 bits as the pipeline."""
+        from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+
+        pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        ratio = image.shape[2] / image.shape[1]
+        width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, ratio)
+        return self.pipe.image_processor.resize(Image.fromarray(pixels), height, width)
+
+    def _embed(
+        self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings [B, T, D], zero where padded, and which are real [B, T], bool.
+
+        One sample at a time, so that it does not depend on its batch.
+        """
+        rows = [self._embed_one(*one) for one in zip(prompts, pictures, strict=True)]
+        embeds = [pad(row, (0, 0, 0, self.max_text_tokens - len(row))) for row in rows]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        real = torch.arange(self.max_text_tokens, device=self.device) < lengths[:, None]
+        return torch.stack(embeds), real
+
+    def _embed_one(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return embeddings of a prompt and its pictures without the instructions before them [<= T, D]."""
+        pipe = self.pipe
+        shown = "".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
+        inputs = pipe.processor(
+            text=[pipe.prompt_template_encode.format(shown + prompt)],
+            images=list(pictures),
+            return_mm_token_type_ids=True,
+            return_tensors="pt",
+        ).to(self.device)
+        start = pipe.prompt_template_encode_start_idx
+        n_tokens = inputs["input_ids"].shape[1] - start
+        if n_tokens > self.max_text_tokens:
+            raise UserError(
+                f"a prompt with its {len(pictures)} references has {n_tokens} tokens, "
+                f"model.max_text_tokens is {self.max_text_tokens}: {prompt!r}",
+                hint=f"Set model.max_text_tokens to {n_tokens} or more, or shorten the prompt.",
+            )
+        # not the whole text encoder, which would also score the next token at every position
+        return pipe.text_encoder.model(**inputs, use_cache=False).last_hidden_state[0, start:]
+
+    def _reference_tokens(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
+        vae = self.pipe.vae
+        pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
+        latents = vae.encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0].float()
+        mean, std = self._latent_statistics()
+        return pack((latents - mean) / std)
+
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the VAE's latents, each [C / 4, 1, 1], fp32."""
+        config = self.pipe.vae.config
+        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=self.device)
+        return mean[:, None, None], std[:, None, None]
+
+    # Sampling
+
+    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
+        rows, columns = self.grid(height, width)
+        shape = (self.pipe.vae.config.z_dim, PATCH * rows, PATCH * columns)
+        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
+        return pack(torch.stack(drawn))
+
+    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
+        """Return noise levels [steps + 1], fp32, on the CPU: 1, ..., 1/steps, shifted and stretched; then 0.
+
+        Shift and spacing are those of the checkpoint's scheduler, a copy of which is asked.
+
+        Args:
+            steps: Number of denoising steps, at least 2.
+            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
+        """
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
+
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        config = scheduler.config
+        lengths_and_shifts = (
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        mu = calculate_shift(n_tokens, *lengths_and_shifts) if self.mu is None else self.mu
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
+        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
+        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
+        return sigmas
+
+    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the predicted v = noise - x0, guided, for rollouts and for training alike.
+
+        With w the guidance, u and u' the velocities for the prompt and for the prompt " ", as the pipeline:
+        c = u' + w (u - u'), v = c |u| / |c|, lengths token by token. Gradients flow through both.
+
+        Args:
+            x: Noisy image tokens [B, N, C], fp32.
+            sigma: Noise level, a number or fp32 [B].
+            conditioning: B samples, from `encode`.
+
+        Returns:
+            v [B, N, C], fp32.
+
+        Raises:
+            RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
+        """
+        self._check_call(x, conditioning, self.n_tokens(conditioning.height, conditioning.width))
+        self._check_grids(conditioning)
+        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        v = self._predict(x, level, conditioning, "prompt")
+        if not self._is_guided:
+            return v
+        without = self._predict(x, level, conditioning, "negative")
+        with self._autocast_off():
+            combined = without + self.guidance * (v - without)
+            return combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+
+    def _predict(self, x: Tensor, level: Tensor, conditioning: Conditioning, text: str) -> Tensor:
+        """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
+        sample = conditioning.per_sample
+        shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
+        with self._autocast():
+            v = self.transformer(
+                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+                timestep=level,
+                encoder_hidden_states=sample[f"{text}_embeds"],
+                encoder_hidden_states_mask=sample[f"{text}_mask"],
+                img_shapes=[shapes] * len(x),
+                return_dict=False,
+            )[0]
+        return v[:, : x.shape[1]].float()
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
+        vae = self.pipe.vae
+        mean, std = self._latent_statistics()
+        latents = unpack(x, self.grid(height, width)) * std + mean
+        with self._autocast():
+            pixels = vae.decode(latents.unsqueeze(2).to(vae.dtype), return_dict=False)[0][:, :, 0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def _check_grids(self, conditioning: Conditioning) -> None:
+        """Refuse grids of another bucket, which the transformer would take without complaint."""
+        image, *references = conditioning.shared["grids"].tolist()
+        expected = self.grid(conditioning.height, conditioning.width)
+        assert tuple(image) == expected, f"image tokens in a grid {image}, expected {expected}"
+        n_references = conditioning.per_sample["reference_tokens"].shape[1]
+        n_places = sum(rows * columns for rows, columns in references)
+        assert n_places == n_references, f"grids for {n_places} reference tokens, there are {n_references}"
+
+
+def load_processor(path: str) -> Any:
+    """Load a checkpoint's processor of text and images, for its pipeline's `from_pretrained(processor=...)`.
+
+    The published processor also has a part for videos, which this family never uses and which cannot be
+    loaded without torchvision.
+
+    Args:
+        path: A folder in diffusers' layout, or a hub id such as "owner/name".
+
+    Raises:
+        OSError: The folder `processor` is missing or incomplete, or the hub cannot be reached.
+    """
+    return _processor_class().from_pretrained(path, subfolder="processor")
+
+
+def make_processor(image_processor: Any, tokenizer: Any) -> Any:
+    """Join an image processor and a tokenizer of transformers to what the pipeline calls its processor."""
+    return _processor_class()(image_processor, tokenizer)
+
+
+def _processor_class() -> Any:
+    from transformers import Qwen2VLProcessor
+
+    class ImageTextProcessor(Qwen2VLProcessor):
+        """Its parent reads from this signature which parts there are."""
+
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+            super().__init__(image_processor, tokenizer)
+
+    return ImageTextProcessor
+
+
+@contextmanager
+def _memory_format_kept(vae: Any) -> Iterator[None]:
+    """Let `vae.to(memory_format=...)` do nothing inside the block.
+
+    `PipelinePolicy` asks for channels_last, which torch refuses for the 5-D weights of a video VAE.
+    """
+    to = vae.to
+    vae.to = lambda *args, **options: vae if "memory_format" in options else to(*args, **options)
+    try:
+        yield
+    finally:
+        del vae.to
