@@ -12,8 +12,8 @@ from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
-from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.loading import load_policy, pick_device
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward
@@ -115,6 +115,6 @@ def build_rewards(config: Config) -> list[Reward]:
     return rewards
 
 
-def build_policy(config: Config) -> Flux1Policy:
+def build_policy(config: Config) -> PipelinePolicy:
     """Load the generator and put the run's fresh adapter on it."""
     return load_policy(config.model, seed=config.run.seed)

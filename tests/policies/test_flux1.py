@@ -11,7 +11,8 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies import Conditioning, Flux1Policy
-from customized_grpo.policies.flux1 import pack, token_ids, unpack
+from customized_grpo.policies.flux1 import token_ids
+from customized_grpo.policies.tokens import pack, unpack
 
 MakePolicy = Callable[..., Flux1Policy]
 MakeImage = Callable[..., Tensor]

@@ -93,14 +93,18 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The generator that is tuned."""
 
-    family: Literal["flux1"] = "flux1"
+    family: Literal["flux1", "flux2", "qwen_edit"] = "flux1"
     """Family of the generator, which decides how references, ids and guidance are fed to it."""
     path: Text
     """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
-    reference_ids: Literal["kontext", "uno"] = "kontext"
-    """How reference tokens are told from target tokens: Kontext's frame index or UNO's diagonal offset."""
+    fuse_lora: Text | None = None
+    """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
+    reference_ids: Literal["kontext", "uno"] | None = None
+    """How flux1 places references: Kontext's frame index or UNO's diagonal; null means kontext, or unused."""
+    text_layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
+    """Hidden states of the text encoder that flux2 joins; null means its pipeline's own, or unused."""
     guidance: NonNegative = 2.5
-    """Guidance scale embedded by the model, the same in rollouts, training and evaluation (no unit)."""
+    """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
     mu: float | None = None
     """Shift of the noise schedule (log of the sigma odds); null means by the number of target tokens."""
     height: Pixels = 512

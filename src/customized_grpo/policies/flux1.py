@@ -10,25 +10,20 @@ batch is one bucket: one size, one list of reference sizes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.tokens import PATCH, Grid, pack, unpack
 
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline
 
 ReferenceIds = Literal["kontext", "uno"]
-Grid = tuple[int, int]
-
-PATCH = 2  # side of a token, in latent pixels
 
 
 class Flux1Policy(PipelinePolicy):
@@ -66,31 +61,15 @@ class Flux1Policy(PipelinePolicy):
         precision: Precision,
         device: torch.device | str,
     ) -> None:
-        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
-            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
-        super().__init__(pipe, precision=precision, device=device)
+        super().__init__(
+            pipe,
+            guidance=guidance,
+            mu=mu,
+            max_text_tokens=max_text_tokens,
+            precision=precision,
+            device=device,
+        )
         self.reference_ids = reference_ids
-        self.guidance = guidance
-        self.mu = mu
-        self.max_text_tokens = max_text_tokens
-
-    # Geometry
-
-    def grid(self, height: int, width: int) -> Grid:
-        """Return the rows and columns of tokens of an image, in pixels.
-
-        Raises:
-            UserError: The size is not a multiple of the side of a token.
-        """
-        side = PATCH * self.pipe.vae_scale_factor
-        if height % side or width % side:
-            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
-        return height // side, width // side
-
-    def n_tokens(self, height: int, width: int) -> int:
-        """Return N, the number of tokens of an image."""
-        rows, columns = self.grid(height, width)
-        return rows * columns
 
     # Conditioning
 
@@ -109,10 +88,12 @@ class Flux1Policy(PipelinePolicy):
 
         Raises:
             ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
+            UserError: A size, of the images or of a reference, is not a multiple of the side of a token.
         """
         if not prompts or len(prompts) != len(references):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
-        shapes = reference_shapes(references)
+        grids = [self.grid(*shape) for shape in reference_shapes(references)]
+        ids = token_ids(self.grid(height, width), grids, self.reference_ids)
         with self._autocast_off():
             embeds, pooled, _ = self.pipe.encode_prompt(
                 prompt=list(prompts),
@@ -120,10 +101,8 @@ class Flux1Policy(PipelinePolicy):
                 device=self.device,
                 max_sequence_length=self.max_text_tokens,
             )
-            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(shapes))]
+            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(grids))]
             tokens = torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
-        grids = [self.grid(*shape) for shape in shapes]
-        ids = token_ids(self.grid(height, width), grids, self.reference_ids)
         return Conditioning(
             per_sample={"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens},
             shared={
@@ -152,30 +131,18 @@ class Flux1Policy(PipelinePolicy):
         drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
         return pack(torch.stack(drawn))
 
-    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
-        """Return noise levels [steps + 1], fp32, on the CPU: 1, 1 - 1/steps, ..., 1/steps, shifted; then 0.
-
-        Shift and spacing are those of the checkpoint's scheduler, a copy of which is asked.
-
-        Args:
-            steps: Number of denoising steps.
-            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
-        """
+    def _shift(self, steps: int, n_tokens: int) -> float:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        config = scheduler.config
-        lengths_and_shifts = (
+        config = self.pipe.scheduler.config
+        mu: float = calculate_shift(
+            n_tokens,
             config.base_image_seq_len,
             config.max_image_seq_len,
             config.base_shift,
             config.max_shift,
         )
-        mu = calculate_shift(n_tokens, *lengths_and_shifts) if self.mu is None else self.mu
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
-        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
-        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
-        return sigmas
+        return mu
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted v = noise - x0, for rollouts and for training alike.
@@ -257,19 +224,6 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
         parts.append(_grid_ids((rows, columns), t=1, top=top, left=left))
         sheet_rows, sheet_columns = max(sheet_rows, top + rows), max(sheet_columns, left + columns)
     return torch.cat(parts)
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Make a token of each 2x2 square: [B, c, 2 rows, 2 columns] -> [B, rows * columns, 4 c]."""
-    n_samples, channels, height, width = latents.shape
-    squares = latents.reshape(n_samples, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpack(tokens: Tensor, grid: Grid) -> Tensor:
-    """Undo `pack`: [B, rows * columns, 4 c] -> [B, c, 2 rows, 2 columns]."""
-    squares = tokens.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, grid)
-    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def _grid_ids(grid: Grid, *, t: int, top: int, left: int) -> Tensor:

@@ -24,19 +24,17 @@ references are taken at the size they come in, where the pipeline shrinks those 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.flux1 import PATCH, Grid, pack, unpack
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.tokens import Grid, pack, unpack
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -83,32 +81,16 @@ class Flux2Policy(PipelinePolicy):
         text_layers: tuple[int, ...] | None = None,
     ) -> None:
         self.guidance_mode = guidance_mode(pipe, guidance)
-        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
-            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
         _check_text_length(pipe, max_text_tokens)
-        super().__init__(pipe, precision=precision, device=device)
-        self.guidance = guidance
-        self.mu = mu
-        self.max_text_tokens = max_text_tokens
+        super().__init__(
+            pipe,
+            guidance=guidance,
+            mu=mu,
+            max_text_tokens=max_text_tokens,
+            precision=precision,
+            device=device,
+        )
         self.text_layers = text_layers
-
-    # Geometry
-
-    def grid(self, height: int, width: int) -> Grid:
-        """Return the rows and columns of tokens of an image, in pixels.
-
-        Raises:
-            UserError: The size is not a multiple of the side of a token.
-        """
-        side = PATCH * self.pipe.vae_scale_factor
-        if height % side or width % side:
-            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
-        return height // side, width // side
-
-    def n_tokens(self, height: int, width: int) -> int:
-        """Return N, the number of tokens of an image."""
-        rows, columns = self.grid(height, width)
-        return rows * columns
 
     # Conditioning
 
@@ -184,23 +166,11 @@ class Flux2Policy(PipelinePolicy):
         drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
         return torch.stack(drawn).flatten(2).transpose(1, 2).contiguous()
 
-    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
-        """Return noise levels [steps + 1], fp32, on the CPU: 1, 1 - 1/steps, ..., 1/steps, shifted; then 0.
-
-        Shift and spacing are those of the pipeline and the checkpoint's scheduler, a copy of which is asked.
-
-        Args:
-            steps: Number of denoising steps; decides the shift, too, unless mu is given.
-            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
-        """
+    def _shift(self, steps: int, n_tokens: int) -> float:
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        mu = compute_empirical_mu(image_seq_len=n_tokens, num_steps=steps) if self.mu is None else self.mu
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
-        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
-        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
-        return sigmas
+        mu: float = compute_empirical_mu(image_seq_len=n_tokens, num_steps=steps)
+        return mu
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted v = noise - x0, guidance included, for rollouts and for training alike.

@@ -19,7 +19,7 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 def fuse_lora(pipe: Any, source: str) -> None:
     """Add a LoRA to the transformer's weights, W + (alpha / rank) B A, for good.
 
-    Any layout that diffusers knows is understood, UNO's own ("...processor.qkv_lora1.down.weight") among them.
+    Any layout that diffusers knows is understood, also UNO's own ("...processor.qkv_lora1.down.weight").
 
     Args:
         pipe: A diffusers pipeline; its transformer's weights change.

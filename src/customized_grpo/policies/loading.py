@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.policies.pipeline_policy import Precision
+from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.fuse import fuse_lora
+from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision
 from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
-    from diffusers import FluxKontextPipeline
-
     from customized_grpo.config.schema import ModelConfig
 
 TOYBOX = "toybox"
 INDEX = "model_index.json"
-# FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
-FAMILY_CLASSES = {"flux1": ("FluxKontextPipeline", "FluxPipeline")}
 
 
-def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> Flux1Policy:
+def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> PipelinePolicy:
     """Load a generator and put a fresh adapter on it.
 
     Args:
@@ -36,15 +33,11 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
     Raises:
         UserError: The weights are missing, unreachable, gated, of another family or incomplete.
     """
-    policy = Flux1Policy(
-        load_pipeline(model.path, family=model.family, precision=model.precision),
-        reference_ids=model.reference_ids,
-        guidance=model.guidance,
-        mu=model.mu,
-        max_text_tokens=model.max_text_tokens,
-        precision=model.precision,
-        device=pick_device(model.device) if device is None else device,
-    )
+    target = pick_device(model.device) if device is None else torch.device(device)
+    pipe = load_pipeline(model.path, family=model.family, precision=model.precision)
+    if model.fuse_lora is not None:
+        fuse_lora(pipe, model.fuse_lora)
+    policy = FAMILIES[model.family].build(pipe, model, target)
     # torch says so once, under autocast, of a norm that is right but not fused: nothing the user can act on
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
     policy.grid(model.height, model.width)
@@ -53,7 +46,7 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
     return policy
 
 
-def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "bf16") -> FluxKontextPipeline:
+def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "bf16") -> Any:
     """Load the frozen pipeline: "toybox", a folder in diffusers' layout, or a hub id such as "owner/name".
 
     With precision "bf16" the weights are held in bf16, too, all but the VAE's, whose rounding would be seen.
@@ -69,16 +62,19 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
         if precision == "bf16":
             pipe.transformer.to(torch.bfloat16)
         return pipe
-    _check_family(path, family)
+    pipeline_class = _pipeline_class(path, family)
     half = {"default": torch.bfloat16, "vae": torch.float32}
     with quiet():
-        from diffusers import FluxKontextPipeline
+        import diffusers
 
         try:
-            pipe = FluxKontextPipeline.from_pretrained(
-                path, torch_dtype=half if precision == "bf16" else torch.float32, use_safetensors=True
+            pipe = getattr(diffusers, pipeline_class).from_pretrained(
+                path,
+                torch_dtype=half if precision == "bf16" else torch.float32,
+                use_safetensors=True,
+                **FAMILIES[family].parts(path),
             )
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             raise UserError(
                 f"model.path {path!r}: the pipeline could not be loaded: {error}",
                 hint="All parts must be there as safetensors, as `save_pretrained` writes them.",
@@ -107,15 +103,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _check_family(path: str, family: str) -> None:
-    """Read only the index, a small file, so that a wrong or unreachable checkpoint is refused at once."""
-    index = _read_index(path)
-    found, expected = index.get("_class_name"), FAMILY_CLASSES[family]
+def _pipeline_class(path: str, family: str) -> str:
+    """Return the diffusers class that loads a checkpoint.
+
+    Only the index is read, a small file, so that a wrong or unreachable checkpoint is refused at once.
+    """
+    found, expected = str(_read_index(path).get("_class_name")), FAMILIES[family].classes
     if found not in expected:
         raise UserError(
             f"model.path {path!r}: {INDEX} says {found}, model.family {family} needs {' or '.join(expected)}",
             hint="Name a checkpoint of the family, or another family.",
         )
+    return expected[found]
 
 
 def _read_index(path: str) -> dict[str, Any]:

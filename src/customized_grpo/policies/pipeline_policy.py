@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.tokens import PATCH, Grid
 
 Precision = Literal["fp32", "bf16"]
 
 
-class PipelinePolicy:
+class PipelinePolicy(ABC):
     """The half of a `Policy` that does not depend on the family.
 
     A family adds geometry, encoding, noise levels, `velocity` and decoding, and calls the transformer through
@@ -24,24 +29,105 @@ class PipelinePolicy:
 
     Args:
         pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        guidance: Guidance scale; what it does is the family's.
+        mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None: as the pipeline's.
+        max_text_tokens: Length T of the text, always the same, so that a sample does not depend on its batch.
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+
+    Raises:
+        UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
     """
 
     LORA_TARGET: ClassVar[str]
     """Regular expression of the layers that get an adapter unless the recipe says otherwise."""
 
-    def __init__(self, pipe: Any, *, precision: Precision, device: torch.device | str) -> None:
+    VAE_MEMORY_FORMAT: ClassVar[torch.memory_format] = torch.channels_last
+    """Convolutions are twice as fast so, on CPUs too."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        guidance: float,
+        mu: float | None,
+        max_text_tokens: int,
+        precision: Precision,
+        device: torch.device | str,
+    ) -> None:
+        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
+            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
+        self.guidance, self.mu, self.max_text_tokens = guidance, mu, max_text_tokens
         self.pipe = pipe.to(device)
         self.device = torch.device(device)
         self.transformer = pipe.transformer
         self.precision = precision
         self._in_reference = False
-        pipe.vae.to(memory_format=torch.channels_last)  # convolutions are twice as fast so, on CPUs too
+        pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
+
+    # Geometry
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the rows and columns of tokens of an image, in pixels.
+
+        Raises:
+            UserError: The size is not a multiple of the side of a token.
+        """
+        side = PATCH * self.pipe.vae_scale_factor
+        if height % side or width % side:
+            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
+        return height // side, width // side
+
+    def n_tokens(self, height: int, width: int) -> int:
+        """Return N, the number of tokens of an image."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
+
+    # Noise levels
+
+    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
+        """Return noise levels [steps + 1], fp32, on the CPU: 1, 1 - 1/steps, ..., 1/steps, shifted; then 0.
+
+        Shift and spacing are those of the pipeline and the checkpoint's scheduler, a copy of which is asked.
+
+        Args:
+            steps: Number of denoising steps.
+            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
+        """
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        mu = self._shift(steps, n_tokens) if self.mu is None else self.mu
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
+        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
+        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
+        return sigmas
+
+    # What a family adds; documented in `Policy`
+
+    @abstractmethod
+    def _shift(self, steps: int, n_tokens: int) -> float:
+        """Return mu as the family's pipeline computes it."""
+
+    @abstractmethod
+    def encode(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
+    ) -> Conditioning:
+        """Encode prompts and references of one bucket, without gradients."""
+
+    @abstractmethod
+    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        """Return initial noise [B, N, C], fp32."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        """Return v [B, N, C], fp32."""
+
+    @abstractmethod
+    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return images [B, 3, height, width] in [0, 1], fp32."""
 
     # Adapter
 

@@ -27,12 +27,9 @@ pictures, and transformers 5 then silently numbers them like words, not by row a
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -40,8 +37,8 @@ from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.flux1 import PATCH, Grid, pack, unpack
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.tokens import PATCH, pack, unpack
 
 if TYPE_CHECKING:
     from diffusers import QwenImageEditPlusPipeline
@@ -69,6 +66,7 @@ class QwenEditPolicy(PipelinePolicy):
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
     """
 
+    VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D
     LORA_TARGET = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 
     def __init__(
@@ -81,13 +79,14 @@ class QwenEditPolicy(PipelinePolicy):
         precision: Precision,
         device: torch.device | str,
     ) -> None:
-        if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
-            raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
-        with _memory_format_kept(pipe.vae):
-            super().__init__(pipe, precision=precision, device=device)
-        self.guidance = guidance
-        self.mu = mu
-        self.max_text_tokens = max_text_tokens
+        super().__init__(
+            pipe,
+            guidance=guidance,
+            mu=mu,
+            max_text_tokens=max_text_tokens,
+            precision=precision,
+            device=device,
+        )
 
     def add_adapter(
         self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
@@ -101,24 +100,6 @@ class QwenEditPolicy(PipelinePolicy):
         unused = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|to_add_out)"
         default = rf"(?!{unused}$){self.LORA_TARGET}"
         super().add_adapter(rank=rank, alpha=alpha, target=target or default, seed=seed)
-
-    # Geometry
-
-    def grid(self, height: int, width: int) -> Grid:
-        """Return the rows and columns of tokens of an image, in pixels.
-
-        Raises:
-            UserError: The size is not a multiple of the side of a token.
-        """
-        side = PATCH * self.pipe.vae_scale_factor
-        if height % side or width % side:
-            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
-        return height // side, width // side
-
-    def n_tokens(self, height: int, width: int) -> int:
-        """Return N, the number of tokens of an image."""
-        rows, columns = self.grid(height, width)
-        return rows * columns
 
     # Conditioning
 
@@ -224,30 +205,18 @@ class QwenEditPolicy(PipelinePolicy):
         drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
         return pack(torch.stack(drawn))
 
-    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
-        """Return noise levels [steps + 1], fp32, on the CPU: 1, ..., 1/steps, shifted and stretched; then 0.
-
-        Shift and spacing are those of the checkpoint's scheduler, a copy of which is asked.
-
-        Args:
-            steps: Number of denoising steps, at least 2.
-            n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
-        """
+    def _shift(self, steps: int, n_tokens: int) -> float:
         from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
 
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        config = scheduler.config
-        lengths_and_shifts = (
+        config = self.pipe.scheduler.config
+        mu: float = calculate_shift(
+            n_tokens,
             config.base_image_seq_len,
             config.max_image_seq_len,
             config.base_shift,
             config.max_shift,
         )
-        mu = calculate_shift(n_tokens, *lengths_and_shifts) if self.mu is None else self.mu
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
-        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
-        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
-        return sigmas
+        return mu
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted v = noise - x0, guided, for rollouts and for training alike.
@@ -342,17 +311,3 @@ def _processor_class() -> Any:
             super().__init__(image_processor, tokenizer)
 
     return ImageTextProcessor
-
-
-@contextmanager
-def _memory_format_kept(vae: Any) -> Iterator[None]:
-    """Let `vae.to(memory_format=...)` do nothing inside the block.
-
-    `PipelinePolicy` asks for channels_last, which torch refuses for the 5-D weights of a video VAE.
-    """
-    to = vae.to
-    vae.to = lambda *args, **options: vae if "memory_format" in options else to(*args, **options)
-    try:
-        yield
-    finally:
-        del vae.to
