@@ -65,9 +65,9 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
             from customized_grpo.toybox.assets import load_base_pipeline
 
             pipe = load_base_pipeline()
-        if precision == "bf16":
-            pipe.transformer.to(torch.bfloat16)
-        return pipe
+            if precision == "bf16":
+                pipe.transformer.to(torch.bfloat16)
+            return pipe
     _check_family(path, family)
     half = {"default": torch.bfloat16, "vae": torch.float32}
     with quiet():
