@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import advantages as adv
-from customized_grpo.algorithms import objective, samplers
+from customized_grpo.algorithms import objective, samplers, schedules
 from customized_grpo.errors import UserError
+from customized_grpo.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from customized_grpo.config import Config
     from customized_grpo.config.schema import AdvantageConfig, TrainConfig
     from customized_grpo.engine.engine import Engine
     from customized_grpo.policies.base import Policy
+    from customized_grpo.rewards.base import Reward
     from customized_grpo.rollout import Sampler, Trajectory
 
 RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
@@ -43,6 +46,30 @@ class Signal:
     rewards: Tensor
     valid: Tensor
     weights: Tensor
+
+    @classmethod
+    def of(cls, config: Config, rewards: Sequence[Reward], scores: Tensor, iteration: int) -> Signal:
+        """Normalise every reward in its group and reduce the rewards to kinds.
+
+        Args:
+            config: The recipe.
+            rewards: K rewards, in the recipe's order.
+            scores: Of N samples in whole groups [N, K], NaN where a reward could not score.
+            iteration: Of training; a shuffled schedule is another one in each.
+        """
+        group_size = config.train.group_size
+        judged = [k for k, reward in enumerate(rewards) if reward.kind in adv.KINDS]
+        kinds = [rewards[k].kind for k in judged]
+        shares = [config.rewards[k].weight for k in judged]
+        options: dict[str, Any] = dict(config.schedule.options())
+        if config.schedule.name == "shuffled_tdw":
+            options["seed"] = derive_seed(config.run.seed, "shuffled", iteration) % 2**31
+        return cls(
+            advantages=adv.by_kind(adv.group_advantages(scores[:, judged], group_size), kinds, shares),
+            rewards=adv.by_kind(scores[:, judged], kinds, shares),
+            valid=adv.valid_samples(scores[:, judged], group_size),
+            weights=schedules.prompt_weights(config.schedule.name, config.rollout.steps, **options),
+        )
 
     def rows(self, rows: slice) -> Signal:
         """Return the samples `rows`."""

@@ -6,9 +6,9 @@ L tokens of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,8 +79,14 @@ class Sampler:
         self, policy: Policy, x: Tensor, step: int, conditioning: Conditioning, *, noisy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return mean [B, L, C] and std of the step from sigmas[step] to sigmas[step + 1]."""
+        velocity = policy.velocity(x, float(self.sigmas[step]), conditioning)
+        return self.step_from_velocity(x, velocity, step, noisy=noisy)
+
+    def step_from_velocity(
+        self, x: Tensor, velocity: Tensor, step: int, *, noisy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `transition` does, given the policy's velocity [B, L, C] at x."""
         sigma, sigma_next = float(self.sigmas[step]), float(self.sigmas[step + 1])
-        velocity = policy.velocity(x, sigma, conditioning)
         name = self.name if noisy else "ode"
         return samplers.transition(name, x, velocity, sigma, sigma_next, self.eta, float(self.sigmas[1]))
 
@@ -139,13 +145,9 @@ def collect(
         between: Called before every batch; may raise to stop.
     """
     conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
-    total = len(examples) * group_size
     parts = []
-    for start in range(0, total, config.batch_size):
+    for rows, noise in _batches(examples, config, group_size, seeds):
         between()
-        rows = slice(start, min(start + config.batch_size, total))
-        names = [(examples[row // group_size].id, row % group_size) for row in range(rows.start, rows.stop)]
-        noise = _noise_generators(names, seeds, config.shared_noise)
         parts.append(_draw(policy, sampler, of_samples(conditioning, rows, group_size), noise, plan, size))
     x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
     return Trajectory(
@@ -161,10 +163,58 @@ def collect(
     )
 
 
-def _noise_generators(
-    names: Sequence[tuple[str, int]], seeds: tuple[int, int], shared: bool
-) -> tuple[list[torch.Generator], list[torch.Generator]]:
-    """Return the generators of the initial noise and of the steps' noise, one each per sample."""
+@torch.no_grad()
+def predicted_images(
+    policy: Policy,
+    sampler: Sampler,
+    examples: Sequence[Example],
+    config: RolloutConfig,
+    *,
+    group_size: int,
+    noisy: set[int],
+    seeds: tuple[int, int],
+    size: tuple[int, int],
+    between: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[slice, int, Tensor]]:
+    """Draw the samples that `collect` draws, and yield what the policy takes each for on the way.
+
+    Before step i the policy predicts the clean sample x0 = x_i - sigma_i v(x_i, sigma_i), from the velocity
+    that the step uses anyway. As the last step is the ODE's, to sigma 0, it ends in its own prediction.
+
+    Args:
+        policy, sampler, examples, config, group_size, seeds, size, between: As `collect`.
+        noisy: The steps that draw noise, from `step_plan`.
+
+    Yields:
+        (rows, step, images): samples `rows`, decoded [B, 3, H, W] in [0, 1]; predictions before the steps 0
+        to T - 1, and as step T the samples themselves.
+    """
+    conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
+    for rows, noise in _batches(examples, config, group_size, seeds):
+        between()
+        part = of_samples(conditioning, rows, group_size)
+        for step, move in enumerate(_denoise(policy, sampler, part, noise, noisy, size)):
+            clean = move.x - float(sampler.sigmas[step]) * move.velocity
+            yield rows, step, policy.decode(clean, *size)
+        yield rows, step + 1, policy.decode(move.x_next, *size)
+
+
+_Noise = tuple[list[torch.Generator], list[torch.Generator]]
+"""Generators of the initial noise and of the steps' noise, one each per sample."""
+
+
+def _batches(
+    examples: Sequence[Example], config: RolloutConfig, group_size: int, seeds: tuple[int, int]
+) -> Iterator[tuple[slice, _Noise]]:
+    """Yield the samples that are denoised together, and their noise."""
+    total = len(examples) * group_size
+    for start in range(0, total, config.batch_size):
+        rows = slice(start, min(start + config.batch_size, total))
+        names = [(examples[row // group_size].id, row % group_size) for row in range(rows.start, rows.stop)]
+        yield rows, _noise_generators(names, seeds, config.shared_noise)
+
+
+def _noise_generators(names: Sequence[tuple[str, int]], seeds: tuple[int, int], shared: bool) -> _Noise:
     seed, iteration = seeds
     initial = [
         generator(seed, "initial", iteration, prompt, 0 if shared else sample) for prompt, sample in names
@@ -177,25 +227,50 @@ def _draw(
     policy: Policy,
     sampler: Sampler,
     conditioning: Conditioning,
-    noise: tuple[list[torch.Generator], list[torch.Generator]],
+    noise: _Noise,
     plan: tuple[set[int], list[int]],
     size: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Draw one batch; returns (x, x_next, mean, log_prob) of the trained steps and the images."""
-    initial, step_noise = noise
     noisy, trained = plan
-    x = policy.noise(initial, *size)
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, noisy, size)):
+        if step in trained:
+            log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
+            kept.append((move.x, move.x_next, move.mean, log_prob))
+    stacked = [torch.stack(column) for column in zip(*kept, strict=True)]
+    return stacked[0], stacked[1], stacked[2], stacked[3], policy.decode(move.x_next, *size)
+
+
+class _Move(NamedTuple):
+    """One step of a batch: all [B, L, C], but std."""
+
+    x: Tensor
+    velocity: Tensor
+    mean: Tensor
+    std: Tensor
+    x_next: Tensor
+
+
+def _denoise(
+    policy: Policy,
+    sampler: Sampler,
+    conditioning: Conditioning,
+    noise: _Noise,
+    noisy: set[int],
+    size: tuple[int, int],
+) -> Iterator[_Move]:
+    """Yield the steps of a batch, one call of the policy each; only the steps `noisy` draw noise."""
+    initial, step_noise = noise
+    x = policy.noise(initial, *size)
     for step in range(len(sampler.sigmas) - 1):
-        mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
+        velocity = policy.velocity(x, float(sampler.sigmas[step]), conditioning)
+        mean, std = sampler.step_from_velocity(x, velocity, step, noisy=step in noisy)
         x_next = mean
         if step in noisy:
             x_next = mean + std * policy.noise(step_noise, *size)
-        if step in trained:
-            kept.append((x, x_next, mean, samplers.log_prob(x_next, mean, std)))
+        yield _Move(x, velocity, mean, std, x_next)
         x = x_next
-    stacked = [torch.stack(column) for column in zip(*kept, strict=True)]
-    return stacked[0], stacked[1], stacked[2], stacked[3], policy.decode(x, *size)
 
 
 @torch.no_grad()

@@ -18,8 +18,6 @@ from typing import Any
 import torch
 
 from customized_grpo import components, rollout
-from customized_grpo.algorithms import advantages as adv
-from customized_grpo.algorithms import schedules
 from customized_grpo.checkpoint.optimizer import flatten_optimizer, restore_optimizer
 from customized_grpo.checkpoint.runlock import RunLock
 from customized_grpo.checkpoint.store import CheckpointStore
@@ -42,9 +40,7 @@ from customized_grpo.reporting.trackers import Trackers
 from customized_grpo.rewards.base import score_all
 from customized_grpo.rollout import Trajectory
 from customized_grpo.run_folder import RunFolder, versions
-from customized_grpo.seeding import derive_seed
 
-KINDS = adv.KINDS  # (prompt, identity): the order of every [N, 2] tensor
 SAMPLE_ROWS = 8  # held-out prompts whose pictures are kept for the report
 UNCHANGEABLE = "only run.dir, run.overwrite, trackers and train.iterations may change on resume"
 
@@ -214,25 +210,7 @@ class Trainer:
 
     def signal(self, scores: torch.Tensor) -> Signal:
         """Normalise every reward in its group and reduce rewards [N, K] to kinds [N, 2]."""
-        config, group_size = self.config, self.config.train.group_size
-        judged = [k for k, reward in enumerate(self.rewards) if reward.kind in KINDS]
-        kinds = [self.rewards[k].kind for k in judged]
-        shares = [config.rewards[k].weight for k in judged]
-        advantages = adv.group_advantages(scores[:, judged], group_size)
-        return Signal(
-            advantages=adv.by_kind(advantages, kinds, shares),
-            rewards=adv.by_kind(scores[:, judged], kinds, shares),
-            valid=adv.valid_samples(scores[:, judged], group_size),
-            weights=self.prompt_weights(),
-        )
-
-    def prompt_weights(self) -> torch.Tensor:
-        """Return the prompt weight of every denoising step [T]."""
-        schedule = self.config.schedule
-        options: dict[str, Any] = dict(schedule.options())
-        if schedule.name == "shuffled_tdw":
-            options["seed"] = derive_seed(self.config.run.seed, "shuffled", self.iteration) % 2**31
-        return schedules.prompt_weights(schedule.name, self.config.rollout.steps, **options)
+        return Signal.of(self.config, self.rewards, scores, self.iteration)
 
     def update(self, trajectory: Trajectory, signal: Signal) -> UpdateReport:
         """Take the iteration's optimizer steps."""

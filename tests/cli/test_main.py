@@ -52,7 +52,15 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["config", "show", "toybox"], ["config", "schema"], ["train", "toybx"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["doctor", "--help"],
+        ["config", "show", "toybox"],
+        ["config", "schema"],
+        ["train", "toybx"],
+        ["doctor", "toybox", "--json", "no/such/folder/found.json"],
+    ],
     ids=" ".join,
 )
 def test_help_config_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
@@ -78,7 +86,17 @@ def test_importing_the_package_does_not_import_torch() -> None:
 def test_help_lists_every_verb_with_a_whole_sentence() -> None:
     result = cgrpo("--help")
     assert result.returncode == 0
-    for verb in ("train", "resume", "evaluate", "generate", "report", "config", "toybox"):
+    for verb in (
+        "doctor",
+        "compare",
+        "train",
+        "resume",
+        "evaluate",
+        "generate",
+        "report",
+        "config",
+        "toybox",
+    ):
         assert f"  {verb} " in result.stdout
     assert "..." not in result.stdout.partition("Commands:")[2]
 
@@ -98,7 +116,7 @@ def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
 def test_an_unknown_preset_lists_the_presets() -> None:
     result = cgrpo("train", "nothing-like-it")
     assert result.returncode == 2
-    assert "Presets: toybox, toybox-smoke." in result.stderr
+    assert "Presets: toybox, toybox-leaky, toybox-smoke." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from customized_grpo.reporting.cells import interval_plot, share_bar
 from customized_grpo.reporting.charts import (
     Level,
     Line,
     XAxis,
-    interval_plot,
     line_chart,
     split_bar,
     stacked_area,
@@ -153,7 +153,44 @@ def test_every_text_is_escaped() -> None:
         step_weights([0.5], title=HOSTILE, trained=[True]),
         interval_plot(0, -1, 1, 1, tone="better", title=HOSTILE),
         split_bar([(HOSTILE, "prompt", 1.0)], title=HOSTILE),
+        share_bar([(HOSTILE, "prompt", 1.0)], 0.5, title=HOSTILE),
     ]
     for chart in charts:
         assert "<script" not in chart
         assert ElementTree.fromstring(chart).get("aria-label") == HOSTILE
+
+
+def test_steps_have_their_points_and_labels_in_the_middle_of_their_bars() -> None:
+    bars = step_weights([0.75, 0.25, 0.5], title="weights", trained=[True, True, False])
+    gains = line_chart(
+        [Line("a", [0.5, 1.5, 2.5], [1, 2, 3], "prompt", dots=True)], XAxis("step", 3, steps=True), title="t"
+    )
+    edges = re.findall(
+        r'class="bar[^"]*" style="--c:var\(--prompt\)" x="([\d.]+)"[^>]* width="([\d.]+)"', bars
+    )
+    middles = [float(x) + float(width) / 2 for x, width in edges]
+    dots = [float(x) for x in re.findall(r'class="dot" cx="([\d.]+)"', gains)]
+    labels = [float(x) for x in re.findall(r'class="tick middle" x="([\d.]+)" y="[\d.]+">\d<', gains)]
+    assert dots == pytest.approx(middles, abs=0.2) and labels == pytest.approx(middles, abs=0.2)
+    assert "<title>1.000 at step 0</title>" in gains and "<title>2.000 at step 1</title>" in gains
+
+
+def test_a_share_bar_divides_the_whole_and_ticks_the_null() -> None:
+    bar = share_bar([("a", "conflict", 0.5), ("b", "positive", 0.3), ("c", "negative", 0.2)], 0.4, title="t")
+    pieces = [tuple(map(float, pair)) for pair in re.findall(r' x="([\d.]+)" y="3" width="([\d.]+)"', bar)]
+    scale = Scale(0, 1, 1, 239)
+    assert [x for x, _ in pieces] == pytest.approx([scale(0), scale(0.5), scale(0.8)], abs=0.11)
+    assert pieces[-1][0] + pieces[-1][1] <= scale(1)
+    tick = re.search(r'class="null" x1="([\d.]+)"', bar)
+    assert tick is not None and float(tick[1]) == pytest.approx(scale(0.4), abs=0.11)
+    assert 'class="null"' not in share_bar([("a", "conflict", 1.0)], None, title="t")
+
+
+def test_an_axis_of_gains_may_start_at_zero() -> None:
+    chart = interval_plot(0.5, 0.0, 2.0, 1.0, tone="better", title="t", start=0.0)
+    scale = Scale(0, 1, 4, 156)
+    found = re.search(
+        r'class="zero" x1="([\d.]+)".*whisker" x1="([\d.]+)" x2="([\d.]+)".*cx="([\d.]+)"', chart
+    )
+    assert found is not None
+    assert [float(x) for x in found.groups()] == [scale(0), scale(0), scale(1), scale(0.5)]

@@ -27,13 +27,18 @@ def compare(
         int, typer.Option(min=1, help="Threads of each run on a CPU; part of what makes a run repeatable.")
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare-RECIPE.")] = None,
+    doctor: Annotated[
+        bool, typer.Option(help="Let cgrpo doctor examine the recipe before the first run.")
+    ] = True,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, write the page of what there is.")
     ] = False,
 ) -> None:
-    """Compare arms over seeds, on the same prompts and noise, and write one page and its numbers.
+    """Train arms x seeds of a recipe and say what differs.
 
-    Call it again to go on after an interruption, or to add arms and seeds.
+    All arms get the same prompts and noise. Call it again to go on after an interruption, or to add arms and
+    seeds.
+
     For example: cgrpo compare toybox-leaky --arms core --seeds 5
     """
     from customized_grpo.comparison.arms import load_arms
@@ -50,4 +55,4 @@ def compare(
 
     from customized_grpo.comparison.run import compare as run
 
-    raise typer.Exit(run(plan, jobs=jobs, train=not report_only))
+    raise typer.Exit(run(plan, jobs=jobs, examine=doctor, train=not report_only))

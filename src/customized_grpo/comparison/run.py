@@ -1,44 +1,95 @@
-"""`cgrpo compare`: train what is missing, and after every run write what is known."""
+"""`cgrpo compare`: check the recipe, train what is missing, and after every run write what is known."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
+from customized_grpo.comparison.analysis import analyse
+from customized_grpo.comparison.definitions import DEFINITIONS
 from customized_grpo.comparison.plan import Plan, adopt
+from customized_grpo.comparison.results import collect
 from customized_grpo.comparison.runner import Runner, slots
+from customized_grpo.comparison.verdicts import verdicts
+from customized_grpo.config import dump_config
 from customized_grpo.engine.signals import Interrupted, StopFlag
+from customized_grpo.errors import UserError
 from customized_grpo.policies.loading import pick_device
+from customized_grpo.reporting.comparison_markdown import comparison_markdown
+from customized_grpo.reporting.comparison_page import write_comparison_page
+from customized_grpo.run_folder import RunFolder
+
+RESULTS, PAGE, SUMMARY, DOCTOR = "results.json", "comparison.html", "comparison.md", "doctor.json"
 
 
-def compare(plan: Plan, *, jobs: int | None, train: bool) -> int:
+def compare(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
     """Run a plan; returns the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
         plan: What to run; its folder may hold more arms and seeds, all are reported.
         jobs: Runs side by side; None means one per GPU, or as many as the cores have room for.
+        examine: Whether `cgrpo doctor` looks at the recipe first, unless it has already.
         train: False only writes the page of what there is.
 
     Raises:
-        UserError: The folder belongs to another comparison, or runs failed.
+        UserError: The folder belongs to another comparison, the recipe is not healthy, or runs failed.
     """
     whole = adopt(plan)
-
-    def write() -> None:
-        pass
-
     if train:
+        environments = _environments(plan, jobs)
+        if examine and not (plan.folder / DOCTOR).is_file():
+            _examine(plan, environments[0])
         with StopFlag() as stop:
             try:
-                Runner(plan, slots_of(plan, jobs), say, write).run(stop)
+                Runner(plan, environments, _say, lambda: write(whole)).run(stop)
             except Interrupted as signal:
-                say("interrupted; call the same command to go on")
+                _say("interrupted; call the same command to go on")
                 return signal.status
+    results = write(whole)
+    print("\n".join(results["analysis"]["verdicts"]))
+    print(f"page: {plan.folder / PAGE}")
     return 0
 
 
-def slots_of(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
-    """Return the environments of the slots for the device of the recipe."""
+def write(plan: Plan) -> dict[str, Any]:
+    """Write results.json and the page from what the run folders hold, and return the results."""
+    folder = RunFolder(plan.folder)
+    results = collect(plan)
+    analysis = analyse(results["arms"], results["runs"])
+    results["definitions"] = list(DEFINITIONS)
+    results["analysis"] = {**analysis, "verdicts": verdicts(results["arms"], results["runs"], analysis)}
+    examined = folder.read_json(DOCTOR)
+    if examined is not None:
+        results["step_gains"] = {**examined["step_gains"], "premise": examined["premise"]}
+    folder.write_json(RESULTS, results)
+    (plan.folder / SUMMARY).write_text(comparison_markdown(results))
+    write_comparison_page(results, plan.folder / PAGE)
+    return results
+
+
+def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
+    """Let `cgrpo doctor` look at the recipe once, before hours are spent on it.
+
+    Raises:
+        UserError: It found a problem, which it has printed.
+    """
+    recipe = plan.folder / "recipes" / "base.yaml"
+    recipe.parent.mkdir(exist_ok=True)
+    recipe.write_text(dump_config(plan.base))
+    command = [sys.executable, "-m", "customized_grpo.cli.main", "doctor", str(recipe)]
+    done = subprocess.run(
+        [*command, "--json", str(plan.folder / DOCTOR)], env={**os.environ, **environment}, check=False
+    )
+    if done.returncode:
+        raise UserError("the recipe is not healthy, see above; nothing was trained")
+
+
+def _environments(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
+    """Return the environment of every slot, for the device of the recipe."""
     if pick_device(plan.base.model.device).type == "cuda":
         import torch
 
@@ -48,6 +99,5 @@ def slots_of(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
     return slots(jobs or max(1, cores // plan.threads), plan.threads, 0)
 
 
-def say(line: str) -> None:
-    """Print a line with the time."""
+def _say(line: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {line}", flush=True)

@@ -69,7 +69,7 @@ class Runner:
         plan: Plan,
         environments: Sequence[Mapping[str, str]],
         say: Callable[[str], None],
-        finished: Callable[[], None],
+        finished: Callable[[], object],
     ) -> None:
         self.plan, self.environments, self.say, self.finished = plan, environments, say, finished
         self.active: list[Active] = []

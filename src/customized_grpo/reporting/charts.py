@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines with bands, stacked areas, step weights, interval and split bars.
+"""Charts as inline SVG: lines with bands, stacked areas, step weights, a split bar.
 
 Pure functions from numbers to `Markup`. Colours are CSS variables (``templates/charts.css``), so one picture
 serves light, dark and print; every series is named where it ends, so that colour is never the only key.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from customized_grpo.reporting import svg
 from customized_grpo.reporting.scales import Scale, compact, domain, spread, tick_labels, ticks
 
 Values = Sequence[float | None]
@@ -71,12 +72,15 @@ class XAxis:
         high: Right end; the left end is 0.
         second_label: Unit of a second row of tick labels, or None.
         second_scale: Second unit per first unit.
+        steps: Whether the unit is a denoising step: step i reaches from i to i + 1 and has its label in the
+            middle; the second row says where noise and picture are.
     """
 
     label: str
     high: float
     second_label: str | None = None
     second_scale: float = 0.0
+    steps: bool = False
 
 
 def line_chart(
@@ -90,6 +94,7 @@ def line_chart(
     least: float = 0.0,
     percent: bool = False,
     size: tuple[int, int] = (480, 236),
+    labels: int = LABELS,
 ) -> Markup:
     """Lines over a common x axis.
 
@@ -103,6 +108,7 @@ def line_chart(
         least: Smallest range of y, so that a change too small to matter does not fill the picture.
         percent: Whether y is a share, shown in per cent.
         size: Width and height of the viewBox.
+        labels: Room for the names of the series, right of the plot.
 
     Raises:
         ValueError: Nothing to draw.
@@ -114,7 +120,7 @@ def line_chart(
     raw = sorted(v for line in lines for v in _known(line.raw))
     if raw:  # single noisy iterations must not flatten the curve: they may leave the frame
         numbers += [raw[len(raw) // 50], raw[-1 - len(raw) // 50]]
-    frame = _Frame(axis, y_range or domain(numbers, least=least), size, percent)
+    frame = _Frame(axis, y_range or domain(numbers, least=least), size, percent, labels)
     parts = [frame.grid(), *(frame.mark(x, text) for x, text in marks)]
     parts += [frame.level(level) for level in levels]
     parts += [frame.line(line) for line in lines]
@@ -126,7 +132,7 @@ def line_chart(
         if last is not None:
             ends.append((line.name, last, line.colour, last if line.show_value else None))
     parts.append(frame.names(ends))
-    return _svg(size, title, parts)
+    return svg.picture(size, title, parts)
 
 
 def stacked_area(
@@ -160,7 +166,7 @@ def stacked_area(
         areas.append(Markup('<path class="area" style="--c:var(--{})" d="{}"/>').format(colour, path))
         ends.append((name, (top[-1] + floor[-1]) / 2, colour, values[-1] or 0.0))
         floor = top
-    return _svg(size, title, [*areas, frame.grid(over=True), frame.names(ends)])
+    return svg.picture(size, title, [*areas, frame.grid(over=True), frame.names(ends)])
 
 
 def step_weights(
@@ -175,8 +181,7 @@ def step_weights(
         size: Width and height of the viewBox.
     """
     count = len(weights)
-    every = max(1, -(-count // 13))
-    frame = _Frame(XAxis("step", count), (0.0, 1.0), size, percent=True, x_ticks=False)
+    frame = _Frame(XAxis("step", count, steps=True), (0.0, 1.0), size, percent=True)
     width = frame.x(1) - frame.x(0)
     gap = min(2.0, width * 0.2)
     bars = []
@@ -190,38 +195,16 @@ def step_weights(
                 ).format(
                     tone,
                     colour,
-                    _n(left),
-                    _n(frame.y(high)),
-                    _n(width - gap),
-                    _n(frame.y(low) - frame.y(high)),
+                    svg.px(left),
+                    svg.px(frame.y(high)),
+                    svg.px(width - gap),
+                    svg.px(frame.y(low) - frame.y(high)),
                 )
                 + Markup("<title>{}</title></rect>").format(tip)
             )
-        if step % every == 0:
-            bars.append(_text(frame.x(step + 0.5), frame.bottom + 16, str(step), "tick middle"))
-    bars.append(_text(frame.x(0), frame.bottom + 32, "noise", "unit"))
-    bars.append(_text(frame.x(count), frame.bottom + 32, "picture", "unit end"))
-    bars.append(_text(GUTTER - 13, frame.bottom + 16, "step", "unit end"))
     middle = sum(weights) / (2 * count)
     ends = [("prompt", middle, "prompt", None), ("identity", 0.5 + middle, "identity", None)]
-    return _svg(size, title, [frame.grid(over=True, x_ticks=False), *bars, frame.names(ends)])
-
-
-def interval_plot(
-    mean: float, low: float | None, high: float | None, limit: float, *, tone: str, title: str
-) -> Markup:
-    """A point with its interval on an axis from -limit to limit, zero marked; for one cell of a table."""
-    scale = Scale(-limit, limit, 4, 156)
-    parts = [Markup('<line class="zero" x1="80" x2="80" y1="1" y2="21"/>')]
-    if low is not None and high is not None:
-        parts.append(
-            Markup('<line class="whisker" x1="{}" x2="{}" y1="11" y2="11"/>').format(
-                _n(scale(max(low, -limit))), _n(scale(min(high, limit)))
-            )
-        )
-    parts.append(Markup('<circle class="point" cx="{}" cy="11" r="4"/>').format(_n(scale(mean))))
-    group = Markup('<g style="--c:var(--{})">{}</g>').format(tone, Markup("").join(parts))
-    return _svg((160, 22), title, [group], css="chart cell")
+    return svg.picture(size, title, [frame.grid(over=True), *bars, frame.names(ends)])
 
 
 def split_bar(parts: Sequence[tuple[str, str, float]], *, title: str, unit: str = "s") -> Markup:
@@ -233,7 +216,7 @@ def split_bar(parts: Sequence[tuple[str, str, float]], *, title: str, unit: str 
         x, width = scale(left), scale(amount)
         shapes.append(
             Markup('<rect class="bar" style="--c:var(--{})" x="{}" y="0" width="{}" height="20"/>').format(
-                colour, _n(x), _n(max(width - 1.5, 0))
+                colour, svg.px(x), svg.px(max(width - 1.5, 0))
             )
         )
         label = f"{name} {amount / total:.0%} \u00b7 {compact(amount)} {unit}"
@@ -243,9 +226,9 @@ def split_bar(parts: Sequence[tuple[str, str, float]], *, title: str, unit: str 
                 '<rect class="bar" style="--c:var(--{})" x="{}" y="34" width="10" height="10" rx="2"/>'
             ).format(colour, column)
         )
-        shapes.append(_text(column + 16, 43.5, label, "tick"))
+        shapes.append(svg.text(column + 16, 43.5, label, "tick"))
         left += amount
-    return _svg((960, 50), title, shapes)
+    return svg.picture((960, 50), title, shapes)
 
 
 class _Frame:
@@ -257,40 +240,49 @@ class _Frame:
         y_range: tuple[float, float],
         size: tuple[int, int],
         percent: bool,
-        x_ticks: bool = True,
+        labels: int = LABELS,
     ) -> None:
         width, height = size
         self.axis = axis
         self.percent = percent
-        self.right = width - LABELS
-        self.bottom = height - (38 if axis.second_label or not x_ticks else 24)
+        self.right = width - labels
+        self.bottom = height - (38 if axis.second_label or axis.steps else 24)
         self.x = Scale(0.0, max(axis.high, 1e-9), GUTTER, self.right)
         self.y = Scale(*y_range, self.bottom, 8)
 
-    def grid(self, over: bool = False, x_ticks: bool = True) -> Markup:
+    def grid(self, over: bool = False) -> Markup:
         """Tick labels and hairlines; `over` draws the hairlines for use on top of filled areas."""
         rows = ticks(self.y.low, self.y.high, 4 if self.bottom < 160 else 5)
         parts = []
         for value, label in zip(rows, tick_labels(rows, self.percent), strict=True):
-            y = _n(self.y(value))
+            y = svg.px(self.y(value))
             line = '<line class="grid{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
             parts.append(Markup(line).format(" over" if over else "", GUTTER, self.right, y, y))
-            parts.append(_text(GUTTER - 8, self.y(value) + 4, label, "tick end"))
-        if x_ticks:
-            parts += self._x_ticks()
+            parts.append(svg.text(GUTTER - 8, self.y(value) + 4, label, "tick end"))
+        parts += self._step_ticks() if self.axis.steps else self._x_ticks()
         return Markup("").join(parts)
 
+    def _step_ticks(self) -> list[Markup]:
+        count = round(self.x.high)
+        shown = range(0, count, max(1, -(-count // 13)))
+        return [
+            *(svg.text(self.x(step + 0.5), self.bottom + 16, str(step), "tick middle") for step in shown),
+            svg.text(GUTTER, self.bottom + 32, "noise", "unit"),
+            svg.text(self.right, self.bottom + 32, "picture", "unit end"),
+            svg.text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end"),
+        ]
+
     def _x_ticks(self) -> list[Markup]:
-        columns = ticks(0.0, self.x.high, 6)
+        columns = ticks(0.0, self.x.high, 6 if self.right - GUTTER > 220 else 3)
         many = self.x.high * self.axis.second_scale >= 20  # else ticks fall between whole iterations
-        parts = [_text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end")]
+        parts = [svg.text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end")]
         for value, label in zip(columns, tick_labels(columns), strict=True):
-            parts.append(_text(self.x(value), self.bottom + 16, label, "tick middle"))
+            parts.append(svg.text(self.x(value), self.bottom + 16, label, "tick middle"))
             if self.axis.second_label:
                 second = f"{value * self.axis.second_scale:.{0 if many else 1}f}"
-                parts.append(_text(self.x(value), self.bottom + 31, second, "unit middle"))
+                parts.append(svg.text(self.x(value), self.bottom + 31, second, "unit middle"))
         if self.axis.second_label:
-            parts.append(_text(GUTTER - 13, self.bottom + 31, self.axis.second_label, "unit end"))
+            parts.append(svg.text(GUTTER - 13, self.bottom + 31, self.axis.second_label, "unit end"))
         return parts
 
     def path(self, x: Sequence[float], y: Values) -> str:
@@ -301,7 +293,7 @@ class _Frame:
                 pen_up = True
                 continue
             inside = min(max(b, self.y.low), self.y.high)
-            commands.append(f"{'M' if pen_up else 'L'} {_n(self.x(a))} {_n(self.y(inside))}")
+            commands.append(f"{'M' if pen_up else 'L'} {svg.px(self.x(a))} {svg.px(self.y(inside))}")
             pen_up = False
         return " ".join(commands)
 
@@ -313,10 +305,10 @@ class _Frame:
         parts.append(Markup('<path class="line {}" d="{}"/>').format(line.style, self.path(line.x, line.y)))
         points = [(a, b) for a, b in zip(line.x, line.y, strict=True) if b is not None]
         if line.dots or len(points) == 1:
-            dot = '<circle class="dot" cx="{}" cy="{}" r="3"><title>{} at {:,.0f} {}</title></circle>'
+            dot = '<circle class="dot" cx="{}" cy="{}" r="3"><title>{} at {}</title></circle>'
             for a, b in points:
-                cell = Markup(dot).format(_n(self.x(a)), _n(self.y(b)), compact(b), a, self.axis.label)
-                parts.append(cell)
+                where = f"step {int(a)}" if self.axis.steps else f"{a:,.0f} {self.axis.label}"
+                parts.append(Markup(dot).format(svg.px(self.x(a)), svg.px(self.y(b)), compact(b), where))
         return Markup('<g style="--c:var(--{})">{}</g>').format(line.colour, Markup("").join(parts))
 
     def _band(self, line: Line) -> Markup:
@@ -330,7 +322,7 @@ class _Frame:
         if len(rows) == 1:
             a, low, high = rows[0]
             whisker = '<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
-            return Markup(whisker).format(_n(self.x(a)), _n(self.y(low)), _n(self.y(high)))
+            return Markup(whisker).format(svg.px(self.x(a)), svg.px(self.y(low)), svg.px(self.y(high)))
         upper = self.path([a for a, _, _ in rows], [high for _, _, high in rows])
         lower = self.path([a for a, _, _ in rows][::-1], [low for _, low, _ in rows][::-1])
         return Markup('<path class="band" d="{} L {} Z"/>').format(upper, lower[2:]) if rows else Markup("")
@@ -341,18 +333,20 @@ class _Frame:
         if level.low is not None and level.high is not None:
             rect = '<rect class="band" x="{}" y="{}" width="{}" height="{}"/>'
             top, height = self.y(level.high), self.y(level.low) - self.y(level.high)
-            parts.append(Markup(rect).format(GUTTER, _n(top), self.right - GUTTER, _n(height)))
+            parts.append(Markup(rect).format(GUTTER, svg.px(top), self.right - GUTTER, svg.px(height)))
         line = '<line class="line dashed thin" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-        parts.append(Markup(line).format(GUTTER, self.right, _n(self.y(level.y)), _n(self.y(level.y))))
+        parts.append(
+            Markup(line).format(GUTTER, self.right, svg.px(self.y(level.y)), svg.px(self.y(level.y)))
+        )
         return Markup('<g style="--c:var(--base)">{}</g>').format(Markup("").join(parts))
 
     def mark(self, x: float, text: str) -> Markup:
         """A vertical hairline with a flag, for an event."""
-        at = _n(self.x(min(x, self.x.high)))
+        at = svg.px(self.x(min(x, self.x.high)))
         flag = (
             '<g class="mark"><line x1="{0}" x2="{0}" y1="8" y2="{1}"/><path d="M {0} 8 l 7 3.5 l -7 3.5 Z"/>'
         )
-        return Markup(flag + "<title>{2}</title></g>").format(at, _n(self.bottom), text)
+        return Markup(flag + "<title>{2}</title></g>").format(at, svg.px(self.bottom), text)
 
     def names(self, ends: Sequence[tuple[str, float, str, float | None]]) -> Markup:
         """Series (name, y, colour, value to show or None), named right of the plot and kept apart."""
@@ -364,25 +358,9 @@ class _Frame:
                 number = f"{value:.0%}".replace("%", " %") if self.percent else compact(value)
                 shown = Markup(' <tspan class="value">{}</tspan>').format(number)
             label = '<text class="name" style="--c:var(--{})" x="{}" y="{}">{}{}</text>'
-            parts.append(Markup(label).format(colour, self.right + 7, _n(top + 4), name, shown))
+            parts.append(Markup(label).format(colour, self.right + 7, svg.px(top + 4), name, shown))
         return Markup("").join(parts)
 
 
 def _known(values: Values | None) -> list[float]:
     return [value for value in values or () if value is not None]
-
-
-def _n(value: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
-    return f"{value:.1f}".removesuffix(".0")
-
-
-def _text(x: float, y: float, text: str, css: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(css, _n(x), _n(y), text)
-
-
-def _svg(size: tuple[int, int], title: str, parts: Sequence[Markup], css: str = "chart") -> Markup:
-    head = (
-        '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">'
-    )
-    return Markup(head).format(css, *size, title) + Markup("").join(parts) + Markup("</svg>")

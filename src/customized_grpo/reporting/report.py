@@ -1,33 +1,25 @@
-"""The report: one HTML page that holds everything, for people who were not there.
-
-No file beside it, nothing fetched, readable without JavaScript, on paper and in the dark. Everything that
-comes from the run (names, prompts, messages, settings) is escaped by the template engine, and a content
-security policy in the page forbids any script but its own and any connection.
-"""
+"""The report of a run: one HTML page that holds everything, for people who were not there."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from customized_grpo.errors import UserError
-from customized_grpo.reporting import charts
+from customized_grpo.reporting.cells import interval_plot
 from customized_grpo.reporting.figures import sections
+from customized_grpo.reporting.page import TEMPLATES, environment, interval_text, number, write_page
 from customized_grpo.reporting.progress import duration
 from customized_grpo.reporting.run_data import Comparison, Interval, RunData, Samples, read_run
-from customized_grpo.reporting.scales import compact, signed
-
-TEMPLATES = Path(__file__).parent / "templates"
+from customized_grpo.reporting.scales import compact
 
 MAX_SIDE = 256
 """Pixels; larger samples are scaled down and stored as JPEG, as a page of 1024-pixel PNGs would not open."""
@@ -82,36 +74,28 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         UserError: Not a run folder, or a file of it is damaged.
     """
-    run = read_run(run_dir)
-    path = run_dir / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(run), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_page(run_dir / "report.html", render(read_run(run_dir)))
 
 
 def render(run: RunData) -> str:
     """The page of a run."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        state=_state(run),
-        facts=_facts(run),
-        findings=_findings(run),
-        headline=_headline(run),
-        rest=_rest(run),
-        sections=sections(run),
-        samples=_samples(run.samples) if run.samples is not None else None,
-        script=Markup(script),
-        script_hash=digest,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            state=_state(run),
+            facts=_facts(run),
+            findings=_findings(run),
+            headline=_headline(run),
+            rest=_rest(run),
+            sections=sections(run),
+            samples=_samples(run.samples) if run.samples is not None else None,
+            script=Markup(script),
+            script_hash=digest,
+        )
     )
 
 
@@ -144,20 +128,6 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def number(value: float | None, plus: bool = False) -> str:
-    """Three decimals; a difference always shows its sign."""
-    if value is None:
-        return "\u2013"
-    return signed(f"{value:+.3f}" if plus else f"{value:.3f}")
-
-
-def interval_text(interval: Interval, plus: bool = False) -> str:
-    """The 95 % interval in words, empty when there is none."""
-    if interval.low is None or interval.high is None:
-        return ""
-    return f"{number(interval.low, plus)} to {number(interval.high, plus)}"
-
-
 def _row(comparison: Comparison, name: str, meaning: str, better: int, limit: float) -> dict[str, Any]:
     difference = comparison.difference
     verdict = difference.verdict
@@ -175,7 +145,7 @@ def _row(comparison: Comparison, name: str, meaning: str, better: int, limit: fl
             (number(part.mean, plus), interval_text(part, plus))
             for part, plus in ((comparison.base, False), (comparison.tuned, False), (difference, True))
         ],
-        "plot": charts.interval_plot(
+        "plot": interval_plot(
             difference.mean, difference.low, difference.high, limit, tone=quality, title=title
         ),
         "verdict": words,

@@ -1,0 +1,119 @@
+"""The front: what the base and naive GRPO at its constant weights reach, and how far an arm lies outside.
+
+The base belongs to it: it is naive GRPO of no iterations. Without it, whatever moves little would count as
+outside where every constant weight loses one of the two qualities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from customized_grpo.comparison.definitions import IDENTITY, PROMPT, REFERENCE
+from customized_grpo.comparison.tables import Tables
+from customized_grpo.evaluation.crossed import crossed_weights, draw_means
+from customized_grpo.evaluation.hypervolume import hypervolumes, margins, pareto_front
+
+Floats = NDArray[np.float64]
+DRAWS = 2000
+BASE = "base"
+
+
+class Points:
+    """Final points (identity, prompt) of some arms, with joint bootstrap draws of seeds and subjects.
+
+    Attributes:
+        estimate: [1, A, 2].
+        draws: [draws, A, 2].
+        counts: Numbers of seeds and of subjects drawn from.
+    """
+
+    def __init__(self, identity: Floats, prompt: Floats) -> None:
+        self.counts: tuple[int, int] = identity.shape[1:]
+        seeds, subjects = self.counts
+        even = np.full((1, seeds), 1 / seeds), np.full((1, subjects), 1 / subjects)
+        drawn = crossed_weights(*self.counts, DRAWS, seed=0)
+        self.estimate, draws = (
+            np.stack([draw_means(table, weights) for table in (identity, prompt)], axis=-1)
+            for weights in (even, drawn)
+        )
+        # A draw may miss every measured cell of an arm when some of its subjects could not be judged.
+        self.draws = draws[np.isfinite(draws).all(axis=(1, 2))]
+
+    def interval(self, estimate: float, draws: Floats) -> dict[str, float]:
+        """Return the 95 % interval of a statistic: estimate +- t(n - 1) times the spread of its draws.
+
+        n is the number of seeds (of subjects if there is one seed); the spread is widened by
+        sqrt(n / (n - 1)), by which drawing from n makes it too small.
+        """
+        seeds, subjects = self.counts
+        n = seeds if seeds > 1 else subjects
+        half = float(stdtrit(n - 1, 0.975)) * float(draws.std()) * math.sqrt(n / (n - 1))
+        return {"mean": float(estimate), "low": float(estimate) - half, "high": float(estimate) + half}
+
+
+class Front:
+    """The base, and naive GRPO at constant weights.
+
+    Args:
+        names: Arms of the front, without the base.
+        tables: Of all arms.
+    """
+
+    def __init__(self, names: Sequence[str], tables: Tables) -> None:
+        judged = {IDENTITY, PROMPT}
+        self.tables = tables
+        self.names = [name for name in names if judged <= set(tables.after.get(name, ()))]
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return what is on the front, by identity, and its hypervolume; None if no arm was judged."""
+        points = self._points()
+        if points is None:
+            return None
+        volume = hypervolumes(points.estimate, REFERENCE)[0]
+        names = [BASE, *self.names]
+        return {
+            "arms": [names[index] for index in pareto_front(points.estimate[0])],
+            "hypervolume": points.interval(volume, hypervolumes(points.draws, REFERENCE)),
+            "reference": list(REFERENCE),
+        }
+
+    def outside(self, arm: str) -> dict[str, Any] | None:
+        """Return an arm's margin and the share of draws in which it is above 0; None for the front's own."""
+        points = None if arm in self.names else self._points(arm)
+        if points is None:
+            return None
+        draws = margins(points.draws[:, -1], points.draws[:, :-1])
+        estimate = margins(points.estimate[:, -1], points.estimate[:, :-1])[0]
+        margin = points.interval(estimate, draws)
+        return {"share": float((draws > 0).mean()), "outside": margin["low"] > 0, "margin": margin}
+
+    def gain(self, arm: str) -> dict[str, float] | None:
+        """Return by how much hypervolume an arm extends the front."""
+        points = None if arm in self.names else self._points(arm)
+        if points is None:
+            return None
+        estimate, draws = (
+            hypervolumes(p, REFERENCE) - hypervolumes(p[:, :-1], REFERENCE)
+            for p in (points.estimate, points.draws)
+        )
+        gain = points.interval(estimate[0], draws)
+        return {**gain, "low": max(0.0, gain["low"])}  # no point takes area away
+
+    def _points(self, *extra: str) -> Points | None:
+        """Return the points of base, front and extra arms, over the seeds that all arms have finished."""
+        identity, prompt = (self._table([*self.names, *extra], metric) for metric in (IDENTITY, PROMPT))
+        return None if identity is None or prompt is None else Points(identity, prompt)
+
+    def _table(self, arms: Sequence[str], metric: str) -> Floats | None:
+        """Return the scores of base and arms [1 + A, S, C]; the base is the same for every seed."""
+        scores = self.tables.common(arms, metric) if self.names else None
+        if scores is None:
+            return None
+        base = np.broadcast_to(self.tables.before[metric], scores[:1].shape)
+        return np.concatenate([base, scores])

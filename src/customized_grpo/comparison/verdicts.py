@@ -1,0 +1,88 @@
+"""The result of a comparison in sentences that say no more than its intervals do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from customized_grpo.comparison.definitions import IDENTITY, PROMPT
+
+NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
+SIGNIFICANT = 0.05
+MIN_RUNS = 2
+
+
+def verdicts(
+    arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]
+) -> list[str]:
+    """Return sentences on degradation, cure and controls; arms without finished runs are passed over.
+
+    Args:
+        arms: Entries of the plan.
+        runs: Entries of `results.collect`; while some are not finished all else is called provisional.
+        analysis: What `analysis.analyse` returned for them.
+    """
+    finished = sum(run["state"] == "finished" for run in runs)
+    sentences = []
+    if finished < len(runs):
+        sentences.append(f"Provisional: {finished} of {len(runs)} runs are finished.")
+    found = {entry["name"]: entry for entry in analysis["arms"] if entry["final"] is not None}
+    labels = {arm["name"]: arm["label"] for arm in arms}
+    sentences += _degradation([arm for arm in arms if arm["name"] in found], found)
+    for arm in arms:
+        if arm["role"] == "method" and arm["name"] in found:
+            sentences += _method(arm["label"], found[arm["name"]], labels)
+    return sentences
+
+
+def _degradation(arms: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    judged = [arm for arm in arms if PROMPT in found[arm["name"]]["final"]]
+    if not judged:
+        return []
+    hit = [arm for arm in judged if found[arm["name"]]["degraded"]]
+    if not hit:
+        return ["No run shows competitive degradation."]
+    shares = ", ".join(
+        f"{arm['label']} in {found[arm['name']]['degraded']} of {found[arm['name']]['runs']}" for arm in hit
+    )
+    rest = [arm["label"] for arm in judged if arm not in hit]
+    none = f" No run of {', '.join(rest)} does." if rest else ""
+    return [f"Competitive degradation shows in runs of: {shares}.{none}"]
+
+
+def _method(label: str, entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    sentences = []
+    if entry["outside_front"] is not None:
+        sentences.append(f"{label} {_cure(entry)}")
+    if entry["against_control"] is not None:
+        sentences.append(f"{label} {_against(entry['against_control'], labels)}")
+    return sentences
+
+
+def _cure(entry: Mapping[str, Any]) -> str:
+    margin = entry["outside_front"]["margin"]
+    if entry["runs"] < MIN_RUNS:
+        return (
+            f"was run with one seed: margin {_interval(margin)}, which is about new subjects, not new runs."
+        )
+    bounds = f"(margin {_interval(margin)})"
+    if margin["high"] < 0:
+        return f"lies inside the front of naive GRPO {bounds}: the base or a constant weight is better."
+    if not entry["outside_front"]["outside"]:
+        return f"cannot be told from the front of naive GRPO {bounds}: no cure shown."
+    if entry["degraded"]:
+        return f"lies outside the front of naive GRPO {bounds}, but some of its runs degraded: no cure."
+    return f"is a cure: it lies outside the front of naive GRPO {bounds} and none of its runs degraded."
+
+
+def _against(test: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    parts = []
+    for metric, name in NAMES.items():
+        difference = test[metric]
+        beyond = "beyond chance" if difference["p_holm"] < SIGNIFICANT else "not beyond chance"
+        parts.append(f"{name} {_interval(difference)}, {beyond}")
+    return f"against its control, {labels[test['control']]}: {'; '.join(parts)}."
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

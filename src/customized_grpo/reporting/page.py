@@ -1,0 +1,54 @@
+"""What the pages have in common: the template engine, how numbers read, and how a page is written.
+
+A page holds everything: no file beside it, nothing fetched, readable without JavaScript, on paper and in the
+dark. The engine escapes whatever comes from outside (names, prompts, messages, settings), and a content
+security policy in the page forbids any connection and any script but its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from customized_grpo.reporting.run_data import Interval
+from customized_grpo.reporting.scales import signed
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+NONE = "\u2013"
+"""Stands where nothing was measured."""
+
+
+def environment() -> Environment:
+    """The template engine: escapes by default, and a name that a template misses is an error."""
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page so that readers see the old or the new one, never half of it; returns its path."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def number(value: float | None, plus: bool = False) -> str:
+    """Three decimals; a difference always shows its sign."""
+    if value is None:
+        return NONE
+    return signed(f"{value:+.3f}" if plus else f"{value:.3f}")
+
+
+def interval_text(interval: Interval, plus: bool = False) -> str:
+    """The 95 % interval in words, empty when there is none."""
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{number(interval.low, plus)} to {number(interval.high, plus)}"
