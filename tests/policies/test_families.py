@@ -1,0 +1,82 @@
+"""Every family by its name in a recipe: one iteration through the same command as ToyBox's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from customized_grpo.cli.main import main
+from customized_grpo.config import load_config
+from customized_grpo.errors import UserError
+from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.loading import load_pipeline
+
+
+def _tiny(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _save_flux2(folder: Path) -> Path:
+    _tiny("tiny_flux2").klein().save_pretrained(folder)
+    return folder
+
+
+def _save_qwen_edit(folder: Path) -> Path:
+    tiny: Any = _tiny("tiny_qwen_edit")
+    saved: Path = tiny.save_pipeline(tiny.build_pipeline(), folder)
+    return saved
+
+
+SAVE: dict[str, Callable[[Path], Path]] = {"flux2": _save_flux2, "qwen_edit": _save_qwen_edit}
+SETTINGS = {
+    "flux2": ["model.guidance=4.0", "model.text_layers=[1, 2, 3]", "model.max_text_tokens=96"],
+    "qwen_edit": ["model.guidance=1.0", "model.max_text_tokens=512"],
+}
+
+
+@pytest.mark.parametrize("family", SAVE)
+def test_one_iteration_and_an_adapter_that_its_own_pipeline_loads(family: str, tmp_path: Path) -> None:
+    path = SAVE[family](tmp_path / "base")
+    settings = [f"model.family={family}", f"model.path={path}", "model.reference_ids=null", *SETTINGS[family]]
+    run = tmp_path / "run"
+    shorter = ["train.iterations=1", "rollout.steps=2", "train.trained_fraction=1.0"]
+    assert main(["train", "toybox-smoke", f"run.dir={run}", *settings, *shorter]) == 0
+    (line,) = [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["kind"] == "train"
+    ]
+    assert line["policy/ratio_max_deviation"] == 0 and line["policy/grad_norm"] > 0
+    pipe = load_pipeline(str(path), family=family, precision="fp32")
+    pipe.load_lora_weights(str(run / "lora"))
+    assert pipe.get_active_adapters()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_another_family_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    other = "QwenImageEditPlusPipeline" if family != "qwen_edit" else "Flux2Pipeline"
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": other}))
+    with pytest.raises(UserError, match=f"says {other}, model.family {family} needs"):
+        load_pipeline(str(tmp_path), family=family)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.family=flux2"], "model.reference_ids: not used by model.family=flux2, only by flux1"),
+        (["model.text_layers=[1]"], "model.text_layers: not used by model.family=flux1, only by flux2"),
+    ],
+)
+def test_an_option_of_another_family_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("toybox", settings)
