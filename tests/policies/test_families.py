@@ -73,8 +73,8 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(family: str, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["model.family=flux2"], "model.reference_ids: not used by model.family=flux2, only by flux1"),
-        (["model.text_layers=[1]"], "model.text_layers: not used by model.family=flux1, only by flux2"),
+        (["model.family=flux2"], "reference_ids is not used by family flux2, only by flux1"),
+        (["model.text_layers=[1]"], "text_layers is not used by family flux1, only by flux2"),
     ],
 )
 def test_an_option_of_another_family_is_refused(settings: list[str], message: str) -> None:

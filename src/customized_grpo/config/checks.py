@@ -85,15 +85,6 @@ def _sampler_explores(sampler: str, eta: float) -> str | None:
     return None
 
 
-def _option_of_a_family(owner: str) -> Callable[[Any, str], str | None]:
-    def problem(value: Any, family: str) -> str | None:
-        if value is None or family == owner:
-            return None
-        return f"not used by model.family={family}, only by {owner}; leave it out or null"
-
-    return problem
-
-
 def _group_has_a_pull(name: str, group_size: int) -> str | None:
     if name != "sars_matched" or group_size >= 4:
         return None
@@ -132,8 +123,6 @@ def _option_checks(section: str, options: Mapping[str, Mapping[str, float]]) -> 
 CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
-    Check(("model.reference_ids", "model.family"), _option_of_a_family("flux1")),
-    Check(("model.text_layers", "model.family"), _option_of_a_family("flux2")),
     Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
     Check(("advantage.name", "train.group_size"), _group_has_a_pull),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),

@@ -121,6 +121,15 @@ class ModelConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """Device to run on: auto (the first accelerator, else the CPU), cpu, mps, cuda or cuda:INDEX."""
 
+    @model_validator(mode="after")
+    def _check_options_of_families(self) -> ModelConfig:
+        for option, owner in (("reference_ids", "flux1"), ("text_layers", "flux2")):
+            if getattr(self, option) is not None and self.family != owner:
+                raise ValueError(
+                    f"{option} is not used by family {self.family}, only by {owner}; set it to null"
+                )
+        return self
+
 
 class ToyboxData(Section):
     """The embedded world: subjects and prompts drawn from a seed, images rendered when needed."""
