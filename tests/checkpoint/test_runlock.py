@@ -57,8 +57,8 @@ def test_a_killed_trainer_leaves_no_lock_behind(tmp_path: Path) -> None:
 def test_two_folders_are_two_locks(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with RunLock(tmp_path / "a"), RunLock(tmp_path / "b"):
-        pass
+    with RunLock(tmp_path / "a") as first, RunLock(tmp_path / "b") as second:
+        assert first.descriptor != second.descriptor
 
 
 def test_a_folder_that_cannot_be_locked_is_a_user_error(tmp_path: Path) -> None:

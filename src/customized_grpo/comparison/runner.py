@@ -95,9 +95,8 @@ class Runner:
                 self._fill()
                 time.sleep(POLL_S if self.active else RETRY_S)
                 self._collect()
-        except BaseException:
-            self._stop_all()
-            raise
+        finally:
+            self._stop_all()  # none is left unless something went wrong
         if self.failed:
             raise UserError(
                 "\n".join(f"{run.name} failed: {self._last_words(run)}" for run in self.failed),

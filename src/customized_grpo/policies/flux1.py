@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.pipeline_policy import (
+    PipelinePolicy,
+    Precision,
+    linear_shift,
+    reference_shapes,
+)
 from customized_grpo.policies.tokens import PATCH, Grid, pack, unpack
 
 if TYPE_CHECKING:
@@ -101,8 +106,7 @@ class Flux1Policy(PipelinePolicy):
                 device=self.device,
                 max_sequence_length=self.max_text_tokens,
             )
-            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(grids))]
-            tokens = torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+            tokens = self._all_reference_tokens(references)
         return Conditioning(
             per_sample={"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens},
             shared={
@@ -128,21 +132,10 @@ class Flux1Policy(PipelinePolicy):
         """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
         rows, columns = self.grid(height, width)
         shape = (self.pipe.vae.config.latent_channels, PATCH * rows, PATCH * columns)
-        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
-        return pack(torch.stack(drawn))
+        return pack(self._draw(generators, shape))
 
     def _shift(self, steps: int, n_tokens: int) -> float:
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        config = self.pipe.scheduler.config
-        mu: float = calculate_shift(
-            n_tokens,
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
-        )
-        return mu
+        return linear_shift(self.pipe.scheduler.config, n_tokens)
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted v = noise - x0, for rollouts and for training alike.

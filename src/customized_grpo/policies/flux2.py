@@ -117,8 +117,7 @@ class Flux2Policy(PipelinePolicy):
         ids = token_ids(self.grid(height, width), grids)
         with self._autocast_off():
             embeds = self._text_tokens(prompts)
-            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(grids))]
-            tokens = torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+            tokens = self._all_reference_tokens(references)
         shared = {
             "image_ids": ids.to(self.device),
             "text_ids": text_ids(self.max_text_tokens).to(self.device),
@@ -163,8 +162,7 @@ class Flux2Policy(PipelinePolicy):
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
         shape = (self.transformer.config.in_channels, *self.grid(height, width))
-        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
-        return torch.stack(drawn).flatten(2).transpose(1, 2).contiguous()
+        return self._draw(generators, shape).flatten(2).transpose(1, 2).contiguous()
 
     def _shift(self, steps: int, n_tokens: int) -> float:
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu

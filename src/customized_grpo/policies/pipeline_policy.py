@@ -112,6 +112,10 @@ class PipelinePolicy(ABC):
         """Return mu as the family's pipeline computes it."""
 
     @abstractmethod
+    def _reference_tokens(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
+
+    @abstractmethod
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
     ) -> Conditioning:
@@ -128,6 +132,18 @@ class PipelinePolicy(ABC):
     @abstractmethod
     def decode(self, x: Tensor, height: int, width: int) -> Tensor:
         """Return images [B, 3, height, width] in [0, 1], fp32."""
+
+    # What encoding and sampling share
+
+    def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
+        slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
+        return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+
+    def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+        """Return noise [B, *shape], fp32, sample i from generators[i] alone."""
+        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
+        return torch.stack(drawn)
 
     # Adapter
 
@@ -207,6 +223,15 @@ class PipelinePolicy(ABC):
         assert x.dtype == torch.float32, f"x is {x.dtype}: rounding it breaks the probability ratio"
         assert len(x) == len(conditioning), f"{len(x)} samples, conditioning for {len(conditioning)}"
         assert x.shape[1] == n_tokens, f"{x.shape[1]} image tokens, {n_tokens} expected"
+
+
+def linear_shift(config: Any, n_tokens: int) -> float:
+    """Return mu of a scheduler whose shift grows linearly with the number of image tokens."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    lengths = config.base_image_seq_len, config.max_image_seq_len
+    mu: float = calculate_shift(n_tokens, *lengths, config.base_shift, config.max_shift)
+    return mu
 
 
 def reference_shapes(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:

@@ -37,7 +37,12 @@ from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.pipeline_policy import (
+    PipelinePolicy,
+    Precision,
+    linear_shift,
+    reference_shapes,
+)
 from customized_grpo.policies.tokens import PATCH, pack, unpack
 
 if TYPE_CHECKING:
@@ -131,8 +136,7 @@ class QwenEditPolicy(PipelinePolicy):
             if self._is_guided:
                 embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
                 per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
-            slots = [torch.stack([images[slot] for images in references]) for slot in range(len(shapes))]
-            per_sample["reference_tokens"] = torch.cat([self._reference_tokens(one) for one in slots], dim=1)
+            per_sample["reference_tokens"] = self._all_reference_tokens(references)
         return Conditioning(per_sample, {"grids": torch.tensor(grids)}, height, width)
 
     @property
@@ -202,21 +206,10 @@ class QwenEditPolicy(PipelinePolicy):
         """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
         rows, columns = self.grid(height, width)
         shape = (self.pipe.vae.config.z_dim, PATCH * rows, PATCH * columns)
-        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
-        return pack(torch.stack(drawn))
+        return pack(self._draw(generators, shape))
 
     def _shift(self, steps: int, n_tokens: int) -> float:
-        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
-
-        config = self.pipe.scheduler.config
-        mu: float = calculate_shift(
-            n_tokens,
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
-        )
-        return mu
+        return linear_shift(self.pipe.scheduler.config, n_tokens)
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted v = noise - x0, guided, for rollouts and for training alike.
