@@ -20,6 +20,7 @@ from customized_grpo.comparison.arms import Arm
 from customized_grpo.comparison.plan import Plan, make_plan
 from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.engine.signals import StopFlag
+from customized_grpo.errors import UserError
 
 ARMS = """
 arms:
@@ -120,6 +121,11 @@ def test_a_killed_comparison_leaves_its_run_to_finish_and_the_next_one_waits_for
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size > 0)
     process.kill()
     process.wait()
+    with (
+        pytest.raises(UserError, match="another process"),
+        RunLock(tmp_path / "out" / "claims" / "naive_seed_0"),
+    ):
+        pass  # the training process, which goes on, has inherited the claim
     done = compare(tmp_path, "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "naive_seed_0 finished" not in done.stdout and "both_seed_0 finished" in done.stdout
