@@ -118,6 +118,16 @@ class ModelConfig(Section):
     """Type of the transformer's matrix products; sampling steps and log-probabilities are always fp32."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
+    quantisation: Literal["nf4", "int8", "fp8"] | None = None
+    """How the frozen transformer is held: nf4 (4 bit), int8 or fp8 (8 bit); null holds it in model.precision."""
+    text_encoders: Literal["keep", "offload", "drop"] = "keep"
+    """Between encodings: kept on the device, moved to the CPU, or dropped after every row was encoded once."""
+    offload_vae: bool = False
+    """Whether the autoencoder waits on the CPU while the transformer works."""
+    compile: bool = False
+    """Whether the transformer's blocks are compiled by torch.compile; the first steps then take minutes."""
+    cache: FilePath | None = None
+    """Folder that keeps encoded prompts and references, shared by runs of one model; null keeps none."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """Device to run on: auto (the first accelerator, else the CPU), cpu, mps, cuda or cuda:INDEX."""
 
