@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+import torch
+
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
+from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
 from customized_grpo.policies.loading import load_policy, pick_device
@@ -78,13 +81,29 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
     return Data(train, [held_out[i] for i in range(len(held_out))], ToyBoxJudges())
 
 
-def build_rewards(config: Config) -> list[Reward]:
-    """Build the rewards of a recipe, on the device of its model.
+def build_engine(config: Config) -> Engine:
+    """Join the processes that were launched, one or more, and check that they can share the work.
+
+    Raises:
+        UserError: The groups cannot be shared evenly, or one accelerator is named for several processes.
+    """
+    engine = Engine(pick_device(config.model.device), config.run.process_timeout_s)
+    if engine.world_size > 1 and ":" in config.model.device:
+        raise UserError(
+            f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",
+            "Use model.device=auto: every process takes its own.",
+        )
+    engine.share(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
+    return engine
+
+
+def build_rewards(config: Config, device: torch.device | None = None) -> list[Reward]:
+    """Build the rewards of a recipe, by default on the device of its model.
 
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
     """
-    device = pick_device(config.model.device)
+    device = device or pick_device(config.model.device)
     rewards = [build_reward(reward, device) for reward in config.rewards]
     kinds = {reward.kind for reward in rewards}
     for kind in ("prompt", "identity"):
@@ -96,6 +115,6 @@ def build_rewards(config: Config) -> list[Reward]:
     return rewards
 
 
-def build_policy(config: Config) -> PipelinePolicy:
-    """Load the generator and put the run's fresh adapter on it."""
-    return load_policy(config.model, seed=config.run.seed)
+def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:
+    """Load the generator and put the run's fresh adapter on it, by default on the recipe's device."""
+    return load_policy(config.model, seed=config.run.seed, device=device)

@@ -241,8 +241,11 @@ class _FirstPass(Updater):
 
     def deviation(self, trajectory: Trajectory, signal: Signal) -> float | None:
         """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without valid samples."""
-        everyone = slice(0, len(trajectory))
-        ratios = [result.ratio.detach() for _, result, _ in self._losses(trajectory, signal, everyone)]
+        ratios = [
+            result.ratio.detach()
+            for update in range(self.train.updates_per_iteration)
+            for _, result, _ in self._losses(trajectory, signal, update)
+        ]
         return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
 
 

@@ -69,7 +69,7 @@ def mean_gaps(gaps: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[
     return {kind: mean(f"zero/{kind}") for kind in KINDS}, {kind: mean(f"nan/{kind}") for kind in KINDS}
 
 
-def pixel_diversity(images: Tensor, group_size: int) -> float:
-    """Return how far apart the pictures of a group are, in the directions of their centred pixels."""
+def pixel_diversities(images: Tensor, group_size: int) -> Tensor:
+    """Return how far apart each group's pictures are, in the directions of their centred pixels [N / G]."""
     pixels = images.flatten(1).cpu() - 0.5
-    return float(monitors.in_group_diversity(pixels, group_size).mean())
+    return monitors.in_group_diversity(pixels, group_size)

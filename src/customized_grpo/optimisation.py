@@ -123,6 +123,12 @@ class PassStatistics:
         self.clipped += float(loss.clip_fraction)
         self.kl += kl
 
+    def totalled(self, engine: Engine) -> PassStatistics:
+        """Return the statistics of all processes."""
+        mine = torch.tensor([self.terms, self.loss, self.ratio, self.clipped, self.kl], dtype=torch.float64)
+        terms, loss, ratio, clipped, kl = engine.total(mine).tolist()
+        return PassStatistics(int(terms), loss, ratio, engine.largest(self.deviation), clipped, kl)
+
 
 @dataclass
 class UpdateReport:
@@ -153,7 +159,7 @@ class Updater:
     Args:
         policy: The policy whose adapter is trained.
         sampler: The sampler that drew the trajectories: training evaluates the same transitions.
-        engine: Backward, clipping and the device.
+        engine: Backward, clipping, and the sums over processes.
         train: The recipe's train section.
         advantage: The recipe's advantage section.
         precision: Of the model; decides how exact the first ratio must be.
@@ -177,6 +183,7 @@ class Updater:
             betas=(train.adam_beta1, train.adam_beta2),
             weight_decay=train.weight_decay,
         )
+        self.share = engine.share(train.updates_per_iteration)
         self.average = [p.detach().clone() for p in self.parameters] if train.ema_decay else None
         self.skipped_in_a_row = 0
 
@@ -186,24 +193,29 @@ class Updater:
         return self.train.learning_rate * min(1.0, (iteration + 1) / warmup if warmup else 1.0)
 
     def update(self, trajectory: Trajectory, signal: Signal, iteration: int) -> UpdateReport:
-        """Take `inner_epochs` x `updates_per_iteration` optimizer steps on an iteration's samples."""
+        """Take `inner_epochs` x `updates_per_iteration` optimizer steps on an iteration's samples.
+
+        Args:
+            trajectory: This process's samples, those of one optimizer step together.
+            signal: Of the samples of all processes, in the iteration's order.
+            iteration: Of training.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)
         report = UpdateReport()
-        share = len(trajectory) // self.train.updates_per_iteration
         for epoch in range(self.train.inner_epochs):
-            for start in range(0, len(trajectory), share):
-                first = epoch == 0 and start == 0
-                self._step(trajectory, signal, slice(start, start + share), report, first=first)
+            for step in range(self.train.updates_per_iteration):
+                self._step(trajectory, signal, step, report, first=epoch == step == 0)
+        report.first, report.all = report.first.totalled(self.engine), report.all.totalled(self.engine)
         return report
 
     def _step(
-        self, trajectory: Trajectory, signal: Signal, rows: slice, report: UpdateReport, *, first: bool
+        self, trajectory: Trajectory, signal: Signal, step: int, report: UpdateReport, *, first: bool
     ) -> None:
         """Accumulate the gradient of whole groups over all trained steps, then take one optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
         finite = True
-        for loss, statistics, kl in self._losses(trajectory, signal, rows):
+        for loss, statistics, kl in self._losses(trajectory, signal, step):
             value = float(loss.detach())
             finite = finite and math.isfinite(value)
             report.all.add(statistics, value, kl)
@@ -211,8 +223,9 @@ class Updater:
                 report.first.add(statistics, value, kl)
                 self._check_first_pass(report.first)
             self.engine.backward(loss)
+        self.engine.sum_gradients(self.parameters)
         norm = self.engine.clip_grad_norm(self.parameters, self.train.max_grad_norm)
-        if not (finite and math.isfinite(norm)):
+        if not self.engine.smallest(finite and math.isfinite(norm)):
             self._skip(report)
             return
         self.skipped_in_a_row = 0
@@ -221,18 +234,25 @@ class Updater:
         report.grad_norms.append(norm)
 
     def _losses(
-        self, trajectory: Trajectory, signal: Signal, rows: slice
+        self, trajectory: Trajectory, signal: Signal, update: int
     ) -> Iterator[tuple[Tensor, objective.PolicyLoss, float]]:
-        """Yield (loss, its statistics, KL) of every trained step and micro-batch; the losses add up."""
-        chosen = signal.rows(rows)
+        """Yield (loss, its statistics, KL) of this process's micro-batches at every trained step.
+
+        The losses of all processes add up to that of the optimizer step number `update`.
+        """
+        size = len(signal.valid) // self.train.updates_per_iteration
+        chosen = signal.rows(slice(update * size, (update + 1) * size))
         total = int(chosen.valid.sum()) * len(trajectory.steps)
         if total == 0:
             return
+        own = self.share.own(size)
+        mine, valid = own.stop - own.start, chosen.valid[own]
+        rows = slice(update * mine, (update + 1) * mine)
         for k, step in enumerate(trajectory.steps):
-            advantage = chosen.combined(step, trajectory.group_size, self.advantage)
+            advantage = chosen.combined(step, trajectory.group_size, self.advantage)[own]
             for part in trajectory.batches(rows, self.train.micro_batch_size):
                 inside = slice(part.start - rows.start, part.stop - rows.start)
-                yield self._loss(trajectory, k, part, advantage[inside], chosen.valid[inside], total)
+                yield self._loss(trajectory, k, part, advantage[inside], valid[inside], total)
 
     def _loss(
         self, trajectory: Trajectory, k: int, rows: slice, advantage: Tensor, valid: Tensor, total: int

@@ -89,6 +89,12 @@ def batches(buckets: Sequence[Hashable], group_size: int, rows: slice, size: int
         start = stop
 
 
+def n_batches(examples: Sequence[Example], group_size: int, size: int) -> int:
+    """Return how many batches of at most `size` samples a group of each example makes."""
+    everyone = slice(0, len(examples) * group_size)
+    return sum(1 for _ in batches([example.bucket for example in examples], group_size, everyone, size))
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A stochastic sampler on one noise schedule; rollout and training go through its `transition`.

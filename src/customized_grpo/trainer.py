@@ -4,6 +4,9 @@ How this GRPO departs from the textbook: advantages are normalised per reward an
 there they are combined by a rule (SARS) with weights of the true denoising step (TDW); the policy is a
 stochastic sampler of a flow model, whose last step is deterministic and never trained; only a LoRA is
 trained; there is no critic, and no KL unless asked for.
+
+Every process runs this loop on its own share of whole groups; what is decided is decided from numbers that
+all of them have, and only the main process writes.
 """
 
 from __future__ import annotations
@@ -18,32 +21,38 @@ from typing import Any
 import torch
 
 from customized_grpo import components, rollout
-from customized_grpo.checkpoint.optimizer import flatten_optimizer, restore_optimizer
 from customized_grpo.checkpoint.runlock import RunLock
 from customized_grpo.checkpoint.store import CheckpointStore
-from customized_grpo.config import Config, config_hash, diff_configs, load_config
+from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.encoding import PromptEncoder
 from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.sharing import padded_block
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
-from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
+from customized_grpo.evaluation.alarms import Thresholds, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
-from customized_grpo.iteration_metrics import Clock, mean_gaps, pixel_diversity, signal_gaps, signal_metrics
+from customized_grpo.iteration_metrics import (
+    Clock,
+    mean_gaps,
+    pixel_diversities,
+    signal_gaps,
+    signal_metrics,
+)
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
-from customized_grpo.reporting.metrics import MetricsWriter
+from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
 from customized_grpo.reporting.report import write_report
 from customized_grpo.reporting.trackers import Trackers
 from customized_grpo.rewards.base import score_all
 from customized_grpo.rollout import Trajectory
-from customized_grpo.run_folder import RunFolder, versions
+from customized_grpo.run_checkpoint import Counters, RunCheckpoints
+from customized_grpo.run_folder import RunFolder
 
 SAMPLE_ROWS = 8  # held-out prompts whose pictures are kept for the report
-UNCHANGEABLE = "only run.dir, run.overwrite, trackers and train.iterations may change on resume"
 
 
 def train(config: Config) -> int:
@@ -52,13 +61,20 @@ def train(config: Config) -> int:
     Raises:
         UserError: Something the user can mend; the run folder then is untouched or resumable.
     """
-    RunFolder.check_free(config)
+    engine = components.build_engine(config)
+    engine.from_main(lambda: RunFolder.check_free(config))
     data = components.build_data(config)
-    rewards = components.build_rewards(config)
-    policy = components.build_policy(config)
-    folder = RunFolder.create(config)
-    with RunLock(folder.path):
-        return Trainer(config, folder, data, rewards, policy).run()
+    rewards = components.build_rewards(config, engine.device)
+    policy = components.build_policy(config, engine.device)
+    folder = RunFolder(config.run.dir)
+    with ExitStack() as stack:
+
+        def open_folder() -> None:
+            RunFolder.create(config)
+            stack.enter_context(RunLock(folder.path))
+
+        engine.from_main(open_folder)
+        return Trainer(config, folder, engine, data, rewards, policy).run()
 
 
 def resume(run_dir: Path) -> int:
@@ -67,86 +83,100 @@ def resume(run_dir: Path) -> int:
     Raises:
         UserError: There is nothing to continue, or it is not the run of this folder's config.
     """
-    folder = RunFolder(run_dir)
     config = load_config(str(run_dir / "config.yaml"), [f"run.dir={json.dumps(str(run_dir))}"])
-    with RunLock(run_dir):
-        store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
-        if store.latest() is None:
-            raise UserError(
-                f"{run_dir} has no complete checkpoint to resume from",
-                "Start again with `cgrpo train` and run.overwrite=true.",
-            )
+    engine = components.build_engine(config)
+    with ExitStack() as stack:
+
+        def open_folder() -> None:
+            stack.enter_context(RunLock(run_dir))
+            if CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep).latest() is None:
+                raise UserError(
+                    f"{run_dir} has no complete checkpoint to resume from",
+                    "Start again with `cgrpo train` and run.overwrite=true.",
+                )
+
+        engine.from_main(open_folder)
         data = components.build_data(config)
-        rewards = components.build_rewards(config)
-        trainer = Trainer(config, folder, data, rewards, components.build_policy(config))
+        rewards = components.build_rewards(config, engine.device)
+        policy = components.build_policy(config, engine.device)
+        trainer = Trainer(config, RunFolder(run_dir), engine, data, rewards, policy)
         trainer.load()
         return trainer.run()
 
 
 class Trainer:
-    """One run: its parts, its state, and the loop.
-
-    State that a checkpoint holds: adapter, its average, optimizer, number of finished iterations, rollouts
-    and seconds so far, skipped updates in a row, and what the alarms remember. Everything else is a function
-    of the recipe, for all random numbers come from (seed, iteration, prompt, sample).
-    """
+    """One run: its parts, its state, and the loop; `run_checkpoint` says what of it is saved."""
 
     def __init__(
         self,
         config: Config,
         folder: RunFolder,
+        engine: Engine,
         data: components.Data,
         rewards: list[Any],
         policy: Any,
     ) -> None:
-        self.config, self.folder, self.data, self.rewards, self.policy = config, folder, data, rewards, policy
+        self.config, self.folder, self.engine = config, folder, engine
+        self.data, self.rewards, self.policy = data, rewards, policy
         self.encode = PromptEncoder.of(config, policy)
-        self.engine = Engine(policy.device)
+        self.share = engine.share(config.train.updates_per_iteration)
         self.sampler = rollout.build_sampler(policy, config.rollout, *self.encode.size)
         self.updater = Updater(
-            policy, self.sampler, self.engine, config.train, config.advantage, config.model.precision
+            policy, self.sampler, engine, config.train, config.advantage, config.model.precision
         )
         self.store = CheckpointStore(folder.path / "checkpoints", config.checkpoint.keep)
-        self.iteration = 0
-        self.rollouts = 0
-        self.seconds = 0.0
-        self.history: list[MonitorRecord] = []
-        self.health: list[dict[str, float]] = []  # of iterations since the last evaluation
+        self.checkpoints = RunCheckpoints(self.store, config, engine, policy, self.updater, rewards)
+        self.state = Counters()
         self.base: HeldOutScores | None = None
         self.latest: HeldOutScores | None = None
-        self.stop = StopFlag()
+        self.stop = StopFlag(engine)
+        self.processes_before = engine.world_size  # when the run was last saved
+
+    @property
+    def iteration(self) -> int:
+        """Return the number of finished iterations."""
+        return self.state.iteration
 
     # The loop
 
     def run(self) -> int:
         """Train to the end and write the report, or stop at a signal; returns the exit status."""
-        config, path = self.config, self.folder.path
         with ExitStack() as stack:
-            trackers = stack.enter_context(
-                closing(Trackers(config.trackers, path, config.model_dump(mode="json")))
-            )
-            self.metrics = stack.enter_context(
-                MetricsWriter.open(path / "metrics.jsonl", upto_iteration=self.iteration, trackers=trackers)
-            )
-            self.progress: Progress = stack.enter_context(progress(config.train.iterations, self.iteration))
+            self.open_outputs(stack)
             stack.enter_context(self.stop)
-            self.store.sweep()
-            self.started = time.monotonic() - self.seconds
+            self.started = time.monotonic() - self.state.seconds
+            self.note_processes()
             try:
                 self.fit()
             except Interrupted as signal:
                 self.save()
-                self.progress.message(f"interrupted; continue with: cgrpo resume {path}")
+                self.progress.message(f"interrupted; continue with: cgrpo resume {self.folder.path}")
+                self.engine.close()
                 return signal.status
-            finally:
-                self.seconds = time.monotonic() - self.started
-        report = write_report(path)
-        print(f"report: {report}")
+        if self.engine.is_main:
+            print(f"report: {write_report(self.folder.path)}")
+        self.engine.close()
         return 0
+
+    def open_outputs(self, stack: ExitStack) -> None:
+        """Open what the main process writes to; the others keep silent."""
+        config, path, is_main = self.config, self.folder.path, self.engine.is_main
+        self.progress: Progress = stack.enter_context(
+            progress(config.train.iterations, self.iteration, quiet=not is_main)
+        )
+        self.metrics: MetricsWriter | None = None
+        if is_main:
+            self.store.sweep()
+            recipe = config.model_dump(mode="json")
+            trackers = stack.enter_context(closing(Trackers(config.trackers, path, recipe)))
+            self.metrics = stack.enter_context(
+                MetricsWriter.open(path / "metrics.jsonl", upto_iteration=self.iteration, trackers=trackers)
+            )
 
     def fit(self) -> None:
         """Alternate sampling, scoring and updating; evaluate and save on the way."""
         self.evaluate_base()
+        self.evaluate_if_due()  # a checkpoint is saved before its iteration is evaluated
         while self.iteration < self.config.train.iterations:
             clock = Clock()
             examples = self.next_examples()
@@ -157,15 +187,25 @@ class Trainer:
             signal = self.signal(scores)
             with clock.phase("update"):
                 report = self.update(trajectory, signal)
-            self.iteration += 1
-            self.rollouts += len(trajectory)
+            self.state.iteration += 1
+            self.state.rollouts += len(scores)
             self.record(signal, report, trajectory, clock)
-            if self.is_due(self.config.evaluation.every):
-                self.evaluate()
             if self.is_due(self.config.checkpoint.every):
                 self.save()
+            self.evaluate_if_due()
             self.stop.check()
         self.finish()
+
+    def note_processes(self) -> None:
+        """Say when a run goes on with another number of processes than it was saved by."""
+        before, now = self.processes_before, self.engine.world_size
+        if before != now:
+            message = (
+                f"saved by {before} processes, resumed by {now}: the samples stay the same, but sums over "
+                "processes may differ in their last bits"
+            )
+            self.write("event", {"event": "processes", "message": message})
+            self.progress.message(message)
 
     def is_due(self, every: int) -> bool:
         """Return whether something done every so many iterations (0: only at the end) is due now."""
@@ -175,16 +215,15 @@ class Trainer:
     # Sampling and scoring
 
     def next_examples(self) -> list[Example]:
-        """Return the prompts of this iteration."""
+        """Return this process's prompts of this iteration."""
         config = self.config
-        rows = prompt_indices(
-            len(self.data.train), config.train.prompts_per_iteration, self.iteration, config.run.seed
-        )
-        return [self.data.train[row] for row in rows]
+        wanted = config.train.prompts_per_iteration
+        rows = prompt_indices(len(self.data.train), wanted, self.iteration, config.run.seed)
+        return [self.data.train[rows[number]] for number in self.share.prompts(wanted)]
 
     def collect(self, examples: list[Example]) -> Trajectory:
         """Draw a group of samples for every prompt."""
-        config = self.config
+        config, group_size = self.config, self.config.train.group_size
         self.progress.phase("rollout")
         plan = rollout.step_plan(
             config.rollout, config.train.trained_fraction, self.iteration, config.run.seed
@@ -195,19 +234,24 @@ class Trainer:
             examples,
             config.rollout,
             encode=self.encode,
-            group_size=config.train.group_size,
+            group_size=group_size,
             plan=plan,
             seeds=(config.run.seed, self.iteration),
             keep_means=config.train.ratio_normalisation,
-            between=self.stop.check,
+            between=self.stop.between(rollout.n_batches(examples, group_size, config.rollout.batch_size)),
         )
 
     def score(self, examples: list[Example], trajectory: Trajectory) -> torch.Tensor:
-        """Ask every reward about every sample: [N, K], NaN where one could not score."""
+        """Ask every reward about this process's samples; returns those of all processes.
+
+        Returns:
+            [N, K], N samples in the iteration's order, NaN where a reward could not score.
+        """
         self.progress.phase("reward")
         self.stop.check()
         per_sample = [example for example in examples for _ in range(trajectory.group_size)]
-        return score_all(self.rewards, held_out.scoring_batch(trajectory.images, per_sample))
+        scores = score_all(self.rewards, held_out.scoring_batch(trajectory.images, per_sample))
+        return self.share.in_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> Signal:
         """Normalise every reward in its group and reduce rewards [N, K] to kinds [N, 2]."""
@@ -224,27 +268,28 @@ class Trainer:
     def record(self, signal: Signal, report: UpdateReport, trajectory: Trajectory, clock: Clock) -> None:
         """Write the iteration's line of metrics."""
         group_size = trajectory.group_size
+        diversities = self.engine.gather(pixel_diversities(trajectory.images, group_size))
         line = {
             **signal_metrics(signal, group_size),
             **report.metrics(),
             "policy/learning_rate": self.updater.learning_rate(self.iteration - 1),
-            "diversity/in_group": pixel_diversity(trajectory.images, group_size),
+            "diversity/in_group": float(diversities.mean()),
             **clock.metrics(),
         }
-        self.health.append(signal_gaps(signal, group_size))
+        self.state.health.append(signal_gaps(signal, group_size))
         self.progress.iteration(self.write("train", line))
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
         """Append one line to metrics.jsonl and return it."""
-        self.seconds = time.monotonic() - self.started
         line = {
             "kind": kind,
             "iteration": self.iteration,
-            "rollouts": self.rollouts,
-            "wall_s": round(self.seconds, 3),
+            "rollouts": self.state.rollouts,
+            "wall_s": round(time.monotonic() - self.started, 3),
             **values,
         }
-        self.metrics.write(line)
+        if self.metrics is not None:
+            self.metrics.write(line)
         return line
 
     def evaluate_base(self) -> None:
@@ -254,22 +299,29 @@ class Trainer:
         if self.base is not None:
             self.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
-        rows = [
-            SampleRow(e.prompt, e.references[0], subject=e.subject, target=e.target)
-            for e in self.data.held_out[:SAMPLE_ROWS]
-        ]
-        start_samples(self.folder.path / "samples", rows)
+        if self.engine.is_main:
+            rows = [
+                SampleRow(e.prompt, e.references[0], subject=e.subject, target=e.target)
+                for e in self.data.held_out[:SAMPLE_ROWS]
+            ]
+            start_samples(self.folder.path / "samples", rows)
         self.evaluate()
+
+    def evaluate_if_due(self) -> None:
+        """Evaluate after an iteration for which the recipe asks it, once."""
+        evaluated = self.state.history[-1].iteration if self.state.history else 0
+        if evaluated < self.iteration and self.is_due(self.config.evaluation.every):
+            self.evaluate()
 
     def evaluate(self) -> None:
         """Judge the policy on held-out prompts, keep pictures, raise alarms."""
         if not self.data.held_out:
             return
         self.progress.phase("evaluate")
-        scores, images = self.held_out_scores()
-        self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
-        shown = images[:: self.config.evaluation.samples_per_prompt][:SAMPLE_ROWS]
-        save_samples(self.folder.path / "samples", self.iteration, shown)
+        scores, shown = self.held_out_scores()
+        if self.engine.is_main:
+            self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
+            save_samples(self.folder.path / "samples", self.iteration, shown)
         self.progress.evaluation(self.write("eval", scores.metrics()))
         if self.base is None:
             self.base = scores
@@ -278,13 +330,20 @@ class Trainer:
         self.latest = scores
 
     def held_out_scores(self) -> tuple[HeldOutScores, torch.Tensor]:
-        """Generate and judge the held-out pictures with the adapter, or its average, as it is now."""
-        config = self.config.evaluation
+        """Generate and judge the held-out pictures with the adapter, or its average, as it is now.
+
+        Returns:
+            the scores of all processes' pictures, and the first picture of each of the first SAMPLE_ROWS
+            prompts [n, 3, H, W].
+        """
+        config, examples = self.config.evaluation, self.data.held_out
+        mine = padded_block(len(examples), self.engine.rank, self.engine.world_size)
+        own = [examples[number] for number in mine]
         steps = config.steps or self.config.rollout.steps
         with self.result():
-            return held_out.evaluate_policy(
+            scores, images = held_out.evaluate_policy(
                 self.policy,
-                self.data.held_out,
+                own,
                 self.rewards,
                 self.data.judges,
                 encode=self.encode,
@@ -293,7 +352,17 @@ class Trainer:
                 samples_per_prompt=config.samples_per_prompt,
                 seed=config.seed,
                 batch_size=config.batch_size,
+                between=self.stop.between(
+                    rollout.n_batches(own, config.samples_per_prompt, config.batch_size)
+                ),
             )
+        firsts = images[:: config.samples_per_prompt]
+        shown = torch.zeros(min(SAMPLE_ROWS, len(examples)), *images.shape[1:])
+        for place, number in enumerate(mine):
+            if number < len(shown) and number not in mine[:place]:
+                shown[number] = firsts[place]
+        everyone = scores.joined(self.engine.gather, examples, config.samples_per_prompt)
+        return everyone, self.engine.total(shown)
 
     @contextmanager
     def result(self) -> Iterator[None]:
@@ -309,10 +378,10 @@ class Trainer:
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
-        zero, missing = mean_gaps(self.health)
-        self.health = []
-        self.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
-        alarms = check_alarms(self.history, Thresholds())
+        zero, missing = mean_gaps(self.state.health)
+        self.state.health = []
+        self.state.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
+        alarms = check_alarms(self.state.history, Thresholds())
         for alarm in alarms:
             self.write("event", {"event": "alarm", "message": alarm.message})
             self.progress.message(f"alarm ({alarm.name}): {alarm.message}")
@@ -327,32 +396,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last finished iteration, unless there is one."""
-        if self.store.latest() == self.iteration:
-            return
-        optimizer, optimizer_state = flatten_optimizer(self.updater.optimizer)
-        tensors = {"adapter": self.policy.adapter_tensors(), "optimizer": optimizer}
-        if self.updater.average is not None:
-            tensors["average"] = name_average(self.updater.average)
-        self.store.save(
-            self.iteration,
-            tensors,
-            {
-                "iteration": self.iteration,
-                "rollouts": self.rollouts,
-                "seconds": time.monotonic() - self.started,
-                "skipped_in_a_row": self.updater.skipped_in_a_row,
-                "health": self.health,
-                "history": [
-                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
-                    for r in self.history
-                ],
-                "optimizer": optimizer_state,
-                "config": self.config.model_dump(mode="json"),
-                "config_hash": config_hash(self.config),
-                "rewards": [reward.fingerprint() for reward in self.rewards],
-                "versions": versions(),
-            },
-        )
+        self.state.seconds = time.monotonic() - self.started
+        self.checkpoints.save(self.state)
 
     def load(self) -> None:
         """Restore the newest checkpoint.
@@ -360,68 +405,60 @@ class Trainer:
         Raises:
             UserError: It is damaged, or belongs to another recipe or other rewards.
         """
-        step = self.store.latest()
-        assert step is not None
-        checkpoint = self.store.load(step)
-        state: Any = checkpoint.state
-        self.check_same_run(state)
-        self.policy.load_adapter_tensors(dict(checkpoint.tensors["adapter"]))
-        restore_optimizer(self.updater.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
-        if self.updater.average is not None:
-            load_average(self.updater.average, checkpoint.tensors["average"])
-        self.iteration, self.rollouts = state["iteration"], state["rollouts"]
-        self.seconds, self.health = state["seconds"], state["health"]
-        self.updater.skipped_in_a_row = state["skipped_in_a_row"]
-        self.restore_evaluations(state["history"])
-
-    def check_same_run(self, state: Any) -> None:
-        """Refuse a checkpoint of another recipe or of other rewards, and say what differs."""
-        saved = Config.model_validate_json(json.dumps(state["config"]))
-        changed = [
-            f"{path}: {old} in the checkpoint, {new} now"
-            for path, old, new in diff_configs(saved, self.config)
-            if path not in {"run.dir", "run.overwrite", "train.iterations"}
-            and not path.startswith("trackers")
-        ]
-        if state["rewards"] != [reward.fingerprint() for reward in self.rewards]:
-            changed.append("rewards: their weights or preprocessing are not those of the checkpoint")
-        if changed:
-            raise UserError(
-                "cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE.capitalize() + "."
-            )
+        saved = self.checkpoints.restore()
+        names = ("iteration", "rollouts", "seconds", "health")
+        self.state = Counters(**{name: saved[name] for name in names})
+        self.restore_evaluations(saved["history"])
+        self.processes_before = saved["processes"]
 
     def restore_evaluations(self, remembered: list[dict[str, Any]]) -> None:
-        """Read the evaluations back from the folder; `remembered` says what the alarms know besides."""
-        if not self.data.held_out:
+        """Read the evaluations back from the folder; `remembered` says what the alarms know besides.
+
+        A checkpoint is saved before its iteration is evaluated. That evaluation counts, too, if it was
+        finished; else `fit` begins with it.
+        """
+        evaluated = self.engine.from_main(self.evaluated_iterations)
+        if 0 not in evaluated:  # nothing is held out, or the run was interrupted before
             return
+        known = [entry["iteration"] for entry in remembered]
+        if self.iteration in evaluated and self.iteration not in [0, *known]:
+            zero, missing = mean_gaps(self.state.health)
+            self.state.health = []
+            remembered = [*remembered, {"iteration": self.iteration, "zero_std": zero, "nan": missing}]
         self.base = self.latest = self.read_evaluation(0)
         for entry in remembered:
             self.latest = self.read_evaluation(entry["iteration"])
-            self.history.append(
+            self.state.history.append(
                 held_out.monitor_record(
                     entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
                 )
             )
 
+    def evaluated_iterations(self) -> list[int]:
+        """Return the iterations whose evaluation was finished: their line is the last thing it writes."""
+        lines = read_metrics(self.folder.path / "metrics.jsonl")
+        return [int(line["iteration"] or 0) for line in lines if line["kind"] == "eval"]
+
     def read_evaluation(self, iteration: int) -> HeldOutScores:
         """Return the scores that an evaluation of this run wrote."""
-        return HeldOutScores.from_json(self.folder.read_json(_evaluation_file(iteration)))
+        table = self.engine.from_main(lambda: self.folder.read_json(_evaluation_file(iteration)))
+        return HeldOutScores.from_json(table)
 
     def finish(self) -> None:
         """Write the adapter for diffusers and the summary."""
-        evaluated = self.history[-1].iteration if self.history else 0
-        if evaluated < self.iteration:  # resumed, with train.iterations lowered to what was already done
-            self.evaluate()
+        self.evaluate_if_due()  # resumed, with train.iterations lowered to what was already done
         self.save()
+        if not self.engine.is_main:
+            return
         with self.result():
             self.policy.save_lora(self.folder.path / "lora")
-        self.seconds = time.monotonic() - self.started
         facts = {
             "iterations": self.iteration,
-            "rollouts": self.rollouts,
-            "wall_s": round(self.seconds, 1),
+            "rollouts": self.state.rollouts,
+            "wall_s": round(time.monotonic() - self.started, 1),
             "seed": self.config.run.seed,
             "device": str(self.policy.device),
+            "processes": self.engine.world_size,
             "finished": True,
         }
         scores = held_out.summary(self.base, self.latest) if self.base and self.latest else {}

@@ -25,7 +25,7 @@ from customized_grpo.config.schema import Config, Section
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError
 
-NOT_IN_HASH = ("run.dir", "run.overwrite", "trackers")
+NOT_IN_HASH = ("run.dir", "run.overwrite", "run.process_timeout_s", "trackers")
 """Fields that change where results go, but no number in them."""
 
 

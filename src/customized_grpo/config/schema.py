@@ -77,6 +77,8 @@ class RunConfig(Section):
     """Seed from which every random number of the run is derived."""
     overwrite: bool = False
     """Whether a run that is already in the folder may be deleted; otherwise it is an error."""
+    process_timeout_s: Positive = 1800.0
+    """Seconds a process waits for the others, where there are several, before it gives up."""
 
 
 class LoraConfig(Section):
@@ -124,6 +126,8 @@ class ModelConfig(Section):
     """Between encodings: kept on the device, moved to the CPU, or dropped once every row is in the cache."""
     offload_vae: bool = False
     """Whether the autoencoder waits on the CPU while the transformer works."""
+    shard: bool = False
+    """Whether the frozen transformer is split over the processes (FSDP2) instead of copied to each."""
     compile: bool = False
     """Whether the transformer's blocks are compiled by torch.compile; the first steps then take minutes."""
     cache: FilePath | None = None

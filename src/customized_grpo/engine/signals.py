@@ -1,10 +1,15 @@
-"""SIGTERM and Ctrl-C as a flag that the loop looks at: save first, then leave."""
+"""SIGTERM and Ctrl-C as a flag that the loop looks at: save first, then leave, all processes together."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from customized_grpo.engine.engine import Engine
 
 EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -22,9 +27,14 @@ class Interrupted(Exception):
 
 
 class StopFlag:
-    """Context manager that turns the first signal into a flag; a second one ends the process at once."""
+    """Context manager that turns the first signal into a flag; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    Args:
+        engine: Tells the other processes of a signal that came to one of them; None: there are no others.
+    """
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.engine = engine
         self.status: int | None = None
 
     def __enter__(self) -> StopFlag:
@@ -44,6 +54,22 @@ class StopFlag:
         self.status = status
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self.status is not None:
-            raise Interrupted(self.status)
+        """Raise Interrupted if a signal has come to any process; all of them must call this."""
+        status = self.status or 0
+        if self.engine is not None:
+            status = int(self.engine.largest(status))
+        if status:
+            raise Interrupted(status)
+
+    def between(self, batches: int) -> Callable[[], None]:
+        """Return a check to call before each of this process's batches, of which others may have fewer."""
+        shared = batches if self.engine is None else int(self.engine.smallest(batches))
+        calls = 0
+
+        def check() -> None:
+            nonlocal calls
+            calls += 1
+            if calls <= shared:
+                self.check()
+
+        return check

@@ -50,6 +50,32 @@ class HeldOutScores:
     ids: list[str]
     subjects: list[str]
 
+    @classmethod
+    def of(
+        cls, columns: dict[str, list[float]], examples: Sequence[Example], samples_per_prompt: int
+    ) -> HeldOutScores:
+        """Return the table of columns whose rows are the samples of the examples, those of one together."""
+        numbers = range(samples_per_prompt)
+        ids = [f"{example.id}/{number}" for example in examples for number in numbers]
+        return cls(columns, ids, [example.subject for example in examples for _ in numbers])
+
+    def joined(
+        self,
+        gather: Callable[[Tensor], Tensor],
+        examples: Sequence[Example],
+        samples_per_prompt: int,
+    ) -> HeldOutScores:
+        """Return the table of all processes.
+
+        Args:
+            gather: Joins the tensors of all processes along dimension 0.
+            examples: Of all processes; what comes after them fills up the last process's share.
+            samples_per_prompt: Pictures of each.
+        """
+        rows = torch.tensor(list(self.columns.values()), dtype=torch.float64).T
+        everyone = gather(rows)[: len(examples) * samples_per_prompt].T.tolist()
+        return HeldOutScores.of(dict(zip(self.columns, everyone, strict=True)), examples, samples_per_prompt)
+
     def to_json(self) -> dict[str, Any]:
         """Return the table as JSON (NaN becomes null)."""
         columns = {k: [None if math.isnan(v) else v for v in values] for k, values in self.columns.items()}
@@ -142,8 +168,7 @@ def evaluate_policy(
         images.append(made.cpu())
         for name, values in _columns(images[-1], samples[rows], rewards, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
-    ids = [f"{example.id}/{number}" for example in examples for number in range(samples_per_prompt)]
-    return HeldOutScores(columns, ids, [example.subject for example in samples]), torch.cat(images)
+    return HeldOutScores.of(columns, examples, samples_per_prompt), torch.cat(images)
 
 
 def _columns(

@@ -1,0 +1,158 @@
+"""What a checkpoint of a run holds, and how a run comes back from one.
+
+State is the adapter, its average, the optimizer, the number of finished iterations, rollouts and seconds so
+far, skipped updates in a row, and what the alarms remember. Everything else is a function of the recipe, for
+all random numbers come from (seed, iteration, prompt, sample).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from customized_grpo.checkpoint.optimizer import flatten_optimizer, restore_optimizer
+from customized_grpo.checkpoint.store import CheckpointStore
+from customized_grpo.config import Config, config_hash, diff_configs
+from customized_grpo.engine.engine import Engine
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.optimisation import Updater, load_average, name_average
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards.base import Reward
+from customized_grpo.run_folder import versions
+
+CHANGEABLE = {"run.dir", "run.overwrite", "run.process_timeout_s", "train.iterations"}
+UNCHANGEABLE = "Only run.dir, run.overwrite, run.process_timeout_s, trackers and train.iterations may change."
+SEPARATOR = "/"  # between the name of a safetensors file and of a tensor in it
+
+
+@dataclass
+class Counters:
+    """How far a run is.
+
+    Attributes:
+        iteration: Finished iterations.
+        rollouts: Samples drawn for training, over all processes.
+        seconds: Spent so far, over all sessions.
+        history: What the alarms know of each evaluation but the base's.
+        health: Gaps in the signal of the iterations since the last evaluation.
+    """
+
+    iteration: int = 0
+    rollouts: int = 0
+    seconds: float = 0.0
+    history: list[MonitorRecord] = field(default_factory=list)
+    health: list[dict[str, float]] = field(default_factory=list)
+
+
+class RunCheckpoints:
+    """Saves and restores a run.
+
+    Args:
+        store: The run's checkpoints.
+        config: Its recipe.
+        engine: The main process reads and writes, and tells the others.
+        policy: Has the adapter.
+        updater: Has the optimizer and the average.
+        rewards: Which must be the same after a resume.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: Config,
+        engine: Engine,
+        policy: Policy,
+        updater: Updater,
+        rewards: Sequence[Reward],
+    ) -> None:
+        self.store, self.config, self.engine = store, config, engine
+        self.policy, self.updater, self.rewards = policy, updater, rewards
+
+    def save(self, counters: Counters) -> None:
+        """Write a checkpoint of the state after the last finished iteration, unless there is one.
+
+        Raises:
+            UserError: The disk refuses, a tensor is not finite, or the processes have drifted apart.
+        """
+        self.engine.check_agreement(self.updater.parameters)
+        self.engine.from_main(lambda: self._write(counters))
+
+    def _write(self, counters: Counters) -> None:
+        if self.store.latest() == counters.iteration:
+            return
+        optimizer, optimizer_state = flatten_optimizer(self.updater.optimizer)
+        tensors = {"adapter": self.policy.adapter_tensors(), "optimizer": optimizer}
+        if self.updater.average is not None:
+            tensors["average"] = name_average(self.updater.average)
+        self.store.save(
+            counters.iteration,
+            tensors,
+            {
+                "iteration": counters.iteration,
+                "rollouts": counters.rollouts,
+                "seconds": counters.seconds,
+                "skipped_in_a_row": self.updater.skipped_in_a_row,
+                "health": counters.health,
+                "history": [
+                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
+                    for r in counters.history
+                ],
+                "optimizer": optimizer_state,
+                "config": self.config.model_dump(mode="json"),
+                "config_hash": config_hash(self.config),
+                "rewards": [reward.fingerprint() for reward in self.rewards],
+                "processes": self.engine.world_size,
+                "versions": versions(),
+            },
+        )
+
+    def restore(self) -> dict[str, Any]:
+        """Put the newest checkpoint back into adapter, optimizer and average, and return its state.
+
+        Raises:
+            UserError: It is damaged, or belongs to another recipe or other rewards.
+        """
+        tensors: dict[str, Tensor] | None = None
+
+        def read() -> Any:
+            nonlocal tensors
+            step = self.store.latest()
+            assert step is not None
+            checkpoint = self.store.load(step)
+            self._check_same_run(checkpoint.state)
+            tensors = {
+                f"{entry}{SEPARATOR}{name}": tensor
+                for entry, named in checkpoint.tensors.items()
+                for name, tensor in named.items()
+            }
+            return checkpoint.state
+
+        state: dict[str, Any] = self.engine.from_main(read)
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.engine.tensors_from_main(tensors).items():
+            entry, _, name = key.partition(SEPARATOR)
+            parts.setdefault(entry, {})[name] = tensor
+        self.policy.load_adapter_tensors(parts["adapter"])
+        restore_optimizer(self.updater.optimizer, parts.get("optimizer", {}), state["optimizer"])
+        if self.updater.average is not None:
+            load_average(self.updater.average, parts["average"])
+        self.updater.skipped_in_a_row = state["skipped_in_a_row"]
+        return state
+
+    def _check_same_run(self, state: Any) -> None:
+        """Refuse a checkpoint of another recipe or of other rewards, and say what differs."""
+        saved = Config.model_validate_json(json.dumps(state["config"]))
+        changed = [
+            f"{path}: {old} in the checkpoint, {new} now"
+            for path, old, new in diff_configs(saved, self.config)
+            if path not in CHANGEABLE and not path.startswith("trackers")
+        ]
+        if state["rewards"] != [reward.fingerprint() for reward in self.rewards]:
+            changed.append("rewards: their weights or preprocessing are not those of the checkpoint")
+        if changed:
+            raise UserError("cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE)
