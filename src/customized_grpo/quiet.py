@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """Loggers that report, as warnings, kernels for other machines which could not be loaded on import."""
 

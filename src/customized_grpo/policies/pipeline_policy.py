@@ -16,6 +16,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.placement import Offload, Placement
 from customized_grpo.policies.tokens import PATCH, Grid
 
 Precision = Literal["fp32", "bf16"]
@@ -28,13 +29,14 @@ class PipelinePolicy(ABC):
     `_checked` and `_autocast` alone.
 
     Args:
-        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
         guidance: Guidance scale; what it does is the family's.
         mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None: as the pipeline's.
         max_text_tokens: Length T of the text, always the same, so that a sample does not depend on its batch.
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+        offload: Which parts wait on the CPU between their calls.
 
     Raises:
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
@@ -55,12 +57,14 @@ class PipelinePolicy(ABC):
         max_text_tokens: int,
         precision: Precision,
         device: torch.device | str,
+        offload: Offload,
     ) -> None:
         if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
             raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
         self.guidance, self.mu, self.max_text_tokens = guidance, mu, max_text_tokens
-        self.pipe = pipe.to(device)
+        self.pipe = pipe
         self.device = torch.device(device)
+        self.placement = Placement(pipe, self.device, offload)
         self.transformer = pipe.transformer
         self.precision = precision
         self._in_reference = False
@@ -138,7 +142,12 @@ class PipelinePolicy(ABC):
     def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
-        return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+        with self.placement.vae():
+            return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+
+    def drop_text_encoders(self) -> None:
+        """Free the text encoders: `encode` then raises a UserError, everything else goes on."""
+        self.placement.drop_text_encoders()
 
     def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
         """Return noise [B, *shape], fp32, sample i from generators[i] alone."""

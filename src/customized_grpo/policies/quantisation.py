@@ -72,7 +72,9 @@ def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -
     for name, parent, child in list(_block_linears(transformer)):
         layer = parent.get_submodule(child)
         if not bool(layer.weight.isfinite().all()):
-            raise UserError(f"model.quantisation: {name} has weights that are not finite", hint="Fetch it anew.")
+            raise UserError(
+                f"model.quantisation: {name} has weights that are not finite", hint="Fetch it anew."
+            )
         with quiet():
             parent.register_module(child, QuantisedLinear(layer, kind, device))
 
