@@ -73,7 +73,8 @@ def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -
         layer = parent.get_submodule(child)
         if not bool(layer.weight.isfinite().all()):
             raise UserError(
-                f"model.quantisation: {name} has weights that are not finite", hint="Fetch it anew."
+                f"model.quantisation: layer {name} has weights that are not finite",
+                hint="The checkpoint is damaged; fetch it anew.",
             )
         with quiet():
             parent.register_module(child, QuantisedLinear(layer, kind, device))
