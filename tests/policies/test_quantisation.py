@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,80 +17,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from customized_grpo.cli.main import main
-from customized_grpo.config.schema import LoraConfig, ModelConfig
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.policies.quantisation import Quantisation, QuantisedLinear, quantise
-from customized_grpo.quiet import quiet
 
 CPU = torch.device("cpu")
 KINDS: tuple[Quantisation, ...] = ("int8", "fp8", "nf4")
 LARGEST_ERROR = {"int8": 0.01, "fp8": 0.05, "nf4": 0.2}
 """Of a velocity, relative to that of the unquantised base; two to five times what is measured here."""
-FAMILIES = {
-    "flux1": {"max_text_tokens": 24},
-    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
-    "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
-}
-
-MakeImage = Callable[..., Tensor]
 Load = Callable[..., PipelinePolicy]
 Call = Callable[[PipelinePolicy], Tensor]
-
-
-def _tiny(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _save(family: str, folder: Path) -> Path:
-    with quiet():
-        if family == "flux1":
-            from customized_grpo.toybox.models import build_pipeline
-
-            build_pipeline(0).save_pretrained(folder)
-        elif family == "flux2":
-            _tiny("tiny_flux2").klein().save_pretrained(folder)
-        else:
-            tiny: Any = _tiny("tiny_qwen_edit")
-            tiny.save_pipeline(tiny.build_pipeline(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Load a family's tiny pipeline, saved once, as a recipe with these settings does."""
-    folders: dict[str, Path] = {}
-
-    def make(family: str, **settings: Any) -> PipelinePolicy:
-        if family not in folders:
-            folders[family] = _save(family, tmp_path_factory.mktemp(family))
-        common = {"height": 64, "width": 64, "precision": "fp32", "device": "cpu", "family": family}
-        options = {**common, **FAMILIES[family], "path": str(folders[family]), **settings}
-        return load_policy(ModelConfig(lora=LoraConfig(rank=2), **options), seed=0)
-
-    return make
-
-
-@pytest.fixture
-def call(make_image: MakeImage) -> Call:
-    """Ask for velocities of two samples, always the same."""
-
-    def velocity(policy: PipelinePolicy) -> Tensor:
-        encoded = policy.encode(["a fox", "a bird"], [[make_image(1)], [make_image(2)]], 64, 64)
-        x = policy.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)], 64, 64)
-        return policy.velocity(x, 0.6, encoded)
-
-    return velocity
 
 
 def train(policy: PipelinePolicy) -> None:
@@ -104,10 +41,10 @@ def train(policy: PipelinePolicy) -> None:
     policy.load_adapter_tensors(tensors)
 
 
-def gradients(policy: PipelinePolicy, call: Call) -> tuple[Tensor, list[Tensor]]:
+def gradients(policy: PipelinePolicy, velocities: Call) -> tuple[Tensor, list[Tensor]]:
     for parameter in policy.trainable_parameters():
         parameter.grad = None
-    v = call(policy)
+    v = velocities(policy)
     v.square().mean().backward()
     found = [parameter.grad for parameter in policy.trainable_parameters()]
     assert all(grad is not None for grad in found)
@@ -116,12 +53,12 @@ def gradients(policy: PipelinePolicy, call: Call) -> tuple[Tensor, list[Tensor]]
 
 @torch.no_grad()
 def test_velocities_are_close_to_the_bases_the_more_so_the_more_bits(
-    load: Load, call: Call, family: str
+    load_family: Load, velocities: Call, family: str
 ) -> None:
-    base = call(load(family))
+    base = velocities(load_family(family))
     errors = {}
     for kind in KINDS:
-        errors[kind] = float((call(load(family, quantisation=kind)) - base).norm() / base.norm())
+        errors[kind] = float((velocities(load_family(family, quantisation=kind)) - base).norm() / base.norm())
         assert 1e-5 < errors[kind] < LARGEST_ERROR[kind], errors
     assert errors["int8"] < errors["fp8"] < errors["nf4"], errors
 
@@ -129,23 +66,23 @@ def test_velocities_are_close_to_the_bases_the_more_so_the_more_bits(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_rollout_training_and_reference_agree_bit_for_bit(
-    load: Load, call: Call, family: str, kind: str, precision: str
+    load_family: Load, velocities: Call, family: str, kind: str, precision: str
 ) -> None:
-    policy = load(family, quantisation=kind, precision=precision)
+    policy = load_family(family, quantisation=kind, precision=precision)
     with torch.no_grad():
-        base = call(policy)  # a fresh adapter changes nothing
+        base = velocities(policy)  # a fresh adapter changes nothing
         train(policy)
-        rollout = call(policy)
+        rollout = velocities(policy)
         with policy.reference():
-            assert torch.equal(call(policy), base)
+            assert torch.equal(velocities(policy), base)
     assert not torch.equal(rollout, base)
-    training, grads = gradients(policy, call)
+    training, grads = gradients(policy, velocities)
     assert torch.equal(training, rollout)
     assert {p.dtype for p in policy.trainable_parameters()} == {torch.float32}
     assert all(bool(grad.isfinite().all()) and bool((grad != 0).any()) for grad in grads)
 
     policy.set_gradient_checkpointing(True)
-    recomputed, again = gradients(policy, call)
+    recomputed, again = gradients(policy, velocities)
     assert torch.equal(recomputed, rollout)
     assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
 
@@ -153,15 +90,15 @@ def test_rollout_training_and_reference_agree_bit_for_bit(
 def held_bytes(layer: QuantisedLinear) -> int:
     """Count the bytes of everything that the held weight consists of."""
     weight: Any = layer.weight
-    if layer.kind == "nf4":
-        state = weight.quant_state
-        parts = [weight.data, state.absmax, state.state2.absmax]  # code tables: 1 KiB, whatever the size
+    parts = [weight.data]
+    if layer.scale is None:  # nf4; besides there are code tables of 1 KiB, whatever the size of the layer
+        parts += [weight.quant_state.absmax, weight.quant_state.state2.absmax]
     else:
-        parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+        parts.append(layer.scale)
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4.13), ("int8", 8.06), ("fp8", 8.05)])
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4.13), ("int8", 8.04), ("fp8", 8.04)])
 def test_the_held_weight_is_as_small_as_promised(kind: Quantisation, bits: float) -> None:
     layer = QuantisedLinear(nn.Linear(768, 512), kind, CPU)
     assert 8 * held_bytes(layer) / (768 * 512) == pytest.approx(bits, abs=0.01)
@@ -175,10 +112,12 @@ def test_an_odd_layer_can_be_held_too(kind: Quantisation) -> None:
     assert (layer(x) - plain(x)).norm() < LARGEST_ERROR[kind] * plain(x).norm()
 
 
-def test_all_linear_layers_of_the_blocks_are_quantised_and_nothing_else(load: Load, family: str) -> None:
-    transformer = load(family, quantisation="int8").pipe.transformer
+def test_all_linear_layers_of_the_blocks_are_quantised_and_nothing_else(
+    load_family: Load, family: str
+) -> None:
+    transformer = load_family(family, quantisation="int8").pipe.transformer
     held = {name for name, module in transformer.named_modules() if isinstance(module, QuantisedLinear)}
-    plain = load(family).pipe.transformer
+    plain = load_family(family).pipe.transformer
     wanted = {
         name
         for name, module in plain.named_modules()
@@ -193,9 +132,12 @@ def test_all_linear_layers_of_the_blocks_are_quantised_and_nothing_else(load: Lo
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_and_gradients_are_those_of_the_dequantised_layer(kind: Quantisation, autocast: bool) -> None:
-    layer = QuantisedLinear(nn.Linear(64, 48), kind, CPU)
-    weight, bias = dequantised(layer), layer.bias
+def test_products_and_gradients_are_those_of_the_dequantised_layer(
+    kind: Quantisation, autocast: bool
+) -> None:
+    plain_layer = nn.Linear(64, 48)
+    layer = QuantisedLinear(plain_layer, kind, CPU)
+    weight, bias = dequantised(plain_layer, kind), plain_layer.bias
     drawn = torch.Generator().manual_seed(0)
     for shape in ((1, 64), (3, 5, 64)):  # for a single token libraries have other kernels
         x = torch.randn(shape, generator=drawn)
@@ -212,19 +154,29 @@ def test_products_and_gradients_are_those_of_the_dequantised_layer(kind: Quantis
         assert torch.equal(ours.grad, plain.grad)
 
 
-def dequantised(layer: QuantisedLinear) -> Tensor:
-    """The weight [out, in], out of the libraries' own hands."""
-    weight: Any = layer.weight
-    if layer.kind == "nf4":
+def dequantised(layer: nn.Linear, kind: Quantisation) -> Tensor:
+    """The weight [out, in] after quantising and dequantising by the libraries' own means."""
+    weight: Any
+    if kind == "nf4":
         from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.nn import Params4bit
 
-        return dequantize_4bit(weight.data, weight.quant_state)
+        weight = Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4").to("cpu")
+        return dequantize_4bit(weight, weight.quant_state)
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    config = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind]
+    copied = copy.deepcopy(layer)
+    quantize_(copied, config(set_inductor_config=False))
+    weight = copied.weight
     return weight.dequantize()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_dequantised_weight_waits_for_the_backward_pass(load: Load, call: Call, kind: str) -> None:
-    policy = load("flux1", quantisation=kind)
+def test_no_dequantised_weight_waits_for_the_backward_pass(
+    load_family: Load, velocities: Call, kind: str
+) -> None:
+    policy = load_family("flux1", quantisation=kind)
     shapes = {
         frozenset((m.in_features, m.out_features))
         for m in policy.transformer.modules()
@@ -237,50 +189,52 @@ def test_no_dequantised_weight_waits_for_the_backward_pass(load: Load, call: Cal
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        call(policy)
+        velocities(policy)
     assert kept and not [t.shape for t in kept if t.ndim == 2 and frozenset(t.shape) in shapes]
 
 
-def test_a_lora_is_fused_before_the_base_is_quantised(load: Load, tmp_path: Path) -> None:
+def test_a_lora_is_fused_before_the_base_is_quantised(load_family: Load, tmp_path: Path) -> None:
     name, inner = "transformer_blocks.0.attn.to_q", 192
     noise = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, inner, generator=noise), torch.randn(inner, 2, generator=noise)
     tensors = {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
     save_file(tensors, tmp_path / "published.safetensors")
-    quantised = load("flux1", quantisation="int8", fuse_lora=str(tmp_path / "published.safetensors"))
+    quantised = load_family("flux1", quantisation="int8", fuse_lora=str(tmp_path / "published.safetensors"))
     layer = quantised.transformer.get_submodule(name).base_layer
-    plain = load("flux1").transformer.get_submodule(name).base_layer
+    plain = load_family("flux1").transformer.get_submodule(name).base_layer
     assert isinstance(layer, QuantisedLinear)
-    fused = plain.weight + up @ down
-    assert (dequantised(layer) - fused).norm() < 0.01 * fused.norm() < 0.1 * (up @ down).norm()
+    x = torch.randn(5, inner, generator=noise)
+    difference = x @ (up @ down).T
+    error = layer(x) - (plain(x) + difference)
+    assert error.norm() < 0.02 * difference.norm()
 
 
 def test_an_adapter_trained_on_a_quantised_base_loads_on_any_base(
-    load: Load, call: Call, family: str, tmp_path: Path
+    load_family: Load, velocities: Call, family: str, tmp_path: Path
 ) -> None:
-    quantised, plain = load(family, quantisation="nf4"), load(family)
+    quantised, plain = load_family(family, quantisation="nf4"), load_family(family)
     train(quantised)
     file = quantised.save_lora(tmp_path)
     plain.load_lora(file)
-    again = load(family, quantisation="nf4")
+    again = load_family(family, quantisation="nf4")
     again.load_lora(file)
     for name, tensor in quantised.adapter_tensors().items():
         assert torch.equal(plain.adapter_tensors()[name], tensor)
         assert torch.equal(again.adapter_tensors()[name], tensor)
     with torch.no_grad():
-        assert torch.equal(call(again), call(quantised))
-        tuned = call(plain)
+        assert torch.equal(velocities(again), velocities(quantised))
+        tuned = velocities(plain)
         with plain.reference():
-            assert not torch.equal(call(plain), tuned)
+            assert not torch.equal(velocities(plain), tuned)
 
 
 @pytest.mark.parametrize(("kind", "library"), [("nf4", "bitsandbytes"), ("int8", "torchao")])
 def test_a_missing_library_is_told_before_anything_is_loaded(
-    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, library: str
+    load_family: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, library: str
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)  # the import then fails as if it were not installed
     with pytest.raises(UserError, match=rf"model\.quantisation '{kind}' needs {library}") as caught:
-        load("flux1", quantisation=kind, path=str(tmp_path / "nowhere"))
+        load_family("flux1", quantisation=kind, path=str(tmp_path / "nowhere"))
     assert "pip install 'customized-grpo[quantised]'" in str(caught.value)
 
 
@@ -290,8 +244,8 @@ def test_a_device_that_cannot_is_refused_before_anything_is_loaded() -> None:
         load_policy(model, seed=0, device="mps")
 
 
-def test_a_damaged_layer_is_named(load: Load) -> None:
-    transformer = load("flux1").transformer
+def test_a_damaged_layer_is_named(load_family: Load) -> None:
+    transformer = load_family("flux1").transformer
     fresh = type(transformer).from_config(transformer.config)
     fresh.single_transformer_blocks[1].proj_out.weight.data[3, 4] = torch.nan
     with pytest.raises(UserError, match=r"single_transformer_blocks\.1\.proj_out has weights that are not"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +56,6 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=float(rank if alpha is None else alpha), target_modules=target)
     with quiet(), torch.random.fork_rng():  # peft draws its own A, which is replaced below
-        # of layers quantised by torchao: nothing is merged here
-        warnings.filterwarnings("ignore", message=".*without `get_apply_tensor_subclass`")
         transformer.add_adapter(config, adapter_name=ADAPTER)
     transformer.eval()  # the new layers come in training mode
     with torch.no_grad():

@@ -46,7 +46,7 @@ class Placement:
     """
 
     def __init__(self, pipe: Any, device: torch.device, offload: Offload) -> None:
-        self._pipe, self._device, self._offload = pipe, device, offload
+        self._pipe, self._device, self.offload = pipe, device, offload
         self._dropped = False
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
@@ -64,7 +64,7 @@ class Placement:
                 "the text encoders were dropped after the rows were encoded, and here is another prompt",
                 hint="Set model.text_encoders=offload, which keeps them on the CPU.",
             )
-        if self._offload.text_encoders == "keep":
+        if self.offload.text_encoders == "keep":
             yield
             return
         encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
@@ -78,7 +78,7 @@ class Placement:
     @contextmanager
     def vae(self) -> Iterator[None]:
         """Have the autoencoder on the device inside the block."""
-        with self._visiting([self._pipe.vae] if self._offload.vae else []):
+        with self._visiting([self._pipe.vae] if self.offload.vae else []):
             yield
 
     def drop_text_encoders(self) -> None:
@@ -98,8 +98,8 @@ class Placement:
 
     def _waits(self, name: str) -> bool:
         if name in self._text_encoder_names():
-            return self._offload.text_encoders != "keep"
-        return name == "vae" and self._offload.vae
+            return self.offload.text_encoders != "keep"
+        return name == "vae" and self.offload.vae
 
     def _text_encoder_names(self) -> list[str]:
         """Return text_encoder, and text_encoder_2 where the family has two."""

@@ -102,56 +102,62 @@ class QuantisedLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear, kind: Quantisation, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self.kind = kind
         if layer.bias is not None:
             self.bias = nn.Parameter(layer.bias.detach().to(device), requires_grad=False)
-        self.weight = _held(layer.weight.detach(), kind, device)
+        weight, scale = _quantised(layer.weight.detach(), kind, device)
+        self.weight = weight
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out], in the type that autocast asks for, else in that of x."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return _FrozenProduct.apply(x, self.weight, bias, self.kind)
+        return _FrozenProduct.apply(x, self.weight, self.scale, bias)
 
 
 class _FrozenProduct(torch.autograd.Function):
     """x W^T + b, differentiable in x alone, which keeps nothing but the quantised W for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Quantisation) -> Tensor:
-        ctx.weight, ctx.kind = weight, kind
-        return linear(x, _dequantised(weight, kind).to(x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.scale = weight, scale
+        return linear(x, _dequantised(weight, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        return grad @ _dequantised(ctx.weight, ctx.kind).to(grad.dtype), None, None, None
+        return grad @ _dequantised(ctx.weight, ctx.scale, grad.dtype), None, None, None
 
 
-def _held(weight: Tensor, kind: Quantisation, device: torch.device) -> nn.Parameter:
-    """Quantise a weight [out, in] on a device."""
+def _quantised(
+    weight: Tensor, kind: Quantisation, device: torch.device
+) -> tuple[nn.Parameter, Tensor | None]:
+    """Quantise a weight [out, in] on a device; returns it with the scales [out, 1] that it does not carry.
+
+    Of torchao's tensors only the numbers are kept: compiled blocks cannot be trained with its tensor class.
+    """
     match kind:
         case "nf4":
             from bitsandbytes.nn import Params4bit
 
             fresh = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-            return fresh.to(device)
+            return fresh.to(device), None
         case "int8" | "fp8":
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
             config = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
-            holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            holder: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             holder.weight = nn.Parameter(weight.to(device), requires_grad=False)
             quantize_(holder, config(set_inductor_config=False))  # which would change it for everybody
-            return holder.weight
+            return nn.Parameter(holder.weight.qdata, requires_grad=False), holder.weight.scale.float()
     assert_never(kind)
 
 
-def _dequantised(weight: Any, kind: Quantisation) -> Tensor:
-    """Return a held weight [out, in], in the type it had before."""
-    if kind == "nf4":
-        from bitsandbytes.functional import dequantize_4bit
+def _dequantised(weight: Any, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return a quantised weight as [out, in] of a dtype."""
+    if scale is not None:
+        return (weight.float() * scale).to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight, weight.quant_state)
-    return weight.dequantize()
+    return dequantize_4bit(weight, weight.quant_state).to(dtype)
