@@ -162,17 +162,15 @@ class Flux1Policy(PipelinePolicy):
         sample, shared = conditioning.per_sample, conditioning.shared
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(n_samples)
         guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
-                timestep=level,
-                guidance=guidance,
-                pooled_projections=sample["pooled"],
-                encoder_hidden_states=sample["prompt_embeds"],
-                txt_ids=shared["text_ids"],
-                img_ids=shared["image_ids"],
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+            timestep=level,
+            guidance=guidance,
+            pooled_projections=sample["pooled"],
+            encoder_hidden_states=sample["prompt_embeds"],
+            txt_ids=shared["text_ids"],
+            img_ids=shared["image_ids"],
+        )
         return v[:, :n_image_tokens].float()
 
     @torch.no_grad()

@@ -205,16 +205,14 @@ class Flux2Policy(PipelinePolicy):
     def _transform(self, x: Tensor, level: Tensor, conditioning: Conditioning, embeds: Tensor) -> Tensor:
         """Call the transformer on x [B, N, C] at level [B] with text [B, T, D]; return [B, N, C], fp32."""
         embedded = self.guidance_mode == "embedded"
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, conditioning.per_sample["reference_tokens"]], dim=1),
-                timestep=level,
-                guidance=torch.full_like(level, self.guidance) if embedded else None,
-                encoder_hidden_states=embeds,
-                txt_ids=conditioning.shared["text_ids"],
-                img_ids=conditioning.shared["image_ids"],
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, conditioning.per_sample["reference_tokens"]], dim=1),
+            timestep=level,
+            guidance=torch.full_like(level, self.guidance) if embedded else None,
+            encoder_hidden_states=embeds,
+            txt_ids=conditioning.shared["text_ids"],
+            img_ids=conditioning.shared["image_ids"],
+        )
         return v[:, : x.shape[1]].float()
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ class PipelinePolicy(ABC):
     """The half of a `Policy` that does not depend on the family.
 
     A family adds geometry, encoding, noise levels, `velocity` and decoding, and calls the transformer through
-    `_checked` and `_autocast` alone.
+    `_call_transformer` alone.
 
     Args:
         pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
@@ -68,6 +68,7 @@ class PipelinePolicy(ABC):
         self.transformer = pipe.transformer
         self.precision = precision
         self._in_reference = False
+        self._is_compiled = False
         pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
@@ -202,7 +203,23 @@ class PipelinePolicy(ABC):
         else:
             self.transformer.disable_gradient_checkpointing()
 
+    def compile_blocks(self) -> None:
+        """Compile the transformer's repeated blocks, each kind once; call it after the adapter was added."""
+        self.transformer.compile_repeated_blocks()
+        self._is_compiled = True
+
     # Numerics
+
+    def _call_transformer(self, **inputs: Any) -> Tensor:
+        """Return the transformer's answer, computed in one way for rollouts and for training.
+
+        A block compiled for use without gradients is fused, and in bf16 rounded, otherwise than one compiled
+        for training: the first ratio would not be 1. Compiled rollouts run the graph of training, too.
+        """
+        with_gradients = torch.is_grad_enabled() or (self._is_compiled and not self._in_reference)
+        with torch.set_grad_enabled(with_gradients), self._autocast():
+            answer: Tensor = self.transformer(**inputs, return_dict=False)[0]
+        return answer if torch.is_grad_enabled() else answer.detach()
 
     def _autocast(self) -> torch.autocast:
         """Return the one context in which the transformer runs, whatever context the caller is in.

@@ -1,7 +1,7 @@
 """Where the parts of a pipeline are: on the device, or waiting on the CPU until they are called.
 
-Text encoders that wait take turns with the transformer: Qwen-Image-Edit's, 15 GiB, and its transformer in nf4,
-10 GiB, do not fit 24 GiB together.
+Text encoders that wait take turns with the transformer: those of Qwen-Image-Edit, 15 GiB, do not fit 24 GiB
+together with its transformer, 10 GiB even in nf4.
 """
 
 from __future__ import annotations

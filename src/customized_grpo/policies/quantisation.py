@@ -69,8 +69,7 @@ def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -
     Raises:
         UserError: A layer has weights that are not finite, which quantisation would spread over their block.
     """
-    for name, parent, child in list(_block_linears(transformer)):
-        layer = parent.get_submodule(child)
+    for name, parent, child, layer in list(_block_linears(transformer)):
         if not bool(layer.weight.isfinite().all()):
             raise UserError(
                 f"model.quantisation: layer {name} has weights that are not finite",
@@ -80,15 +79,15 @@ def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -
             parent.register_module(child, QuantisedLinear(layer, kind, device))
 
 
-def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield (name, parent, name in the parent) of the linear layers in the repeated blocks."""
+def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+    """Yield (name, parent, name in the parent, layer) of the linear layers in the repeated blocks."""
     for blocks_name, blocks in transformer.named_children():
         if not isinstance(blocks, nn.ModuleList):
             continue
         for parent_name, parent in blocks.named_modules(prefix=blocks_name):
             for child_name, child in parent.named_children():
-                if type(child) is nn.Linear:
-                    yield f"{parent_name}.{child_name}", parent, child_name
+                if isinstance(child, nn.Linear):
+                    yield f"{parent_name}.{child_name}", parent, child_name, child
 
 
 class QuantisedLinear(nn.Linear):

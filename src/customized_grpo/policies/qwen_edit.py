@@ -248,15 +248,13 @@ class QwenEditPolicy(PipelinePolicy):
         """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
         sample = conditioning.per_sample
         shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
-                timestep=level,
-                encoder_hidden_states=sample[f"{text}_embeds"],
-                encoder_hidden_states_mask=sample[f"{text}_mask"],
-                img_shapes=[shapes] * len(x),
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+            timestep=level,
+            encoder_hidden_states=sample[f"{text}_embeds"],
+            encoder_hidden_states_mask=sample[f"{text}_mask"],
+            img_shapes=[shapes] * len(x),
+        )
         return v[:, : x.shape[1]].float()
 
     @torch.no_grad()
