@@ -35,12 +35,13 @@ def outcomes(policy: Flux1Policy, velocities: Velocities) -> tuple[list[Tensor],
         rollout = velocities(policy)
     training = velocities(policy)
     training.square().mean().backward()
-    grads = [parameter.grad for parameter in policy.trainable_parameters()]
+    # without further blocks the answer does not depend on the last layer of the text: None, or zero
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.trainable_parameters()]
     with torch.no_grad():
         with policy.reference():
             base = velocities(policy)
         again = velocities(policy)
-    row = torch.cat([grad.flatten() for grad in grads if grad is not None])
+    row = torch.cat([grad.flatten() for grad in grads])
     assert not rollout.requires_grad and not base.requires_grad
     return [rollout, training.detach(), base, again], row
 
