@@ -63,3 +63,12 @@ def test_compiled_blocks_are_the_same_in_both_phases_and_close_to_eager_ones(
     assert not torch.equal(training, eager[1])  # they were compiled
     assert (rollout - base).norm() > 3 * (base - eager[2]).norm()
     assert (grads - eager_grads).norm() < 0.05 * eager_grads.norm()
+
+
+def test_the_recipe_compiles_every_block_and_only_when_asked(
+    load_family: Callable[..., PipelinePolicy],
+) -> None:
+    for wanted in (True, False):
+        transformer = load_family("flux1", compile=wanted).transformer
+        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        assert {block._compiled_call_impl is not None for block in blocks} == {wanted}
