@@ -4,7 +4,7 @@ Held in (bits a weight, scales included) and relative error of normally distribu
 
 * nf4: 4.13 bits, 9 %. 4-bit values at the quantiles of a normal distribution, one scale per 64 weights, the
   scales themselves in 8 bits (QLoRA, arXiv 2305.14314), by bitsandbytes.
-* int8: 8 bits, .4 % to 1 %. One scale per row of outputs, by torchao.
+* int8: 8 bits, .4 %. One scale per row of outputs, by torchao.
 * fp8: 8 bits (e4m3), 2.5 %. Likewise.
 
 Only the linear layers inside the repeated blocks are quantised, nearly all of the weights; embedders, norms,
