@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Loggers that report, as warnings, kernels for other machines which could not be loaded on import."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence advice and progress bars of transformers and diffusers inside the block; errors still show.
+    """Silence advice and progress bars of the model libraries inside the block; errors still show.
 
     Importing a pipeline without torchvision, which this package does not want, makes transformers advise
-    installing it, once per image processor. Wrap the import and the loading.
+    installing it, once per image processor. bitsandbytes and torchao, which peft imports where they are
+    installed, miss kernels. Wrap the import and the loading.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -23,11 +28,17 @@ def quiet() -> Iterator[None]:
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
+    talkers = [logging.getLogger(name) for name in TALKERS]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # their own, about calling each other
             yield
     finally:
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)
         for library, verbosity, bars in zip(libraries, verbosities, with_bars, strict=True):
             library.set_verbosity(verbosity)
             if bars:

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.policies import Flux1Policy
+from customized_grpo.config.schema import LoraConfig, ModelConfig
+from customized_grpo.policies import Flux1Policy, load_policy
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
 
 MakePolicy = Callable[..., Flux1Policy]
 MakeImage = Callable[..., Tensor]
+
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    "flux1": {"max_text_tokens": 24},
+    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
+    "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +86,57 @@ def make_image() -> MakeImage:
         return pixels.float() / 255
 
     return make
+
+
+def _tiny(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _save(family: str, folder: Path) -> Path:
+    with quiet():
+        if family == "flux1":
+            from customized_grpo.toybox.models import build_pipeline
+
+            build_pipeline(0).save_pretrained(folder)
+        elif family == "flux2":
+            _tiny("tiny_flux2").klein().save_pretrained(folder)
+        else:
+            tiny: Any = _tiny("tiny_qwen_edit")
+            tiny.save_pipeline(tiny.build_pipeline(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILY_SETTINGS)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PipelinePolicy]:
+    """Load a family's tiny pipeline, saved once, as a recipe with these settings does."""
+    folders: dict[str, Path] = {}
+
+    def make(family: str, **settings: Any) -> PipelinePolicy:
+        if family not in folders:
+            folders[family] = _save(family, tmp_path_factory.mktemp(family))
+        common = {"height": 64, "width": 64, "precision": "fp32", "device": "cpu", "family": family}
+        options = {**common, **FAMILY_SETTINGS[family], "path": str(folders[family]), **settings}
+        return load_policy(ModelConfig(lora=LoraConfig(rank=2), **options), seed=0)
+
+    return make
+
+
+@pytest.fixture
+def velocities(make_image: MakeImage) -> Callable[[PipelinePolicy], Tensor]:
+    """Ask for velocities of two samples, always the same."""
+
+    def velocity(policy: PipelinePolicy) -> Tensor:
+        encoded = policy.encode(["a fox", "a bird"], [[make_image(1)], [make_image(2)]], 64, 64)
+        x = policy.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)], 64, 64)
+        return policy.velocity(x, 0.6, encoded)
+
+    return velocity

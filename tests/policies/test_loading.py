@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -180,11 +181,16 @@ def test_quiet_puts_everything_back() -> None:
     def bars(library: Any) -> Callable[[], bool]:
         return library.is_progress_bar_enabled
 
+    def talks(name: str) -> bool:
+        return logging.getLogger(name).isEnabledFor(logging.WARNING)
+
     before = state()
     with pytest.raises(KeyError), quiet():
+        assert not talks("torchao") and not talks("bitsandbytes.backends.cpu.ops")
         assert state() != before
         raise KeyError
     assert state() == before
+    assert talks("torchao") and talks("bitsandbytes.backends.cpu.ops")
 
 
 def test_importing_the_room_does_not_import_diffusers() -> None:

@@ -11,6 +11,7 @@ import torch
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.flux2 import Flux2Policy
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.placement import Offload
 from customized_grpo.policies.qwen_edit import QwenEditPolicy, load_processor
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def _common(model: ModelConfig, device: torch.device) -> dict[str, Any]:
         "max_text_tokens": model.max_text_tokens,
         "precision": model.precision,
         "device": device,
+        "offload": Offload(model.text_encoders, model.offload_vae),
     }
 
 

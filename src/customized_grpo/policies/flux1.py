@@ -23,6 +23,7 @@ from customized_grpo.policies.pipeline_policy import (
     linear_shift,
     reference_shapes,
 )
+from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import PATCH, Grid, pack, unpack
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Flux1Policy(PipelinePolicy):
     """A `Policy` around a FluxKontextPipeline, whose transformer is called in `velocity` and nowhere else.
 
     Args:
-        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
         reference_ids: How reference tokens are placed, see `token_ids`.
         guidance: Scale that guidance-distilled models embed; unused by models that do not.
         mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
@@ -45,6 +46,7 @@ class Flux1Policy(PipelinePolicy):
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+        offload: Which parts wait on the CPU between their calls.
 
     Raises:
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
@@ -65,6 +67,7 @@ class Flux1Policy(PipelinePolicy):
         max_text_tokens: int,
         precision: Precision,
         device: torch.device | str,
+        offload: Offload = EVERYTHING_STAYS,
     ) -> None:
         super().__init__(
             pipe,
@@ -73,6 +76,7 @@ class Flux1Policy(PipelinePolicy):
             max_text_tokens=max_text_tokens,
             precision=precision,
             device=device,
+            offload=offload,
         )
         self.reference_ids = reference_ids
 
@@ -100,12 +104,13 @@ class Flux1Policy(PipelinePolicy):
         grids = [self.grid(*shape) for shape in reference_shapes(references)]
         ids = token_ids(self.grid(height, width), grids, self.reference_ids)
         with self._autocast_off():
-            embeds, pooled, _ = self.pipe.encode_prompt(
-                prompt=list(prompts),
-                prompt_2=None,
-                device=self.device,
-                max_sequence_length=self.max_text_tokens,
-            )
+            with self.placement.text_encoders():
+                embeds, pooled, _ = self.pipe.encode_prompt(
+                    prompt=list(prompts),
+                    prompt_2=None,
+                    device=self.device,
+                    max_sequence_length=self.max_text_tokens,
+                )
             tokens = self._all_reference_tokens(references)
         return Conditioning(
             per_sample={"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens},
@@ -157,17 +162,15 @@ class Flux1Policy(PipelinePolicy):
         sample, shared = conditioning.per_sample, conditioning.shared
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(n_samples)
         guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
-                timestep=level,
-                guidance=guidance,
-                pooled_projections=sample["pooled"],
-                encoder_hidden_states=sample["prompt_embeds"],
-                txt_ids=shared["text_ids"],
-                img_ids=shared["image_ids"],
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+            timestep=level,
+            guidance=guidance,
+            pooled_projections=sample["pooled"],
+            encoder_hidden_states=sample["prompt_embeds"],
+            txt_ids=shared["text_ids"],
+            img_ids=shared["image_ids"],
+        )
         return v[:, :n_image_tokens].float()
 
     @torch.no_grad()
@@ -175,7 +178,7 @@ class Flux1Policy(PipelinePolicy):
         """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
         vae = self.pipe.vae
         latents = unpack(x, self.grid(height, width)) / vae.config.scaling_factor + vae.config.shift_factor
-        with self._autocast():
+        with self.placement.vae(), self._autocast():
             pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

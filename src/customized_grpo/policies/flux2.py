@@ -34,6 +34,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import Grid, pack, unpack
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Flux2Policy(PipelinePolicy):
     """A `Policy` around a Flux2KleinPipeline or Flux2Pipeline, whose transformer only `velocity` calls.
 
     Args:
-        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
         guidance: Scale, see `guidance_mode` for what the checkpoint makes of it; 1 means none for klein.
         mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
             numbers of image tokens and of steps, as the pipeline does.
@@ -57,6 +58,7 @@ class Flux2Policy(PipelinePolicy):
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+        offload: Which parts wait on the CPU between their calls.
         text_layers: Which hidden states of the text encoder are joined into a text token, 0 being its input
             embeddings; None takes the pipeline's choice: 9, 18, 27 (klein) or 10, 20, 30 (dev).
 
@@ -78,6 +80,7 @@ class Flux2Policy(PipelinePolicy):
         max_text_tokens: int,
         precision: Precision,
         device: torch.device | str,
+        offload: Offload = EVERYTHING_STAYS,
         text_layers: tuple[int, ...] | None = None,
     ) -> None:
         self.guidance_mode = guidance_mode(pipe, guidance)
@@ -89,6 +92,7 @@ class Flux2Policy(PipelinePolicy):
             max_text_tokens=max_text_tokens,
             precision=precision,
             device=device,
+            offload=offload,
         )
         self.text_layers = text_layers
 
@@ -115,15 +119,16 @@ class Flux2Policy(PipelinePolicy):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
         grids = [self.grid(*shape) for shape in reference_shapes(references)]
         ids = token_ids(self.grid(height, width), grids)
-        with self._autocast_off():
-            embeds = self._text_tokens(prompts)
-            tokens = self._all_reference_tokens(references)
         shared = {
             "image_ids": ids.to(self.device),
             "text_ids": text_ids(self.max_text_tokens).to(self.device),
         }
-        if self.guidance_mode == "classifier_free":
-            shared["empty_embeds"] = self._empty_embeds
+        with self._autocast_off():
+            with self.placement.text_encoders():
+                embeds = self._text_tokens(prompts)
+                if self.guidance_mode == "classifier_free":
+                    shared["empty_embeds"] = self._empty_embeds
+            tokens = self._all_reference_tokens(references)
         per_sample = {"prompt_embeds": embeds, "reference_tokens": tokens}
         return Conditioning(per_sample, shared, height, width)
 
@@ -200,25 +205,23 @@ class Flux2Policy(PipelinePolicy):
     def _transform(self, x: Tensor, level: Tensor, conditioning: Conditioning, embeds: Tensor) -> Tensor:
         """Call the transformer on x [B, N, C] at level [B] with text [B, T, D]; return [B, N, C], fp32."""
         embedded = self.guidance_mode == "embedded"
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, conditioning.per_sample["reference_tokens"]], dim=1),
-                timestep=level,
-                guidance=torch.full_like(level, self.guidance) if embedded else None,
-                encoder_hidden_states=embeds,
-                txt_ids=conditioning.shared["text_ids"],
-                img_ids=conditioning.shared["image_ids"],
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, conditioning.per_sample["reference_tokens"]], dim=1),
+            timestep=level,
+            guidance=torch.full_like(level, self.guidance) if embedded else None,
+            encoder_hidden_states=embeds,
+            txt_ids=conditioning.shared["text_ids"],
+            img_ids=conditioning.shared["image_ids"],
+        )
         return v[:, : x.shape[1]].float()
 
     @torch.no_grad()
     def decode(self, x: Tensor, height: int, width: int) -> Tensor:
         """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
         vae = self.pipe.vae
-        mean, deviation = self._token_statistics()
-        latents = unpack(x * deviation + mean, self.grid(height, width))
-        with self._autocast():
+        with self.placement.vae(), self._autocast():
+            mean, deviation = self._token_statistics()
+            latents = unpack(x * deviation + mean, self.grid(height, width))
             pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

@@ -12,7 +12,9 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.fuse import fuse_lora
+from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision
+from customized_grpo.policies.quantisation import check_quantisation, quantise
 from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
@@ -25,24 +27,39 @@ INDEX = "model_index.json"
 def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> PipelinePolicy:
     """Load a generator and put a fresh adapter on it.
 
+    The weights are read on the CPU, a LoRA is fused there, then layers are quantised on the device one by one
+    and the other parts follow: the device never holds more than what stays there, and one layer.
+
     Args:
         model: The recipe's `model` section.
         seed: Seed of the adapter's weights, the run's.
         device: Where to run, when the caller (one of several processes) knows better than `model.device`.
 
     Raises:
-        UserError: The weights are missing, unreachable, gated, of another family or incomplete.
+        UserError: The weights are missing, unreachable, gated, of another family or incomplete, cannot be
+            held as the recipe says, or do not fit the memory.
     """
     target = pick_device(model.device) if device is None else torch.device(device)
+    if model.quantisation is not None:
+        check_quantisation(model.quantisation, target)
+    with explained(model):
+        return _load(model, seed, target)
+
+
+def _load(model: ModelConfig, seed: int, device: torch.device) -> PipelinePolicy:
     pipe = load_pipeline(model.path, family=model.family, precision=model.precision)
     if model.fuse_lora is not None:
         fuse_lora(pipe, model.fuse_lora)
-    policy = FAMILIES[model.family].build(pipe, model, target)
+    if model.quantisation is not None:
+        quantise(pipe.transformer, model.quantisation, device)
+    policy = FAMILIES[model.family].build(pipe, model, device)
     # torch says so once, under autocast, of a norm that is right but not fused: nothing the user can act on
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
     policy.grid(model.height, model.width)
     policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=seed)
     policy.set_gradient_checkpointing(model.gradient_checkpointing)
+    if model.compile:
+        policy.compile_blocks()
     return policy
 
 

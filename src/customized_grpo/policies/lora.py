@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.quiet import quiet
 from customized_grpo.seeding import generator
 
 ADAPTER = "default"
@@ -54,7 +55,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     _check_target(transformer, target)
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=float(rank if alpha is None else alpha), target_modules=target)
-    with torch.random.fork_rng():  # peft draws its own A, which is replaced below
+    with quiet(), torch.random.fork_rng():  # peft draws its own A, which is replaced below
         transformer.add_adapter(config, adapter_name=ADAPTER)
     transformer.eval()  # the new layers come in training mode
     with torch.no_grad():

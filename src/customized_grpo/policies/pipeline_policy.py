@@ -16,6 +16,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.placement import Offload, Placement
 from customized_grpo.policies.tokens import PATCH, Grid
 
 Precision = Literal["fp32", "bf16"]
@@ -25,16 +26,17 @@ class PipelinePolicy(ABC):
     """The half of a `Policy` that does not depend on the family.
 
     A family adds geometry, encoding, noise levels, `velocity` and decoding, and calls the transformer through
-    `_checked` and `_autocast` alone.
+    `_call_transformer` alone.
 
     Args:
-        pipe: The pipeline; it is moved to the device, frozen and put into eval mode.
+        pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
         guidance: Guidance scale; what it does is the family's.
         mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None: as the pipeline's.
         max_text_tokens: Length T of the text, always the same, so that a sample does not depend on its batch.
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+        offload: Which parts wait on the CPU between their calls.
 
     Raises:
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
@@ -55,15 +57,18 @@ class PipelinePolicy(ABC):
         max_text_tokens: int,
         precision: Precision,
         device: torch.device | str,
+        offload: Offload,
     ) -> None:
         if mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
             raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
         self.guidance, self.mu, self.max_text_tokens = guidance, mu, max_text_tokens
-        self.pipe = pipe.to(device)
+        self.pipe = pipe
         self.device = torch.device(device)
+        self.placement = Placement(pipe, self.device, offload)
         self.transformer = pipe.transformer
         self.precision = precision
         self._in_reference = False
+        self._is_compiled = False
         pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
@@ -138,7 +143,12 @@ class PipelinePolicy(ABC):
     def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
-        return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+        with self.placement.vae():
+            return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+
+    def drop_text_encoders(self) -> None:
+        """Free the text encoders: `encode` then raises a UserError, everything else goes on."""
+        self.placement.drop_text_encoders()
 
     def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
         """Return noise [B, *shape], fp32, sample i from generators[i] alone."""
@@ -193,7 +203,23 @@ class PipelinePolicy(ABC):
         else:
             self.transformer.disable_gradient_checkpointing()
 
+    def compile_blocks(self) -> None:
+        """Compile the transformer's repeated blocks, each kind once; call it after the adapter was added."""
+        self.transformer.compile_repeated_blocks()
+        self._is_compiled = True
+
     # Numerics
+
+    def _call_transformer(self, **inputs: Any) -> Tensor:
+        """Return the transformer's answer, computed in one way for rollouts and for training.
+
+        A block compiled for use without gradients is fused, and in bf16 rounded, otherwise than one compiled
+        for training: the first ratio would not be 1. Compiled rollouts run the graph of training, too.
+        """
+        with_gradients = torch.is_grad_enabled() or (self._is_compiled and not self._in_reference)
+        with torch.set_grad_enabled(with_gradients), self._autocast():
+            answer: Tensor = self.transformer(**inputs, return_dict=False)[0]
+        return answer if torch.is_grad_enabled() else answer.detach()
 
     def _autocast(self) -> torch.autocast:
         """Return the one context in which the transformer runs, whatever context the caller is in.

@@ -43,6 +43,7 @@ from customized_grpo.policies.pipeline_policy import (
     linear_shift,
     reference_shapes,
 )
+from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import PATCH, pack, unpack
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class QwenEditPolicy(PipelinePolicy):
     """A `Policy` around a QwenImageEditPlusPipeline.
 
     Args:
-        pipe: The pipeline; it is moved to the device, frozen and put into eval mode. Its processor may be one
+        pipe: The pipeline; it is moved to its places, frozen and put into eval mode. Its processor may be one
             from `load_processor`.
         guidance: Scale of classifier-free guidance; 1 or less means none, at half the cost.
         mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
@@ -66,6 +67,7 @@ class QwenEditPolicy(PipelinePolicy):
         precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
             fp32, and so is what encodes prompts and references.
         device: Where everything runs.
+        offload: Which parts wait on the CPU between their calls.
 
     Raises:
         UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
@@ -83,6 +85,7 @@ class QwenEditPolicy(PipelinePolicy):
         max_text_tokens: int,
         precision: Precision,
         device: torch.device | str,
+        offload: Offload = EVERYTHING_STAYS,
     ) -> None:
         super().__init__(
             pipe,
@@ -91,6 +94,7 @@ class QwenEditPolicy(PipelinePolicy):
             max_text_tokens=max_text_tokens,
             precision=precision,
             device=device,
+            offload=offload,
         )
 
     def add_adapter(
@@ -131,11 +135,12 @@ class QwenEditPolicy(PipelinePolicy):
         grids = [self.grid(height, width), *[self.grid(*shape) for shape in shapes]]
         with self._autocast_off():
             pictures = [[self._picture(image) for image in images] for images in references]
-            embeds, mask = self._embed(prompts, pictures)
-            per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
-            if self._is_guided:
-                embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
-                per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
+            with self.placement.text_encoders():
+                embeds, mask = self._embed(prompts, pictures)
+                per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
+                if self._is_guided:
+                    embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
+                    per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
             per_sample["reference_tokens"] = self._all_reference_tokens(references)
         return Conditioning(per_sample, {"grids": torch.tensor(grids)}, height, width)
 
@@ -243,15 +248,13 @@ class QwenEditPolicy(PipelinePolicy):
         """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
         sample = conditioning.per_sample
         shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
-        with self._autocast():
-            v = self.transformer(
-                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
-                timestep=level,
-                encoder_hidden_states=sample[f"{text}_embeds"],
-                encoder_hidden_states_mask=sample[f"{text}_mask"],
-                img_shapes=[shapes] * len(x),
-                return_dict=False,
-            )[0]
+        v = self._call_transformer(
+            hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+            timestep=level,
+            encoder_hidden_states=sample[f"{text}_embeds"],
+            encoder_hidden_states_mask=sample[f"{text}_mask"],
+            img_shapes=[shapes] * len(x),
+        )
         return v[:, : x.shape[1]].float()
 
     @torch.no_grad()
@@ -260,7 +263,7 @@ class QwenEditPolicy(PipelinePolicy):
         vae = self.pipe.vae
         mean, std = self._latent_statistics()
         latents = unpack(x, self.grid(height, width)) * std + mean
-        with self._autocast():
+        with self.placement.vae(), self._autocast():
             pixels = vae.decode(latents.unsqueeze(2).to(vae.dtype), return_dict=False)[0][:, :, 0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

@@ -1,0 +1,74 @@
+"""Too little memory, said with numbers and with the settings that need less, in the order of their effect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from customized_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import ModelConfig
+
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+"""How the RuntimeError begins that torch raises on CPUs, where there is no OutOfMemoryError."""
+
+GIB = 2**30
+
+
+@contextmanager
+def explained(model: ModelConfig, batches: Mapping[str, int] | None = None) -> Iterator[None]:
+    """Turn an out-of-memory error of torch inside the block into one for the user.
+
+    Args:
+        model: The recipe's `model` section.
+        batches: Batch sizes in use by their names in recipes, the one with the largest effect first. None
+            while the model is loaded, when neither they nor gradient checkpointing can help.
+
+    Raises:
+        UserError: Names the memory that was asked for, what is free, and what to set.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _as_user_error(error, model, batches) from error
+    except RuntimeError as error:
+        if CPU_ALLOCATOR not in str(error):
+            raise
+        raise _as_user_error(error, model, batches) from error
+
+
+def _as_user_error(error: Exception, model: ModelConfig, batches: Mapping[str, int] | None) -> UserError:
+    settings = _settings(model, batches)
+    hint = f"In the order of their effect: {', '.join(settings)}." if settings else None
+    return UserError(f"out of memory: {_numbers(str(error))}", hint or "It needs a device with more memory.")
+
+
+def _numbers(text: str) -> str:
+    """Return what torch's message says about needed and free memory, or its first sentence."""
+    if asked := re.search(r"you tried to allocate (\d+) bytes", text):
+        return f"{int(asked[1]) / GIB:.2f} GiB more were needed"
+    needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+    free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
+    if needed is None or free is None:
+        return text.partition(". ")[0]
+    return f"{needed[1]} more were needed, {free[2]} of the device's {free[1]} are free"
+
+
+def _settings(model: ModelConfig, batches: Mapping[str, int] | None) -> list[str]:
+    """Return the settings that would save memory and are not in use yet, the largest effect first."""
+    settings = []
+    if model.quantisation != "nf4":
+        settings.append("model.quantisation=nf4")
+    if batches is not None and not model.gradient_checkpointing:
+        settings.append("model.gradient_checkpointing=true")
+    settings += [f"{name}={size // 2}" for name, size in (batches or {}).items() if size > 1]
+    if model.text_encoders == "keep":
+        settings.append("model.text_encoders=offload")
+    if not model.offload_vae:
+        settings.append("model.offload_vae=true")
+    return settings

@@ -1,0 +1,107 @@
+"""Where the parts of a pipeline are: on the device, or waiting on the CPU until they are called.
+
+Text encoders that wait take turns with the transformer: those of Qwen-Image-Edit, 15 GiB, do not fit 24 GiB
+together with its transformer, 10 GiB even in nf4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from customized_grpo.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Which parts wait on the CPU between their calls.
+
+    Attributes:
+        text_encoders: "keep" holds them on the device; "offload" lets them wait; "drop" lets them wait until
+            they are dropped for good.
+        vae: Whether the autoencoder waits.
+    """
+
+    text_encoders: Literal["keep", "offload", "drop"] = "keep"
+    vae: bool = False
+
+
+EVERYTHING_STAYS = Offload()
+
+
+class Placement:
+    """Puts the parts of a pipeline in their places, and brings those that wait to the device for their work.
+
+    Args:
+        pipe: A diffusers pipeline.
+        device: Where parts work.
+        offload: Which of them wait.
+    """
+
+    def __init__(self, pipe: Any, device: torch.device, offload: Offload) -> None:
+        self._pipe, self._device, self.offload = pipe, device, offload
+        self._dropped = False
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module):
+                part.to(CPU if self._waits(name) else device)
+
+    @contextmanager
+    def text_encoders(self) -> Iterator[None]:
+        """Have the text encoders on the device inside the block; when they wait, without the transformer.
+
+        Raises:
+            UserError: They were dropped.
+        """
+        if self._dropped:
+            raise UserError(
+                "the text encoders were dropped after the rows were encoded, and here is another prompt",
+                hint="Set model.text_encoders=offload, which keeps them on the CPU.",
+            )
+        if self.offload.text_encoders == "keep":
+            yield
+            return
+        encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
+        self._pipe.transformer.to(CPU)
+        try:
+            with self._visiting(encoders):
+                yield
+        finally:
+            self._pipe.transformer.to(self._device)
+
+    @contextmanager
+    def vae(self) -> Iterator[None]:
+        """Have the autoencoder on the device inside the block."""
+        with self._visiting([self._pipe.vae] if self.offload.vae else []):
+            yield
+
+    def drop_text_encoders(self) -> None:
+        """Free the text encoders for good."""
+        self._pipe.register_modules(**dict.fromkeys(self._text_encoder_names()))
+        self._dropped = True
+
+    @contextmanager
+    def _visiting(self, parts: list[nn.Module]) -> Iterator[None]:
+        try:
+            for part in parts:
+                part.to(self._device)
+            yield
+        finally:
+            for part in parts:
+                part.to(CPU)
+
+    def _waits(self, name: str) -> bool:
+        if name in self._text_encoder_names():
+            return self.offload.text_encoders != "keep"
+        return name == "vae" and self.offload.vae
+
+    def _text_encoder_names(self) -> list[str]:
+        """Return text_encoder, and text_encoder_2 where the family has two."""
+        parts = self._pipe.components.items()
+        return [name for name, part in parts if name.startswith("text_encoder") and part is not None]

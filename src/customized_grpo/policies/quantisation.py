@@ -1,0 +1,162 @@
+"""The frozen transformer held in 4 or 8 bits, so that a large one fits one GPU.
+
+Bits a weight, scales included, and relative error of a normally distributed weight [3072, 3072]:
+
+* nf4: 4.13 bits, 9 %. 4-bit values at the quantiles of a normal distribution, one scale per 64 weights, the
+  scales themselves in 8 bits (QLoRA, arXiv 2305.14314), by bitsandbytes.
+* int8: 8.01 bits, .8 %. One scale per row of outputs, by torchao.
+* fp8: 8.01 bits (e4m3), 2.6 %. Likewise.
+
+Only the linear layers inside the repeated blocks are quantised, nearly all of the weights; embedders, norms,
+modulation outside of the blocks and the last layer stay as they are.
+
+The libraries hold the weights; the product is ours, for two reasons. Theirs choose another kernel with
+gradients than without, or for one token than for several, and then the first ratio is not 1. And autograd
+would keep torchao's dequantised weights until the backward pass, all layers at once: the memory that
+quantisation was to save. Here rollouts and training dequantise alike, and the backward pass does it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from customized_grpo.errors import UserError
+from customized_grpo.quiet import quiet
+
+Quantisation = Literal["nf4", "int8", "fp8"]
+
+DEVICES = ("cpu", "cuda")
+
+
+def check_quantisation(kind: Quantisation, device: torch.device) -> None:
+    """Refuse before anything is loaded what could not be quantised in the end.
+
+    Raises:
+        UserError: The library of this kind is missing or broken, or does not support the device.
+    """
+    library = "bitsandbytes" if kind == "nf4" else "torchao"
+    if device.type not in DEVICES:
+        raise UserError(
+            f"model.quantisation {kind!r} works on {' and '.join(DEVICES)}, not on {device.type}",
+            hint="Set model.quantisation=null, or another model.device.",
+        )
+    with quiet():
+        try:
+            __import__(library)
+        except ImportError as error:
+            raise UserError(
+                f"model.quantisation {kind!r} needs {library}: {error}",
+                hint="pip install 'customized-grpo[quantised]'",
+            ) from error
+
+
+def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -> None:
+    """Replace the linear layers of the transformer's blocks by quantised ones, on the device, one by one.
+
+    What is not quantised stays where it is. The device never holds more than the quantised layers and one
+    that is not yet. Call it after a LoRA was fused and before an adapter is added.
+
+    Args:
+        transformer: A diffusers transformer, on the CPU.
+        kind: How weights are held.
+        device: Where the quantised layers go.
+
+    Raises:
+        UserError: A layer has weights that are not finite, which quantisation would spread over their block.
+    """
+    for name, parent, child, layer in list(_block_linears(transformer)):
+        if not bool(layer.weight.isfinite().all()):
+            raise UserError(
+                f"model.quantisation: layer {name} has weights that are not finite",
+                hint="The checkpoint is damaged; fetch it anew.",
+            )
+        with quiet():
+            parent.register_module(child, QuantisedLinear(layer, kind, device))
+
+
+def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+    """Yield (name, parent, name in the parent, layer) of the linear layers in the repeated blocks."""
+    for blocks_name, blocks in transformer.named_children():
+        if not isinstance(blocks, nn.ModuleList):
+            continue
+        for parent_name, parent in blocks.named_modules(prefix=blocks_name):
+            for child_name, child in parent.named_children():
+                if isinstance(child, nn.Linear):
+                    yield f"{parent_name}.{child_name}", parent, child_name, child
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer whose weight is held in few bits; its products are those of `F.linear`.
+
+    Args:
+        layer: The layer to take weight and bias from.
+        kind: How the weight is held.
+        device: Where the layer goes; the weight is quantised there.
+    """
+
+    def __init__(self, layer: nn.Linear, kind: Quantisation, device: torch.device) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().to(device), requires_grad=False)
+        weight, scale = _quantised(layer.weight.detach(), kind, device)
+        self.weight = weight
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., in] to [..., out], in the type that autocast asks for, else in that of x."""
+        if torch.is_autocast_enabled(x.device.type):  # before dequantising: half the memory of fp32
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return _FrozenProduct.apply(x, self.weight, self.scale, bias)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T + b, differentiable in x alone, which keeps nothing but the quantised W for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.scale = weight, scale
+        return linear(x, _dequantised(weight, scale, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
+        return grad @ _dequantised(ctx.weight, ctx.scale, grad.dtype), None, None, None
+
+
+def _quantised(
+    weight: Tensor, kind: Quantisation, device: torch.device
+) -> tuple[nn.Parameter, Tensor | None]:
+    """Quantise a weight [out, in] on a device; returns it with the scales [out, 1] that it does not carry.
+
+    Of torchao's tensors only the numbers are kept: compiled blocks cannot be trained with its tensor class.
+    """
+    match kind:
+        case "nf4":
+            from bitsandbytes.nn import Params4bit
+
+            fresh = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
+            return fresh.to(device), None
+        case "int8" | "fp8":
+            from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+            config = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
+            holder: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            holder.weight = nn.Parameter(weight.to(device), requires_grad=False)
+            quantize_(holder, config(set_inductor_config=False))  # which would change it for everybody
+            return nn.Parameter(holder.weight.qdata, requires_grad=False), holder.weight.scale.float()
+    assert_never(kind)
+
+
+def _dequantised(weight: Any, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return a quantised weight as [out, in] of a dtype."""
+    if scale is not None:
+        return (weight.float() * scale).to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight, weight.quant_state).to(dtype)
