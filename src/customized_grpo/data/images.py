@@ -6,6 +6,7 @@ UserError that names the file and says why. Sizes are checked on the header, bef
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -74,6 +75,32 @@ def open_mask(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
     return mask
 
 
+def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an image that lies in memory (a cell of a table, say) as `open_image` returns one of a file.
+
+    Args:
+        content: The bytes of a file.
+        name: What to call it in messages.
+        max_pixels: Largest accepted width times height.
+
+    Raises:
+        UserError: As `open_image`.
+    """
+    with _naming(name):
+        _check_content(io.BytesIO(content), len(content), name, MAX_BYTES)
+        return _to_rgb(_decode_file(io.BytesIO(content), name, max_pixels), name)
+
+
+def open_alpha(path: Path) -> Image.Image | None:
+    """Return the alpha channel as a mask ("L": 255 is opaque), or None if no pixel is transparent.
+
+    Raises:
+        UserError: As `open_image`.
+    """
+    with _naming(path):
+        return _alpha(_decode(path, MAX_PIXELS, MAX_BYTES))
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """Return an RGB image as fp32 [3, H, W], or a mask ("L") as fp32 [1, H, W], in [0, 1] (value / 255).
 
@@ -137,10 +164,14 @@ def _check_file(file: BinaryIO, path: Path, max_bytes: int) -> None:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file.")
-    if status.st_size == 0:
+    _check_content(file, status.st_size, path, max_bytes)
+
+
+def _check_content(file: BinaryIO, size: int, path: Path, max_bytes: int) -> None:
+    if size == 0:
         raise UserError(f"{path} is empty.")
-    if status.st_size > max_bytes:
-        raise UserError(f"{path} has {status.st_size:,} bytes; the limit is {max_bytes:,}.")
+    if size > max_bytes:
+        raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}.")
     head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     file.seek(0)
     for start, reason in _SNIFFED.items():
@@ -183,10 +214,12 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _to_mask(image: Image.Image, path: Path) -> Image.Image:
-    if _has_alpha(image):
-        alpha = image.convert("RGBA").getchannel("A")
-        if (
-            np.asarray(alpha).min() < 255
-        ):  # an opaque alpha channel says nothing: the mask is in the brightness
-            return alpha
-    return _to_rgb(image, path).convert("L")
+    return _alpha(image) or _to_rgb(image, path).convert("L")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """Return the alpha channel; None if it is opaque and so says nothing."""
+    if not _has_alpha(image):
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if np.asarray(alpha).min() == 255 else alpha
