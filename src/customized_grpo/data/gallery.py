@@ -29,7 +29,9 @@ class Facts:
 def facts_of(image: Image.Image) -> Facts:
     """Return size and digest of an 8-bit RGB or grey image."""
     header = f"{image.mode} {image.width} {image.height} ".encode()
-    return Facts(image.size, hashlib.blake2b(header + np.asarray(image).tobytes(), digest_size=16).hexdigest())
+    return Facts(
+        image.size, hashlib.blake2b(header + np.asarray(image).tobytes(), digest_size=16).hexdigest()
+    )
 
 
 def mask_size_problem(file: Path, mask: tuple[int, int], reference: tuple[int, int]) -> str:

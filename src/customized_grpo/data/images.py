@@ -66,13 +66,22 @@ def open_mask(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
     """
     with _naming(path):
         mask = _to_mask(_decode(path, max_pixels, max_bytes), path)
+    check_mask(mask, path)
+    return mask
+
+
+def check_mask(mask: Image.Image, path: Path) -> None:
+    """Refuse a mask ("L") of the file `path` in which no pixel reaches 128.
+
+    Raises:
+        UserError: It would hide the whole subject.
+    """
     brightest = int(np.asarray(mask).max())
     if brightest < MASK_THRESHOLD:
         raise UserError(
             f"{path}: the mask marks no pixel (its largest value is {brightest} of 255).",
             hint="Masks are 255 on the subject and 0 elsewhere, or transparent elsewhere.",
         )
-    return mask
 
 
 def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -256,7 +256,7 @@ def _parse(line: bytes | None) -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise RowProblem(f"is not JSON: {error}") from error
     if not isinstance(item, dict):
-        raise RowProblem(f"is {_kind(item)}, not an object {{...}}")
+        raise RowProblem(f"is {kind_of(item)}, not an object {{...}}")
     try:
         json.dumps(item, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -294,7 +294,7 @@ def _check_types(item: dict[str, Any]) -> list[str]:
         value = item.get(key)
         if key in item and (value is not None or key in REQUIRED):
             if not isinstance(value, str):
-                problems.append(f"`{key}` must be a string, not {_kind(value)}")
+                problems.append(f"`{key}` must be a string, not {kind_of(value)}")
             elif not value.strip():
                 problems.append(f"`{key}` is empty")
     for key in ("references", "masks"):
@@ -306,7 +306,7 @@ def _check_types(item: dict[str, Any]) -> list[str]:
                 problems.append(f"`{key}` is an empty list")
     meta = item.get("meta")
     if meta is not None and not isinstance(meta, dict):
-        problems.append(f"`meta` must be an object, not {_kind(meta)}")
+        problems.append(f"`meta` must be an object, not {kind_of(meta)}")
     references, masks = item.get("references"), item.get("masks")
     if isinstance(references, list) and isinstance(masks, list) and masks and len(masks) != len(references):
         problems.append(f"has {len(masks)} masks for {len(references)} references")
@@ -343,6 +343,7 @@ def resolve_path(folder: Path, key: str, name: str) -> Path:
     return path
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return what a JSON value is, with its article, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
