@@ -92,7 +92,7 @@ def survey(
         subjects.setdefault(entry.split, set()).add(entry.subject)
     count = max(1, len(entries))
     return Survey(
-        rows=Counter(entry.split for entry in entries),
+        rows=dict(Counter(entry.split for entry in entries)),
         subjects={split: len(names) for split, names in subjects.items()},
         references_per_row=dict(sorted(Counter(len(entry.references) for entry in entries).items())),
         pictures=len(pictures),

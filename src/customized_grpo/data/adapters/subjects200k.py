@@ -65,6 +65,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _draft(folder: Path, number: int, raw: object, minimum: int) -> Draft | Dropped:
+    if isinstance(raw, RowProblem):
+        raise raw
     row = an_object(raw)
     ratings = row.get("quality_assessment")
     if not isinstance(ratings, dict):
@@ -107,8 +109,8 @@ def _folder_rows(folder: Path) -> Iterator[object]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError:
-                    yield None  # reported as a row that is no object
+                except ValueError as error:
+                    yield RowProblem(f"is not JSON: {error}")
 
 
 def _parquet_rows(folder: Path) -> Iterator[object]:
