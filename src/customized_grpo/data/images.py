@@ -22,11 +22,12 @@ from customized_grpo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 50_000_000  # decoded: 150 MB as RGB; a 48-megapixel photo passes
+MAX_PIXELS = 50_000_000  # a 48-megapixel photo passes; opening it takes up to 450 MB (WebP: 800 MB)
 MAX_BYTES = 100_000_000
 # A closed list: Pillow's others include formats that run an interpreter (EPS) or are rarely fuzzed.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MASK_THRESHOLD = 128
+_BAND_PIXELS = 1 << 22
 
 _SNIFFED = {
     b"<svg": "is an SVG drawing; export it to PNG",
@@ -200,7 +201,8 @@ def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
             hint="Scale it down; training never needs more than about 2,000 pixels a side.",
         )
     image.load()
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -208,18 +210,28 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    """Convert band by band, because each step makes a copy, and a whole copy may take 200 MB."""
     if image.mode in ("I", "F"):
         raise UserError(
             f"{path} has 32 bits per pixel, in which no value is defined as white.",
             hint="Save it with 8 or 16 bits per channel.",
         )
-    if _has_alpha(image):
-        rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", image.size)
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        band = image.crop((0, top, image.width, min(top + height, image.height)))
+        rgb.paste(_band_to_rgb(band), (0, top))
+    return rgb
+
+
+def _band_to_rgb(band: Image.Image) -> Image.Image:
+    if band.mode.startswith("I;16"):
+        grey = np.asarray(band).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if _has_alpha(band):
+        rgba = band.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return band.convert("RGB")
 
 
 def _to_mask(image: Image.Image, path: Path) -> Image.Image:
