@@ -325,14 +325,14 @@ def resolve_path(folder: Path, key: str, name: str) -> Path:
         RowProblem: The path is absolute, contains `..`, leaves the folder by a link, or is no regular file.
     """
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
-        raise RowProblem(f"`{key}`: {name!r} is absolute; paths are relative to the manifest's folder")
+        raise RowProblem(f"`{key}`: {name!r} is absolute; paths are relative to {folder}")
     if ".." in PureWindowsPath(name).parts:  # splits at both kinds of slash
         raise RowProblem(f"`{key}`: {name!r} contains `..`")
     path = folder / name
     try:
         resolved = path.resolve()
         if not resolved.is_relative_to(folder):
-            raise RowProblem(f"`{key}`: {name!r} is a link that leaves the manifest's folder")
+            raise RowProblem(f"`{key}`: {name!r} is a link that leaves {folder}")
         exists, regular = resolved.exists(), resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
         raise RowProblem(f"`{key}`: {name!r} is no usable path: {error}") from error

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from customized_grpo.data.adapters.base import Draft, Dropped
-from customized_grpo.data.adapters.registry import LAYOUTS
 from customized_grpo.errors import UserError
 
 Drafts = Callable[..., list[Draft]]
@@ -109,9 +108,3 @@ def test_without_pyarrow_the_message_says_how_to_get_it(
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path, read: Read) -> None:
     with pytest.raises(UserError, match="neither metadata.jsonl nor"):
         read("subjects200k", tmp_path)
-
-
-def test_every_name_has_a_layout() -> None:
-    from customized_grpo.data.adapters.names import LayoutName
-
-    assert set(LAYOUTS) == set(LayoutName)
