@@ -39,7 +39,7 @@ def test_photos_become_a_data_set_that_the_check_accepts(
 ) -> None:
     assert convert(photos, "--held-out", "2", "--json", str(photos / "made.json")) == 0
     printed = capsys.readouterr().out
-    assert "rows:                6 (" in printed and "held_out 4" in printed and "train 2" in printed
+    assert "rows:                6 (train 2, held_out 4)\n" in printed
     assert "    12 x 8: 3\n" in printed and printed.endswith(f"\nwritten: {photos / 'out'}\n")
     assert json.loads((photos / "made.json").read_text())["references_per_row"] == {"1": 6}
     assert status("check", str(photos / "out"), "--json", str(photos / "found.json")) == 0

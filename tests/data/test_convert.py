@@ -119,7 +119,10 @@ def test_held_out_subjects_are_ready_for_training(
     assert sorted((*train, *held_out), key=lambda row: row.id) == sorted(
         rows_of(tmp_path / "out"), key=lambda row: row.id
     )
-    assert found.rows == {"train": 25, "held_out": 50} and found.subjects == {"train": 1, "held_out": 2}
+    assert list(found.rows.items()) == [("train", 25), ("held_out", 50)] and found.subjects == {
+        "train": 1,
+        "held_out": 2,
+    }
 
 
 def test_two_conversions_are_the_same(

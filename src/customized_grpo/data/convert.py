@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from customized_grpo import __version__
@@ -159,10 +159,10 @@ def _write_manifests(folder: Path, found: _Collected, choices: Choices) -> list[
     write_manifest(folder / "train.jsonl", train)
     write_manifest(folder / "held_out.jsonl", held_out)
     subjects = {subject_of(row) for row in held_out}
-    return [
-        Entry(**{**vars(entry), "split": "held_out" if entry.subject in subjects else "train"})
-        for entry in found.entries
+    parts = [
+        replace(entry, split="held_out" if entry.subject in subjects else "train") for entry in found.entries
     ]
+    return sorted(parts, key=lambda entry: entry.split == "held_out")  # as they are read: train first
 
 
 def _write_record(
