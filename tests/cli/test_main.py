@@ -60,6 +60,9 @@ def run_folder(tmp_path: Path) -> Path:
         ["config", "schema"],
         ["train", "toybx"],
         ["doctor", "toybox", "--json", "no/such/folder/found.json"],
+        ["data", "--help"],
+        ["data", "convert", "--help"],
+        ["data", "check", "data", "--json", "no/such/folder/found.json"],
     ],
     ids=" ".join,
 )
@@ -95,6 +98,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "generate",
         "report",
         "config",
+        "data",
         "toybox",
     ):
         assert f"  {verb} " in result.stdout

@@ -17,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.data.images import (
+    decode_image,
+    open_alpha,
+    open_image,
+    open_mask,
+    resize_cover,
+    to_tensor,
+)
 from customized_grpo.errors import UserError
 
 
@@ -107,8 +114,9 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(open_image(tmp_path / "a.png"), upright)
+    for form in ("png", "webp", "tiff"):
+        stored.save(tmp_path / f"a.{form}", exif=exif, lossless=True)
+        assert np.array_equal(open_image(tmp_path / f"a.{form}"), upright)
 
 
 @pytest.mark.parametrize("form", ["gif", "png", "webp"])
@@ -210,11 +218,20 @@ from customized_grpo.data.images import open_image
 from customized_grpo.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    open_image(Path(sys.argv[1]))
+    outcome = str(open_image(Path(sys.argv[1])).size)
 except UserError as error:
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error.message)
+    outcome = error.message
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, outcome)
 assert "torch" not in sys.modules
 """
+
+
+def measured(path: Path) -> tuple[int, str]:
+    """Open an image in a process of its own; return by how many MB its peak grew, and the outcome."""
+    run = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    megabytes, outcome = run.stdout.split(" ", 1)
+    return int(megabytes), outcome
 
 
 def test_a_decompression_bomb_is_refused_without_spending_memory(tmp_path: Path) -> None:
@@ -224,11 +241,90 @@ def test_a_decompression_bomb_is_refused_without_spending_memory(tmp_path: Path)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(side, side, packed + packer.flush()))
     assert path.stat().st_size < 300_000  # 286 MB when decoded
-    run = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    megabytes, message = run.stdout.split(" ", 1)
-    assert int(megabytes) < 20
+    megabytes, message = measured(path)
+    assert megabytes < 20
     assert "10,000 x 10,000 pixels" in message
+
+
+def gif(canvas: int, frame: int) -> bytes:
+    header = b"GIF89a" + struct.pack("<HHBBB", canvas, canvas, 0, 0, 0)
+    return header + b"," + struct.pack("<HHHHB", 0, 0, frame, frame, 0) + b"\x02\x02\x44\x01\x00;"
+
+
+def bmp(side: int) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + info
+
+
+def png_with_chunk(kind: bytes, data: bytes) -> bytes:
+    plain = png(1, 1, zlib.compress(b"\0\1\2\3"))
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return plain[:33] + chunk + plain[33:]  # after IHDR
+
+
+INFLATED = zlib.compress(bytes(200_000_000), 9)
+
+BOMBS = {
+    "canvas.gif": gif(65_535, 65_535),
+    "frame.gif": gif(4, 65_535),  # the header of the file looks harmless, that of its frame does not
+    "bomb.bmp": bmp(60_000),
+    "text.png": png_with_chunk(b"zTXt", b"Comment\0\0" + INFLATED),
+    "profile.png": png_with_chunk(b"iCCP", b"icc\0\0" + INFLATED),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_of_every_format_are_refused_without_spending_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BOMBS[name])
+    megabytes, message = measured(tmp_path / name)
+    assert megabytes < 20
+    assert "is too large" in message or "Decompressed data too large" in message
+
+
+def test_a_tiff_bomb_is_refused_without_spending_memory(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.tiff", compression="group4")
+    assert (tmp_path / "bomb.tiff").stat().st_size < 30_000
+    megabytes, message = measured(tmp_path / "bomb.tiff")
+    assert megabytes < 20 and "too large" in message
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
+def test_the_largest_images_that_open_take_bounded_memory(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (7_071, 7_071))
+    image.save(tmp_path / "a.png", **({"transparency": bytes(256)} if mode == "P" else {}))
+    del image
+    megabytes, outcome = measured(tmp_path / "a.png")
+    assert outcome == "(7071, 7071)\n"
+    assert megabytes < 500
+
+
+def test_an_image_in_memory_opens_like_its_file(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(decode_image(content, Path("cell")), open_image(tmp_path / "a.png"))
+    for wrong, reason in ((b"", "cell is empty"), (b"<svg/>", "cell is an SVG"), (content[:60], "cell")):
+        with pytest.raises(UserError, match=reason):
+            decode_image(wrong, Path("cell"))
+    with pytest.raises(UserError, match="12 x 8 pixels; the limit is 95"):
+        decode_image(content, Path("cell"), max_pixels=95)
+
+
+def test_alpha_is_a_mask_only_if_something_is_transparent(tmp_path: Path) -> None:
+    half = half_mask("RGBA", (9, 9, 9, 255), (9, 9, 9, 0))
+    half.save(tmp_path / "a.png")
+    assert np.asarray(open_alpha(tmp_path / "a.png")).tolist() == [[255, 255, 0, 0]] * 2
+    for name, opaque in (("b.png", Image.new("RGBA", (2, 2), "red")), ("c.png", Image.new("RGB", (2, 2)))):
+        opaque.save(tmp_path / name)
+        assert open_alpha(tmp_path / name) is None
+
+
+def test_large_images_are_converted_without_seams(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2_300, 2_000, 4), np.uint8)  # two bands
+    Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
+    white = Image.new("RGBA", (2_000, 2_300), "white")
+    expected = Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")
+    assert np.array_equal(open_image(tmp_path / "a.png"), expected)
 
 
 def test_thirty_two_bit_images_are_refused_because_white_is_undefined(tmp_path: Path) -> None:

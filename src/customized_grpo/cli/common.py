@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,32 @@ def check_files(paths: list[Path], option: str) -> None:
     """
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise UserError(f"{option}: no such file: {', '.join(missing)}")
+
+
+def check_json_file(file: Path | None) -> None:
+    """Refuse a --json that could not be written, before any work is done.
+
+    Raises:
+        UserError: It is not a file in an existing folder.
+    """
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise UserError(f"--json {file}: not a file in an existing folder")
+
+
+def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
+    """Write what --json asks for, whole or not at all; without --json, nothing.
+
+    Raises:
+        UserError: The disk refuses.
+    """
+    if file is None:
+        return
+    from customized_grpo.run_folder import RunFolder
+
+    try:
+        RunFolder(file.parent).write_json(file.name, value)
+    except OSError as error:
+        raise UserError(f"--json {file}: {error.strerror}") from error
 
 
 def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> str:

@@ -6,6 +6,7 @@ UserError that names the file and says why. Sizes are checked on the header, bef
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -21,11 +22,12 @@ from customized_grpo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 50_000_000  # decoded: 150 MB as RGB; a 48-megapixel photo passes
+MAX_PIXELS = 50_000_000  # a 48-megapixel photo passes; opening it takes up to 450 MB (WebP: 800 MB)
 MAX_BYTES = 100_000_000
 # A closed list: Pillow's others include formats that run an interpreter (EPS) or are rarely fuzzed.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MASK_THRESHOLD = 128
+_BAND_PIXELS = 1 << 22
 
 _SNIFFED = {
     b"<svg": "is an SVG drawing; export it to PNG",
@@ -65,13 +67,48 @@ def open_mask(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
     """
     with _naming(path):
         mask = _to_mask(_decode(path, max_pixels, max_bytes), path)
+    check_mask(mask, path)
+    return mask
+
+
+def check_mask(mask: Image.Image, path: Path) -> None:
+    """Refuse a mask ("L") of the file `path` in which no pixel reaches 128.
+
+    Raises:
+        UserError: It would hide the whole subject.
+    """
     brightest = int(np.asarray(mask).max())
     if brightest < MASK_THRESHOLD:
         raise UserError(
             f"{path}: the mask marks no pixel (its largest value is {brightest} of 255).",
             hint="Masks are 255 on the subject and 0 elsewhere, or transparent elsewhere.",
         )
-    return mask
+
+
+def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an image that lies in memory (a cell of a table, say) as `open_image` returns one of a file.
+
+    Args:
+        content: The bytes of a file.
+        name: What to call it in messages.
+        max_pixels: Largest accepted width times height.
+
+    Raises:
+        UserError: As `open_image`.
+    """
+    with _naming(name):
+        _check_content(io.BytesIO(content), len(content), name, MAX_BYTES)
+        return _to_rgb(_decode_file(io.BytesIO(content), name, max_pixels), name)
+
+
+def open_alpha(path: Path) -> Image.Image | None:
+    """Return the alpha channel as a mask ("L": 255 is opaque), or None if no pixel is transparent.
+
+    Raises:
+        UserError: As `open_image`.
+    """
+    with _naming(path):
+        return _alpha(_decode(path, MAX_PIXELS, MAX_BYTES))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -137,10 +174,14 @@ def _check_file(file: BinaryIO, path: Path, max_bytes: int) -> None:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file.")
-    if status.st_size == 0:
+    _check_content(file, status.st_size, path, max_bytes)
+
+
+def _check_content(file: BinaryIO, size: int, path: Path, max_bytes: int) -> None:
+    if size == 0:
         raise UserError(f"{path} is empty.")
-    if status.st_size > max_bytes:
-        raise UserError(f"{path} has {status.st_size:,} bytes; the limit is {max_bytes:,}.")
+    if size > max_bytes:
+        raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}.")
     head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     file.seek(0)
     for start, reason in _SNIFFED.items():
@@ -160,7 +201,8 @@ def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
             hint="Scale it down; training never needs more than about 2,000 pixels a side.",
         )
     image.load()
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -168,25 +210,37 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    """Convert band by band, because each step makes a copy, and a whole copy may take 200 MB."""
     if image.mode in ("I", "F"):
         raise UserError(
             f"{path} has 32 bits per pixel, in which no value is defined as white.",
             hint="Save it with 8 or 16 bits per channel.",
         )
-    if _has_alpha(image):
-        rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", image.size)
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        band = image.crop((0, top, image.width, min(top + height, image.height)))
+        rgb.paste(_band_to_rgb(band), (0, top))
+    return rgb
+
+
+def _band_to_rgb(band: Image.Image) -> Image.Image:
+    if band.mode.startswith("I;16"):
+        grey = np.asarray(band).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if _has_alpha(band):
+        rgba = band.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return band.convert("RGB")
 
 
 def _to_mask(image: Image.Image, path: Path) -> Image.Image:
-    if _has_alpha(image):
-        alpha = image.convert("RGBA").getchannel("A")
-        if (
-            np.asarray(alpha).min() < 255
-        ):  # an opaque alpha channel says nothing: the mask is in the brightness
-            return alpha
-    return _to_rgb(image, path).convert("L")
+    return _alpha(image) or _to_rgb(image, path).convert("L")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """Return the alpha channel; None if it is opaque and so says nothing."""
+    if not _has_alpha(image):
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if np.asarray(alpha).min() == 255 else alpha

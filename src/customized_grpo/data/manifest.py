@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.data.gallery import Facts, Gallery, mask_size_problem
 from customized_grpo.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20
@@ -48,8 +48,8 @@ class Row:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Problem(Exception):
-    """One mistake in one row."""
+class RowProblem(Exception):
+    """One mistake in one row of a manifest or of a source that becomes one."""
 
 
 def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True) -> list[Row]:
@@ -68,19 +68,47 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         UserError: The file cannot be read, holds no row, or any row is bad; every bad row is listed with its
             line number and all of its mistakes.
     """
-    reader = _Reader(path.parent.resolve(), require_masks, check_images)
+    scan = scan_manifest(path, Gallery() if check_images else None, require_masks=require_masks)
+    if scan.problems:
+        count = len({number for number, _ in scan.problems})
+        listing = "\n".join(f"  line {number}: {problem}" for number, problem in scan.problems)
+        raise UserError(f"{path}: {count} bad row{'s' if count > 1 else ''}\n{listing}")
+    if not scan.rows:
+        raise UserError(f"{path} holds no rows.")
+    return [row for _, row in scan.rows]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a manifest holds, good and bad.
+
+    Attributes:
+        rows: Line number and row of every good line, in the order of the file.
+        problems: Line number and mistake; a line may have several.
+    """
+
+    rows: list[tuple[int, Row]]
+    problems: list[tuple[int, str]]
+
+
+def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -> Scan:
+    """Read every line of a manifest and keep what is wrong beside what is right.
+
+    Args:
+        path: As for `load_manifest`.
+        gallery: Where images are opened and remembered; None opens none.
+        require_masks: As for `load_manifest`.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    reader = _Reader(path.parent.resolve(), require_masks, gallery)
     try:
         for number, line in _lines(path):
             reader.read(number, line)
     except OSError as error:
         raise UserError(f"cannot read manifest {path}: {error.strerror}.") from error
-    if reader.problems:
-        count = len({number for number, _ in reader.problems})
-        listing = "\n".join(f"  line {number}: {problem}" for number, problem in reader.problems)
-        raise UserError(f"{path}: {count} bad row{'s' if count > 1 else ''}\n{listing}")
-    if not reader.rows:
-        raise UserError(f"{path} holds no rows.")
-    return reader.rows
+    return Scan(reader.rows, reader.problems)
 
 
 def write_manifest(path: Path, rows: Sequence[Row]) -> None:
@@ -137,22 +165,21 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 class _Reader:
-    """Collects rows and problems; remembers ids and the sizes of images seen."""
+    """Collects rows and problems; remembers ids."""
 
-    def __init__(self, folder: Path, require_masks: bool, check_images: bool) -> None:
+    def __init__(self, folder: Path, require_masks: bool, gallery: Gallery | None) -> None:
         self.folder = folder
         self.require_masks = require_masks
-        self.check_images = check_images
-        self.rows: list[Row] = []
+        self.gallery = gallery
+        self.rows: list[tuple[int, Row]] = []
         self.problems: list[tuple[int, str]] = []
         self._first_line: dict[str, int] = {}
-        self._opened: dict[tuple[Path, bool], tuple[int, int] | str] = {}
 
     def read(self, number: int, line: bytes | None) -> None:
         """Check one line; it becomes a row or a list of problems."""
         try:
             item = _parse(line)
-        except _Problem as problem:
+        except RowProblem as problem:
             self.problems.append((number, str(problem)))
             return
         problems = [*_check_keys(item), *_check_types(item), *self._check_id(item, number)]
@@ -160,12 +187,12 @@ class _Reader:
             problems.append("has no `masks`, which the reward needs")
         row, path_problems = self._resolve(item)
         problems += path_problems
-        if self.check_images:
-            problems += self._check_images(row, aligned=not path_problems)
+        if self.gallery is not None:
+            problems += _check_images(self.gallery, row, aligned=not path_problems)
         if problems:
             self.problems += [(number, problem) for problem in problems]
         else:
-            self.rows.append(row)
+            self.rows.append((number, row))
 
     def _check_id(self, item: dict[str, Any], number: int) -> list[str]:
         row_id = item.get("id")
@@ -185,8 +212,8 @@ class _Reader:
             for name in names:
                 if isinstance(name, str) and name:
                     try:
-                        found.append(_resolve_path(self.folder, key, name))
-                    except _Problem as problem:
+                        found.append(resolve_path(self.folder, key, name))
+                    except RowProblem as problem:
                         problems.append(str(problem))
             return tuple(found)
 
@@ -202,51 +229,38 @@ class _Reader:
         )
         return row, problems
 
-    def _check_images(self, row: Row, *, aligned: bool) -> list[str]:
-        """Decode the row's files; compare sizes only if no file is missing from the row's lists."""
-        problems = []
-        targets = () if row.target is None else (row.target,)
-        sizes = [self._size(file, is_mask=False) for file in (*row.references, *targets)]
-        mask_sizes = [self._size(file, is_mask=True) for file in row.masks]
-        problems += [size for size in (*sizes, *mask_sizes) if isinstance(size, str)]
-        for file, size, mask_size in zip(row.masks, sizes, mask_sizes, strict=False) if aligned else ():
-            if isinstance(size, tuple) and isinstance(mask_size, tuple) and size != mask_size:
-                problems.append(
-                    f"mask {file} is {mask_size[0]} x {mask_size[1]} pixels, "
-                    f"its reference {size[0]} x {size[1]}"
-                )
-        return problems
 
-    def _size(self, file: Path, *, is_mask: bool) -> tuple[int, int] | str:
-        """Return the size of a decodable image, or why it is none."""
-        key = (file, is_mask)
-        if key not in self._opened:
-            try:
-                self._opened[key] = (open_mask if is_mask else open_image)(file).size
-            except UserError as error:
-                self._opened[key] = error.message
-        return self._opened[key]
+def _check_images(gallery: Gallery, row: Row, *, aligned: bool) -> list[str]:
+    """Decode the row's files; compare sizes only if no file is missing from the row's lists."""
+    targets = () if row.target is None else (row.target,)
+    images = [gallery.image(file) for file in (*row.references, *targets)]
+    masks = [gallery.mask(file) for file in row.masks]
+    problems = [found for found in (*images, *masks) if isinstance(found, str)]
+    for file, image, mask in zip(row.masks, images, masks, strict=False) if aligned else ():
+        if isinstance(image, Facts) and isinstance(mask, Facts) and image.size != mask.size:
+            problems.append(mask_size_problem(file, mask.size, image.size))
+    return problems
 
 
 def _parse(line: bytes | None) -> dict[str, Any]:
     if line is None:
-        raise _Problem(f"is longer than {MAX_LINE_BYTES:,} bytes")
+        raise RowProblem(f"is longer than {MAX_LINE_BYTES:,} bytes")
     try:
         item = json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise _Problem(f"is not UTF-8 (byte {error.start + 1})") from error
+        raise RowProblem(f"is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
-        raise _Problem(f"is not JSON: {error.msg} at column {error.colno}") from error
+        raise RowProblem(f"is not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise _Problem("is nested too deeply") from error
+        raise RowProblem("is nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise _Problem(f"is not JSON: {error}") from error
+        raise RowProblem(f"is not JSON: {error}") from error
     if not isinstance(item, dict):
-        raise _Problem(f"is {_kind(item)}, not an object {{...}}")
+        raise RowProblem(f"is {kind_of(item)}, not an object {{...}}")
     try:
         json.dumps(item, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise _Problem("holds half of a surrogate pair, which is not a character") from error
+        raise RowProblem("holds half of a surrogate pair, which is not a character") from error
     return item
 
 
@@ -254,13 +268,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     item: dict[str, Any] = {}
     for key, value in pairs:
         if key in item:
-            raise _Problem(f"has the key {key!r} twice")
+            raise RowProblem(f"has the key {key!r} twice")
         item[key] = value
     return item
 
 
 def _refuse_constant(name: str) -> None:
-    raise _Problem(f"is not JSON: {name} is no number")
+    raise RowProblem(f"is not JSON: {name} is no number")
 
 
 def _check_keys(item: dict[str, Any]) -> list[str]:
@@ -280,7 +294,7 @@ def _check_types(item: dict[str, Any]) -> list[str]:
         value = item.get(key)
         if key in item and (value is not None or key in REQUIRED):
             if not isinstance(value, str):
-                problems.append(f"`{key}` must be a string, not {_kind(value)}")
+                problems.append(f"`{key}` must be a string, not {kind_of(value)}")
             elif not value.strip():
                 problems.append(f"`{key}` is empty")
     for key in ("references", "masks"):
@@ -292,34 +306,44 @@ def _check_types(item: dict[str, Any]) -> list[str]:
                 problems.append(f"`{key}` is an empty list")
     meta = item.get("meta")
     if meta is not None and not isinstance(meta, dict):
-        problems.append(f"`meta` must be an object, not {_kind(meta)}")
+        problems.append(f"`meta` must be an object, not {kind_of(meta)}")
     references, masks = item.get("references"), item.get("masks")
     if isinstance(references, list) and isinstance(masks, list) and masks and len(masks) != len(references):
         problems.append(f"has {len(masks)} masks for {len(references)} references")
     return problems
 
 
-def _resolve_path(folder: Path, key: str, name: str) -> Path:
-    """Return the absolute path of a file that really lies inside the folder."""
+def resolve_path(folder: Path, key: str, name: str) -> Path:
+    """Return the absolute path of a file that really lies inside the folder.
+
+    Args:
+        folder: Resolved folder that paths are relative to.
+        key: What the path is in its row, for the message.
+        name: The path as the row has it.
+
+    Raises:
+        RowProblem: The path is absolute, contains `..`, leaves the folder by a link, or is no regular file.
+    """
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
-        raise _Problem(f"`{key}`: {name!r} is absolute; paths are relative to the manifest's folder")
+        raise RowProblem(f"`{key}`: {name!r} is absolute; paths are relative to {folder}")
     if ".." in PureWindowsPath(name).parts:  # splits at both kinds of slash
-        raise _Problem(f"`{key}`: {name!r} contains `..`")
+        raise RowProblem(f"`{key}`: {name!r} contains `..`")
     path = folder / name
     try:
         resolved = path.resolve()
         if not resolved.is_relative_to(folder):
-            raise _Problem(f"`{key}`: {name!r} is a link that leaves the manifest's folder")
+            raise RowProblem(f"`{key}`: {name!r} is a link that leaves {folder}")
         exists, regular = resolved.exists(), resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
-        raise _Problem(f"`{key}`: {name!r} is no usable path: {error}") from error
+        raise RowProblem(f"`{key}`: {name!r} is no usable path: {error}") from error
     if not exists:
-        raise _Problem(f"`{key}`: {name!r} does not exist")
+        raise RowProblem(f"`{key}`: {name!r} does not exist")
     if not regular:
-        raise _Problem(f"`{key}`: {name!r} is not a regular file")
+        raise RowProblem(f"`{key}`: {name!r} is not a regular file")
     return path
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return what a JSON value is, with its article, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

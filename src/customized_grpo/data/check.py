@@ -1,0 +1,75 @@
+"""Checks a data set before it is trained on: a manifest with its held-out part, or a published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from customized_grpo.data.gallery import Facts, Gallery
+from customized_grpo.data.manifest import Row, scan_manifest
+from customized_grpo.data.split import subject_of
+from customized_grpo.data.survey import Entry, Survey, survey
+from customized_grpo.errors import UserError
+
+PARTS = ("train.jsonl", "held_out.jsonl")
+WHOLE = "manifest.jsonl"
+
+
+def find_manifests(path: Path) -> list[Path]:
+    """Return a manifest, or those of a folder: train.jsonl and held_out.jsonl, else manifest.jsonl.
+
+    Raises:
+        UserError: The folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    if found := [file for name in PARTS if (file := path / name).is_file()]:
+        return found
+    if (path / WHOLE).is_file():
+        return [path / WHOLE]
+    raise UserError(
+        f"{path} has no {WHOLE}",
+        "Name a manifest, or say which published layout the folder has: --layout dreambench.",
+    )
+
+
+def check_manifests(manifests: Sequence[Path], *, require_masks: bool) -> Survey:
+    """Read manifests as training would, and compare them with each other.
+
+    Args:
+        manifests: Parts of one data set, which must not share subjects or pictures.
+        require_masks: Whether a row without masks is a problem.
+
+    Raises:
+        UserError: A manifest cannot be read.
+    """
+    gallery = Gallery(digests=True)
+    problems: list[str] = []
+    entries: list[Entry] = []
+    for manifest in manifests:
+        scan = scan_manifest(manifest, gallery, require_masks=require_masks)
+        problems += [f"{manifest.name} line {number}: {problem}" for number, problem in scan.problems]
+        if not scan.rows and not scan.problems:
+            problems.append(f"{manifest.name} holds no rows")
+        for number, row in scan.rows:
+            entries.append(_entry(gallery, f"{manifest.name} line {number}", manifest.name, row))
+    return survey(entries, problems)
+
+
+def _entry(gallery: Gallery, where: str, split: str, row: Row) -> Entry:
+    return Entry(
+        where=where,
+        split=split,
+        prompt=row.prompt,
+        subject=subject_of(row),
+        references=tuple(_known(gallery, file) for file in row.references),
+        has_masks=bool(row.masks),
+        target=None if row.target is None else _known(gallery, row.target),
+    )
+
+
+def _known(gallery: Gallery, file: Path) -> Facts:
+    """Return the facts of a picture of a good row, all of which could be decoded."""
+    facts = gallery.image(file)
+    assert isinstance(facts, Facts)
+    return facts

@@ -1,0 +1,226 @@
+"""Turns a published data set into a folder that is trained on: manifests, images and masks.
+
+    OUT/manifest.jsonl                every row
+    OUT/train.jsonl, held_out.jsonl   with --held-out: no subject in both, for data.train and data.held_out
+    OUT/images/, OUT/masks/
+    OUT/conversion.json               where it came from, with which options, and what was left out
+
+OUT appears whole or not at all: everything is written into a hidden sibling, which is renamed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from customized_grpo import __version__
+from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Layout, Options
+from customized_grpo.data.adapters.names import MaskChoice
+from customized_grpo.data.manifest import Row, RowProblem, write_manifest
+from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
+from customized_grpo.data.store import Store
+from customized_grpo.data.survey import Entry, Survey, survey
+from customized_grpo.errors import UserError
+
+MAX_LISTED = 1000  # bad rows in a message; a data set that is half downloaded has a million
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a source is converted, whatever its layout.
+
+    Attributes:
+        masks: Those of the source, the transparency of the references, or none.
+        link: Hard-link pictures instead of copying them.
+        skip_bad: Leave out bad rows instead of refusing the source.
+        held_out: Subjects to hold out; None makes no split.
+        seed: Seed of the choice of held-out subjects.
+    """
+
+    masks: MaskChoice = MaskChoice.shipped
+    link: bool = False
+    skip_bad: bool = False
+    held_out: HeldOut | None = None
+    seed: int = 0
+
+
+@dataclass
+class _Collected:
+    """What became of the rows of a source."""
+
+    rows: list[Row] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def convert(layout: Layout, source: Path, out: Path, options: Options, choices: Choices) -> Survey:
+    """Convert a source and return what the new data set holds.
+
+    Raises:
+        UserError: The options do not fit, OUT is in use, the source cannot be read, no row is left, or rows
+            are bad (all of them are listed) and may not be skipped. Nothing is left behind then.
+    """
+    layout.check(options)
+    with _appearing_whole(out) as folder:
+        found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
+        if found.bad and not choices.skip_bad:
+            raise UserError(
+                _bad_listing(source, found.bad), "Leave them out with --skip-bad, or mend the source."
+            )
+        if not found.rows:
+            raise UserError(f"{source}: no row is left{_left_out(found)}")
+        entries = _write_manifests(folder, found, choices)
+        _write_record(folder / "conversion.json", layout, source, options, choices, found)
+    skipped = {"bad": len(found.bad)} if found.bad else {}
+    return survey(entries, [], {**found.dropped, **skipped})
+
+
+def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoice) -> Survey:
+    """Return what a conversion would give, bad rows as problems; nothing is written.
+
+    Raises:
+        UserError: The options do not fit, or the source as a whole cannot be read.
+    """
+    layout.check(options)
+    found = _collect(layout.read(source, options), Store(source, dry=True), masks)
+    problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
+    if not found.rows and not problems:
+        problems.append(f"no row is left{_left_out(found)}")
+    return survey(found.entries, problems, found.dropped)
+
+
+def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collected:
+    found = _Collected()
+    ids: dict[str, int] = {}
+    for item in items:
+        if isinstance(item, Bad):
+            found.bad.append(item)
+        elif isinstance(item, Dropped):
+            found.dropped[item.filter] += 1
+        else:
+            try:
+                first = ids.setdefault(item.id, item.number)
+                if first != item.number:
+                    raise RowProblem(f"id {item.id!r} was used by row {first} already")
+                row, entry = _place(item, store, masks)
+            except RowProblem as problem:
+                found.bad.append(Bad(item.number, str(problem)))
+            else:
+                found.rows.append(row)
+                found.entries.append(entry)
+    return found
+
+
+def _place(draft: Draft, store: Store, masks: MaskChoice) -> tuple[Row, Entry]:
+    """Place everything a row needs; return the row and what the survey wants to know of it."""
+    references = [store.picture(reference) for reference in draft.references]
+    target = None if draft.target is None else store.picture(draft.target)
+    if masks is MaskChoice.alpha:
+        mask_files = [store.alpha_mask(reference) for reference in draft.references]
+    elif masks is MaskChoice.shipped:
+        pairs = zip(draft.masks, references, strict=True) if draft.masks else ()
+        mask_files = [store.mask(mask, reference) for mask, reference in pairs]
+    else:
+        mask_files = []
+    row = Row(
+        id=draft.id,
+        prompt=draft.prompt,
+        references=tuple(reference.path for reference in references),
+        masks=tuple(mask_files),
+        target=None if target is None else target.path,
+        subject=draft.subject,
+        meta={key: value for key, value in draft.meta.items() if value is not None},
+    )
+    entry = Entry(
+        where=f"row {draft.number}",
+        split="all",
+        prompt=row.prompt,
+        subject=subject_of(row),
+        references=tuple(reference.facts for reference in references),
+        has_masks=bool(row.masks),
+        target=None if target is None else target.facts,
+    )
+    return row, entry
+
+
+def _write_manifests(folder: Path, found: _Collected, choices: Choices) -> list[Entry]:
+    """Write the manifests; return the entries with the part of the data set each fell into."""
+    write_manifest(folder / "manifest.jsonl", found.rows)
+    if choices.held_out is None:
+        return found.entries
+    train, held_out = split_by_subject(found.rows, choices.held_out, choices.seed)
+    write_manifest(folder / "train.jsonl", train)
+    write_manifest(folder / "held_out.jsonl", held_out)
+    subjects = {subject_of(row) for row in held_out}
+    parts = [
+        replace(entry, split="held_out" if entry.subject in subjects else "train") for entry in found.entries
+    ]
+    return sorted(parts, key=lambda entry: entry.split == "held_out")  # as they are read: train first
+
+
+def _write_record(
+    file: Path, layout: Layout, source: Path, options: Options, choices: Choices, found: _Collected
+) -> None:
+    record = {
+        "customized_grpo": __version__,
+        "layout": layout.name,
+        "licence": layout.licence,
+        "source": str(source),
+        "options": {key: value for key, value in asdict(options).items() if value is not None},
+        "choices": asdict(choices),
+        "rows": len(found.rows),
+        "dropped": found.dropped,
+        "bad": [asdict(bad) for bad in found.bad],
+    }
+    file.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _bad_listing(source: Path, bad: list[Bad]) -> str:
+    lines = [f"  row {item.number}: {item.reason}" for item in bad[:MAX_LISTED]]
+    if more := len(bad) - len(lines):
+        lines.append(f"  ... and {more:,} more")
+    return "\n".join([f"{source}: {len(bad):,} bad row{'s' if len(bad) > 1 else ''}", *lines])
+
+
+def _left_out(found: _Collected) -> str:
+    reasons = [f"{count:,} {name}" for name, count in found.dropped.most_common()]
+    if found.bad:
+        reasons.append(f"{len(found.bad):,} bad, the first: {found.bad[0].reason}")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+@contextmanager
+def _appearing_whole(out: Path) -> Iterator[Path]:
+    """Give a hidden folder to write to, and rename it to `out` once everything is in it.
+
+    Raises:
+        UserError: `out` holds something, the hidden folder is there already, or the disk refuses.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is not an empty folder", "Name a new folder.")
+    out = out.resolve()
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except FileExistsError as error:
+        raise UserError(
+            f"{partial} already exists: a conversion to {out} is running, or was killed",
+            "Delete that folder if none is running.",
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    try:
+        yield partial
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already after success

@@ -1,0 +1,72 @@
+"""Images opened once each: their size, what they show, or why they are none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is remembered of an image that could be decoded.
+
+    Attributes:
+        size: Width and height in pixels, upright.
+        digest: Equal for two images exactly if all their pixels are; empty if it was not asked for.
+    """
+
+    size: tuple[int, int]
+    digest: str = ""
+
+
+def facts_of(image: Image.Image) -> Facts:
+    """Return size and digest of an 8-bit RGB or grey image."""
+    header = f"{image.mode} {image.width} {image.height} ".encode()
+    return Facts(
+        image.size, hashlib.blake2b(header + np.asarray(image).tobytes(), digest_size=16).hexdigest()
+    )
+
+
+def mask_size_problem(file: Path, mask: tuple[int, int], reference: tuple[int, int]) -> str:
+    """Return the message for a mask that cannot belong to its reference; sizes are (width, height)."""
+    return f"mask {file} is {mask[0]} x {mask[1]} pixels, its reference {reference[0]} x {reference[1]}"
+
+
+class Gallery:
+    """Opens every file once, however many rows name it; one image is in memory at a time.
+
+    Args:
+        digests: Whether to hash the pixels of images, so that duplicates can be found.
+    """
+
+    def __init__(self, *, digests: bool = False) -> None:
+        self.digests = digests
+        self._images: dict[Path, Facts | str] = {}
+        self._masks: dict[Path, Facts | str] = {}
+
+    def image(self, file: Path) -> Facts | str:
+        """Return the facts of a picture, or the reason why it cannot be decoded."""
+        if file not in self._images:
+            try:
+                image = open_image(file)
+            except UserError as error:
+                self._images[file] = error.message
+            else:
+                self._images[file] = facts_of(image) if self.digests else Facts(image.size)
+        return self._images[file]
+
+    def mask(self, file: Path) -> Facts | str:
+        """Return the facts of a mask (without digest), or the reason why it is none."""
+        if file not in self._masks:
+            try:
+                self._masks[file] = Facts(open_mask(file).size)
+            except UserError as error:
+                self._masks[file] = error.message
+        return self._masks[file]

@@ -1,0 +1,144 @@
+"""What a data set holds, and what in it would spoil training or its evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from customized_grpo.data.gallery import Facts
+
+LONG_PROMPT = 50  # words; about the 77 tokens that CLIP reads
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A good row as the survey sees it.
+
+    Attributes:
+        where: What to call the row, for example "train.jsonl line 3".
+        split: Part of the data set it belongs to; two parts must share neither subjects nor pictures.
+        prompt: Its prompt.
+        subject: Its subject.
+        references: Its references.
+        has_masks: Whether they have masks.
+        target: Its target.
+    """
+
+    where: str
+    split: str
+    prompt: str
+    subject: str
+    references: tuple[Facts, ...]
+    has_masks: bool
+    target: Facts | None
+
+    def pictures(self) -> tuple[Facts, ...]:
+        """Return the references and the target."""
+        return self.references if self.target is None else (*self.references, self.target)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The state of a data set.
+
+    Attributes:
+        rows: Good rows by part.
+        subjects: Subjects by part.
+        references_per_row: Number of rows by number of references.
+        pictures: Different pictures among references and targets.
+        sizes: Number of different pictures by "width x height", the most frequent first.
+        masks: Share of rows with masks.
+        targets: Share of rows with a target.
+        longest_prompt: Words of the longest prompt.
+        long_prompts: Rows whose prompt has more than 50 words, of which encoders such as CLIP read the start.
+        dropped: Rows that a filter left out, by filter.
+        problems: What needs action, one sentence each.
+    """
+
+    rows: Mapping[str, int]
+    subjects: Mapping[str, int]
+    references_per_row: Mapping[int, int]
+    pictures: int
+    sizes: Mapping[str, int]
+    masks: float
+    targets: float
+    longest_prompt: int
+    long_prompts: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the survey as JSON."""
+        return asdict(self)
+
+
+def survey(
+    entries: Sequence[Entry], problems: Sequence[str], dropped: Mapping[str, int] | None = None
+) -> Survey:
+    """Count what there is, and add to the problems of single rows those between rows.
+
+    Args:
+        entries: The good rows; their facts need digests.
+        problems: What was found wrong with other rows.
+        dropped: Rows left out, by filter.
+    """
+    pictures = {picture.digest: picture for entry in entries for picture in entry.pictures()}
+    sizes = Counter(f"{picture.size[0]} x {picture.size[1]}" for picture in pictures.values())
+    words = [len(entry.prompt.split()) for entry in entries]
+    subjects: dict[str, set[str]] = {}
+    for entry in entries:
+        subjects.setdefault(entry.split, set()).add(entry.subject)
+    count = max(1, len(entries))
+    return Survey(
+        rows=dict(Counter(entry.split for entry in entries)),
+        subjects={split: len(names) for split, names in subjects.items()},
+        references_per_row=dict(sorted(Counter(len(entry.references) for entry in entries).items())),
+        pictures=len(pictures),
+        sizes=dict(sizes.most_common()),
+        masks=sum(entry.has_masks for entry in entries) / count,
+        targets=sum(entry.target is not None for entry in entries) / count,
+        longest_prompt=max(words, default=0),
+        long_prompts=sum(length > LONG_PROMPT for length in words),
+        dropped=dict(dropped or {}),
+        problems=[*problems, *_copies(entries), *_repeats(entries), *_shared(entries)],
+    )
+
+
+def _copies(entries: Sequence[Entry]) -> list[str]:
+    """Return the rows whose target is a reference: nothing could be learnt from them but to copy."""
+    return [
+        f"{entry.where}: the target shows the same pixels as a reference"
+        for entry in entries
+        if entry.target is not None
+        and entry.target.digest in {picture.digest for picture in entry.references}
+    ]
+
+
+def _repeats(entries: Sequence[Entry]) -> list[str]:
+    """Return the rows that ask for the same of the same pictures as an earlier one."""
+    first: dict[tuple[str, ...], str] = {}
+    found = []
+    for entry in entries:
+        key = (entry.prompt, *(picture.digest for picture in entry.references))
+        earlier = first.setdefault(key, entry.where)
+        if earlier != entry.where:
+            found.append(f"{entry.where}: the same prompt and references as {earlier}")
+    return found
+
+
+def _shared(entries: Sequence[Entry]) -> list[str]:
+    """Return subjects and pictures that lie in two parts, where evaluation would see what was trained on."""
+    subjects: dict[str, Entry] = {}
+    pictures: dict[str, Entry] = {}
+    found: dict[str, None] = {}  # an ordered set: a subject or pair of rows is reported once
+    for entry in entries:
+        other = subjects.setdefault(entry.subject, entry)
+        if other.split != entry.split:
+            found[f"subject {entry.subject!r} is in {other.split} and in {entry.split}"] = None
+        for picture in entry.pictures():
+            other = pictures.setdefault(picture.digest, entry)
+            if other.split != entry.split:
+                found[f"{entry.where}: shows a picture of {other.where} in {other.split}"] = None
+    return list(found)

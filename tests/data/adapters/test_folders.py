@@ -1,0 +1,193 @@
+"""Layouts that are folders of photos: your own, and DreamBench."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from customized_grpo.data.adapters.base import Draft
+from customized_grpo.data.adapters.dreambench import read_prompts_and_classes
+from customized_grpo.errors import UserError
+
+Drafts = Callable[..., list[Draft]]
+Reasons = Callable[..., list[str]]
+Read = Callable[..., list[Any]]
+
+PHOTOS = os.environ.get("CGRPO_DREAMBENCH")
+needs_photos = pytest.mark.skipif(
+    PHOTOS is None, reason="CGRPO_DREAMBENCH names no folder of DreamBooth photos"
+)
+
+
+def prompts(folder: Path, text: str = "a {} on the beach\n\n  a red {} \n") -> Path:
+    file = folder / "prompts.txt"
+    file.write_text(text)
+    return file
+
+
+def test_every_subject_of_a_folder_meets_every_prompt(
+    tmp_path: Path, sources: ModuleType, drafts: Drafts
+) -> None:
+    folder = sources.photos(tmp_path / "photos")
+    (folder / "dog" / "class.txt").write_text("corgi dog\n")
+    rows = drafts("folder", folder, prompts=prompts(tmp_path))
+    assert [(row.id, row.prompt) for row in rows] == [
+        ("dog-000", "a corgi dog on the beach"),
+        ("dog-001", "a red corgi dog"),
+        ("red_backpack2-000", "a red backpack on the beach"),
+        ("red_backpack2-001", "a red red backpack"),
+    ]
+    assert [row.subject for row in rows] == ["dog", "dog", "red_backpack2", "red_backpack2"]
+    assert [reference.name for reference in rows[0].references] == ["dog/00.png"]
+    assert [mask.name for mask in rows[0].masks] == ["dog/00.mask.png"] and not rows[0].masks[0].nonzero
+    assert [row.number for row in rows] == [1, 2, 3, 4]
+
+
+def test_the_reference_of_a_folder_is_chosen(
+    tmp_path: Path, sources: ModuleType, drafts: Drafts, reasons: Reasons
+) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog",))
+    both = drafts("folder", folder, prompts=prompts(tmp_path), reference="all")[0]
+    assert [reference.name for reference in both.references] == ["dog/00.png", "dog/01.png"]
+    assert both.masks == ()  # the second has none
+    second = drafts("folder", folder, prompts=prompts(tmp_path), reference="01")[0]
+    assert [reference.name for reference in second.references] == ["dog/01.png"]
+    assert reasons("folder", folder, prompts=prompts(tmp_path), reference="7") == [
+        "row 1: subject 'dog' has no photo '7'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), ("\n \n", "is empty"), ("a {0} here\nfine {}", "1 of the prompts .*a .0. here")],
+)
+def test_prompts_that_cannot_be_used_are_refused(
+    tmp_path: Path, sources: ModuleType, read: Read, text: str, message: str
+) -> None:
+    folder = sources.photos(tmp_path / "photos")
+    with pytest.raises(UserError, match=message):
+        read("folder", folder, prompts=prompts(tmp_path, text))
+
+
+def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+    with pytest.raises(UserError, match="--prompts is missing"):
+        read("folder", sources.photos(tmp_path / "photos"))
+    (tmp_path / "empty" / "dog").mkdir(parents=True)
+    with pytest.raises(UserError, match="no folder with pictures"):
+        read("folder", tmp_path / "empty", prompts=prompts(tmp_path))
+
+
+def test_a_class_file_of_two_lines_is_a_bad_row(
+    tmp_path: Path, sources: ModuleType, reasons: Reasons
+) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog",))
+    (folder / "dog" / "class.txt").write_text("dog\ncorgi\n")
+    assert "must hold one line, not 2" in reasons("folder", folder, prompts=prompts(tmp_path))[0]
+
+
+def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(
+    tmp_path: Path, sources: ModuleType, drafts: Drafts
+) -> None:
+    folder = sources.dreambench(tmp_path, {"can": "can", "cat2": "cat", "bear": "stuffed animal"})
+    rows = drafts("dreambench", folder)
+    assert len(rows) == 75 and [row.number for row in rows] == list(range(1, 76))
+    assert rows[0].prompt == "a can in object scene 0"
+    assert rows[25].prompt == "a cat in live scene 0"
+    assert rows[74].prompt == "a stuffed animal in object scene 24" and rows[74].id == "bear-24"
+    types = {
+        subject: Counter(r.meta["prompt_type"] for r in rows if r.subject == subject)
+        for subject in ("can", "cat2")
+    }
+    assert types["can"] == {"recontext": 20, "property": 5}
+    assert types["cat2"] == {"recontext": 10, "accessory": 10, "property": 5}
+    assert rows[25].meta == {
+        "class": "cat",
+        "category": "live",
+        "prompt_type": "recontext",
+        "prompt_index": 0,
+    }
+    assert rows[45].meta["prompt_type"] == "property" and rows[44].meta["prompt_type"] == "accessory"
+    assert rows[0].references[0].name == "can/00.jpg" and rows[0].target is None
+
+
+def test_the_references_of_dreambench_are_first_given_all_or_from_a_list(
+    tmp_path: Path, sources: ModuleType, drafts: Drafts, reasons: Reasons, read: Read
+) -> None:
+    folder = sources.dreambench(tmp_path / "dataset", {"can": "can", "cat2": "cat"})
+    assert drafts("dreambench", folder, reference="02")[0].references[0].name == "can/02.jpg"
+    assert len(drafts("dreambench", folder, reference="all")[0].references) == 3
+    rows = [
+        {"prompt": "x", "image_paths": ["dreambooth/dataset/can/01.jpg"]},
+        {"prompt": "y", "image_paths": ["dreambooth/dataset/can/01.jpg"]},
+        {"prompt": "z", "image_paths": ["dreambooth/dataset/cat2/02.jpg"]},
+    ]
+    file = sources.write_json(tmp_path / "single.json", rows)
+    given = drafts("dreambench", folder, reference=str(file))
+    assert {row.references[0].name for row in given} == {"can/01.jpg", "cat2/02.jpg"}
+    sources.write_json(file, rows[:2])
+    assert reasons("dreambench", folder, reference=str(file)) == [
+        f"row 26: {file} names no photo of subject 'cat2'"
+    ]
+    sources.write_json(file, [*rows, rows[0] | {"image_paths": ["can/02.jpg"]}])
+    with pytest.raises(UserError, match="row 4: another reference of 'can'"):
+        read("dreambench", folder, reference=str(file))
+
+
+def test_a_subject_of_dreambench_without_folder_is_one_bad_row(
+    tmp_path: Path, sources: ModuleType, reasons: Reasons
+) -> None:
+    folder = sources.dreambench(tmp_path, {"can": "can", "cup": "cup"})
+    for photo in (folder / "can").iterdir():
+        photo.unlink()
+    (folder / "can").rmdir()
+    assert reasons("dreambench", folder) == ["row 1: subject 'can' has no folder"]
+
+
+def test_a_prompts_file_that_was_changed_is_refused(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+    folder = sources.dreambench(tmp_path, {"can": "can"})
+    file = folder / "prompts_and_classes.txt"
+    file.write_text(file.read_text().replace("'a {0} {1} in live scene 3'", "'no class'"))
+    with pytest.raises(UserError, match="1 subjects, 25 prompts for objects and 24 for live"):
+        read("dreambench", folder)
+    file.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*prompts_and_classes.txt"):
+        read("dreambench", folder)
+
+
+@needs_photos
+def test_the_published_dreambench_parses_exactly(drafts: Drafts) -> None:
+    folder = Path(str(PHOTOS))
+    began = time.perf_counter()
+    rows = drafts("dreambench", folder)
+    print(f"750 rows of DreamBench parsed in {time.perf_counter() - began:.3f} s")
+    assert len(rows) == 750 and len({row.id for row in rows}) == 750
+    subjects = {row.subject: row.meta["category"] for row in rows}
+    assert Counter(subjects.values()) == {"object": 21, "live": 9}
+    assert Counter(row.meta["prompt_type"] for row in rows) == {
+        "recontext": 21 * 20 + 9 * 10,
+        "accessory": 9 * 10,
+        "property": 30 * 5,
+    }
+    types = {row.prompt: row.meta["prompt_type"] for row in rows}
+    assert types["a dog wearing a red hat"] == "accessory" and types["a cube shaped dog"] == "property"
+    assert types["a dog on top of a purple rug in a forest"] == "recontext"
+    assert types["a backpack on top of a white rug"] == "recontext"
+    assert "a dog on top of a white rug" not in types and "a red stuffed animal" in types
+    assert not any("{" in row.prompt or "  " in row.prompt for row in rows)
+    pictures = {ref.name for row in drafts("dreambench", folder, reference="all") for ref in row.references}
+    assert len(pictures) == 158
+
+
+@needs_photos
+def test_the_published_classes_are_the_folders() -> None:
+    content = read_prompts_and_classes(Path(str(PHOTOS)) / "prompts_and_classes.txt")
+    assert set(content.classes) == {path.name for path in Path(str(PHOTOS)).iterdir() if path.is_dir()}
+    assert json.dumps(content.prompts).count("{}") == 50

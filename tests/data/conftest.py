@@ -1,0 +1,64 @@
+"""What the tests of adapters, conversion and checks share."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Options
+from customized_grpo.data.adapters.names import LayoutName
+from customized_grpo.data.adapters.registry import LAYOUTS
+
+Read = Callable[..., list[Item]]
+
+
+@pytest.fixture(scope="session")
+def sources() -> ModuleType:
+    """The helpers of sources.py; test folders are no packages, so that it cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location("data_sources", Path(__file__).with_name("sources.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def read() -> Read:
+    """Read a source; options by keyword."""
+
+    def read(name: str, source: Path, **options: object) -> list[Item]:
+        return list(LAYOUTS[LayoutName(name)].read(source, Options(**options)))  # type: ignore[arg-type]
+
+    return read
+
+
+@pytest.fixture
+def drafts(read: Read) -> Callable[..., list[Draft]]:
+    """Read a source of which every row must be good."""
+
+    def drafts(name: str, source: Path, **options: object) -> list[Draft]:
+        items = read(name, source, **options)
+        assert all(isinstance(item, Draft) for item in items), items
+        return [item for item in items if isinstance(item, Draft)]
+
+    return drafts
+
+
+@pytest.fixture
+def reasons(read: Read) -> Callable[..., list[str]]:
+    """Read a source and return why its rows are bad or dropped."""
+
+    def reasons(name: str, source: Path, **options: object) -> list[str]:
+        found = []
+        for item in read(name, source, **options):
+            if isinstance(item, Bad):
+                found.append(f"row {item.number}: {item.reason}")
+            elif isinstance(item, Dropped):
+                found.append(f"row {item.number} dropped: {item.filter}")
+        return found
+
+    return reasons
