@@ -144,7 +144,7 @@ def relative_difference(value: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("sampler", ["dance", "cps"])
 def test_the_first_pass_has_ratio_exactly_1_and_clips_nothing(make_parts: MakeParts, sampler: str) -> None:
     report = make_parts(f"rollout.sampler={sampler}").update()
-    assert report.first.terms == len(TRAINED)
+    assert report.first.terms == len(TRAINED) * 2 * GROUP
     assert report.first.deviation == 0.0
     assert report.metrics()["policy/ratio_mean"] == 1.0
     assert report.metrics()["policy/clip_fraction"] == 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import torch
 
@@ -20,6 +20,9 @@ from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward
+
+if TYPE_CHECKING:
+    from customized_grpo.data.manifest import Row
 
 NEEDS_MASKS = {"reference", "both"}
 
@@ -51,9 +54,22 @@ def build_data(config: Config) -> Data:
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
                 "Hold out at least two subjects (eight or more for intervals that deserve trust).",
             )
+        if config.model.shard:
+            _check_equal_work([*train, *held_out])
         source = ManifestSource(held_out, *size)
         return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
     assert_never(data)
+
+
+def _check_equal_work(rows: Sequence[Row]) -> None:
+    """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
+    wanted = len(rows[0].references)
+    if other := [row.id for row in rows if len(row.references) != wanted]:
+        raise UserError(
+            f"row {rows[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
+            "With model.shard=true all processes call the model equally often, which takes rows with the "
+            "same number of references.",
+        )
 
 
 def _is_segmented(reward: RewardConfig) -> bool:

@@ -104,7 +104,7 @@ def load_average(target: Sequence[Tensor], saved: Mapping[str, Tensor]) -> None:
 
 @dataclass
 class PassStatistics:
-    """Running sums over the loss terms of an update."""
+    """Running sums over the loss terms of an update: a term is a valid sample at a trained step."""
 
     terms: int = 0
     loss: float = 0.0
@@ -115,13 +115,13 @@ class PassStatistics:
 
     def add(self, loss: objective.PolicyLoss, value: float, kl: float) -> None:
         """Count one micro-batch at one step; `value` is its share of the batch's loss."""
-        ratio = loss.ratio.detach()
-        self.terms += 1
+        n_valid, off_by = int(loss.n_valid), loss.ratio - 1  # 0 where a sample is not valid
+        self.terms += n_valid
         self.loss += value
-        self.ratio += float(ratio.mean())
-        self.deviation = max(self.deviation, float((ratio - 1).abs().max()))
-        self.clipped += float(loss.clip_fraction)
-        self.kl += kl
+        self.ratio += n_valid + float(off_by.sum())
+        self.deviation = max(self.deviation, float(off_by.abs().max()))
+        self.clipped += n_valid * float(loss.clip_fraction)
+        self.kl += n_valid * kl
 
     def totalled(self, engine: Engine) -> PassStatistics:
         """Return the statistics of all processes."""

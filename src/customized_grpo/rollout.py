@@ -182,7 +182,8 @@ def collect(
     parts = []
     for rows, noise in _batches(examples, config, group_size, seeds):
         between()
-        parts.append(_draw(policy, sampler, of_samples(conditionings, rows, group_size), noise, plan))
+        part = of_samples(conditionings, rows, group_size)
+        parts.append(_draw(policy, sampler, part, noise, plan, keep_means=keep_means))
     x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
     return Trajectory(
         conditionings=conditionings,
@@ -264,14 +265,16 @@ def _draw(
     conditioning: Conditioning,
     noise: _Noise,
     plan: tuple[set[int], list[int]],
+    *,
+    keep_means: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw one batch; returns (x, x_next, mean, log_prob) of the trained steps and the images."""
+    """Draw one batch; returns (x, x_next, mean or nothing, log_prob) of the trained steps and the images."""
     noisy, trained = plan
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, noisy)):
         if step in trained:
             log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
-            kept.append((move.x, move.x_next, move.mean, log_prob))
+            kept.append((move.x, move.x_next, move.mean if keep_means else move.x[:0], log_prob))
     stacked = [torch.stack(column) for column in zip(*kept, strict=True)]
     size = (conditioning.height, conditioning.width)
     return stacked[0], stacked[1], stacked[2], stacked[3], policy.decode(move.x_next, *size)

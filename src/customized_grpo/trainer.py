@@ -42,6 +42,7 @@ from customized_grpo.iteration_metrics import (
     signal_metrics,
 )
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
+from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
@@ -146,8 +147,16 @@ class Trainer:
             stack.enter_context(self.stop)
             self.started = time.monotonic() - self.state.seconds
             self.note_processes()
+            config = self.config
+            batches = {
+                "train.micro_batch_size": config.train.micro_batch_size,
+                "rollout.batch_size": config.rollout.batch_size,
+                "evaluation.batch_size": config.evaluation.batch_size,
+            }
             try:
-                self.fit()
+                with explained(config.model, batches):
+                    self.encode_everything()
+                    self.fit()
             except Interrupted as signal:
                 self.save()
                 self.progress.message(f"interrupted; continue with: cgrpo resume {self.folder.path}")
@@ -206,6 +215,17 @@ class Trainer:
             )
             self.write("event", {"event": "processes", "message": message})
             self.progress.message(message)
+
+    def encode_everything(self) -> None:
+        """Fill the cache with every row, when the text encoders shall be dropped after that."""
+        if self.config.model.text_encoders != "drop":
+            return
+        self.progress.phase("encode")
+        for rows in (self.data.train, self.data.held_out):
+            mine = padded_block(len(rows), self.engine.rank, self.engine.world_size)
+            self.encode.fill_cache((rows[row] for row in mine), self.stop.between(len(mine)))
+        self.engine.wait_for_all()
+        self.policy.drop_text_encoders()
 
     def is_due(self, every: int) -> bool:
         """Return whether something done every so many iterations (0: only at the end) is due now."""

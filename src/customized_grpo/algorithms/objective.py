@@ -25,6 +25,8 @@ class PolicyLoss:
     """[B], detached; 1 for samples that are not valid."""
     clip_fraction: Tensor
     """Scalar, detached: share of the valid samples whose gradient the clip has stopped."""
+    n_valid: Tensor
+    """Scalar: number of valid samples."""
 
 
 def policy_loss(
@@ -67,9 +69,10 @@ def policy_loss(
     weight = torch.where(kept, advantage, 0.0)
     unclipped = -weight * ratio
     clipped = -weight * ratio.clamp(1 - clip_range, 1 + clip_range)
-    count = kept.sum().clamp_min(1)
+    n_valid = kept.sum()
+    count = n_valid.clamp_min(1)
     loss = torch.maximum(unclipped, clipped).sum() / (count if total is None else total)
-    return PolicyLoss(loss, ratio.detach(), (clipped > unclipped).detach().sum() / count)
+    return PolicyLoss(loss, ratio.detach(), (clipped > unclipped).detach().sum() / count, n_valid)
 
 
 def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:

@@ -145,6 +145,12 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_shards_are_plain(self) -> ModelConfig:
+        if self.shard and (self.quantisation is not None or self.compile):
+            raise ValueError("shard splits plain weights: set quantisation to null and compile to false")
+        return self
+
+    @model_validator(mode="after")
     def _check_dropped_encoders_leave_a_cache(self) -> ModelConfig:
         if self.text_encoders == "drop" and self.cache is None:
             raise ValueError(

@@ -15,6 +15,7 @@ from customized_grpo.policies.fuse import fuse_lora
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision
 from customized_grpo.policies.quantisation import check_quantisation, quantise
+from customized_grpo.policies.sharding import shard
 from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def _load(model: ModelConfig, seed: int, device: torch.device) -> PipelinePolicy
         fuse_lora(pipe, model.fuse_lora)
     if model.quantisation is not None:
         quantise(pipe.transformer, model.quantisation, device)
+    if model.shard:
+        shard(pipe.transformer, device)
     policy = FAMILIES[model.family].build(pipe, model, device)
     # torch says so once, under autocast, of a norm that is right but not fused: nothing the user can act on
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)

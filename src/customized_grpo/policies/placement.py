@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.policies.sharding import is_sharded
 
 CPU = torch.device("cpu")
 
@@ -68,12 +69,15 @@ class Placement:
             yield
             return
         encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
-        self._pipe.transformer.to(CPU)
+        stays = is_sharded(self._pipe.transformer)  # small enough, and its parts cannot be moved
+        if not stays:
+            self._pipe.transformer.to(CPU)
         try:
             with self._visiting(encoders):
                 yield
         finally:
-            self._pipe.transformer.to(self._device)
+            if not stays:
+                self._pipe.transformer.to(self._device)
 
     @contextmanager
     def vae(self) -> Iterator[None]:

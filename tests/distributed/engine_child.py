@@ -1,0 +1,88 @@
+"""Run by test_engine.py in two processes: every exchange of the engine, checked on every process."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.signals import Interrupted, StopFlag
+from customized_grpo.errors import UserError
+
+engine = Engine(torch.device("cpu"), timeout_s=60)
+rank = engine.rank
+assert engine.world_size == 2 and engine.is_main is (rank == 0)
+
+
+def exchanges() -> None:
+    assert engine.gather(torch.tensor([[rank, 7]])).tolist() == [[0, 7], [1, 7]]
+    assert engine.total(torch.tensor([1.5, rank])).tolist() == [3.0, 1.0]
+    assert (engine.largest(rank), engine.smallest(rank)) == (1, 0)
+    assert engine.from_main(lambda: {"who": rank, "text": "ä"}) == {"who": 0, "text": "ä"}
+    mine = {"a": torch.arange(3), "b": torch.tensor(0.25, dtype=torch.bfloat16)} if rank == 0 else None
+    received = engine.tensors_from_main(mine)
+    assert received["a"].tolist() == [0, 1, 2]
+    assert received["b"].dtype == torch.bfloat16 and float(received["b"]) == 0.25
+
+
+def gradients() -> None:
+    """Of several types, shapes and sizes; one parameter has none."""
+    shapes = [(3, 2), (5,), (), (1000, 1000), (7,)]
+    dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    parameters = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s, d in zip(shapes, dtypes, strict=True)]
+    for number, parameter in enumerate(parameters[:-1]):
+        parameter.grad = torch.full_like(parameter, (number + 1) * (1 + 2 * rank))
+    engine.sum_gradients(parameters)
+    for number, parameter in enumerate(parameters[:-1]):
+        assert parameter.grad is not None and bool((parameter.grad == (number + 1) * 4).all()), number
+    assert parameters[-1].grad is None
+
+
+def agreement() -> None:
+    same = [torch.arange(4.0), torch.ones(2)]
+    engine.check_agreement(same)
+    if rank == 1:
+        same[0][0] += 1e-7
+    try:
+        engine.check_agreement(same)
+    except UserError as error:
+        assert "no longer hold the same adapter" in error.message
+    else:
+        raise AssertionError("a difference was not noticed")
+
+
+def stopping() -> None:
+    flag = StopFlag(engine)
+    flag.check()
+    check = flag.between(2 + rank)  # process 1 has a batch more, which must not wait for process 0
+    check(), check()
+    if rank == 1:
+        check()
+        flag.status = 143
+    try:
+        flag.check()
+    except Interrupted as stop:
+        assert stop.status == 143
+    else:
+        raise AssertionError("the signal of process 1 did not reach this process")
+
+
+def refusal() -> None:
+    def refuse() -> None:
+        raise UserError("the folder is taken")
+
+    try:
+        engine.from_main(refuse)
+    except UserError:
+        assert rank == 0, "the others must not repeat the message"
+    except SystemExit as stop:
+        assert rank == 1 and stop.code == 2
+    else:
+        raise AssertionError("the error of the main process was lost")
+
+
+for check in (exchanges, gradients, agreement, stopping, refusal):
+    check()
+engine.close()
+print(f"process {rank} is done", file=sys.stderr)

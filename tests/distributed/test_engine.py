@@ -1,0 +1,65 @@
+"""What processes tell each other, in two real processes; and who samples what, as pure functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launch import HERE, finish, torchrun
+
+from customized_grpo.engine.sharing import Share, padded_block
+from customized_grpo.errors import UserError
+
+COUNTS = st.integers(1, 5)
+
+
+def test_every_exchange_between_two_processes() -> None:
+    status, printed = finish(torchrun(2, str(HERE / "engine_child.py")))
+    assert status == 0, printed
+    assert "process 0 is done" in printed and "process 1 is done" in printed
+
+
+@given(world_size=COUNTS, steps=COUNTS, groups=COUNTS)
+def test_shares_are_whole_groups_that_make_up_the_iteration_step_by_step(
+    world_size: int, steps: int, groups: int
+) -> None:
+    total = world_size * steps * groups
+    shares = [Share(rank, world_size, steps) for rank in range(world_size)]
+    prompts = [share.prompts(total) for share in shares]
+    assert sorted(number for mine in prompts for number in mine) == list(range(total))
+    for step in range(steps):
+        of_step = [number for mine in prompts for number in mine[step * groups : (step + 1) * groups]]
+        assert sorted(of_step) == list(range(step * total // steps, (step + 1) * total // steps))
+
+
+@given(world_size=COUNTS, steps=COUNTS, groups=COUNTS, group_size=COUNTS)
+def test_what_is_gathered_comes_into_the_order_of_the_iteration(
+    world_size: int, steps: int, groups: int, group_size: int
+) -> None:
+    total = world_size * steps * groups
+    shares = [Share(rank, world_size, steps) for rank in range(world_size)]
+    samples = [
+        torch.tensor([[prompt, sample] for prompt in share.prompts(total) for sample in range(group_size)])
+        for share in shares
+    ]
+    ordered = shares[0].in_order(torch.cat(samples))
+    assert ordered.tolist() == [[prompt, sample] for prompt in range(total) for sample in range(group_size)]
+    step = ordered[: len(ordered) // steps]
+    for share, mine in zip(shares, samples, strict=True):
+        assert torch.equal(step[share.own(len(step))], mine[: len(mine) // steps])
+
+
+@given(total=st.integers(1, 30), world_size=st.integers(1, 7))
+def test_blocks_have_one_length_and_are_the_items_in_order(total: int, world_size: int) -> None:
+    blocks = [padded_block(total, rank, world_size) for rank in range(world_size)]
+    assert len({len(block) for block in blocks}) == 1
+    assert [item for block in blocks for item in block][:total] == list(range(total))
+    assert all(0 <= item < total for block in blocks for item in block)
+
+
+def test_groups_that_cannot_be_shared_evenly_are_refused_with_the_number_that_can() -> None:
+    Share(0, 2, 2).check(8)
+    with pytest.raises(UserError, match=r"prompts_per_iteration=6 .* 2 processes in 2 updates") as refused:
+        Share(0, 2, 2).check(6)
+    assert refused.value.hint == "Use a multiple of 4."
