@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from customized_grpo import __version__
-from customized_grpo.cli import compare, config, doctor, evaluate, generate, report, resume, toybox, train
+from customized_grpo.cli import (
+    compare,
+    config,
+    doctor,
+    evaluate,
+    generate,
+    plan,
+    report,
+    resume,
+    toybox,
+    train,
+)
 from customized_grpo.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("train")(train.train)
