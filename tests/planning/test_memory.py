@@ -20,7 +20,8 @@ from customized_grpo.policies import load_policy
 from customized_grpo.policies.architecture import read_architecture
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 
-TOLERANCE = 0.15
+TOLERANCE = 0.05
+"""Largest relative error of a predicted peak; 0.032 was seen."""
 BATCH = 3
 
 
@@ -42,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"flux1": "toybox", "flux2": str(root / "flux2"), "qwen_edit": str(root / "qwen_edit")}
 
 
-FAMILIES = [("flux1", 24, 2.5), ("flux2", 96, 4.0), ("qwen_edit", 128, 4.0)]
+FAMILIES = [("flux1", 24, 2.5), ("flux2", 96, 4.0), ("qwen_edit", 288, 4.0)]
 """Family, text tokens and guidance, which takes two calls for flux2 and qwen_edit."""
 
 
@@ -93,8 +94,12 @@ def saved_bytes(call: Callable[[], Tensor], known: list[Tensor]) -> int:
 def test_activations_of_a_backward_pass_are_as_predicted(model: ModelConfig, precision: str) -> None:
     model = model.model_copy(update={"precision": precision})
     call, known = velocity_of(load_policy(model, seed=0))
-    predicted = DryRun(read_architecture(model), model, 1).update_bytes(BATCH, checkpointing=False, kl=False)
-    assert predicted == pytest.approx(saved_bytes(call, known), rel=TOLERANCE)
+    run = DryRun(read_architecture(model), model, 1)
+    predicted = run.update_bytes(BATCH, checkpointing=False, kl=False)
+    kept = saved_bytes(call, known)
+    # the rest is the working memory of a layer: 6 to 19 % in these models, below 1 % in those of 57 blocks
+    assert 0 <= predicted - kept < run.rollout_bytes(BATCH)
+    assert predicted == pytest.approx(kept, rel=0.2)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -131,8 +136,10 @@ def test_parameters_and_conditioning_are_counted_exactly(model: ModelConfig) -> 
     encoded = policy.encode(["a fox"], [[image]], 64, 64)
     wide = [tensor for name, tensor in encoded.per_sample.items() if "mask" not in name]
     text_is_fp32 = model.family == "flux1"  # ToyBox's encoders, being small, are never held in bf16
-    assert run.conditioning_bytes <= sum(tensor.nbytes for tensor in wide) <= (2 if text_is_fp32 else 1) * (
+    assert (
         run.conditioning_bytes
+        <= sum(tensor.nbytes for tensor in wide)
+        <= (2 if text_is_fp32 else 1) * (run.conditioning_bytes)
     )
 
 
@@ -198,8 +205,12 @@ def reward_models() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "hpsv3", Qwen2VLForConditionalGeneration, qwen2_vl
 
 
-@pytest.mark.parametrize(("name", "model_class", "options"), list(reward_models()), ids=lambda value: str(value)[:9])
-def test_reward_models_have_as_many_parameters_as_is_said(name: str, model_class: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "model_class", "options"), list(reward_models()), ids=lambda value: str(value)[:9]
+)
+def test_reward_models_have_as_many_parameters_as_is_said(
+    name: str, model_class: Any, options: dict[str, Any]
+) -> None:
     with torch.device("meta"):
         module = model_class(model_class.config_class(**options))
     assert sum(p.numel() for p in module.parameters()) == memory.REWARD_PARAMETERS[name]
@@ -239,5 +250,7 @@ def test_operations_of_a_forward_pass_are_those_of_its_products_and_attention() 
     double_lora = 2 * tokens * 4 * 2 * width * adapter_rank
     single_lora = 2 * tokens * (3 * 2 * width + 6 * width) * adapter_rank
     blocks = 2 * (double + double_lora) + 4 * (single + single_lora)
-    around = 2 * (image * 128 * width * 2 + text * 96 * width + (2 * 256 + 96 + 3 * width + 2 * width) * width)
+    around = 2 * (
+        image * 128 * width * 2 + text * 96 * width + (2 * 256 + 96 + 3 * width + 2 * width) * width
+    )
     assert run.flops == pytest.approx(blocks + around, rel=1e-6)

@@ -11,7 +11,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import n_parameters, read_architecture
 from customized_grpo.policies.published import CHECKPOINTS, build_transformer
 
-# transformer, autoencoder and text encoders, in 10^9 parameters: model cards, and the sizes of the published files
+# transformer, autoencoder, text encoders, in 10^9 parameters: model cards and sizes of the published files
 SIZES = {
     "black-forest-labs/FLUX.1-dev": (11.90, 0.0838, 0.123 + 4.762),
     "black-forest-labs/FLUX.1-Kontext-dev": (11.90, 0.0838, 0.123 + 4.762),

@@ -104,12 +104,13 @@ def _batch_rows(found: Plan) -> list[list[str]]:
         ],
         [
             "update",
-            f"{batches.optimizer_steps} optimizer steps an iteration, each of {batches.samples_per_step} samples, "
-            f"{batches.micro_batches_per_step} backward passes a process",
+            f"{batches.optimizer_steps} optimizer steps an iteration, each of {batches.samples_per_step} "
+            f"samples, {batches.micro_batches_per_step} backward passes a process",
         ],
         [
             "steps",
-            f"{found.steps} denoising steps, {found.noisy_steps} draw noise, {found.trained_steps} are trained",
+            f"{found.steps} denoising steps, {found.noisy_steps} draw noise, "
+            f"{found.trained_steps} are trained",
         ],
         ["tokens", f"{tokens.image} image, {tokens.references} references, {tokens.text} text a sample"],
     ]

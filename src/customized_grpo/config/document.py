@@ -12,7 +12,9 @@ from customized_grpo.config.schema import MAX_SEED, Config
 
 Schema = Mapping[str, Any]
 
-EXTENDS = "Preset or YAML file, relative to this one, whose values hold where this recipe gives none of its own."
+EXTENDS = (
+    "Preset or YAML file, relative to this one, whose values hold where this recipe gives none of its own."
+)
 """The sentence of the key `extends`, which is gone when a recipe has become a `Config`."""
 
 ITEM = "N"

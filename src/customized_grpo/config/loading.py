@@ -1,8 +1,8 @@
 """From a recipe and overrides to a checked `Config`, and back to text.
 
-Layers, later ones winning: the schema's defaults, the recipe that the recipe extends, the recipe (a preset or a
-YAML file), the overrides in the order given. Everything that is wrong is reported in one message, before
-anything heavy is imported.
+Layers, later ones winning: the schema's defaults, the recipe that is extended, the recipe (a preset or a YAML
+file), the overrides in the order given. Everything that is wrong is reported in one message, before anything
+heavy is imported.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
-    """Write a recipe's values over those of the one it extends, section by section; a list replaces a list."""
+    """Write a recipe's values over those of the one it extends, key by key; a list replaces a list."""
     for key, value in above.items():
         _forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
     for key, value in above.items():

@@ -75,8 +75,8 @@ class DryRun:
         """Return pixels of an image for each of its latent, along a side, as the family's pipeline has it."""
         config = self.vae.config
         if self.architecture.family == "qwen_edit":
-            return 2 ** len(config.temperal_downsample)
-        return 2 ** (len(config.block_out_channels) - 1)
+            return 1 << len(config.temperal_downsample)
+        return 1 << (len(config.block_out_channels) - 1)
 
     @property
     def token_channels(self) -> int:
@@ -87,8 +87,9 @@ class DryRun:
     @property
     def conditioning_bytes(self) -> int:
         """Return the bytes of one sample's conditioning: text, pooled text, references."""
-        own_texts = 1 if self.architecture.family == "flux2" else self.calls  # its empty prompt is shared by all
-        width = own_texts * self.model.max_text_tokens * self.config.joint_attention_dim
+        # the empty prompt of flux2 is one for all samples
+        own_texts = 1 if self.architecture.family == "flux2" else self.calls
+        width: int = own_texts * self.model.max_text_tokens * self.config.joint_attention_dim
         width += self.config.get("pooled_projection_dim", 0)
         return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
 
@@ -231,7 +232,7 @@ class _Stub:
     def _velocity(self, inputs: Inputs) -> Tensor:
         """Call the transformer once, as the family's `velocity` does."""
         with replay.bf16_products(self.run.model.precision == "bf16"):
-            v = self.module(**inputs, return_dict=False)[0]
+            v: Tensor = self.module(**inputs, return_dict=False)[0]
         return v[:, : self.run.n_image].float()
 
 

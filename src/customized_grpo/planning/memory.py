@@ -99,13 +99,12 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
         "text encoders": encoders,
         "autoencoder": vae,
         "rewards": rewards,
-        "conditioning": run.conditioning_bytes * (batches.prompts_per_process + max(rollout_batch, update_batch)),
+        "conditioning": run.conditioning_bytes
+        * (batches.prompts_per_process + max(rollout_batch, update_batch)),
         "trajectory": trajectory_bytes(config, run, batches.samples_per_process, n_trained),
         "rollout pass": dequantised + run.rollout_bytes(rollout_batch),
         "update pass": dequantised
-        + run.update_bytes(
-            update_batch, checkpointing=model.gradient_checkpointing, kl=train.kl_weight > 0
-        ),
+        + run.update_bytes(update_batch, checkpointing=model.gradient_checkpointing, kl=train.kl_weight > 0),
         "evaluation pass": dequantised + run.rollout_bytes(evaluation_batch),
         "encoding": run.encode_bytes(1),  # a prompt at a time
         "decoding": run.decode_bytes(rollout_batch),
@@ -171,14 +170,14 @@ def nf4_bytes(n_weights: int) -> int:
 
 
 def dequantised_bytes(run: DryRun, quantisation: Quantisation) -> int:
-    """Return the bytes of the largest quantised layer in full precision, which its product needs for a moment."""
+    """Return the bytes of the largest quantised layer in full precision, which its product needs."""
     if quantisation is None:
         return 0
     return run.dtype.itemsize * max(rows * columns for rows, columns in run.block_linears)
 
 
 def trajectory_bytes(config: Config, run: DryRun, samples: int, n_trained: int) -> int:
-    """Return the bytes of an iteration's samples: states before and after trained steps, means, images, all fp32.
+    """Return the bytes of an iteration's samples: states around trained steps, means and images, all fp32.
 
     Means are kept until all batches are drawn, whether training needs them or not.
     """

@@ -66,13 +66,17 @@ class Plan:
     memory: Memory
 
     def seconds_per_iteration(self, tflops: float) -> float:
-        """Return the time of the transformer's passes of an iteration, at a speed in 10^12 operations a second."""
+        """Return the time of an iteration's passes of the transformer, at 10^12 `tflops` operations a second."""
         passes = self.passes.iteration * self.batches.prompts_per_process
         return work.seconds(passes, self.flops_per_pass, tflops)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data, bytes as whole numbers."""
-        memory = {"peak": self.memory.peak, "peak_phase": self.memory.peak_phase, "needed": self.memory.needed}
+        memory = {
+            "peak": self.memory.peak,
+            "peak_phase": self.memory.peak_phase,
+            "needed": self.memory.needed,
+        }
         return {**asdict(self), "memory": {**asdict(self.memory), **memory}}
 
 
@@ -152,7 +156,9 @@ def make_fit(config: Config, device_gib: float, *, processes: int = 1, reference
         if fits(memory):
             break
         # a later step of one knob replaces an earlier one
-        kept = tuple(one for one in chosen if one.partition("=")[0] not in {s.partition("=")[0] for s in step})
+        kept = tuple(
+            one for one in chosen if one.partition("=")[0] not in {s.partition("=")[0] for s in step}
+        )
         chosen = (*kept, *step)
         memory = memory_with(chosen)
     if not fits(memory):

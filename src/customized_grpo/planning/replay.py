@@ -1,4 +1,4 @@
-"""Memory measured without memory: a model runs on tensors that have shapes but no data, and bytes are counted.
+"""Memory measured without memory: a model runs on tensors that have shapes but no data, and is watched.
 
 torch's fake tensors go through the same operations, the same autograd graph and the same gradient
 checkpointing as real ones. What is counted is therefore what a run would allocate, in the order in which it
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are made inside the block, as long as each is alive.
 
     Args:
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
         for tensor in known:
@@ -70,7 +70,9 @@ def without_data(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     with mode:
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False)):
-                fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
+                fake = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad
+                )
                 setattr(part, name, fake)
             for name, buffer in list(part.named_buffers(recurse=False)):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
@@ -109,7 +111,7 @@ def flops(call: Callable[[], Any]) -> int:
     """Return the floating-point operations of matrix products, convolutions and attention in `call`."""
 
     def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        count: int = sdpa_flop_count(query, key, value)
+        count: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
         return count
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

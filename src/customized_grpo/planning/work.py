@@ -91,8 +91,7 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
         rollout_batches=math.ceil(samples_here / config.rollout.batch_size),
         optimizer_steps=train.updates_per_iteration * train.inner_epochs,
         samples_per_step=samples_per_step,
-        micro_batches_per_step=n_trained
-        * math.ceil(samples_per_step // processes / train.micro_batch_size),
+        micro_batches_per_step=n_trained * math.ceil(samples_per_step // processes / train.micro_batch_size),
     )
 
 

@@ -90,7 +90,9 @@ def read_architecture(model: ModelConfig) -> Architecture:
         folder, source = Path(model.path).expanduser(), f"the configs in {model.path}"
     if folder.is_dir():
         return _of_family(_read(lambda name: folder / name, model, source), model)
-    return _of_family(_read(lambda name: _fetch(model.path, name), model, f"the configs of {model.path}"), model)
+    return _of_family(
+        _read(lambda name: _fetch(model.path, name), model, f"the configs of {model.path}"), model
+    )
 
 
 def _read(locate: Callable[[str], Path], model: ModelConfig, source: str) -> Architecture:

@@ -156,7 +156,7 @@ class PipelinePolicy(ABC):
 
     @classmethod
     def default_target(cls, transformer: torch.nn.Module) -> str:
-        """Return the regular expression of the layers that get an adapter unless the recipe says otherwise."""
+        """Return the regular expression of the layers that get an adapter when the recipe names none."""
         return cls.LORA_TARGET
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:

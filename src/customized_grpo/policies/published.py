@@ -1,4 +1,4 @@
-"""The architectures of published checkpoints, so that they can be planned for, and rebuilt, without a download.
+"""The architectures of published checkpoints, to plan for them and to rebuild them without a download.
 
 Only what decides sizes is written down; everything else keeps the default of the class in diffusers or
 transformers. A test counts the parameters of each and compares them with the published sizes.

@@ -100,7 +100,7 @@ class QwenEditPolicy(PipelinePolicy):
         The last block's text is not used by anything, so adapters on the layers that only make it would never
         get a gradient.
         """
-        last = len(transformer.get_submodule("transformer_blocks")) - 1
+        last = len(list(transformer.get_submodule("transformer_blocks").children())) - 1
         unused = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|to_add_out)"
         return rf"(?!{unused}$){cls.LORA_TARGET}"
 
