@@ -35,7 +35,7 @@ class DryRun:
     """A recipe's models without data.
 
     The blocks of a stack are alike, so passes are replayed with two and with three blocks of each kind and
-    continued to the real depth, see `_deepen`. Two, because the first block is an exception: nothing before it
+    continued to the depth, see `_deepen`. Two, because the first block is an exception: nothing before it
     is trained, so its backward pass stops short.
 
     Args:
@@ -271,7 +271,7 @@ def _is_guided_twice(architecture: Architecture, model: ModelConfig) -> bool:
 
 
 def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
-    """Return the shapes [out, in] of the linear layers in the repeated blocks, which quantisation is about."""
+    """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
     return [
         (module.out_features, module.in_features)
         for blocks in transformer.children()

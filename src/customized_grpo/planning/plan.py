@@ -66,7 +66,7 @@ class Plan:
     memory: Memory
 
     def seconds_per_iteration(self, tflops: float) -> float:
-        """Return the time of an iteration's passes of the transformer, at 10^12 `tflops` operations a second."""
+        """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
         passes = self.passes.iteration * self.batches.prompts_per_process
         return work.seconds(passes, self.flops_per_pass, tflops)
 

@@ -104,7 +104,8 @@ def peak_bytes(call: Callable[[], Any], known: Iterable[Tensor]) -> int:
     """Return the most bytes alive at once while `call` runs, `known` tensors not counted."""
     with LiveBytes(known) as live:
         call()
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def flops(call: Callable[[], Any]) -> int:
