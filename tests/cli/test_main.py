@@ -56,6 +56,8 @@ def run_folder(tmp_path: Path) -> Path:
         ["--help"],
         ["train", "--help"],
         ["doctor", "--help"],
+        ["plan", "--help"],
+        ["config", "presets"],
         ["config", "show", "toybox"],
         ["config", "schema"],
         ["train", "toybx"],
@@ -90,6 +92,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
     result = cgrpo("--help")
     assert result.returncode == 0
     for verb in (
+        "plan",
         "doctor",
         "compare",
         "train",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +72,12 @@ def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> s
     rows += [
         [metric, *(_interval(column[metric]) for column in (base, tuned, difference))] for metric in base
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned text."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from customized_grpo.cli.common import table
+
 app = typer.Typer(help="Show what a run would use, and what there is to set.", no_args_is_help=True)
 
 
@@ -29,6 +31,14 @@ def show(
     from customized_grpo.config import dump_config, load_config
 
     print(dump_config(load_config(recipe, overrides or ())), end="")
+
+
+@app.command()
+def presets() -> None:
+    """List the recipes that come with the package."""
+    from customized_grpo.config.loading import preset_summaries
+
+    print(table(list(preset_summaries().items())))
 
 
 @app.command()

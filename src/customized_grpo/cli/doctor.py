@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from customized_grpo.cli.common import table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _rewards_table(rewards: Sequence[RewardHealth]) -> str:
         numbers = [f"{reward.mean:.3f}", f"{reward.group_std:.3f}"]
         shares = [f"{reward.zero_std_groups:.1%}", f"{reward.nan_samples:.1%}"]
         rows.append([reward.name, reward.kind, *numbers, *shares])
-    return _table(rows)
+    return table(rows)
 
 
 def _conflict_lines(found: Diagnosis) -> list[str]:
@@ -132,7 +133,7 @@ def _gains_table(gains: StepGains, metrics: Sequence[MetricGains]) -> str:
         rows.append([str(step), f"{gains.sigmas[step]:.3f}", f"{weight:.3f}", *cells])
     rows.append(["all", "", "", *(f"{m.scores[0]:.3f} -> {m.scores[-1]:.3f}" for m in metrics)])
     rows.append(["centre", "", "", *(_centre(metric) for metric in metrics)])
-    return _table(rows)
+    return table(rows)
 
 
 def _centre(metric: MetricGains) -> str:
@@ -140,10 +141,3 @@ def _centre(metric: MetricGains) -> str:
     if metric.centre is None:
         return "none: no clear gain"
     return f"{metric.centre.mean:.3f} [{metric.centre.low:.3f}, {metric.centre.high:.3f}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned text."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -20,6 +20,7 @@ from customized_grpo.cli import (
     doctor,
     evaluate,
     generate,
+    plan,
     report,
     resume,
     toybox,
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("train")(train.train)

@@ -12,6 +12,11 @@ from customized_grpo.config.schema import MAX_SEED, Config
 
 Schema = Mapping[str, Any]
 
+EXTENDS = (
+    "Preset or YAML file, relative to this one, whose values hold where this recipe gives none of its own."
+)
+"""The sentence of the key `extends`, which is gone when a recipe has become a `Config`."""
+
 ITEM = "N"
 """Stands for the index of a list in the path of a knob, as in rewards.N.weight."""
 
@@ -44,12 +49,13 @@ def knobs() -> tuple[Knob, ...]:
 def schema_json() -> str:
     """Return the JSON Schema of a recipe, for editors and other tools."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    schema["properties"] = {"extends": {"type": "string", "description": EXTENDS}, **schema["properties"]}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def markdown() -> str:
     """Return the reference page: a table of every knob with its type, default and sentence."""
-    lines = ["# Every knob of a recipe"]
+    lines = ["# Every knob of a recipe", "", f"`extends`: {EXTENDS}"]
     for knob in knobs():
         if "." in knob.path:
             only = f" (only for `kind: {knob.owner}`)" if knob.owner else ""

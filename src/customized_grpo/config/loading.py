@@ -1,13 +1,15 @@
 """From a recipe and overrides to a checked `Config`, and back to text.
 
-Layers, later ones winning: the schema's defaults, the recipe (a preset or a YAML file), the overrides in the
-order given. Everything that is wrong is reported in one message, before anything heavy is imported.
+Layers, later ones winning: the schema's defaults, the recipe that is extended, the recipe (a preset or a YAML
+file), the overrides in the order given. Everything that is wrong is reported in one message, before anything
+heavy is imported.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -24,6 +26,9 @@ from customized_grpo.config.names import ADVANTAGE_NAMES, ADVANTAGE_OPTIONS, SCH
 from customized_grpo.config.schema import Config, Section
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError
+
+EXTENDS = "extends"
+"""Key of a recipe that names the recipe it starts from."""
 
 NOT_IN_HASH = ("run.dir", "run.overwrite", "run.process_timeout_s", "trackers")
 """Fields that change where results go, but no number in them."""
@@ -48,13 +53,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: Lists every mistake with its dotted path and what to write instead.
     """
-    name, text = _read_recipe(recipe)
-    data, mistakes = read_yaml(text)
-    if not isinstance(data, dict):
-        found = mistakes or [
-            Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
-        ]
-        raise _refusal(recipe, found)
+    name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = _parse_overrides(overrides)
     mistakes += bad_overrides + _apply(data, settings)
     run = data.setdefault("run", {})
@@ -94,6 +93,71 @@ def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def preset_summaries() -> dict[str, str]:
+    """Return the recipes that come with the package by name, each with the sentence it begins with."""
+    return {name: _summary(_read_recipe(name)[1]) for name in preset_names()}
+
+
+def _summary(text: str) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines)
+    return comment.partition(". ")[0].rstrip(".") + "."
+
+
+def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[str, Any], list[Mistake]]:
+    """Read a recipe on top of what it extends.
+
+    Args:
+        recipe: Name of a preset, or path of a YAML file.
+        inside: Recipes that extend this one, the outermost first.
+
+    Returns:
+        The recipe's short name, its data without `extends`, and what is wrong with its text.
+    """
+    name, text = _read_recipe(recipe)
+    data, mistakes = read_yaml(text)
+    if not isinstance(data, dict):
+        found = mistakes or [
+            Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
+        ]
+        raise _refusal(recipe, found)
+    if EXTENDS not in data:
+        return name, data, mistakes
+    base = data.pop(EXTENDS)
+    if not isinstance(base, str) or not base:
+        mistake = Mistake(EXTENDS, "write one preset, or the path of one YAML file")
+        return name, data, [*mistakes, mistake]
+    if _is_file(base) and recipe not in preset_names():
+        base = str(Path(recipe).parent / base)
+    chain = (*inside, recipe)
+    if _identity(base) in map(_identity, chain):
+        raise UserError(f"extends goes in a circle: {' -> '.join((*chain, base))}", "Take one of them out.")
+    _, below, wrong_below = _read_layers(base, chain)
+    if wrong_below:
+        raise _refusal(base, wrong_below)
+    _lay_over(below, data)
+    return name, below, mistakes
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Write a recipe's values over those of the one it extends, key by key; a list replaces a list."""
+    for key, value in above.items():
+        _forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _lay_over(below[key], value, (*path, key))
+        else:
+            below[key] = value
+
+
+def _identity(recipe: str) -> str | Path:
+    return recipe if recipe in preset_names() else Path(recipe).resolve()
+
+
+def _is_file(recipe: str) -> bool:
+    return "/" in recipe or recipe.endswith((".yaml", ".yml"))
+
+
 def _presets() -> Traversable:
     return resources.files("customized_grpo.config") / "presets"
 
@@ -119,7 +183,7 @@ def _read_recipe(recipe: str) -> tuple[str, str]:
 
 def _not_found(recipe: str) -> UserError:
     presets = preset_names()
-    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+    if _is_file(recipe):
         return UserError(f"there is no recipe file {recipe}", f"Presets: {', '.join(presets)}.")
     close = nearest(recipe, presets)
     return UserError(

@@ -27,11 +27,13 @@ class Family:
     Attributes:
         classes: Values of `_class_name` in a checkpoint's model_index.json, each with the diffusers pipeline
             that loads it.
+        policy: Class of the policy.
         build: Makes the policy of a pipeline, a recipe's `model` section and a device.
         parts: Makes the parts of a pipeline that diffusers cannot load itself, from the checkpoint's path.
     """
 
     classes: Mapping[str, str]
+    policy: type[PipelinePolicy]
     build: Build
     parts: Callable[[str], dict[str, Any]] = lambda path: {}
 
@@ -62,11 +64,16 @@ def _qwen_edit(pipe: Any, model: ModelConfig, device: torch.device) -> PipelineP
 FAMILIES: dict[str, Family] = {
     # FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
     "flux1": Family(
-        {"FluxKontextPipeline": "FluxKontextPipeline", "FluxPipeline": "FluxKontextPipeline"}, _flux1
+        {"FluxKontextPipeline": "FluxKontextPipeline", "FluxPipeline": "FluxKontextPipeline"},
+        Flux1Policy,
+        _flux1,
     ),
-    "flux2": Family({"Flux2KleinPipeline": "Flux2KleinPipeline", "Flux2Pipeline": "Flux2Pipeline"}, _flux2),
+    "flux2": Family(
+        {"Flux2KleinPipeline": "Flux2KleinPipeline", "Flux2Pipeline": "Flux2Pipeline"}, Flux2Policy, _flux2
+    ),
     "qwen_edit": Family(
         {"QwenImageEditPlusPipeline": "QwenImageEditPlusPipeline"},
+        QwenEditPolicy,
         _qwen_edit,
         lambda path: {"processor": load_processor(path)},
     ),

@@ -61,7 +61,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     with torch.no_grad():
         for name, parameter in adapter_parameters(transformer).items():
             parameter.data = parameter.data.float()
-            if ".lora_A." in name:
+            if ".lora_A." in name and not parameter.is_meta:  # on "meta" there is nothing but shapes
                 drawn = torch.randn(parameter.shape, generator=generator(seed, "lora", name)) / rank
                 parameter.copy_(drawn)
 

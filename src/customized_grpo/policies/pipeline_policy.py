@@ -43,7 +43,7 @@ class PipelinePolicy(ABC):
     """
 
     LORA_TARGET: ClassVar[str]
-    """Regular expression of the layers that get an adapter unless the recipe says otherwise."""
+    """Regular expression of the layers worth an adapter, see `default_target`."""
 
     VAE_MEMORY_FORMAT: ClassVar[torch.memory_format] = torch.channels_last
     """Convolutions are twice as fast so, on CPUs too."""
@@ -160,10 +160,14 @@ class PipelinePolicy(ABC):
     def add_adapter(
         self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
     ) -> None:
-        """Put a fresh adapter on the transformer, see `lora.add_adapter`; None targets `LORA_TARGET`."""
-        lora.add_adapter(
-            self.transformer, rank=rank, alpha=alpha, target=target or self.LORA_TARGET, seed=seed
-        )
+        """Put a fresh adapter on the transformer, see `lora.add_adapter`; None targets `default_target`."""
+        target = target or self.default_target(self.transformer)
+        lora.add_adapter(self.transformer, rank=rank, alpha=alpha, target=target, seed=seed)
+
+    @classmethod
+    def default_target(cls, transformer: torch.nn.Module) -> str:
+        """Return the regular expression of the layers that get an adapter when the recipe names none."""
+        return cls.LORA_TARGET
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """Return the adapter's parameters, fp32, in the order of the model's layers."""

@@ -97,18 +97,16 @@ class QwenEditPolicy(PipelinePolicy):
             offload=offload,
         )
 
-    def add_adapter(
-        self, *, rank: int, alpha: float | None = None, target: str | None = None, seed: int
-    ) -> None:
-        """Put a fresh adapter on the transformer, see `lora.add_adapter`.
+    @classmethod
+    def default_target(cls, transformer: torch.nn.Module) -> str:
+        """Return the target of all projections of attention but two.
 
-        Without a target: on all projections of attention but two. The last block's text is not used by
-        anything, so adapters on the layers that only make it would never get a gradient.
+        The last block's text is not used by anything, so adapters on the layers that only make it would never
+        get a gradient.
         """
-        last = len(self.transformer.transformer_blocks) - 1
+        last = len(list(transformer.get_submodule("transformer_blocks").children())) - 1
         unused = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|to_add_out)"
-        default = rf"(?!{unused}$){self.LORA_TARGET}"
-        super().add_adapter(rank=rank, alpha=alpha, target=target or default, seed=seed)
+        return rf"(?!{unused}$){cls.LORA_TARGET}"
 
     # Conditioning
 

@@ -1,0 +1,1 @@
+"""What a recipe will cost, before anything is spent; see README.md."""

@@ -1,0 +1,332 @@
+"""A recipe's transformer and autoencoder at full size without data: what their passes allocate and compute.
+
+Legend: B samples, N image tokens, R reference tokens, T text tokens, D channels of the text embeddings,
+C channels of a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from customized_grpo.planning import replay
+from customized_grpo.planning.work import tokens
+from customized_grpo.policies import lora
+from customized_grpo.policies.architecture import Architecture, n_parameters
+from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.tokens import PATCH
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import ModelConfig
+
+Inputs = Mapping[str, Any]
+
+STACKS = ("num_layers", "num_single_layers")
+"""Keys of a transformer's config that say how many blocks of a kind it stacks."""
+
+
+class DryRun:
+    """A recipe's models without data.
+
+    The blocks of a stack are alike, so passes are replayed with two and with three blocks of each kind and
+    continued to the real depth, see `_deepen`. Two, because the first block is an exception: nothing before it
+    is trained, so its backward pass stops short.
+
+    Args:
+        architecture: What the checkpoint consists of.
+        model: The recipe's `model` section.
+        references: References of a sample, each as large as the image, as the data room makes them.
+    """
+
+    def __init__(self, architecture: Architecture, model: ModelConfig, references: int) -> None:
+        self.architecture, self.model = architecture, model
+        self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+        self.calls = 2 if _is_guided_twice(architecture, model) else 1
+        self.vae = architecture.vae.build()
+        self.n_image = tokens(model.height, model.width, PATCH * self.scale_factor)
+        self.n_references = references * self.n_image
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
+
+        transformer = architecture.transformer.build(dtype=self.dtype)
+        self.config = transformer.config
+        self.base_parameters = n_parameters(transformer)
+        self.block_linears = _block_linears(transformer)
+        self._add_adapter(transformer)
+        adapter = lora.adapter_parameters(transformer).values()
+        self.adapter_parameters = sum(parameter.numel() for parameter in adapter)
+        self.encoder_parameters = sum(n_parameters(part.build()) for part in architecture.text_encoders)
+        self.vae_parameters = n_parameters(self.vae)
+
+    def _add_adapter(self, transformer: nn.Module) -> None:
+        settings = self.model.lora
+        target = settings.target or FAMILIES[self.architecture.family].policy.default_target(transformer)
+        lora.add_adapter(transformer, rank=settings.rank, alpha=settings.alpha, target=target, seed=0)
+
+    # Sizes
+
+    @property
+    def scale_factor(self) -> int:
+        """Return pixels of an image for each of its latent, along a side, as the family's pipeline has it."""
+        config = self.vae.config
+        if self.architecture.family == "qwen_edit":
+            return 1 << len(config.temperal_downsample)
+        return 1 << (len(config.block_out_channels) - 1)
+
+    @property
+    def token_channels(self) -> int:
+        """Return C."""
+        channels: int = self.config.in_channels
+        return channels
+
+    @property
+    def conditioning_bytes(self) -> int:
+        """Return the bytes of one sample's conditioning: text, pooled text, references."""
+        # the empty prompt of flux2 is one for all samples
+        own_texts = 1 if self.architecture.family == "flux2" else self.calls
+        width: int = own_texts * self.model.max_text_tokens * self.config.joint_attention_dim
+        width += self.config.get("pooled_projection_dim", 0)
+        return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
+
+    # Passes of the transformer
+
+    @cached_property
+    def flops(self) -> int:
+        """Return the floating-point operations of one forward pass of one sample."""
+        two, three = self._both(lambda part: part.flops())
+        per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
+        around = two[0] - 2 * per_block[0]
+        return around + sum(depth * n for depth, n in zip(self._depths, per_block, strict=True))
+
+    @cache  # noqa: B019 one short-lived object per plan
+    def rollout_bytes(self, batch: int) -> int:
+        """Return the peak of one velocity of a batch without gradients; depth does not matter to it."""
+        return max(max(peaks) for peaks in self._both(lambda part: part.forward_bytes(batch)))
+
+    @cache  # noqa: B019
+    def update_bytes(self, batch: int, *, checkpointing: bool, kl: bool) -> int:
+        """Return the peak of one backward pass: velocity, the base's for the KL term, loss, gradients."""
+        two, three = self._both(lambda part: part.backward_bytes(batch, checkpointing, kl))
+        return _deepen(two, three, self._depths)
+
+    @cached_property
+    def _depths(self) -> list[int]:
+        return [self.config[stack] for stack in self._stacks]
+
+    @cached_property
+    def _stacks(self) -> list[str]:
+        return [stack for stack in STACKS if stack in self.config]
+
+    def _both(self, measure: Callable[[_Stub], int]) -> tuple[list[int], list[int]]:
+        """Return a measure of two blocks of each stack alone, and of three."""
+        return (
+            [measure(self._stub(stack, 2)) for stack in self._stacks],
+            [measure(self._stub(stack, 3)) for stack in self._stacks],
+        )
+
+    @cache  # noqa: B019
+    def _stub(self, stack: str, depth: int) -> _Stub:
+        """Return the transformer with so many blocks of one stack and none of the other."""
+        depths = {other: depth if other == stack else 0 for other in self._stacks}
+        part = dataclasses.replace(
+            self.architecture.transformer, config={**self.architecture.transformer.config, **depths}
+        )
+        transformer = part.build(dtype=self.dtype)
+        self._add_adapter(transformer)
+        if self.model.device != "cpu":
+            replay.round_norms_as_accelerators(transformer)
+        return _Stub(self, replay.without_data(transformer, self.mode))
+
+    # Passes of the autoencoder
+
+    @cache  # noqa: B019
+    def decode_bytes(self, batch: int) -> int:
+        """Return the peak of decoding a batch of images."""
+        rows, columns = self.model.height // self.scale_factor, self.model.width // self.scale_factor
+        latents = self._video(batch, self.vae_channels, rows, columns)
+        with replay.bf16_products(self.model.precision == "bf16"):
+            return self._vae_peak(lambda vae: vae.decode(latents, return_dict=False), latents)
+
+    @cache  # noqa: B019
+    def encode_bytes(self, batch: int) -> int:
+        """Return the peak of encoding a batch of references, in fp32."""
+        pixels = self._video(batch, 3, self.model.height, self.model.width)
+        return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
+
+    @property
+    def vae_channels(self) -> int:
+        """Return the channels of a latent image."""
+        name = "z_dim" if self.architecture.family == "qwen_edit" else "latent_channels"
+        channels: int = self.vae.config[name]
+        return channels
+
+    @cached_property
+    def _faked_vae(self) -> nn.Module:
+        return replay.without_data(self.vae.requires_grad_(False), self.mode)
+
+    def _vae_peak(self, call: Callable[[Any], Any], given: Tensor) -> int:
+        vae = self._faked_vae
+        with self.mode, torch.no_grad():
+            return replay.peak_bytes(lambda: call(vae), [given, *replay.known_tensors(vae)])
+
+    def _video(self, batch: int, channels: int, height: int, width: int) -> Tensor:
+        """Return images without data; qwen_edit's autoencoder is one of videos."""
+        frames = (1,) if self.architecture.family == "qwen_edit" else ()
+        with self.mode:
+            return torch.empty(batch, channels, *frames, height, width)
+
+
+class _Stub:
+    """A transformer of a few blocks without data.
+
+    Args:
+        run: What it is a part of.
+        module: With fake tensors and an adapter, whose gradients are there already.
+    """
+
+    def __init__(self, run: DryRun, module: Any) -> None:
+        self.run, self.module = run, module
+        with run.mode:
+            for parameter in lora.adapter_parameters(module).values():
+                parameter.grad = torch.empty_like(parameter)
+
+    def flops(self) -> int:
+        with self.run.mode:
+            inputs = self._inputs(1)
+            return replay.flops(lambda: self._velocity(inputs))
+
+    def forward_bytes(self, batch: int) -> int:
+        with self.run.mode, torch.no_grad():
+            inputs = self._inputs(batch)
+            return replay.peak_bytes(
+                lambda: [self._velocity(inputs) for _ in range(self.run.calls)],
+                [*replay.known_tensors(self.module), *_tensors(inputs)],
+            )
+
+    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
+        if checkpointing:
+            self.module.enable_gradient_checkpointing()
+        else:
+            self.module.disable_gradient_checkpointing()
+        with self.run.mode:
+            inputs = self._inputs(batch)
+
+            def step() -> None:
+                velocities = [self._velocity(inputs) for _ in range(self.run.calls)]
+                if kl:
+                    with torch.no_grad(), lora.adapter_off(self.module):
+                        for _ in range(self.run.calls):
+                            self._velocity(inputs)
+                torch.stack([v.square().mean() for v in velocities]).sum().backward()  # type: ignore[no-untyped-call]
+
+            return replay.peak_bytes(step, [*replay.known_tensors(self.module), *_tensors(inputs)])
+
+    def _inputs(self, batch: int) -> Inputs:
+        return _INPUTS[self.run.architecture.family](self.run, batch)
+
+    def _velocity(self, inputs: Inputs) -> Tensor:
+        """Call the transformer once, as the family's `velocity` does."""
+        with replay.bf16_products(self.run.model.precision == "bf16"):
+            v: Tensor = self.module(**inputs, return_dict=False)[0]
+        return v[:, : self.run.n_image].float()
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [value for value in inputs.values() if isinstance(value, Tensor)]
+
+
+def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
+    """Return the peak of a backward pass through whole stacks, given those of two and three of their blocks.
+
+    The backward pass peaks when it enters a stack: then everything that the stack and those before it have
+    kept is there, and the working memory of the stack's last block. Each further block of a stack keeps as
+    much as its third one did.
+
+    Args:
+        two: Peak with two blocks of each stack alone, in the order in which the forward pass meets them.
+        three: Peak with three blocks.
+        depths: Numbers of blocks.
+    """
+    kept = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
+    peaks, before = [], 0
+    for peak, more, depth in zip(two, kept, depths, strict=True):
+        peaks.append(before + peak + (depth - 2) * more)
+        before += depth * more
+    return max(peaks)
+
+
+def _is_guided_twice(architecture: Architecture, model: ModelConfig) -> bool:
+    """Return whether a velocity takes two calls of the transformer: true classifier-free guidance."""
+    config = architecture.transformer.config
+    if architecture.family == "flux1" or architecture.distilled:
+        return False
+    if architecture.family == "flux2" and config.get("guidance_embeds", True):
+        return False
+    return model.guidance > 1
+
+
+def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
+    """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
+    return [
+        (module.out_features, module.in_features)
+        for blocks in transformer.children()
+        if isinstance(blocks, nn.ModuleList)
+        for module in blocks.modules()
+        if isinstance(module, nn.Linear)
+    ]
+
+
+# What each family's transformer takes, as in its policy's `velocity`; made inside a fake tensor mode.
+
+
+def _text(run: DryRun, batch: int) -> Tensor:
+    width = run.config.joint_attention_dim
+    return torch.empty(batch, run.model.max_text_tokens, width, dtype=run.dtype)
+
+
+def _hidden(run: DryRun, batch: int) -> Tensor:
+    return torch.empty(batch, run.n_image + run.n_references, run.token_channels)
+
+
+def _flux1_inputs(run: DryRun, batch: int) -> Inputs:
+    config = run.config
+    return {
+        "hidden_states": _hidden(run, batch),
+        "timestep": torch.empty(batch),
+        "guidance": torch.empty(batch) if config.guidance_embeds else None,
+        "pooled_projections": torch.empty(batch, config.pooled_projection_dim, dtype=run.dtype),
+        "encoder_hidden_states": _text(run, batch),
+        "txt_ids": torch.empty(run.model.max_text_tokens, 3),
+        "img_ids": torch.empty(run.n_image + run.n_references, 3),
+    }
+
+
+def _flux2_inputs(run: DryRun, batch: int) -> Inputs:
+    return {
+        "hidden_states": _hidden(run, batch),
+        "timestep": torch.empty(batch),
+        "guidance": torch.empty(batch) if run.config.guidance_embeds else None,
+        "encoder_hidden_states": _text(run, batch),
+        "txt_ids": torch.empty(run.model.max_text_tokens, 4),
+        "img_ids": torch.empty(run.n_image + run.n_references, 4),
+    }
+
+
+def _qwen_edit_inputs(run: DryRun, batch: int) -> Inputs:
+    side = PATCH * run.scale_factor
+    grid = (1, run.model.height // side, run.model.width // side)
+    return {
+        "hidden_states": _hidden(run, batch),
+        "timestep": torch.empty(batch),
+        "encoder_hidden_states": _text(run, batch),
+        "encoder_hidden_states_mask": torch.empty(batch, run.model.max_text_tokens, dtype=torch.bool),
+        "img_shapes": [[grid] * (1 + run.n_references // run.n_image)] * batch,
+    }
+
+
+_INPUTS = {"flux1": _flux1_inputs, "flux2": _flux2_inputs, "qwen_edit": _qwen_edit_inputs}

@@ -1,0 +1,199 @@
+"""Device memory of a run, part by part and phase by phase.
+
+Bytes of weights, gradients, optimizer state and trajectories are arithmetic; those of passes are replayed
+(`dry_run.py`). Gradients stay from one update to the next, as the trainer frees them when the next begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from customized_grpo.planning.dry_run import DryRun
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+    from customized_grpo.config.schema import RewardConfig
+    from customized_grpo.planning.work import Batches
+
+Quantisation = Literal["nf4", "int8", "fp8"] | None
+
+GIB = 2**30
+FP32, BF16 = 4, 2
+
+NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
+"""Weights that share a scale of 8 bits, and scales that share one of 32 (QLoRA, arXiv 2305.14314)."""
+
+CONTEXT_BYTES = 1 * GIB
+"""What a CUDA context and the workspaces of its libraries take of a device, about."""
+FRAGMENTATION = 0.05
+"""Share of the allocated memory that the allocator wastes, about."""
+
+REWARD_PARAMETERS: Mapping[str, int] = {
+    "dino": 86_580_480,
+    "clip_t": 151_277_313,
+    "clip_i": 151_277_313,
+    "hpsv2": 986_109_441,
+    "pickscore": 986_109_441,
+    "hpsv3": 8_291_375_616,
+}
+"""Parameters of the default model of a reward: facebook/dinov2-base, openai/clip-vit-base-patch32, CLIP
+ViT-H/14, and Qwen2-VL-7B, the body of MizzenAI/HPSv3. The test counts them."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted bytes on one device.
+
+    Attributes:
+        parts: What is held, by name. Activations are the peak of one batch.
+        phases: The most that is alive in each phase of an iteration, by name.
+        not_counted: Rewards whose size is not known.
+    """
+
+    parts: Mapping[str, int]
+    phases: Mapping[str, int]
+    not_counted: tuple[str, ...]
+
+    @property
+    def peak_phase(self) -> str:
+        """Return the name of the phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def peak(self) -> int:
+        """Return the bytes of the phase that needs most, as an allocator counts them."""
+        return self.phases[self.peak_phase]
+
+    @property
+    def needed(self) -> int:
+        """Return the bytes a device must have: the peak, what is wasted and what CUDA takes for itself."""
+        return int(self.peak * (1 + FRAGMENTATION)) + CONTEXT_BYTES
+
+
+def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Memory:
+    """Predict the memory of a run.
+
+    Args:
+        config: The recipe.
+        run: Its models without data.
+        batches: How its samples are divided.
+        n_trained: Steps of a sample that are trained.
+    """
+    model, train, rollout = config.model, config.train, config.rollout
+    update_batch = min(train.micro_batch_size, batches.samples_per_process)
+    rollout_batch = min(rollout.batch_size, batches.samples_per_process)
+    evaluation_batch = config.evaluation.batch_size
+    adapter = FP32 * run.adapter_parameters
+    rewards, not_counted = reward_bytes(config.rewards)
+    encoders = run.dtype.itemsize * run.encoder_parameters
+    vae = FP32 * run.vae_parameters
+    dequantised = dequantised_bytes(run, model.quantisation)
+    parts = {
+        "base": base_bytes(run, model.quantisation),
+        "adapter": adapter,
+        "gradients": adapter,
+        "optimizer": 2 * adapter,
+        "average": adapter if train.ema_decay else 0,
+        "text encoders": encoders,
+        "autoencoder": vae,
+        "rewards": rewards,
+        "conditioning": run.conditioning_bytes
+        * (batches.prompts_per_process + max(rollout_batch, update_batch)),
+        "trajectory": trajectory_bytes(config, run, batches.samples_per_process, n_trained),
+        "rollout pass": dequantised + run.rollout_bytes(rollout_batch),
+        "update pass": dequantised
+        + run.update_bytes(update_batch, checkpointing=model.gradient_checkpointing, kl=train.kl_weight > 0),
+        "evaluation pass": dequantised + run.rollout_bytes(evaluation_batch),
+        "encoding": run.encode_bytes(1),  # a prompt at a time
+        "decoding": run.decode_bytes(rollout_batch),
+        "evaluation decoding": run.decode_bytes(evaluation_batch),
+    }
+    return Memory(parts, _phases(config, parts), not_counted)
+
+
+def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:
+    """Add up what is alive in each phase.
+
+    Text encoders that wait on the CPU take turns with the transformer: while they encode, it waits there.
+    Dropped ones encode everything before there are gradients and optimizer state.
+    """
+
+    def total(*names: str) -> int:
+        return sum(parts[name] for name in names)
+
+    model = config.model
+    keeps_text = model.text_encoders == "keep"
+    optimised = 0 if model.text_encoders == "drop" else total("optimizer", "average")
+    trained = total("adapter", "gradients", "optimizer", "average")
+    others = parts["rewards"] + (0 if model.offload_vae else parts["autoencoder"])
+    held = others + parts["base"] + (parts["text encoders"] if keeps_text else 0)
+    visiting_vae = parts["autoencoder"] if model.offload_vae else 0
+    samples = total("conditioning", "trajectory")
+    text_alone = 0 if keeps_text else others + optimised + total("text encoders", "conditioning")
+    return {
+        "load": held + parts["adapter"],
+        "encode": max(text_alone, held + trained + visiting_vae + total("conditioning", "encoding")),
+        "rollout": held + trained + samples + parts["rollout pass"],
+        "decode": held + trained + samples + visiting_vae + parts["decoding"],
+        "update": held + trained + samples + parts["update pass"],
+        # on accelerators AdamW works on all parameters at once, in temporaries of their size
+        "optimizer step": held + trained + samples + parts["adapter"],
+        # the adapter is copied, so that its average can take its place
+        "evaluate": held
+        + trained
+        + samples
+        + parts["adapter"]
+        + max(parts["evaluation pass"], visiting_vae + parts["evaluation decoding"]),
+    }
+
+
+def base_bytes(run: DryRun, quantisation: Quantisation) -> int:
+    """Return the bytes of the frozen transformer, as `model.quantisation` has it held."""
+    item = run.dtype.itemsize
+    quantised = sum(rows * columns for rows, columns in run.block_linears)
+    held = item * (run.base_parameters - quantised)
+    match quantisation:
+        case None:
+            return held + item * quantised
+        case "nf4":
+            return held + sum(nf4_bytes(rows * columns) for rows, columns in run.block_linears)
+        case "int8" | "fp8":  # a byte a weight, one scale a row
+            return held + sum(rows * (columns + FP32) for rows, columns in run.block_linears)
+
+
+def nf4_bytes(n_weights: int) -> int:
+    """Return the bytes of weights in nf4: half a byte each, and scales whose own scales are fp32."""
+    scales = -(-n_weights // NF4_BLOCK)
+    return -(-n_weights // 2) + scales + FP32 * -(-scales // NF4_OUTER_BLOCK)
+
+
+def dequantised_bytes(run: DryRun, quantisation: Quantisation) -> int:
+    """Return the bytes of the largest quantised layer in full precision, which its product needs."""
+    if quantisation is None:
+        return 0
+    return run.dtype.itemsize * max(rows * columns for rows, columns in run.block_linears)
+
+
+def trajectory_bytes(config: Config, run: DryRun, samples: int, n_trained: int) -> int:
+    """Return the bytes of an iteration's samples: states around trained steps, means and images, all fp32.
+
+    Means are kept until all batches are drawn, whether training needs them or not.
+    """
+    state = run.n_image * run.token_channels
+    image = 3 * config.model.height * config.model.width
+    return FP32 * samples * (3 * n_trained * state + image)
+
+
+def reward_bytes(rewards: Sequence[RewardConfig]) -> tuple[int, tuple[str, ...]]:
+    """Return the bytes of the reward models, and the names of rewards whose size is not known.
+
+    Weights are fp32 unless a reward's options say bf16.
+    """
+    known = [reward for reward in rewards if reward.path is None and reward.name in REWARD_PARAMETERS]
+    total = sum(
+        REWARD_PARAMETERS[reward.name] * (BF16 if reward.options.get("dtype") == "bf16" else FP32)
+        for reward in known
+    )
+    return total, tuple(reward.name for reward in rewards if reward not in known)

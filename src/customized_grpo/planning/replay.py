@@ -1,0 +1,128 @@
+"""Memory measured without memory: a model runs on tensors that have shapes but no data, and is watched.
+
+torch's fake tensors go through the same operations, the same autograd graph and the same gradient
+checkpointing as real ones. What is counted is therefore what a run would allocate, in the order in which it
+would, and no formula has to be kept in step with diffusers, peft or torch. Not counted are what kernels use
+for themselves and what the allocator wastes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that are made inside the block, as long as each is alive.
+
+    Args:
+        known: Tensors that were there before and are counted elsewhere, such as weights.
+
+    Attributes:
+        now: Bytes alive.
+        peak: The most there were at any time.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: dict[int, Any] = {}
+        for tensor in known:
+            self._watch(tensor, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor, tensor.untyped_storage().nbytes())
+        return out
+
+    def _watch(self, tensor: Tensor, n_bytes: int) -> None:
+        """Count a tensor's storage, unless it is that of a tensor counted already, until it is freed."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+
+        def freed(_: Any) -> None:
+            self.now -= n_bytes
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.now += n_bytes
+        self.peak = max(self.peak, self.now)
+
+
+def without_data(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """Turn a module on "meta" into one of fake tensors on the CPU, in place; returns it.
+
+    "meta" alone will not do: autocast leaves its tensors alone.
+    """
+    with mode:
+        for part in module.modules():
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                fake = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad
+                )
+                setattr(part, name, fake)
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return module
+
+
+def known_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's parameters, their gradients and its buffers."""
+    for parameter in module.parameters():
+        yield parameter
+        if parameter.grad is not None:
+            yield parameter.grad
+    yield from module.buffers()
+
+
+def round_norms_as_accelerators(module: nn.Module) -> None:
+    """Let normalisation layers compute in fp32, as autocast has it on accelerators, but not on CPUs."""
+
+    def to_fp32(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].float(), *args[1:])
+
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm | nn.RMSNorm):
+            part.float()
+            part.register_forward_pre_hook(to_fp32)
+
+
+def peak_bytes(call: Callable[[], Any], known: Iterable[Tensor]) -> int:
+    """Return the most bytes alive at once while `call` runs, `known` tensors not counted."""
+    with LiveBytes(known) as live:
+        call()
+    peak: int = live.peak
+    return peak
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Return the floating-point operations of matrix products, convolutions and attention in `call`."""
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        count: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+        return count
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def bf16_products(enabled: bool) -> Iterator[None]:
+    """Enter the autocast context in which policies call their transformer."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
+        yield

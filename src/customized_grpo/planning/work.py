@@ -1,0 +1,139 @@
+"""How much work an iteration is, as arithmetic on the recipe: batches, tokens, steps and passes.
+
+The unit of work is one forward pass of the transformer for one sample. A backward pass counts as two, its
+recomputation under gradient checkpointing as one more, classifier-free guidance doubles all of them, and the
+KL term adds one of the base for each trained step. Evaluation is counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from customized_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How an iteration's samples are divided.
+
+    Attributes:
+        prompts: Prompts of an iteration, over all processes.
+        samples: Samples of an iteration: prompts x group size.
+        prompts_per_process: Prompts of one process.
+        samples_per_process: Samples of one process.
+        rollout_batches: Batches of one process that are denoised one after the other.
+        optimizer_steps: Optimizer steps of an iteration.
+        samples_per_step: Samples that one optimizer step sees, over all processes.
+        micro_batches_per_step: Backward passes of one process that one optimizer step adds up.
+    """
+
+    prompts: int
+    samples: int
+    prompts_per_process: int
+    samples_per_process: int
+    rollout_batches: int
+    optimizer_steps: int
+    samples_per_step: int
+    micro_batches_per_step: int
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward-equivalents of the transformer for one prompt, that is for its whole group.
+
+    Attributes:
+        rollout: Of drawing the group.
+        update: Of training on it, in all inner epochs.
+        evaluation: Of one evaluation, for one held-out prompt.
+    """
+
+    rollout: int
+    update: int
+    evaluation: int
+
+    @property
+    def iteration(self) -> int:
+        """Return those of an iteration, evaluations not counted."""
+        return self.rollout + self.update
+
+
+def batches(config: Config, n_trained: int, processes: int) -> Batches:
+    """Divide an iteration's samples among processes, batches and optimizer steps.
+
+    Args:
+        config: The recipe.
+        n_trained: Steps of a sample that are trained.
+        processes: Number of processes, one per device.
+
+    Raises:
+        UserError: The prompts of an update cannot be shared evenly.
+    """
+    train = config.train
+    groups = train.prompts_per_iteration // train.updates_per_iteration
+    if groups % processes:
+        raise UserError(
+            f"{groups} groups per update cannot be shared by {processes} processes evenly",
+            f"Make train.prompts_per_iteration a multiple of {train.updates_per_iteration * processes}.",
+        )
+    prompts_here = train.prompts_per_iteration // processes
+    samples_here = prompts_here * train.group_size
+    samples_per_step = groups * train.group_size
+    return Batches(
+        prompts=train.prompts_per_iteration,
+        samples=train.prompts_per_iteration * train.group_size,
+        prompts_per_process=prompts_here,
+        samples_per_process=samples_here,
+        rollout_batches=math.ceil(samples_here / config.rollout.batch_size),
+        optimizer_steps=train.updates_per_iteration * train.inner_epochs,
+        samples_per_step=samples_per_step,
+        micro_batches_per_step=n_trained * math.ceil(samples_per_step // processes / train.micro_batch_size),
+    )
+
+
+def passes(config: Config, n_trained: int, calls: int, *, shared_prefix: int = 0) -> Passes:
+    """Count forward-equivalents.
+
+    Args:
+        config: The recipe.
+        n_trained: Steps of a sample that are trained.
+        calls: Calls of the transformer for one velocity: 2 with classifier-free guidance, else 1.
+        shared_prefix: First steps that all samples of a group have in common and are drawn once.
+    """
+    group_size, steps, train = config.train.group_size, config.rollout.steps, config.train
+    drawn = shared_prefix + group_size * (steps - shared_prefix)
+    backward = 2 + config.model.gradient_checkpointing
+    trained = group_size * n_trained * (1 + backward + (train.kl_weight > 0))
+    judged = config.evaluation.samples_per_prompt * (config.evaluation.steps or steps)
+    return Passes(calls * drawn, calls * trained * train.inner_epochs, calls * judged)
+
+
+def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:
+    """Return passes x operations of one forward pass / operations per second.
+
+    Args:
+        passes: Forward-equivalents.
+        flops_per_pass: Floating-point operations of one forward pass of one sample.
+        tflops: 10^12 operations per second that the device really reaches on this model.
+    """
+    return passes * flops_per_pass / (tflops * 1e12)
+
+
+def tokens(height: int, width: int, side: int) -> int:
+    """Return the tokens of an image.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        side: Side of a token, in pixels.
+
+    Raises:
+        UserError: The size is not a multiple of the side.
+    """
+    if height % side or width % side:
+        raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
+    return height // side * (width // side)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.cli.main import main
+
+
+def run(*arguments: str) -> None:
+    """Run a command that succeeds, which typer leaves by SystemExit."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+
+
+def test_a_plan_says_batches_work_parameters_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    run("plan", "toybox", "--device-memory", "8", "--tflops", "0.1")
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["iteration"].endswith("8 prompts, 96 samples")
+    assert "3 are trained" in lines["steps"]
+    assert "204 forward-equivalents" in lines["work"]
+    assert "s an iteration for the transformer" in lines["time"]
+    assert "fits 8 GiB" in lines
+    assert any(line.startswith("not counted: the models of the rewards dino, clip_t") for line in lines)
+
+
+def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    run("plan", "toybox")
+    out = capsys.readouterr().out
+    assert "\ntime " not in out and "fits" not in out
+
+
+def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox-smoke", "--references", "2", "--json", str(file))
+    plan = json.loads(file.read_text())
+    assert plan["tokens"] == {"image": 16, "references": 32, "text": 24}
+    assert plan["memory"]["peak"] == max(plan["memory"]["phases"].values())
+    assert plan["memory"]["needed"] > plan["memory"]["peak"]
+
+
+def test_a_recipe_that_does_not_fit_ends_with_status_2_and_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["plan", "flux1-kontext-24gb", "model.quantisation=null", "--device-memory", "24"])
+    assert status == 2
+    error = capsys.readouterr().err
+    assert "the device has 24" in error
+    assert "It would fit" in error and "model.quantisation=int8" in error
+
+
+def test_presets_are_listed_with_their_first_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    run("config", "presets")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("flux1-uno ") and "one 80 GB GPU" in line for line in lines)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customized_grpo.config import load_config
+from customized_grpo.errors import UserError
+from customized_grpo.planning import work
+
+
+def test_the_released_recipe_costs_972_passes_a_prompt() -> None:
+    config = load_config("flux1-uno")
+    assert work.passes(config, 14, 1).iteration == 12 * 25 + 12 * 14 * 4 == 972
+
+
+def test_a_window_of_three_of_ten_steps_costs_264() -> None:
+    assert work.passes(load_config("flux1-kontext"), 3, 1).iteration == 12 * 10 + 12 * 3 * 4 == 264
+
+
+def test_a_shared_prefix_and_no_checkpointing_cost_170() -> None:
+    config = load_config("flux1-kontext", ["model.gradient_checkpointing=false"])
+    assert work.passes(config, 2, 1, shared_prefix=2).iteration == 2 + 12 * 8 + 12 * 2 * 3 == 170
+
+
+def test_guidance_doubles_and_epochs_and_the_kl_term_add() -> None:
+    config = load_config("flux1-kontext", ["train.inner_epochs=2", "train.kl_weight=0.01"])
+    passes = work.passes(config, 3, 2)
+    assert (passes.rollout, passes.update) == (2 * 120, 2 * 2 * 12 * 3 * 5)
+    assert passes.evaluation == 2 * 10
+
+
+def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None:
+    settings = ["train.prompts_per_iteration=16", "train.updates_per_iteration=2", "rollout.batch_size=10"]
+    divided = work.batches(load_config("flux1-kontext", settings), 3, 4)
+    assert (divided.samples, divided.prompts_per_process, divided.samples_per_process) == (192, 4, 48)
+    assert divided.rollout_batches == 5
+    assert (divided.optimizer_steps, divided.samples_per_step) == (2, 96)
+    assert divided.micro_batches_per_step == 3 * 2  # 24 samples a process in batches of 12, for three steps
+
+
+def test_prompts_that_cannot_be_shared_are_refused_with_a_number_that_can() -> None:
+    with pytest.raises(UserError, match="multiple of 3"):
+        work.batches(load_config("flux1-kontext"), 3, 3)
+
+
+def test_seconds_are_operations_over_speed_and_tokens_are_squares_of_a_side() -> None:
+    assert work.seconds(100, 5 * 10**12, 250) == 2.0
+    assert work.tokens(512, 256, 16) == 512
+    with pytest.raises(UserError, match="multiples of 32"):
+        work.tokens(512, 80, 32)
+
+
+@pytest.mark.parametrize("kl", ["0.0", "0.01"])
+def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: str
+) -> None:
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    from customized_grpo.rollout import step_plan
+    from customized_grpo.trainer import train
+
+    samples: Counter[bool] = Counter()
+    forward = FluxTransformer2DModel.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        samples[torch.is_grad_enabled()] += len(kwargs["hidden_states"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", counted)
+    config = load_config(
+        "toybox-smoke", [f"run.dir={tmp_path / 'run'}", "train.iterations=1", f"train.kl_weight={kl}"]
+    )
+    assert train(config) == 0
+
+    _, trained = step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+    passes, prompts = work.passes(config, len(trained), 1), config.train.prompts_per_iteration
+    held_out, evaluations = 2, 2  # two subjects with a prompt each, before and after
+    base = samples[True] if config.train.kl_weight else 0
+    assert passes.update * prompts == 3 * samples[True] + base
+    assert samples[False] == passes.rollout * prompts + base + evaluations * held_out * passes.evaluation

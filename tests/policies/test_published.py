@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from customized_grpo.config.schema import ModelConfig
+from customized_grpo.errors import UserError
+from customized_grpo.policies.architecture import n_parameters, read_architecture
+from customized_grpo.policies.published import CHECKPOINTS, build_transformer
+
+# transformer, autoencoder, text encoders, in 10^9 parameters: model cards and sizes of the published files
+SIZES = {
+    "black-forest-labs/FLUX.1-dev": (11.90, 0.0838, 0.123 + 4.762),
+    "black-forest-labs/FLUX.1-Kontext-dev": (11.90, 0.0838, 0.123 + 4.762),
+    "black-forest-labs/FLUX.2-dev": (32.2, 0.0840, 24.01),
+    "black-forest-labs/FLUX.2-klein-4B": (3.88, 0.0840, 4.022),
+    "black-forest-labs/FLUX.2-klein-base-4B": (3.88, 0.0840, 4.022),
+    "Qwen/Qwen-Image-Edit-2509": (20.43, 0.1269, 8.292),
+    "Qwen/Qwen-Image-Edit-2511": (20.43, 0.1269, 8.292),
+}
+
+
+def test_every_published_checkpoint_has_a_size_to_be_compared_with() -> None:
+    assert SIZES.keys() == CHECKPOINTS.keys()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_counted_without_data_are_those_that_were_published(name: str) -> None:
+    architecture = CHECKPOINTS[name]
+    counted = (
+        n_parameters(architecture.transformer.build()),
+        n_parameters(architecture.vae.build()),
+        sum(n_parameters(part.build()) for part in architecture.text_encoders),
+    )
+    assert [count / 1e9 for count in counted] == pytest.approx(SIZES[name], rel=2e-3)
+
+
+def test_a_transformer_is_built_frozen_in_the_asked_type_without_data() -> None:
+    transformer = build_transformer("black-forest-labs/FLUX.2-klein-4B", "meta", torch.bfloat16)
+    parameters = list(transformer.parameters())
+    assert {(p.dtype, p.is_meta, p.requires_grad) for p in parameters} == {(torch.bfloat16, True, False)}
+    assert torch.get_default_dtype() == torch.float32
+    with pytest.raises(UserError, match="FLUX.1-dev"):
+        build_transformer("FLUX.3", "meta", torch.bfloat16)
+
+
+def test_a_family_that_is_not_the_checkpoints_is_refused() -> None:
+    with pytest.raises(UserError, match="is of family flux2, model.family says flux1"):
+        read_architecture(ModelConfig(family="flux1", path="black-forest-labs/FLUX.2-dev"))
+
+
+def test_a_folder_is_read_by_its_configs_and_a_broken_one_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model_index.json is missing"):
+        read_architecture(ModelConfig(path=str(tmp_path)))
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(UserError, match="of no known family"):
+        read_architecture(ModelConfig(path=str(tmp_path)))
+    index.write_text(
+        json.dumps(
+            {
+                "_class_name": "FluxPipeline",
+                "transformer": ["diffusers", "FluxTransformer2DModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            }
+        )
+    )
+    with pytest.raises(UserError, match="transformer/config.json is missing"):
+        read_architecture(ModelConfig(path=str(tmp_path)))
+
+
+def test_an_unknown_hub_id_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        read_architecture(ModelConfig(path="nobody/no-such-checkpoint"))
+    with pytest.raises(UserError, match="no such folder"):
+        read_architecture(ModelConfig(path="./absent"))
