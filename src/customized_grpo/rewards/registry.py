@@ -12,6 +12,7 @@ import torch
 from customized_grpo.config.mistakes import nearest
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
+from customized_grpo.rewards.judge import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
 
@@ -166,3 +167,14 @@ def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
 
     return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register_with("judge", JudgeOptions)
+def _judge(config: RewardConfig, device: torch.device, options: JudgeOptions) -> Reward:
+    _refuse_path(config)
+    return JudgeReward(options)
+
+
+def _refuse_path(config: RewardConfig) -> None:
+    if config.path is not None:
+        raise UserError(f"reward {config.name!r} does not use `path`; it is set by `options`")
