@@ -30,6 +30,12 @@ def judge_server() -> ModuleType:
     return _load("judge_server")
 
 
+@pytest.fixture(scope="session")
+def tiny_onnx() -> ModuleType:
+    """The helpers of tiny_onnx.py."""
+    return _load("tiny_onnx")
+
+
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"rewards_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None

@@ -247,14 +247,15 @@ def test_no_more_requests_are_under_way_than_allowed(judge: Any, tiny: ModuleTyp
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.1)
+        time.sleep(0.3)
         with lock:
             now -= 1
         sensible(handler, body)
 
     judge.behave = counting
-    build(judge, concurrency=2).score(tiny.make_batch(4))
-    assert most == 2
+    # the last one waits for .9 s before its turn, which is not its own time
+    scores = build(judge, concurrency=1, timeout_s=0.8).score(tiny.make_batch(4))
+    assert most == 1 and scores.isfinite().all()
 
 
 def test_the_score_is_the_expectation_where_log_probabilities_are_offered(
@@ -413,6 +414,16 @@ def test_the_key_is_nowhere(
         assert "[redacted]" in str(caught.value)
     text = "".join([*seen, caplog.text, *capfd.readouterr()])
     assert "sk-secre" not in text and "6789" not in text
+
+
+def test_a_key_that_looks_like_none_is_not_quoted_either(
+    judge: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "swordfish")
+    judge.behave = lambda handler, _: handler.answer(handler.headers["Authorization"][7:].encode(), 403)
+    with pytest.raises(RewardError, match="status 403") as caught:
+        build(judge, api_key_env="MY_KEY").score(tiny.make_batch(1))
+    assert "swordfish" not in str(caught.value)
 
 
 def test_an_excerpt_is_short_and_holds_no_picture(judge: Any, tiny: ModuleType) -> None:

@@ -12,6 +12,7 @@ import torch
 from customized_grpo.config.mistakes import nearest
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
+from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.judge import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
@@ -173,6 +174,12 @@ def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
 def _judge(config: RewardConfig, device: torch.device, options: JudgeOptions) -> Reward:
     _refuse_path(config)
     return JudgeReward(options)
+
+
+@register_with("face", FaceOptions)
+def _face(config: RewardConfig, device: torch.device, options: FaceOptions) -> Reward:
+    _refuse_path(config)
+    return FaceReward.load(options)
 
 
 def _refuse_path(config: RewardConfig) -> None:
