@@ -110,6 +110,14 @@ def in_a_sparse_tensor(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.add().values.CopyFrom(values)
 
 
+def in_a_sparse_constant(model: onnx.ModelProto) -> None:
+    values = numpy_helper.from_array(np.ones(1, np.float32), "v")
+    external(values)
+    attribute = model.graph.node[0].attribute.add()
+    attribute.name, attribute.type = "sparse_value", onnx.AttributeProto.SPARSE_TENSOR
+    attribute.sparse_tensor.indices.CopyFrom(values)
+
+
 def by_location_alone(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
 
@@ -127,6 +135,7 @@ def by_entries_alone(model: onnx.ModelProto) -> None:
         in_a_branch,
         in_a_function,
         in_a_sparse_tensor,
+        in_a_sparse_constant,
         by_location_alone,
         by_entries_alone,
     ],

@@ -135,6 +135,17 @@ def test_faces_are_found_where_they_are(
         )
 
 
+def test_a_picture_that_fits_the_detector_only_roughly_is_mapped_back_by_each_axis(
+    tiny_onnx: ModuleType, tmp_path: Path
+) -> None:
+    detector = FaceDetector(tiny_onnx.save_detector(tmp_path / "d.onnx", everywhere=True), 0.7)
+    faces = detector(np.zeros((32, 96, 3), np.uint8))  # 21.33 rows become 21
+    pixel = np.array([96 / 64, 32 / 21])
+    assert np.allclose(faces.landmarks[0], ((2, 3) + tiny_onnx.LANDMARKS) * 8 * pixel, atol=1e-4)
+    corners = np.array([[1.5, 2.0], [3.5, 5.0]]) * 8 * pixel
+    assert np.allclose(faces.boxes[0], corners.ravel(), atol=1e-4)
+
+
 def test_a_blue_cell_is_no_face_and_a_pale_one_depends_on_the_threshold(
     tiny_onnx: ModuleType, tmp_path: Path
 ) -> None:
@@ -158,7 +169,7 @@ def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward, tin
 
     def features(photo: torch.Tensor, column: int, row: int) -> NDArray[np.float64]:
         face = sample(pixels(photo), 8.0 * (np.array([column, row]) + tiny_onnx.LANDMARKS)).round()
-        return np.asarray(((face - 127.5) / 127.5).transpose(2, 0, 1).ravel() @ tiny_onnx.weights())
+        return np.asarray(((face - 127.5) / 127.5).transpose(2, 0, 1).ravel() @ tiny_onnx.weights() + tiny_onnx.bias())
 
     a, b = features(image, 2, 3), features(reference, 4, 4)
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -261,6 +272,7 @@ def test_features_without_direction_are_no_score(
     models: dict[str, str], tiny_onnx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_onnx, "weights", lambda seed: np.zeros((3 * 112 * 112, 8), np.float32))
+    monkeypatch.setattr(tiny_onnx, "bias", lambda: np.zeros(8, np.float32))
     models["recogniser"] = str(tiny_onnx.save_recogniser(tmp_path / "zero.onnx"))
     reward = build_reward(RewardConfig(name="face", options=models))
     face = picture((2, 3))

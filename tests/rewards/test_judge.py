@@ -279,6 +279,7 @@ def test_the_score_is_the_expectation_where_log_probabilities_are_offered(
         (('{"', "score", '"', ": 3", "}"), 2.5),
         (('{"score": ', "3}"), 2.5),
         (("I think: ", '{"score": 1}', "</think>", '{"score": ', "3", "}"), 2.5),
+        (("So ", GOOD, " it is.", '{"score": ', "3", "}"), 2.5),
         (('{"score": 3}',), 3.0),  # a whole answer in one token has no alternatives for the digit alone
         (("something else",), 3.0),
     ],
@@ -364,6 +365,17 @@ def test_a_sample_is_asked_about_once(judge: Any, tiny: ModuleType) -> None:
     assert len(judge.requests) == 2 and scores[0] == scores[2] != scores[1]
     reward.score(batch)
     assert len(judge.requests) == 3
+
+
+def test_the_same_picture_is_another_sample_with_another_prompt_or_other_references(
+    judge: Any, tiny: ModuleType
+) -> None:
+    batch = tiny.make_batch(2)
+    images = batch.images[[0, 0]]
+    reworded = dataclasses.replace(batch, images=images)
+    for rubric, asked in (("prompt", 2), ("identity", 4)):
+        assert build(judge, rubric=rubric).score(reworded).unique().numel() == 2
+        assert len(judge.requests) == asked
 
 
 def test_a_failure_is_asked_about_again(judge: Any, tiny: ModuleType) -> None:

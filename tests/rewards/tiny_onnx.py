@@ -69,17 +69,23 @@ def save_detector(path: Path, *, everywhere: bool = False, side: int = SIDE) -> 
 
 
 def weights(seed: int = 0) -> NDArray[np.float32]:
-    """The recogniser's linear map, [3 * 112 * 112, D]; a constant picture is mapped to nearly nothing."""
-    values = np.random.default_rng(seed).normal(size=(3 * 112 * 112, FEATURES)).astype(np.float32)
-    return values - values.mean(0)
+    """The recogniser's linear map, [3 * 112 * 112, D]."""
+    return np.random.default_rng(seed).normal(size=(3 * 112 * 112, FEATURES)).astype(np.float32)
+
+
+def bias() -> NDArray[np.float32]:
+    """What the recogniser adds, [D]: large enough for the scale of its input to matter."""
+    return np.linspace(-100, 100, FEATURES, dtype=np.float32)
 
 
 def save_recogniser(path: Path, seed: int = 0) -> Path:
     nodes = [
         helper.make_node("Flatten", ["input"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["features"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["mapped"]),
+        helper.make_node("Add", ["mapped", "bias"], ["features"]),
     ]
-    return save(path, nodes, {"features": [1, FEATURES]}, {"weights": weights(seed)}, 112)
+    constants = {"weights": weights(seed), "bias": bias()}
+    return save(path, nodes, {"features": [1, FEATURES]}, constants, 112)
 
 
 def save_segmenter(path: Path, *, size: int | str = 32, scale: float = 1.0, shift: float = 0.0) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,10 @@ class Segmenter:
             UserError: The model's values are not in [0, 1], as a mask's must be.
         """
         size = self.model.width, self.model.height
-        pixels = np.asarray(photo.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        normalised = (pixels - np.float32(self.layout.mean)) / np.float32(self.layout.std)
+        resized = np.asarray(photo.resize(size, Image.Resampling.BILINEAR))
+        pixels = resized.astype(np.float32) / np.float32(255)
+        mean, std = (np.array(colour, np.float32) for colour in (self.layout.mean, self.layout.std))
+        normalised: Array = (pixels - mean) / std
         values = self._first(self.model(normalised.transpose(2, 0, 1)))
         if self.layout.sigmoid:
             values = 0.5 * (1 + np.tanh(0.5 * values))  # the sigmoid, without overflow
@@ -109,9 +111,11 @@ class Segmenter:
         wanted = (1, 1, self.model.height, self.model.width)
         if first.shape != wanted:
             raise UserError(
-                f"{self.model.path}: the first output of a segmenter is {list(wanted)}, not {list(first.shape)}"
+                f"{self.model.path}: the first output of a segmenter is {list(wanted)}, "
+                f"not {list(first.shape)}"
             )
-        return first[0, 0]
+        values: Array = first[0, 0]
+        return values
 
 
 def make_masks(
@@ -129,8 +133,8 @@ def make_masks(
         `out`, which is written only when every reference has a mask.
 
     Raises:
-        UserError: Rows are bad, `out` exists or lies elsewhere, `masks/` is another segmenter's, or nothing was
-            found in some photos: lists all of them.
+        UserError: Rows are bad, `out` exists or lies elsewhere, `masks/` is another segmenter's, or nothing
+            was found in some photos: lists all of them.
     """
     if out.exists():
         raise UserError(f"{out} already exists", "Name a new manifest with --out.")
@@ -149,16 +153,17 @@ def make_masks(
     if empty:
         raise UserError(
             _empty_message(empty, rows),
-            f"Draw these masks by hand (white on black, as {FOLDER}/...png) and call this again, or leave the "
-            "rows out.",
+            f"Draw these by hand, white on black, as {FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) "
+            "and call this again, or leave the rows out.",
         )
-    masked = [
-        row if row.masks else replace(row, masks=tuple(masks[p] for p in row.references)) for row in rows
-    ]
     partial = out.with_name(f"{out.name}.partial")
-    write_manifest(partial, masked)
+    write_manifest(partial, [row if row.masks else _masked(row, masks) for row in rows])
     os.replace(partial, out)
     return out
+
+
+def _masked(row: Row, masks: Mapping[Path, Path]) -> Row:
+    return replace(row, masks=tuple(masks[photo] for photo in row.references))
 
 
 def _name(photo: Path, folder: Path) -> str:

@@ -41,7 +41,7 @@ def read_options(reward: str, model: type[Options], values: Mapping[str, Any]) -
         return model.model_validate_json(json.dumps(dict(values)))
     except ValidationError as error:
         lines = [_line(model, item["type"], item["loc"], item["msg"]) for item in error.errors()]
-    raise UserError("\n".join([f"reward {reward!r}: its options are wrong", *lines]), _known(model))
+    raise UserError("\n".join([f"reward {reward!r}: its options are wrong", *lines]), _known(reward, model))
 
 
 def _line(model: type[RewardOptions], kind: str, place: tuple[int | str, ...], text: str) -> str:
@@ -55,8 +55,10 @@ def _line(model: type[RewardOptions], kind: str, place: tuple[int | str, ...], t
     return f"  {path}: {reason}" if path else f"  {reason}"
 
 
-def _known(model: type[RewardOptions]) -> str:
+def _known(reward: str, model: type[RewardOptions]) -> str:
     if not model.model_fields:
-        return "It has no options."
+        return f"{reward} has no options."
     fields = model.model_fields.items()
-    return "Its options:\n" + "\n".join(f"  {name}: {field.description}" for name, field in fields)
+    return f"The options of {reward}:\n" + "\n".join(
+        f"  {name}: {field.description}" for name, field in fields
+    )
