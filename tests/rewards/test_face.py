@@ -169,7 +169,9 @@ def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward, tin
 
     def features(photo: torch.Tensor, column: int, row: int) -> NDArray[np.float64]:
         face = sample(pixels(photo), 8.0 * (np.array([column, row]) + tiny_onnx.LANDMARKS)).round()
-        return np.asarray(((face - 127.5) / 127.5).transpose(2, 0, 1).ravel() @ tiny_onnx.weights() + tiny_onnx.bias())
+        return np.asarray(
+            ((face - 127.5) / 127.5).transpose(2, 0, 1).ravel() @ tiny_onnx.weights() + tiny_onnx.bias()
+        )
 
     a, b = features(image, 2, 3), features(reference, 4, 4)
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
