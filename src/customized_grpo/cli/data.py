@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from customized_grpo.cli.common import check_json_file, write_json_file
+from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import LayoutName, MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from customized_grpo.data.adapters.base import Options
     from customized_grpo.data.survey import Survey
 
-app = typer.Typer(help="Make manifests of published data sets, and check them.", no_args_is_help=True)
+app = typer.Typer(help="Make manifests and masks, and check them.", no_args_is_help=True)
+app.command("masks")(masks)
 
 MAX_SIZES = 8  # lines of the table of sizes
 

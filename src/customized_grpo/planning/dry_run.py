@@ -35,8 +35,8 @@ class DryRun:
     """A recipe's models without data.
 
     The blocks of a stack are alike, so passes are replayed with two and with three blocks of each kind and
-    continued to the real depth, see `_deepen`. Two, because the first block is an exception: nothing before it
-    is trained, so its backward pass stops short.
+    continued to the real depth, see `_deepen`. Two, because the first block is an exception: nothing before
+    it is trained, so its backward pass stops short.
 
     Args:
         architecture: What the checkpoint consists of.
