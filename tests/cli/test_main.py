@@ -13,7 +13,7 @@ import pytest
 from customized_grpo import __version__
 from customized_grpo.cli import common
 from customized_grpo.cli.main import main
-from customized_grpo.config import Config, load_config
+from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
 
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
@@ -123,7 +123,7 @@ def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
 def test_an_unknown_preset_lists_the_presets() -> None:
     result = cgrpo("train", "nothing-like-it")
     assert result.returncode == 2
-    assert "Presets: toybox, toybox-leaky, toybox-smoke." in result.stderr
+    assert f"Presets: {', '.join(preset_names())}." in result.stderr
 
 
 @pytest.mark.parametrize(
