@@ -8,7 +8,7 @@ from customized_grpo.rewards.base import (
     ScoringBatch,
     score_all,
 )
-from customized_grpo.rewards.registry import REWARDS, build_reward, register
+from customized_grpo.rewards.registry import REWARDS, build_reward, needs_masks, register
 
 __all__ = [
     "REWARDS",
@@ -18,6 +18,7 @@ __all__ = [
     "RewardError",
     "ScoringBatch",
     "build_reward",
+    "needs_masks",
     "register",
     "score_all",
 ]

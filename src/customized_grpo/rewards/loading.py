@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UserError
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 TOYBOX = "toybox"
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]:
+def load_model(
+    path: str, toybox_name: str | None, model_class: Any, arguments: Mapping[str, Any] = NO_ARGUMENTS
+) -> tuple[Any, str]:
     """Load a model in fp32.
 
     Args:
         path: A folder, a hub id such as "owner/name", or "toybox".
-        toybox_name: Which of the embedded reward models "toybox" means.
+        toybox_name: Which of the embedded reward models "toybox" means; None where there is none.
         model_class: The transformers class.
+        arguments: Further arguments of that class.
 
     Returns:
         The model, and the folder or hub id with its preprocessing and tokenizer.
@@ -33,6 +38,8 @@ def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]
             would have filled with random numbers.
     """
     if path == TOYBOX:
+        if toybox_name is None:
+            raise UserError(f"ToyBox has no {model_class.__name__}", hint="Give a folder or a hub id.")
         from customized_grpo.toybox.assets import load_reward_model
 
         with _no_progress_bars():
@@ -45,7 +52,7 @@ def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]
     with _no_progress_bars():
         try:
             model, report = model_class.from_pretrained(
-                path, dtype="float32", use_safetensors=True, output_loading_info=True
+                path, dtype="float32", use_safetensors=True, output_loading_info=True, **arguments
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"reward model {path!r} could not be loaded: {error}") from error

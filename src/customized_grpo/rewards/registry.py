@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,18 +19,38 @@ if TYPE_CHECKING:
 RewardFactory = Callable[["RewardConfig", torch.device], Reward]
 REWARDS: dict[str, RewardFactory] = {}
 """The factory of every registered reward, by name."""
+OPTIONS: dict[str, tuple[str, ...]] = {}
+"""The keys that a registered reward takes from its entry's `options`, by name."""
+SEGMENTED: set[str] = set()
+"""The registered rewards that `segment` applies to."""
 
 
-def register(name: str) -> Callable[[RewardFactory], RewardFactory]:
-    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests."""
+def register(
+    name: str, *, options: Collection[str] = (), segmented: bool = False
+) -> Callable[[RewardFactory], RewardFactory]:
+    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests.
+
+    Args:
+        name: What a recipe calls it.
+        options: The keys that may stand in the entry's `options`.
+        segmented: Whether it cuts out pictures as the entry's `segment` says, and so needs masks.
+    """
 
     def add(factory: RewardFactory) -> RewardFactory:
         if name in REWARDS:
             raise ValueError(f"there already is a reward {name!r}")
         REWARDS[name] = factory
+        OPTIONS[name] = tuple(options)
+        if segmented:
+            SEGMENTED.add(name)
         return factory
 
     return add
+
+
+def needs_masks(config: RewardConfig) -> bool:
+    """Tell whether an entry of a recipe needs masks of the references; no reward of your own is known to."""
+    return config.name in SEGMENTED and config.segment != "none"
 
 
 def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Reward:
@@ -58,8 +78,12 @@ def _build(config: RewardConfig, device: torch.device) -> Reward:
             f"unknown reward {config.name!r}{guess}",
             hint=f"There are {', '.join(sorted(REWARDS))}; one of your own is written package.module:Name.",
         )
-    if config.options:
-        raise UserError(f"reward {config.name!r} has no options, but {', '.join(config.options)} was given")
+    if unknown := [key for key in config.options if key not in OPTIONS[config.name]]:
+        has = ", ".join(OPTIONS[config.name])
+        raise UserError(
+            f"reward {config.name!r} has {f'only the options {has}' if has else 'no options'}, "
+            f"but {', '.join(unknown)} was given"
+        )
     return REWARDS[config.name](config, device)
 
 
@@ -94,11 +118,30 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     return reward
 
 
-@register("dino")
+@register("dino", segmented=True)
 def _dino(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.dino import DEFAULT_PATH, DinoReward
 
     return DinoReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register("dino_seg", segmented=True)
+def _dino_seg(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.dino import DEFAULT_PATH, SEGMENTED_NAME, DinoReward
+
+    if config.segment != "reference":
+        raise UserError(
+            f"reward {config.name!r} always cuts out the reference, but segment: {config.segment} was given",
+            hint=f"Use dino with segment: {config.segment}.",
+        )
+    return DinoReward.load(config.path or DEFAULT_PATH, device=device, name=SEGMENTED_NAME)
+
+
+@register("dino_v1", segmented=True)
+def _dino_v1(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.dino_v1 import DEFAULT_PATH, DinoV1Reward
+
+    return DinoV1Reward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
 
 
 @register("clip_t")
@@ -108,8 +151,45 @@ def _clip_t(config: RewardConfig, device: torch.device) -> Reward:
     return ClipTextReward.load(config.path or DEFAULT_PATH, device=device)
 
 
-@register("clip_i")
+@register("clip_i", segmented=True)
 def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
 
     return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register("pickscore")
+def _pickscore(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.pickscore import DEFAULT_PATH, PickScoreReward
+
+    return PickScoreReward.load(config.path or DEFAULT_PATH, device=device)
+
+
+@register("hpsv2")
+def _hpsv2(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.hpsv2 import HOW_TO_CONVERT, Hpsv2Reward
+
+    if config.path is None:
+        raise UserError("reward 'hpsv2' needs the path of a converted checkpoint", hint=HOW_TO_CONVERT)
+    return Hpsv2Reward.load(config.path, device=device)
+
+
+@register("hpsv3", options=("base", "dtype"))
+def _hpsv3(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.hpsv3 import Hpsv3Reward
+
+    return Hpsv3Reward.load(config.path, config.options, device=device)
+
+
+@register("lite", segmented=True)
+def _lite(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.lite import LiteReward
+
+    return LiteReward.load(config.path, segment=config.segment, device=device)
+
+
+@register("lite_t")
+def _lite_t(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.lite import LiteTextReward
+
+    return LiteTextReward.load(config.path, device=device)
