@@ -1,7 +1,6 @@
 """`dino_v1`: subject identity by the first DINO, the metric that DreamBooth's benchmark calls "DINO".
 
-Range on photos with facebook/dino-vits16: about .3 to .9. For evaluation; it tells subjects of one class apart
-less well than `dino`.
+Range on photos with facebook/dino-vits16: about .3 to .9.
 """
 
 from __future__ import annotations

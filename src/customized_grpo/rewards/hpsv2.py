@@ -1,7 +1,7 @@
 """`hpsv2`: agreement with the prompt and appeal, by Human Preference Score v2.1 (arXiv 2306.09341).
 
-Range: about .2 to .35. The weights are published for open_clip, as a pickle; `convert_hpsv2.py` makes a folder
-for transformers of them.
+Range: about .2 to .35. The weights are published for open_clip, as a pickle; `convert_hpsv2.py` makes a
+folder for transformers of them.
 """
 
 from __future__ import annotations

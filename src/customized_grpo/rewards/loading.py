@@ -42,14 +42,14 @@ def load_model(
             raise UserError(f"ToyBox has no {model_class.__name__}", hint="Give a folder or a hub id.")
         from customized_grpo.toybox.assets import load_reward_model
 
-        with _no_progress_bars():
+        with no_progress_bars():
             model, folder = load_reward_model(toybox_name)
         return model, str(folder)
     wanted = model_class.config_class.model_type
-    found = json.loads(_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
+    found = json.loads(checkpoint_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
     if found != wanted:
         raise UserError(f"reward model {path!r}: it is a {found!r} model, {wanted!r} is needed")
-    with _no_progress_bars():
+    with no_progress_bars():
         try:
             model, report = model_class.from_pretrained(
                 path, dtype="float32", use_safetensors=True, output_loading_info=True, **arguments
@@ -64,20 +64,34 @@ def load_model(
 
 def load_preprocess(path: str) -> Preprocess:
     """Read the preprocessing that belongs to a checkpoint."""
-    return Preprocess.from_file(_file(path, FILE_NAME))
+    return Preprocess.from_file(checkpoint_file(path, FILE_NAME))
 
 
 def load_tokenizer(path: str) -> CLIPTokenizer:
     """Load the tokenizer that belongs to a CLIP checkpoint."""
     from transformers import CLIPTokenizer
 
+    return load_part(path, CLIPTokenizer, "tokenizer")
+
+
+def load_part(path: str, part_class: Any, what: str) -> Any:
+    """Load a tokenizer or a configuration.
+
+    Args:
+        path: A folder or a hub id.
+        part_class: The transformers class.
+        what: What messages call it.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
     try:
-        return CLIPTokenizer.from_pretrained(path)
+        return part_class.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"reward model {path!r}: no tokenizer could be loaded: {error}") from error
+        raise UserError(f"reward model {path!r}: no {what} could be loaded: {error}") from error
 
 
-def _file(path: str, name: str) -> Path:
+def checkpoint_file(path: str, name: str) -> Path:
     """Return a file of a folder or of a hub checkpoint."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -109,7 +123,8 @@ def _file(path: str, name: str) -> Path:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars while it loads."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
