@@ -212,7 +212,7 @@ class RewardConfig(Section):
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
-    """Further arguments: of your own reward, passed to it as they are, or of a registered one that has some."""
+    """Further arguments: those of your own reward, passed as they are, or those a registered one knows."""
 
 
 class _Selected(Section):
