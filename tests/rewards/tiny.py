@@ -161,7 +161,9 @@ def tiny_hpsv3(seed: int = 0) -> tuple[Any, Any]:
         vision_start_token_id=start,
         vision_end_token_id=end,
     )
-    return seeded(lambda: Qwen2VLForConditionalGeneration(config), seed), seeded(lambda: reward_head(32), seed)
+    return seeded(lambda: Qwen2VLForConditionalGeneration(config), seed), seeded(
+        lambda: reward_head(32), seed
+    )
 
 
 def save_hpsv3(folder: Path, seed: int = 0) -> Path:

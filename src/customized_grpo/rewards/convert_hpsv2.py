@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.loading import load_tokenizer
+from customized_grpo.rewards.loading import load_tokenizer, no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -172,7 +172,8 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str = TOKENIZER, heads: i
             f"{tokenizer}: the tokenizer has {len(words)} tokens, "
             f"{checkpoint} needs {model.config.text_config.vocab_size}"
         )
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     words.save_pretrained(folder)
 
 

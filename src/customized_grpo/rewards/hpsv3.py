@@ -4,7 +4,7 @@ The prompt reward of Customized-GRPO. Qwen2-VL-7B reads picture and prompt; a sm
 the token `<|Reward|>` into (mu, sigma), and the score is mu: about 4 to 11 on good pictures, without bounds.
 
 The published package needs an old transformers, so the checkpoint is loaded here. As there,
-* the picture takes at most 256 tokens (448 x 448 pixels for a square one), its proportions kept;
+* the picture takes about 256 tokens, 448 x 448 pixels if it is square, and keeps its proportions;
 * positions count the tokens one by one: that forward hands embeddings to the body without token ids, which
   leaves out Qwen2-VL's three-dimensional positions, and the checkpoint was trained so.
 """
@@ -167,8 +167,8 @@ def load_tokenizer(base: str) -> Any:
 
     tokenizer = load_part(base, AutoTokenizer, "tokenizer")
     tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) is None or tokenizer.pad_token_id is None:
-        raise UserError(f"{base!r}: the tokenizer has no {IMAGE_TOKEN} or no padding: it is not Qwen2-VL's")
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        raise UserError(f"{base!r}: the tokenizer has no {IMAGE_TOKEN}: it is not Qwen2-VL's")
     return tokenizer
 
 
