@@ -68,7 +68,7 @@ class Visual(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """CLIP from its definition (arXiv 2103.00020), independent of transformers; widths of the towers differ."""
+    """CLIP from its definition (arXiv 2103.00020), independent of transformers; two widths."""
 
     def __init__(self, vocabulary: int, *, context: int = 16, dim: int = 24) -> None:
         super().__init__()

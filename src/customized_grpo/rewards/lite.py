@@ -104,9 +104,7 @@ class LiteTextReward:
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return expected cosines [B], fp32, on the CPU."""
         with torch.inference_mode():
-            keys = [prompt.encode() for prompt in batch.prompts]
-            prompts = self._cache.get(keys, lambda wanted: self._encode([batch.prompts[i] for i in wanted]))
-            scores = (self.probabilities(batch.images) * (prompts @ self._labels.T)).sum(1).cpu()
+            scores = (self.probabilities(batch.images) * self.agreement(batch.prompts)).sum(1).cpu()
         return scores.clone()  # a tensor made in inference mode could not take part in a loss
 
     def fingerprint(self) -> dict[str, Any]:
@@ -127,6 +125,12 @@ class LiteTextReward:
         with torch.autocast(self.device.type, enabled=False):
             parts = [self.classifier(PREPROCESS(part)) for part in images.to(self.device).split(CHUNK)]
         return torch.cat(parts).softmax(1)
+
+    def agreement(self, prompts: list[str]) -> Tensor:
+        """Return the cosine of each of P prompts with the names of each ImageNet class, [P, 1000]."""
+        keys = [prompt.encode() for prompt in prompts]
+        embeddings = self._cache.get(keys, lambda wanted: self._encode([prompts[i] for i in wanted]))
+        return embeddings @ self._labels.T
 
     def _encode(self, texts: list[str]) -> Tensor:
         """Return unit embeddings [number of texts, D]: the mean state of a text's tokens."""
