@@ -62,7 +62,11 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read as tensors alone: {error}") from error
+        # torch's own message would advise to run whatever the file holds
+        raise UserError(
+            f"{file}: cannot be read as tensors alone",
+            hint="Download it again from its authors; a file that holds more than tensors is not loaded.",
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{file}: there is no state_dict in it")
     return content["state_dict"]
