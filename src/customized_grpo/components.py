@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
+from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
@@ -18,13 +18,11 @@ from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
-from customized_grpo.rewards import build_reward, check_rewards
+from customized_grpo.rewards import build_reward, check_rewards, needs_masks
 from customized_grpo.rewards.base import Reward
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
-
-NEEDS_MASKS = {"reference", "both"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def build_data(config: Config) -> Data:
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
     if isinstance(data, ManifestData):
-        masks = any(_is_segmented(reward) for reward in config.rewards)
+        masks = any(needs_masks(reward) for reward in config.rewards)
         train = load_manifest(data.train, require_masks=masks)
         held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
         if len({row.subject or row.id for row in held_out}) == 1:
@@ -70,10 +68,6 @@ def _check_equal_work(rows: Sequence[Row]) -> None:
             "With model.shard=true all processes call the model equally often, which takes rows with the "
             "same number of references.",
         )
-
-
-def _is_segmented(reward: RewardConfig) -> bool:
-    return reward.name in {"dino", "clip_i"} and reward.segment in NEEDS_MASKS
 
 
 def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
