@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.components import build_rewards
-from customized_grpo.config import Config, config_hash, dump_config
+from customized_grpo.config import Config, dump_config
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.generation import draw, open_generator
 from customized_grpo.generation.opening import source_settings
-from customized_grpo.optimisation import name_average
 from customized_grpo.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,24 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("generation")
 
 
-def make_run(config: Config, policy: Any, *, step: int = 2, average: Any = None) -> Path:
-    """Leave what a training leaves behind: the recipe and a checkpoint with the policy's adapter."""
-    folder = RunFolder.create(config)
-    tensors = {"adapter": policy.adapter_tensors()}
-    if average is not None:
-        tensors["average"] = name_average(average)
-    state = {"config": config.model_dump(mode="json"), "config_hash": config_hash(config), "iteration": step}
-    CheckpointStore(folder.path / "checkpoints", 0).save(step, tensors, state)
-    return folder.path
-
-
 @pytest.fixture(scope="module")
 def tuned(recipe: Recipe, make_adapted: Any) -> Any:
     return make_adapted(recipe())
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, recipe: Recipe, tuned: Any) -> Path:
+def run(folder: Path, recipe: Recipe, tuned: Any, make_run: Any) -> Path:
     return make_run(recipe(f"run.dir={folder / 'toy'}"), tuned)
 
 
@@ -78,7 +65,7 @@ def test_base_is_the_model_without_what_the_run_learnt(run: Path, tuned: Any, ex
 
 
 def test_a_run_judged_by_its_average_is_opened_with_it(
-    folder: Path, recipe: Recipe, tuned: Any, examples: Any
+    folder: Path, recipe: Recipe, tuned: Any, make_run: Any
 ) -> None:
     config = recipe(f"run.dir={folder / 'ema'}", "train.ema_decay=0.9", "evaluation.use_ema=true")
     halved = [parameter.detach() / 2 for parameter in tuned.trainable_parameters()]

@@ -182,3 +182,26 @@ def hub_error(path: str, error: Exception, *, what: str | None = None, file: str
     if isinstance(error, EntryNotFoundError):
         return UserError(f"{what}: the checkpoint has no {file}", hint="Name one in diffusers' layout.")
     return UserError(f"{what}: {file} could not be fetched: {error}")
+
+
+def transformer_layers(model: ModelConfig) -> list[str]:
+    """Return the names of all modules of a model's transformer, in their order, from its config alone.
+
+    Raises:
+        UserError: The checkpoint is unreachable or of another family.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    path = model.path
+    if path == TOYBOX:
+        from customized_grpo.toybox.assets import base_folder
+
+        path = str(base_folder())
+    _pipeline_class(path, model.family)
+    transformer_class = getattr(diffusers, read_index(path)["transformer"][1])
+    with quiet(), init_empty_weights():
+        transformer = transformer_class.from_config(
+            transformer_class.load_config(path, subfolder="transformer")
+        )
+    return [name for name, _ in transformer.named_modules()]
