@@ -30,6 +30,17 @@ def check_run(run: Path) -> Path:
     raise UserError(f"{run} {what}", hint)
 
 
+def check_source(source: str) -> None:
+    """Refuse what looks like a run that is not there, rather than ask the hub for it.
+
+    Raises:
+        UserError: There is no such folder, but there are runs beside it.
+    """
+    path = Path(source)
+    if "/" in source and not path.exists() and any(path.parent.glob("*/config.yaml")):
+        check_run(path)
+
+
 def check_files(paths: list[Path], option: str) -> None:
     """Refuse paths that are not files, all at once.
 

@@ -14,8 +14,8 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.generation.published import known_classes, published_settings
-from customized_grpo.generation.runs import is_run, load_checkpoint, run_checkpoint, run_config
-from customized_grpo.policies.loading import TOYBOX, load_policy, read_index
+from customized_grpo.generation.runs import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
+from customized_grpo.policies.loading import INDEX, TOYBOX, load_policy, read_index
 from customized_grpo.policies.lora import read_shape
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 
@@ -30,6 +30,7 @@ class Generator:
         steps: Denoising steps of a picture, all without noise.
         batch_size: Pictures drawn together.
         name: What it is called in tables and file names: of the run, the folder or the hub id.
+        checkpoint: Iteration of a run's checkpoint; None for what is not a run, or its base.
     """
 
     policy: PipelinePolicy
@@ -37,6 +38,7 @@ class Generator:
     steps: int
     batch_size: int
     name: str
+    checkpoint: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,6 +96,8 @@ def source_settings(source: str, settings: Sequence[str] = ()) -> GeneratorSetti
         return generator_settings(source, _of_recipe(run_config(Path(source))), settings)
     if source == TOYBOX:
         return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
+    if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
+        raise UserError(f"{source} is neither the folder of a run nor a model: no {CONFIG}, no {INDEX}")
     index = read_index(source)
     defaults = published_settings(source, index)
     if defaults is None:
@@ -127,4 +131,4 @@ def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: b
     if checkpoint is None:  # the fresh adapter changes nothing, bit for bit
         return Generator(policy, checked.model, checked.steps, checked.batch_size, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
-    return Generator(policy, checked.model, checked.steps, checked.batch_size, name)
+    return Generator(policy, checked.model, checked.steps, checked.batch_size, name, checkpoint.step)
