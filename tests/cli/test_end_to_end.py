@@ -232,7 +232,7 @@ def test_a_missing_mask_ends_the_command_with_one_message(
         (["train", "toybox-smoke", "train.group_sise=4"], ["train.group_sise", "group_size"]),
         (["train", "toybox-smoke", "advantage.name=sarz", "schedule.name=tdx"], ["sars", "tdw"]),
         (["resume", "no/such/run"], ["no/such/run"]),
-        (["generate", "no/such/run", "--prompt", "a toy", "--reference", "x.png"], ["no/such/run"]),
+        (["generate", "no/such/run", "--prompt", "a toy", "--reference", __file__], ["no/such/run"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )
@@ -255,7 +255,7 @@ def test_a_reference_that_is_no_picture_is_refused_before_any_model_loads(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr("customized_grpo.components.build_policy", load)
+    monkeypatch.setattr("customized_grpo.generation.opening.load_policy", load)
     picture = tmp_path / "toy.png"
     picture.write_text("<svg/>")
     arguments = ["generate", str(trained), "--prompt", "a toy", "--reference", str(picture)]

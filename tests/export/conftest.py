@@ -62,12 +62,20 @@ def make_trained(
 ) -> MakeTrained:
     """Train a run of a family, in a manner of speaking; an alpha of None is the rank, 4."""
 
-    def make(family: str, *, alpha: float | None = None, average: bool = False, **options: Any) -> Trained:
+    def make(
+        family: str,
+        *,
+        alpha: float | None = None,
+        average: bool = False,
+        target: str | None = None,
+        **options: Any,
+    ) -> Trained:
         path = tmp_path_factory.mktemp("runs") / f"run-{family}"
         settings = [
             f"run.dir={path}", f"model.family={family}", f"model.path={bases[family]}",
             f"model.reference_ids={'kontext' if family == 'flux1' else 'null'}", *SETTINGS[family],
             f"model.lora.alpha={'null' if alpha is None else alpha}",
+            *([] if target is None else [f"model.lora.target='{target}'"]),
             *(["train.ema_decay=0.9", "evaluation.use_ema=true"] if average else []),
         ]  # fmt: skip
         config = recipe(*settings)

@@ -50,9 +50,16 @@ def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
 ) -> None:
     config = recipe()
     _, expected = evaluate_policy(
-        tuned, examples, build_rewards(config), None, sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),
-        samples_per_prompt=2, seed=7, batch_size=config.evaluation.batch_size, size=(64, 64),
-    )  # fmt: skip
+        tuned,
+        examples,
+        build_rewards(config),
+        None,
+        sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),
+        samples_per_prompt=2,
+        seed=7,
+        batch_size=config.evaluation.batch_size,
+        size=(64, 64),
+    )
     generator = open_generator(str(run))
     assert torch.equal(pictures(generator, examples, seed=7, count=2), expected)
     assert (generator.name, generator.size, generator.steps) == ("toy", (64, 64), config.rollout.steps)

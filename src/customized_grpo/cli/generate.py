@@ -23,19 +23,17 @@ def generate(
     lora: Annotated[
         Path | None, typer.Option(help="Adapter in diffusers' format to put on a model that is not a run.")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Draw with a run's model before it was tuned.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Draw with a run's model before tuning.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps; by default the recipe's or model card's.")
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(
-            metavar="HxW", help="Pixels, multiples of 16; by default the run's, else 1024x1024 (toybox 64x64)."
-        ),
+        typer.Option(metavar="HxW", help="Pixels, multiples of 16; by default the recipe's, else 1024x1024."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="model.KEY=VALUE", help="Another setting of the model; may be repeated."),
+        typer.Option("--set", metavar="model.KEY=VALUE", help="Another setting; may be repeated."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Picture i depends on seed, prompt and i only.")] = 0,

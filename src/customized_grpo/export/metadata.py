@@ -83,9 +83,10 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 def _description(adapter: RunAdapter) -> str:
     config = adapter.config
     rewards = " and ".join(reward.name for reward in config.rewards)
+    method = f"{config.advantage.name} advantage, {config.schedule.name} weights, rewards {rewards}"
     return (
         f"Adapter for subject-driven generation with {public_name(config.model.path)}, tuned by "
-        f"reinforcement learning ({config.advantage.name} advantage, {config.schedule.name} weights, rewards {rewards})."
+        f"reinforcement learning ({method})."
     )
 
 

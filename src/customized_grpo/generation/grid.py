@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST, LARGEST = 224, 512
-"""Pixels of a cell's longer side: smaller pictures are enlarged by a whole number, larger ones are reduced."""
+"""Pixels of a cell's longer side: smaller ones are enlarged by a whole number, larger ones reduced."""
 
 GAP, MARGIN = 8, 20
 HEADER, CAPTION = 15, 17
