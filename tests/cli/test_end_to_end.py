@@ -232,7 +232,7 @@ def test_a_missing_mask_ends_the_command_with_one_message(
         (["train", "toybox-smoke", "train.group_sise=4"], ["train.group_sise", "group_size"]),
         (["train", "toybox-smoke", "advantage.name=sarz", "schedule.name=tdx"], ["sars", "tdw"]),
         (["resume", "no/such/run"], ["no/such/run"]),
-        (["generate", "no/such/run", "--prompt", "a toy", "--reference", __file__], ["no/such/run"]),
+        (["generate", "no/such/run", "--prompt", "a toy", "--reference", "x.png"], ["no/such/run"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )
