@@ -98,6 +98,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "train",
         "resume",
         "evaluate",
+        "export",
         "generate",
         "report",
         "config",

@@ -19,6 +19,7 @@ from customized_grpo.cli import (
     data,
     doctor,
     evaluate,
+    export,
     generate,
     plan,
     report,
@@ -41,6 +42,7 @@ app.command("train")(train.train)
 app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

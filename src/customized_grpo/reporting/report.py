@@ -88,7 +88,7 @@ def render(run: RunData) -> str:
             run=run,
             state=_state(run),
             facts=_facts(run),
-            findings=_findings(run),
+            findings=findings(run),
             headline=_headline(run),
             rest=_rest(run),
             sections=sections(run),
@@ -187,7 +187,7 @@ def _rest(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def _findings(run: RunData) -> list[str]:
+def findings(run: RunData) -> list[str]:
     """The result in sentences that do not say more than the intervals do."""
     sentences = []
     for head in HEADLINES[:2]:
