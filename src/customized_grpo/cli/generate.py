@@ -34,7 +34,7 @@ def generate(
     if masks and len(masks) != len(reference):
         raise UserError(f"{len(masks)} --mask for {len(reference)} --reference; give one for each")
 
-    from customized_grpo.generation import generate as draw
+    from customized_grpo.generation.pictures import generate as draw
 
     for path in draw(run, prompt=prompt, references=reference, masks=masks, out=out, count=count, seed=seed):
         print(path)

@@ -55,8 +55,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
         ]
         raise _refusal(recipe, found)
-    settings, bad_overrides = _parse_overrides(overrides)
-    mistakes += bad_overrides + _apply(data, settings)
+    settings, bad_overrides = parse_overrides(overrides)
+    mistakes += bad_overrides + apply_overrides(data, settings)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -133,7 +133,8 @@ def _refusal(recipe: str, mistakes: Sequence[Mistake]) -> UserError:
     return UserError(f"{count} in the recipe {recipe} or its overrides:\n{listed(mistakes)}")
 
 
-def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...], Any]], list[Mistake]]:
+def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...], Any]], list[Mistake]]:
+    """Return (path, value) of every `section.key=value`, and what is wrong with those that are not such."""
     settings: list[tuple[tuple[str, ...], Any]] = []
     mistakes = []
     for override in overrides:
@@ -149,7 +150,7 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ..
     return settings, mistakes
 
 
-def _apply(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
+def apply_overrides(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
     """Write the overrides into `data`; return those whose place does not exist."""
     for path, value in settings:
         _forget_options_of_old_choice(data, path, value)

@@ -108,7 +108,7 @@ def _pipeline_class(path: str, family: str) -> str:
 
     Only the index is read, a small file, so that a wrong or unreachable checkpoint is refused at once.
     """
-    found, expected = str(_read_index(path).get("_class_name")), FAMILIES[family].classes
+    found, expected = str(read_index(path).get("_class_name")), FAMILIES[family].classes
     if found not in expected:
         raise UserError(
             f"model.path {path!r}: {INDEX} says {found}, model.family {family} needs {' or '.join(expected)}",
@@ -117,7 +117,12 @@ def _pipeline_class(path: str, family: str) -> str:
     return expected[found]
 
 
-def _read_index(path: str) -> dict[str, Any]:
+def read_index(path: str) -> dict[str, Any]:
+    """Return the model_index.json of a folder or hub id: a small file that says what the checkpoint is.
+
+    Raises:
+        UserError: There is none, it cannot be fetched, or it is not JSON.
+    """
     file = Path(path).expanduser() / INDEX
     if not file.parent.is_dir():
         file = _download_index(path)
