@@ -134,4 +134,4 @@ def _mean_of_scored(scores: Floats) -> Floats:
     scored = ~np.isnan(scores)
     counts = scored.sum(0)
     sums = np.where(scored, scores, 0.0).sum(0)
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

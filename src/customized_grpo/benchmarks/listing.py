@@ -5,9 +5,9 @@ dreambenchpp  DreamBench++ (arXiv 2406.16855): 150 pictures x 9 prompts. `images
               `captions/**/NN.txt` with equal paths; the first line of a caption names the subject, the others
               are its prompts (4 photorealistic, 3 of another style, 2 imaginative); the folder is the
               category: live_subject/animal, live_subject/human, object, style.
-omnicontext   OmniContext (arXiv 2506.18871), 8 task types of 50 rows. A JSONL file, or a folder with data.jsonl,
-              of {"key", "task_type", "instruction", "input_images": [path]}; the fields are those its published
-              scorer reads from the hub's rows, with paths in place of the pictures.
+omnicontext   OmniContext (arXiv 2506.18871), 8 task types of 50 rows. A JSONL file, or a folder with
+              data.jsonl, of {"key", "task_type", "instruction", "input_images": [path]}: the fields that its
+              published scorer reads from the hub's rows, with paths in place of the pictures.
 manifest      Rows of your own, as for training; `meta.category` and `meta.prompt_type` split the tables.
 """
 
@@ -56,27 +56,37 @@ class BenchmarkRow:
     prompt_type: str
 
 
-def list_rows(
-    benchmark: str, data: Path, *, subjects: Sequence[str] = (), limit: int | None = None
-) -> list[BenchmarkRow]:
-    """Read the rows of a benchmark.
+def list_rows(benchmark: str, data: Path) -> list[BenchmarkRow]:
+    """Read all rows of a benchmark.
 
     Args:
         benchmark: A name in `BENCHMARKS`.
         data: Its folder or file.
+
+    Raises:
+        UserError: The data are missing or of another form.
+    """
+    return BENCHMARKS[benchmark](data)
+
+
+def choose_rows(
+    rows: Sequence[BenchmarkRow], *, subjects: Sequence[str] = (), limit: int | None = None
+) -> list[BenchmarkRow]:
+    """Return some of the rows, in their order.
+
+    Args:
+        rows: Of a benchmark.
         subjects: Only these; empty means all.
         limit: Only so many rows, taken in turn from the subjects so that few rows still have many clusters;
             None means all.
 
     Raises:
-        UserError: The data are missing or of another form, or a subject is unknown.
+        UserError: A subject is unknown.
     """
-    rows = BENCHMARKS[benchmark](data)
     known = {row.subject for row in rows}
     if unknown := [name for name in subjects if name not in known]:
         raise UserError(
-            f"{benchmark} has no subject {', '.join(map(repr, unknown))}",
-            f"It has {', '.join(sorted(known))}.",
+            f"--subject: there is no {', '.join(map(repr, unknown))}", f"There is {', '.join(sorted(known))}."
         )
     chosen = [row for row in rows if not subjects or row.subject in subjects]
     return chosen if limit is None else _spread(chosen, limit)

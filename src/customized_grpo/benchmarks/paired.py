@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from customized_grpo.benchmarks.encoders import DERIVED, Floats
-from customized_grpo.benchmarks.protocol import check_comparable
+from customized_grpo.benchmarks.protocol import check_across, check_comparable
 from customized_grpo.benchmarks.results import Result
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.crossed import holm
@@ -86,6 +86,7 @@ def compare(before: Result, after: Result, across: Sequence[str] = ()) -> Compar
     Raises:
         UserError: The protocols differ, or fewer than two subjects are common.
     """
+    check_across(across)
     check_comparable(before.protocol, after.protocol, across)
     places = {row: number for number, row in enumerate(before.table.ids)}
     common = [(places[row], number) for number, row in enumerate(after.table.ids) if row in places]
@@ -142,11 +143,14 @@ def _warnings(
     found = []
     if len(set(subjects)) < FEW_CLUSTERS:
         found.append(
-            f"{len(set(subjects))} subjects in common: with fewer than {FEW_CLUSTERS} the intervals are too narrow."
+            f"Only {len(set(subjects))} subjects in common: with fewer than {FEW_CLUSTERS} the intervals are "
+            "too narrow."
         )
     longest = max(len(before.table.ids), len(after.table.ids))
     if len(common) < longest:
-        found.append(f"Only {len(common)} of {longest} pictures are in both results; the others do not count.")
+        found.append(
+            f"Only {len(common)} of {longest} pictures are in both results; the others do not count."
+        )
     if before.generator["weights"] == after.generator["weights"]:
         found.append("Both results are of the same weights.")
     return found

@@ -1,7 +1,7 @@
 """The pictures of a benchmark: one PNG each, made once, and never of two models in one folder.
 
-    OUT/pictures/ID-00.png   written under another name first, so a name is always a whole picture
-    OUT/pictures.json        what the pictures depend on; another model or setting is refused
+OUT/pictures/ID-00.png   written under another name first, so a name is always a whole picture
+OUT/pictures.json        what the pictures depend on; another model or setting is refused
 """
 
 from __future__ import annotations

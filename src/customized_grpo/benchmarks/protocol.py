@@ -1,7 +1,7 @@
 """How numbers were made: what two results must share before anybody may subtract them.
 
-The same pictures score .760, .814 or .707 for "DINO" by which encoder is meant (UNO, see `published.json`), so a
-result without its protocol says nothing. The generator itself is not part of it: that is what is compared.
+One model (UNO) is published with DINO scores of .760, .814 and .707, by encoder, so a number without its
+protocol says nothing. The generator itself is not part of it: that is what is compared.
 """
 
 from __future__ import annotations
@@ -107,6 +107,19 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str 
     return found
 
 
+def check_across(across: Sequence[str]) -> None:
+    """Refuse names of fields in which results must never differ.
+
+    Raises:
+        UserError: Names them, and those in which they may.
+    """
+    if unknown := [name for name in across if name not in NEGOTIABLE]:
+        raise UserError(
+            f"--across {', '.join(unknown)}: results cannot be compared across that",
+            f"They may differ in {', '.join(NEGOTIABLE)}.",
+        )
+
+
 def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], across: Sequence[str] = ()) -> None:
     """Refuse to subtract numbers of different protocols.
 
@@ -118,8 +131,8 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], across
     Raises:
         UserError: They differ in another field; lists all of them.
     """
-    wanted = [{k: v for k, v in one.items() if k not in across} for one in (first, second)]
-    if found := differences(*wanted):
+    one, two = ({k: v for k, v in each.items() if k not in across} for each in (first, second))
+    if found := differences(one, two):
         negotiable = sorted({line.split(":")[0] for line in found} & set(NEGOTIABLE))
         hint = "Evaluate both in the same way."
         if negotiable and len(negotiable) == len(found):

@@ -82,8 +82,8 @@ class Result:
         generator: {"name", "weights"}.
         protocol: How pictures and scores were made; see `customized_grpo.benchmarks.protocol`.
         table: The scores.
-        summary: A list of {"split", "name", "pictures", "subjects", "metrics": {metric: {"mean", "low", "high",
-            "unscored"}}}; low and high are null where one subject alone has the metric.
+        summary: One of {"split", "name", "pictures", "subjects", "metrics"} for each part of the table;
+            metrics are {"mean", "low", "high", "unscored"} by name, without ends where one subject has it.
         warnings: What a reader of the means must know.
     """
 
@@ -175,11 +175,7 @@ def _derived(parts: Floats, subjects: Sequence[str], function: Any) -> dict[str,
 
 def _warnings(table: Table, summary: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
-    few = [
-        f"{part['name']} ({part['subjects']})"
-        for part in summary
-        if part["subjects"] < FEW_CLUSTERS
-    ]
+    few = [f"{part['name']} ({part['subjects']})" for part in summary if part["subjects"] < FEW_CLUSTERS]
     if few:
         found.append(
             f"Fewer than {FEW_CLUSTERS} subjects, so 95 % intervals are too narrow (of 4 subjects they cover "

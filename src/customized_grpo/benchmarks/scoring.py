@@ -32,7 +32,7 @@ def check_scorable(rows: Sequence[BenchmarkRow], mode: ReferenceMode, segment: S
         return
     if mode == "all":
         raise UserError(
-            "--segment reference --reference-mode all: masks belong to the references, other photos have none",
+            "--segment reference --reference-mode all: only the given references have masks",
             "Use --reference-mode single, or --segment none.",
         )
     if bare := [row.id for row in rows if not row.masks]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,12 @@ def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> s
     rows += [
         [metric, *(_interval(column[metric]) for column in (base, tuned, difference))] for metric in base
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text with columns under each other."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
