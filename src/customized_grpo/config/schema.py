@@ -119,9 +119,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
     quantisation: Literal["nf4", "int8", "fp8"] | None = None
-    """How the frozen transformer is held: nf4 (4 bit), int8 or fp8 (8 bit); null holds it in model.precision."""
+    """How the frozen transformer is held: nf4 (4 bit), int8 or fp8 (8 bit); null: in model.precision."""
     text_encoders: Literal["keep", "offload", "drop"] = "keep"
-    """Between encodings: kept on the device, moved to the CPU, or dropped after every row was encoded once."""
+    """Between encodings: kept on the device, moved to the CPU, or dropped once every row is in the cache."""
     offload_vae: bool = False
     """Whether the autoencoder waits on the CPU while the transformer works."""
     compile: bool = False
