@@ -108,12 +108,6 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
-def _dropped_encoders_left_a_cache(text_encoders: str, cache: Path | None) -> str | None:
-    if text_encoders != "drop" or cache is not None:
-        return None
-    return "'drop' needs a folder for what they encoded first: set model.cache, or use offload"
-
-
 def _option_checks(section: str, options: Mapping[str, Mapping[str, float]]) -> Iterator[Check]:
     for option in sorted({option for has in options.values() for option in has}):
         users = [name for name, has in options.items() if option in has]
@@ -133,7 +127,6 @@ CHECKS: tuple[Check, ...] = (
     Check(("advantage.name", "train.group_size"), _group_has_a_pull),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
-    Check(("model.text_encoders", "model.cache"), _dropped_encoders_left_a_cache),
     *_option_checks("advantage", ADVANTAGE_OPTIONS),
     *_option_checks("schedule", SCHEDULE_OPTIONS),
 )

@@ -140,6 +140,14 @@ class ModelConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_dropped_encoders_leave_a_cache(self) -> ModelConfig:
+        if self.text_encoders == "drop" and self.cache is None:
+            raise ValueError(
+                "text_encoders: 'drop' needs a folder for what they encoded: set model.cache, or use offload"
+            )
+        return self
+
 
 class ToyboxData(Section):
     """The embedded world: subjects and prompts drawn from a seed, images rendered when needed."""
