@@ -16,6 +16,7 @@ from customized_grpo import components, optimisation, rollout
 from customized_grpo.algorithms import advantages, schedules
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.optimisation import Signal, Updater, UpdateReport
@@ -83,10 +84,10 @@ def make_parts(
             sampler,
             examples,
             config.rollout,
+            encode=PromptEncoder(policy, (64, 64)),
             group_size=GROUP,
             plan=(set(range(STEPS - 1)), trained),
             seeds=(0, 0),
-            size=(64, 64),
             keep_means=config.train.ratio_normalisation,
         )
         if rewards is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from customized_grpo import rollout
 from customized_grpo.algorithms import samplers
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.policies import Conditioning, Flux1Policy
 from customized_grpo.rollout import Trajectory
 
@@ -44,10 +46,10 @@ def draw(
         sampler,
         examples,
         config.rollout,
+        encode=PromptEncoder(policy, SIZE),
         group_size=GROUP,
         plan=plan,
         seeds=seeds,
-        size=SIZE,
         **options,
     )
 
@@ -82,14 +84,14 @@ def test_every_prompt_is_encoded_once(
     trajectory = draw(policy, recipe("rollout.batch_size=2"), examples)
     assert encoded == [example.prompt for example in examples]
     assert len(trajectory) == 2 * GROUP
-    assert len(trajectory.conditioning) == 2
+    assert len(trajectory.conditionings) == 2
 
 
 def test_a_sample_is_made_for_the_prompt_of_its_group(
     policy: Flux1Policy, recipe: Recipe, examples: list[Example]
 ) -> None:
     trajectory = draw(policy, recipe(), examples)
-    tokens = trajectory.conditioning.per_sample["reference_tokens"]
+    tokens = torch.cat([c.per_sample["reference_tokens"] for c in trajectory.conditionings])
     assert not torch.equal(tokens[0], tokens[1])
     of_samples = trajectory.conditioning_of(slice(1, 5)).per_sample["reference_tokens"]
     assert torch.equal(of_samples, tokens[[0, 0, 1, 1]])
@@ -133,6 +135,28 @@ def test_the_same_seeds_give_the_same_bits_and_others_do_not(
         other = draw(policy, config, examples, seeds=seeds)
         assert not torch.isclose(first.x[0], other.x[0]).all(-1).any(), seeds
         assert not torch.isclose(first.x_next[0], other.x_next[0]).all(-1).any(), seeds
+
+
+def test_prompts_with_other_references_are_denoised_apart_and_to_the_same_samples(
+    policy: Flux1Policy, recipe: Recipe, examples: list[Example]
+) -> None:
+    first, second = examples
+    both = dataclasses.replace(second, references=(*second.references, *first.references))
+    mixed = draw(policy, recipe("rollout.batch_size=6"), [first, both, first])
+    assert_close(draw(policy, recipe(), [first]), mixed, rows=slice(0, GROUP))
+    assert_close(draw(policy, recipe(), [both]), mixed, rows=slice(GROUP, 2 * GROUP))
+    assert not torch.equal(draw(policy, recipe(), [second]).images, mixed.images[GROUP : 2 * GROUP])
+    assert list(mixed.batches(slice(0, 9), 6)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+
+
+def test_batches_fill_up_within_a_bucket_and_never_cross_one() -> None:
+    def split(buckets: str, size: int, rows: slice = slice(0, 12)) -> list[tuple[int, int]]:
+        return [(b.start, b.stop) for b in rollout.batches(buckets, 3, rows, size)]
+
+    assert split("aaaa", 5) == [(0, 5), (5, 10), (10, 12)]
+    assert split("aabb", 12) == [(0, 6), (6, 12)]
+    assert split("abba", 4) == [(0, 3), (3, 7), (7, 9), (9, 12)]
+    assert split("aabb", 4, slice(3, 9)) == [(3, 6), (6, 9)]
 
 
 # What is kept

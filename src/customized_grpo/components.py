@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
@@ -17,9 +17,6 @@ from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward
-
-if TYPE_CHECKING:
-    from customized_grpo.data.manifest import Row
 
 NEEDS_MASKS = {"reference", "both"}
 
@@ -51,25 +48,9 @@ def build_data(config: Config) -> Data:
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
                 "Hold out at least two subjects (eight or more for intervals that deserve trust).",
             )
-        _check_rows(train, held_out)
         source = ManifestSource(held_out, *size)
         return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
     assert_never(data)
-
-
-def _check_rows(train: Sequence[Row], held_out: Sequence[Row]) -> None:
-    """Refuse what would fail in the middle of a run: batches and intervals that cannot be formed."""
-    wanted = len(train[0].references)
-    if other := [row.id for row in (*train, *held_out) if len(row.references) != wanted]:
-        raise UserError(
-            f"row {train[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
-            "The rows of a run are batched together, so each needs the same number of references.",
-        )
-    if held_out and len({row.subject or row.id for row in held_out}) < MIN_CLUSTERS:
-        raise UserError(
-            "data.held_out: all rows are about one subject, but intervals resample subjects and need two",
-            "Hold out rows of another subject, or set data.held_out=null.",
-        )
 
 
 def _is_segmented(reward: RewardConfig) -> bool:

@@ -21,6 +21,7 @@ from customized_grpo.algorithms import advantages as adv
 from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.engine.engine import Engine
 from customized_grpo.evaluation import monitors
 from customized_grpo.evaluation.alarms import Thresholds
@@ -178,8 +179,8 @@ class _Parts:
         self.data = components.build_data(config)
         self.rewards = components.build_rewards(config)
         self.policy = components.build_policy(config)
-        self.size = (config.model.height, config.model.width)
-        self.sampler = rollout.build_sampler(self.policy, config.rollout, *self.size)
+        self.encode = PromptEncoder.of(config, self.policy)
+        self.sampler = rollout.build_sampler(self.policy, config.rollout, *self.encode.size)
         rows = len(self.data.train)
         chosen = prompt_indices(rows, min(prompts, rows), 0, config.run.seed)
         self.examples = [self.data.train[row] for row in chosen]
@@ -193,10 +194,10 @@ class _Parts:
             self.sampler,
             self.examples,
             config.rollout,
+            encode=self.encode,
             group_size=config.train.group_size,
             plan=rollout.step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed),
             seeds=(config.run.seed, 0),
-            size=self.size,
             keep_means=config.train.ratio_normalisation,
         )
 
@@ -222,10 +223,10 @@ class _Parts:
             self.rewards,
             self.data.judges,
             config.rollout,
+            encode=self.encode,
             group_size=config.train.group_size,
             reward_weights=[reward.weight for reward in config.rewards],
             seed=config.run.seed,
-            size=self.size,
             prompt_weights=prompt_weights,
         )
 

@@ -230,8 +230,7 @@ class Updater:
             return
         for k, step in enumerate(trajectory.steps):
             advantage = chosen.combined(step, trajectory.group_size, self.advantage)
-            for start in range(rows.start, rows.stop, self.train.micro_batch_size):
-                part = slice(start, min(start + self.train.micro_batch_size, rows.stop))
+            for part in trajectory.batches(rows, self.train.micro_batch_size):
                 inside = slice(part.start - rows.start, part.stop - rows.start)
                 yield self._loss(trajectory, k, part, advantage[inside], chosen.valid[inside], total)
 

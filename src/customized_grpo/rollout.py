@@ -6,7 +6,7 @@ L tokens of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from customized_grpo.seeding import generator
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RolloutConfig
     from customized_grpo.data.examples import Example
+    from customized_grpo.encoding import PromptEncoder
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Trajectory:
     """Samples of whole groups, with what is needed to train on them.
 
     Attributes:
-        conditioning: Of the P prompts; sample n belongs to prompt n // G.
+        conditionings: Of the P prompts, one sample each; sample n belongs to prompt n // G.
+        buckets: Of the P prompts; only samples of one bucket can be in one call of the policy.
         group_size: G.
         steps: True indices of the S trained steps, ascending; T - 1 is never among them.
         sigmas: Noise levels [T + 1], fp32.
@@ -38,7 +40,8 @@ class Trajectory:
         images: Decoded samples [N, 3, H, W] in [0, 1].
     """
 
-    conditioning: Conditioning
+    conditionings: Sequence[Conditioning]
+    buckets: Sequence[Hashable]
     group_size: int
     steps: list[int]
     sigmas: Tensor
@@ -52,13 +55,38 @@ class Trajectory:
         return len(self.images)
 
     def conditioning_of(self, rows: slice) -> Conditioning:
-        """Return the conditioning of samples `rows`."""
-        return of_samples(self.conditioning, rows, self.group_size)
+        """Return the conditioning of samples `rows`, which are of one bucket."""
+        return of_samples(self.conditionings, rows, self.group_size)
+
+    def batches(self, rows: slice, size: int) -> Iterator[slice]:
+        """Split samples `rows` into batches of at most `size` samples of one bucket, in order."""
+        return batches(self.buckets, self.group_size, rows, size)
 
 
-def of_samples(conditioning: Conditioning, rows: slice, group_size: int) -> Conditioning:
-    """Return the conditioning of samples `rows`, given that of the prompts; groups are consecutive."""
-    return conditioning.index(torch.arange(rows.start, rows.stop) // group_size)
+def of_samples(conditionings: Sequence[Conditioning], rows: slice, group_size: int) -> Conditioning:
+    """Return the conditioning of samples `rows`, given those of the prompts; groups are consecutive."""
+    first, last = rows.start // group_size, (rows.stop - 1) // group_size
+    prompts = torch.arange(rows.start, rows.stop) // group_size - first
+    return Conditioning.cat(conditionings[first : last + 1]).index(prompts)
+
+
+def batches(buckets: Sequence[Hashable], group_size: int, rows: slice, size: int) -> Iterator[slice]:
+    """Split samples `rows` into consecutive batches of at most `size` samples of one bucket.
+
+    Args:
+        buckets: Of each prompt.
+        group_size: Samples of a prompt.
+        rows: Which samples.
+        size: Largest number of samples in a batch.
+    """
+    start = rows.start
+    while start < rows.stop:
+        stop = start + 1
+        bucket = buckets[start // group_size]
+        while stop < min(start + size, rows.stop) and buckets[stop // group_size] == bucket:
+            stop += 1
+        yield slice(start, stop)
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -122,10 +150,10 @@ def collect(
     examples: Sequence[Example],
     config: RolloutConfig,
     *,
+    encode: PromptEncoder,
     group_size: int,
     plan: tuple[set[int], list[int]],
     seeds: tuple[int, int],
-    size: tuple[int, int],
     keep_means: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Trajectory:
@@ -134,24 +162,25 @@ def collect(
     Args:
         policy: The current policy.
         sampler: Its sampler.
-        examples: P prompts of one bucket.
+        examples: P prompts; those of different buckets are denoised apart.
         config: The recipe's rollout section.
+        encode: Encodes them, and knows the size of the images.
         group_size: G.
         plan: (noisy steps, trained steps), from `step_plan`.
         seeds: (run seed, iteration). A sample depends on them, its prompt's id and its number in the group,
             not on what else is in the batch.
-        size: Height and width in pixels.
         keep_means: Whether the transition means are kept, which ratio normalisation needs.
         between: Called before every batch; may raise to stop.
     """
-    conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
+    conditionings = encode(examples)
     parts = []
     for rows, noise in _batches(examples, config, group_size, seeds):
         between()
-        parts.append(_draw(policy, sampler, of_samples(conditioning, rows, group_size), noise, plan, size))
+        parts.append(_draw(policy, sampler, of_samples(conditionings, rows, group_size), noise, plan))
     x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
     return Trajectory(
-        conditioning=conditioning,
+        conditionings=conditionings,
+        buckets=[example.bucket for example in examples],
         group_size=group_size,
         steps=plan[1],
         sigmas=sampler.sigmas,
@@ -170,10 +199,10 @@ def predicted_images(
     examples: Sequence[Example],
     config: RolloutConfig,
     *,
+    encode: PromptEncoder,
     group_size: int,
     noisy: set[int],
     seeds: tuple[int, int],
-    size: tuple[int, int],
     between: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[slice, int, Tensor]]:
     """Draw the samples that `collect` draws, and yield what the policy takes each for on the way.
@@ -182,21 +211,21 @@ def predicted_images(
     that the step uses anyway. As the last step is the ODE's, to sigma 0, it ends in its own prediction.
 
     Args:
-        policy, sampler, examples, config, group_size, seeds, size, between: As `collect`.
+        policy, sampler, examples, config, encode, group_size, seeds, between: As `collect`.
         noisy: The steps that draw noise, from `step_plan`.
 
     Yields:
         (rows, step, images): samples `rows`, decoded [B, 3, H, W] in [0, 1]; predictions before the steps 0
         to T - 1, and as step T the samples themselves.
     """
-    conditioning = policy.encode([e.prompt for e in examples], [e.references for e in examples], *size)
+    conditionings = encode(examples)
     for rows, noise in _batches(examples, config, group_size, seeds):
         between()
-        part = of_samples(conditioning, rows, group_size)
-        for step, move in enumerate(_denoise(policy, sampler, part, noise, noisy, size)):
+        part = of_samples(conditionings, rows, group_size)
+        for step, move in enumerate(_denoise(policy, sampler, part, noise, noisy)):
             clean = move.x - float(sampler.sigmas[step]) * move.velocity
-            yield rows, step, policy.decode(clean, *size)
-        yield rows, step + 1, policy.decode(move.x_next, *size)
+            yield rows, step, policy.decode(clean, *encode.size)
+        yield rows, step + 1, policy.decode(move.x_next, *encode.size)
 
 
 _Noise = tuple[list[torch.Generator], list[torch.Generator]]
@@ -207,9 +236,9 @@ def _batches(
     examples: Sequence[Example], config: RolloutConfig, group_size: int, seeds: tuple[int, int]
 ) -> Iterator[tuple[slice, _Noise]]:
     """Yield the samples that are denoised together, and their noise."""
-    total = len(examples) * group_size
-    for start in range(0, total, config.batch_size):
-        rows = slice(start, min(start + config.batch_size, total))
+    buckets = [example.bucket for example in examples]
+    everyone = slice(0, len(examples) * group_size)
+    for rows in batches(buckets, group_size, everyone, config.batch_size):
         names = [(examples[row // group_size].id, row % group_size) for row in range(rows.start, rows.stop)]
         yield rows, _noise_generators(names, seeds, config.shared_noise)
 
@@ -229,16 +258,16 @@ def _draw(
     conditioning: Conditioning,
     noise: _Noise,
     plan: tuple[set[int], list[int]],
-    size: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Draw one batch; returns (x, x_next, mean, log_prob) of the trained steps and the images."""
     noisy, trained = plan
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, noisy, size)):
+    for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, noisy)):
         if step in trained:
             log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
             kept.append((move.x, move.x_next, move.mean, log_prob))
     stacked = [torch.stack(column) for column in zip(*kept, strict=True)]
+    size = (conditioning.height, conditioning.width)
     return stacked[0], stacked[1], stacked[2], stacked[3], policy.decode(move.x_next, *size)
 
 
@@ -258,10 +287,10 @@ def _denoise(
     conditioning: Conditioning,
     noise: _Noise,
     noisy: set[int],
-    size: tuple[int, int],
 ) -> Iterator[_Move]:
     """Yield the steps of a batch, one call of the policy each; only the steps `noisy` draw noise."""
     initial, step_noise = noise
+    size = (conditioning.height, conditioning.width)
     x = policy.noise(initial, *size)
     for step in range(len(sampler.sigmas) - 1):
         velocity = policy.velocity(x, float(sampler.sigmas[step]), conditioning)
@@ -304,3 +333,44 @@ def sample(
             x, _ = ode.transition(policy, x, step, part)
         images.append(policy.decode(x, *size))
     return torch.cat(images)
+
+
+def sample_examples(
+    policy: Policy,
+    encode: PromptEncoder,
+    examples: Sequence[Example],
+    sigmas: Tensor,
+    *,
+    samples_per_prompt: int,
+    batch_size: int,
+    seeds: tuple[int, str],
+    between: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Draw images for examples of any buckets without noise in the steps.
+
+    Args:
+        policy: The policy.
+        encode: Encodes the examples, and knows the size of the images.
+        examples: P prompts.
+        sigmas: Noise levels [T + 1].
+        samples_per_prompt: S.
+        batch_size: Samples drawn together.
+        seeds: (seed, purpose). An image depends on them, its prompt's id and its number among the S.
+        between: Called before every batch; may raise to stop.
+
+    Yields:
+        (rows, images [B, 3, H, W] in [0, 1]): samples `rows` of the P x S, those of a prompt together.
+    """
+    everyone = slice(0, len(examples) * samples_per_prompt)
+    for rows in batches([e.bucket for e in examples], samples_per_prompt, everyone, batch_size):
+        between()
+        first, last = rows.start // samples_per_prompt, (rows.stop - 1) // samples_per_prompt
+        start = first * samples_per_prompt
+        conditioning = of_samples(
+            encode(examples[first : last + 1]),
+            slice(rows.start - start, rows.stop - start),
+            samples_per_prompt,
+        )
+        names = [divmod(row, samples_per_prompt) for row in range(rows.start, rows.stop)]
+        generators = [generator(*seeds, examples[prompt].id, number) for prompt, number in names]
+        yield rows, sample(policy, conditioning, generators, sigmas, batch_size)

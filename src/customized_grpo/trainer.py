@@ -24,6 +24,7 @@ from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.config import Config, config_hash, diff_configs, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
@@ -99,9 +100,9 @@ class Trainer:
         policy: Any,
     ) -> None:
         self.config, self.folder, self.data, self.rewards, self.policy = config, folder, data, rewards, policy
-        self.size = (config.model.height, config.model.width)
+        self.encode = PromptEncoder.of(config, policy)
         self.engine = Engine(policy.device)
-        self.sampler = rollout.build_sampler(policy, config.rollout, *self.size)
+        self.sampler = rollout.build_sampler(policy, config.rollout, *self.encode.size)
         self.updater = Updater(
             policy, self.sampler, self.engine, config.train, config.advantage, config.model.precision
         )
@@ -193,10 +194,10 @@ class Trainer:
             self.sampler,
             examples,
             config.rollout,
+            encode=self.encode,
             group_size=config.train.group_size,
             plan=plan,
             seeds=(config.run.seed, self.iteration),
-            size=self.size,
             keep_means=config.train.ratio_normalisation,
             between=self.stop.check,
         )
@@ -286,12 +287,12 @@ class Trainer:
                 self.data.held_out,
                 self.rewards,
                 self.data.judges,
+                encode=self.encode,
                 reward_weights=[reward.weight for reward in self.config.rewards],
-                sigmas=self.policy.sigmas(steps, self.policy.n_tokens(*self.size)),
+                sigmas=self.policy.sigmas(steps, self.policy.n_tokens(*self.encode.size)),
                 samples_per_prompt=config.samples_per_prompt,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                size=self.size,
             )
 
     @contextmanager

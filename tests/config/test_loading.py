@@ -92,6 +92,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
         ("rollout.sde_window.size=8", "does not fit the 7 steps that can be trained"),
         ("evaluation.use_ema=true", "evaluation.use_ema: there is no average to evaluate"),
+        ("model.text_encoders=drop", "text_encoders: 'drop' needs a folder for what they encoded"),
         ("schedule.start=0.1", "schedule.start: not used by schedule.name=tdw, only by linear"),
         ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 2 or one of dino, clip_t"),
         ("rewards.7.weight=1", "no single item '7'"),

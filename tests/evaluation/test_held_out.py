@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data.examples import Example
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.evaluation.held_out import (
     HeldOutScores,
     evaluate_policy,
@@ -196,11 +197,11 @@ def evaluate(batch_size: int, seed: int = 0, **options: Any) -> tuple[HeldOutSco
         rows(3),
         REWARDS,
         FirstPixel(),
+        encode=PromptEncoder(policy, (8, 8)),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
         samples_per_prompt=2,
         seed=seed,
         batch_size=batch_size,
-        size=(8, 8),
         **options,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from customized_grpo import rollout
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.evaluation.statistics import clustered_bootstrap
 from customized_grpo.evaluation.step_gains import (
     Bounds,
@@ -94,7 +95,9 @@ def asked(factors: Sequence[float], subjects: str) -> list[Example]:
 
 def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
     """Measure the prescribed policy about two subjects, one of which scores half of the other."""
+    policy: Any = Prescribed()
     arguments: dict[str, Any] = {
+        "encode": PromptEncoder(policy, (8, 8)),
         "examples": asked([0.5, 0.5, 1.0], "aab"),
         "rewards": REWARDS,
         "judges": None,
@@ -102,11 +105,10 @@ def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
         "group_size": 2,
         "reward_weights": None,
         "seed": 0,
-        "size": (8, 8),
         "prompt_weights": WEIGHTS,
         **changes,
     }
-    return measure_step_gains(Prescribed(), Sampler("dance", 0.8, SIGMAS), **arguments)  # type: ignore[arg-type]
+    return measure_step_gains(policy, Sampler("dance", 0.8, SIGMAS), **arguments)
 
 
 # The oracle
@@ -196,10 +198,10 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
         sampler,
         examples,
         config.rollout,
+        encode=PromptEncoder(policy, size),
         group_size=3,
         plan=(noisy[0], noisy[1]),
         seeds=(seed, 0),
-        size=size,
     )
     seen: list[Tensor] = []
 
@@ -223,10 +225,10 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
         rewards,
         None,
         config.rollout,
+        encode=PromptEncoder(policy, size),
         group_size=3,
         reward_weights=None,
         seed=seed,
-        size=size,
         prompt_weights=WEIGHTS,
     )
     monkeypatch.undo()

@@ -119,9 +119,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
     quantisation: Literal["nf4", "int8", "fp8"] | None = None
-    """How the frozen transformer is held: nf4 (4 bit), int8 or fp8 (8 bit); null holds it in model.precision."""
+    """How the frozen transformer is held: nf4 (4 bit), int8 or fp8 (8 bit); null: in model.precision."""
     text_encoders: Literal["keep", "offload", "drop"] = "keep"
-    """Between encodings: kept on the device, moved to the CPU, or dropped after every row was encoded once."""
+    """Between encodings: kept on the device, moved to the CPU, or dropped once every row is in the cache."""
     offload_vae: bool = False
     """Whether the autoencoder waits on the CPU while the transformer works."""
     compile: bool = False
@@ -138,6 +138,14 @@ class ModelConfig(Section):
                 raise ValueError(
                     f"{option} is not used by family {self.family}, only by {owner}; set it to null"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_dropped_encoders_leave_a_cache(self) -> ModelConfig:
+        if self.text_encoders == "drop" and self.cache is None:
+            raise ValueError(
+                "text_encoders: 'drop' needs a folder for what they encoded: set model.cache, or use offload"
+            )
         return self
 
 

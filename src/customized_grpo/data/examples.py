@@ -35,6 +35,11 @@ class Example:
     subject: str
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def bucket(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the references: only examples that agree can be in one call of a policy."""
+        return tuple(tuple(image.shape) for image in self.references)
+
 
 class ExampleSource(Protocol):
     """An indexable set of examples that makes each one when it is asked for."""

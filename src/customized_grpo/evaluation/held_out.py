@@ -14,11 +14,11 @@ from customized_grpo.evaluation import monitors
 from customized_grpo.evaluation.alarms import MonitorRecord
 from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
-from customized_grpo.rollout import sample
-from customized_grpo.seeding import generator
+from customized_grpo.rollout import sample_examples
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
+    from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
 
 KINDS = ("prompt", "identity")
@@ -99,47 +99,51 @@ def evaluate_policy(
     rewards: Sequence[Reward],
     judges: Judges | None,
     *,
+    encode: PromptEncoder,
     reward_weights: Sequence[float] | None = None,
     sigmas: Tensor,
     samples_per_prompt: int,
     seed: int,
     batch_size: int,
-    size: tuple[int, int],
     between: Callable[[], None] = lambda: None,
 ) -> tuple[HeldOutScores, Tensor]:
     """Generate for every held-out prompt and score the pictures.
 
     Args:
         policy: The policy as it is now.
-        examples: Held-out examples of one bucket.
+        examples: Held-out examples.
         rewards: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
+        encode: Encodes the examples, and knows the size of the images.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         sigmas: Noise levels [T + 1]; steps draw no noise.
         samples_per_prompt: Pictures of each prompt.
         seed: Of the initial noise; it depends on the prompt's id and the sample's number besides.
         batch_size: Pictures made together.
-        size: Height and width in pixels.
         between: Called before every batch; may raise to stop.
 
     Returns:
         the scores, and the images [N, 3, H, W] in the order of the rows (samples of a prompt together).
     """
-    rows = [(example, number) for example in examples for number in range(samples_per_prompt)]
+    samples = [example for example in examples for _ in range(samples_per_prompt)]
     columns: dict[str, list[float]] = {}
     images = []
-    for start in range(0, len(rows), batch_size):
-        between()
-        part = rows[start : start + batch_size]
-        chosen = [example for example, _ in part]
-        conditioning = policy.encode([e.prompt for e in chosen], [e.references for e in chosen], *size)
-        generators = [generator(seed, "held-out", example.id, number) for example, number in part]
-        made = sample(policy, conditioning, generators, sigmas, batch_size).cpu()
-        images.append(made)
-        for name, values in _columns(made, chosen, rewards, reward_weights, judges).items():
+    drawn = sample_examples(
+        policy,
+        encode,
+        examples,
+        sigmas,
+        samples_per_prompt=samples_per_prompt,
+        batch_size=batch_size,
+        seeds=(seed, "held-out"),
+        between=between,
+    )
+    for rows, made in drawn:
+        images.append(made.cpu())
+        for name, values in _columns(images[-1], samples[rows], rewards, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
-    ids = [f"{example.id}/{number}" for example, number in rows]
-    return HeldOutScores(columns, ids, [example.subject for example, _ in rows]), torch.cat(images)
+    ids = [f"{example.id}/{number}" for example in examples for number in range(samples_per_prompt)]
+    return HeldOutScores(columns, ids, [example.subject for example in samples]), torch.cat(images)
 
 
 def _columns(

@@ -24,6 +24,7 @@ def evaluate(
     import torch
 
     from customized_grpo.components import build_data, build_rewards
+    from customized_grpo.encoding import PromptEncoder
     from customized_grpo.evaluation.held_out import HeldOutScores, evaluate_policy, summary
     from customized_grpo.generation.runs import load_run
     from customized_grpo.run_folder import RunFolder
@@ -32,7 +33,7 @@ def evaluate(
     data = build_data(config)
     if not data.held_out:
         raise UserError("this recipe holds out no rows to evaluate on", "Set data.held_out to a manifest.")
-    size = (config.model.height, config.model.width)
+    encode = PromptEncoder.of(config, policy)
     steps = config.evaluation.steps or config.rollout.steps
     rewards = build_rewards(config)
 
@@ -42,12 +43,12 @@ def evaluate(
             data.held_out,
             rewards,
             data.judges,
+            encode=encode,
             reward_weights=[reward.weight for reward in config.rewards],
-            sigmas=policy.sigmas(steps, policy.n_tokens(*size)),
+            sigmas=policy.sigmas(steps, policy.n_tokens(*encode.size)),
             samples_per_prompt=samples_per_prompt or config.evaluation.samples_per_prompt,
             seed=config.evaluation.seed if seed is None else seed,
             batch_size=config.evaluation.batch_size,
-            size=size,
         )[0]
 
     with torch.no_grad(), policy.reference():

@@ -29,6 +29,7 @@ from customized_grpo.rollout import Sampler, predicted_images, step_plan
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RolloutConfig
     from customized_grpo.data.examples import Example
+    from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
     from customized_grpo.rewards.base import Reward
 
@@ -128,10 +129,10 @@ def measure_step_gains(
     judges: Judges | None,
     rollout_config: RolloutConfig,
     *,
+    encode: PromptEncoder,
     group_size: int,
     reward_weights: Sequence[float] | None,
     seed: int,
-    size: tuple[int, int],
     prompt_weights: Tensor,
     between: Callable[[], None] = lambda: None,
 ) -> StepGains:
@@ -140,14 +141,14 @@ def measure_step_gains(
     Args:
         policy: The policy; with a fresh adapter it is the base.
         sampler: The recipe's stochastic sampler.
-        examples: P prompts of one bucket.
+        examples: P prompts.
         rewards: The training rewards.
         judges: Held-out judges, if there are any for this data.
         rollout_config: The recipe's rollout section.
+        encode: Encodes the examples.
         group_size: G.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         seed: The run's seed; the samples are those of `rollout.collect` with seeds (seed, 0).
-        size: Height and width in pixels.
         prompt_weights: Of the recipe's schedule [T].
         between: Called before every batch; may raise to stop.
     """
@@ -159,10 +160,10 @@ def measure_step_gains(
         sampler,
         examples,
         rollout_config,
+        encode=encode,
         group_size=group_size,
         noisy=noisy,
         seeds=(seed, 0),
-        size=size,
         between=between,
     )
     for rows, step, images in predictions:

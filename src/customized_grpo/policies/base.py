@@ -94,6 +94,11 @@ class Conditioning:
 class Policy(Protocol):
     """A generator that is tuned: x_s = (1 - s) x0 + s noise, v = noise - x0, s = sigma falls from 1 to 0."""
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the model runs."""
+        ...
+
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
     ) -> Conditioning:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from customized_grpo.config import load_config
+from customized_grpo.encoding import PromptEncoder
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.rewards import build_reward
@@ -104,10 +105,10 @@ def measure_base(prompts: int) -> dict[str, float]:
         [source[i] for i in range(prompts)],
         [build_reward(reward) for reward in config.rewards],
         ToyBoxJudges(),
+        encode=PromptEncoder.of(config, policy),
         sigmas=policy.sigmas(config.rollout.steps, policy.n_tokens(64, 64)),
         samples_per_prompt=1,
         seed=SEED,
         batch_size=64,
-        size=(64, 64),
     )
     return {name: round(value, 4) for name, value in scores.metrics().items()}

@@ -1,0 +1,111 @@
+"""Encoded prompts and references on disk: a safetensors file each, found by a hash of what was encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import ModelConfig
+
+# Settings that change nothing about what a prompt and its references are encoded to.
+IRRELEVANT = {
+    "path", "fuse_lora", "lora", "mu", "quantisation", "gradient_checkpointing", "compile",
+    "text_encoders", "offload_vae", "cache", "device",
+}  # fmt: skip
+SAMPLED = 8  # values of each weight that tell one model's encoders from another's
+
+
+class ConditioningCache:
+    """Conditionings of single samples by key; several runs, processes and machines may share one.
+
+    A file is written beside its place and then renamed, so that readers see all of it or nothing. One that
+    cannot be read counts as missing.
+
+    Args:
+        folder: Where to keep it; made when missing.
+        encoders: What encodes, from `encoders_hash`: another model's files are never found.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, encoders: str) -> None:
+        self.folder = folder / encoders[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"model.cache {str(folder)!r} cannot be written: {error.strerror}", "Choose another folder."
+            ) from error
+
+    def get(self, key: str) -> Conditioning | None:
+        """Return what is kept under a key, on the CPU; None if there is nothing."""
+        parts: dict[str, dict[str, Tensor]] = {"per_sample": {}, "shared": {}}
+        try:
+            with safe_open(self._file(key), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 not a mapping
+                    part, _, rest = name.partition(".")
+                    parts[part][rest] = file.get_tensor(name)
+                size = json.loads(file.metadata()["size"])
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return Conditioning(**parts, height=size[0], width=size[1])
+
+    def put(self, key: str, conditioning: Conditioning) -> None:
+        """Keep a conditioning under a key.
+
+        Raises:
+            UserError: The disk refuses.
+        """
+        tensors = {
+            f"{part}.{name}": tensor.cpu().contiguous()
+            for part, named in (("per_sample", conditioning.per_sample), ("shared", conditioning.shared))
+            for name, tensor in named.items()
+        }
+        target = self._file(key)
+        draft = target.with_name(f".{key}.{os.getpid()}.draft")
+        try:
+            save_file(tensors, draft, {"size": json.dumps([conditioning.height, conditioning.width])})
+            os.replace(draft, target)
+        except (OSError, SafetensorError) as error:
+            draft.unlink(missing_ok=True)
+            raise UserError(
+                f"model.cache: cannot write {target} ({sum(t.nbytes for t in tensors.values()):,} bytes): "
+                f"{error}",
+                "Free some space, or set model.cache=null.",
+            ) from error
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def encoders_hash(policy: PipelinePolicy, model: ModelConfig) -> str:
+    """Return a hash that changes with whatever changes an encoding: weights, settings, device.
+
+    Of every weight of the text encoders and the autoencoder the name, shape, type and first values count: any
+    training changes those, and 10 GB need not be read.
+
+    Args:
+        policy: The policy, its text encoders still there.
+        model: The recipe's `model` section.
+    """
+    settings = model.model_dump(mode="json", exclude=IRRELEVANT)
+    digest = hashlib.sha256(json.dumps([settings, policy.device.type], sort_keys=True).encode())
+    for part, module in sorted(policy.pipe.components.items()):
+        if isinstance(module, nn.Module) and module is not policy.transformer:
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.detach().flatten()[:SAMPLED].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
