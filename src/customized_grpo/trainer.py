@@ -29,9 +29,15 @@ from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
-from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
+from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, TrainingHealth, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
-from customized_grpo.iteration_metrics import Clock, mean_gaps, pixel_diversity, signal_gaps, signal_metrics
+from customized_grpo.iteration_metrics import (
+    Clock,
+    mean_health,
+    pixel_diversity,
+    signal_health,
+    signal_metrics,
+)
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter
@@ -55,6 +61,7 @@ def train(config: Config) -> int:
     RunFolder.check_free(config)
     data = components.build_data(config)
     rewards = components.build_rewards(config)
+    components.check_held_out(data, rewards)
     policy = components.build_policy(config)
     folder = RunFolder.create(config)
     with RunLock(folder.path):
@@ -78,6 +85,7 @@ def resume(run_dir: Path) -> int:
             )
         data = components.build_data(config)
         rewards = components.build_rewards(config)
+        components.check_held_out(data, rewards)
         trainer = Trainer(config, folder, data, rewards, components.build_policy(config))
         trainer.load()
         return trainer.run()
@@ -231,7 +239,7 @@ class Trainer:
             "diversity/in_group": pixel_diversity(trajectory.images, group_size),
             **clock.metrics(),
         }
-        self.health.append(signal_gaps(signal, group_size))
+        self.health.append(signal_health(signal, group_size))
         self.progress.iteration(self.write("train", line))
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +278,8 @@ class Trainer:
         self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
         shown = images[:: self.config.evaluation.samples_per_prompt][:SAMPLE_ROWS]
         save_samples(self.folder.path / "samples", self.iteration, shown)
-        self.progress.evaluation(self.write("eval", scores.metrics()))
+        gaps = held_out.train_gaps(scores, mean_health(self.health).reward) if self.health else {}
+        self.progress.evaluation(self.write("eval", {**scores.metrics(), **gaps}))
         if self.base is None:
             self.base = scores
         else:
@@ -309,9 +318,9 @@ class Trainer:
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
-        zero, missing = mean_gaps(self.health)
+        health = mean_health(self.health)
         self.health = []
-        self.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
+        self.history.append(held_out.monitor_record(self.iteration, scores, base, health))
         alarms = check_alarms(self.history, Thresholds())
         for alarm in alarms:
             self.write("event", {"event": "alarm", "message": alarm.message})
@@ -343,7 +352,12 @@ class Trainer:
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
                 "health": self.health,
                 "history": [
-                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
+                    {
+                        "iteration": r.iteration,
+                        "zero_std": dict(r.zero_std_share),
+                        "nan": dict(r.nan_share),
+                        "reward": dict(r.train_reward),
+                    }
                     for r in self.history
                 ],
                 "optimizer": optimizer_state,
@@ -397,11 +411,8 @@ class Trainer:
         self.base = self.latest = self.read_evaluation(0)
         for entry in remembered:
             self.latest = self.read_evaluation(entry["iteration"])
-            self.history.append(
-                held_out.monitor_record(
-                    entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
-                )
-            )
+            health = TrainingHealth(entry["zero_std"], entry["nan"], entry["reward"])
+            self.history.append(held_out.monitor_record(entry["iteration"], self.latest, self.base, health))
 
     def read_evaluation(self, iteration: int) -> HeldOutScores:
         """Return the scores that an evaluation of this run wrote."""

@@ -40,11 +40,13 @@ from customized_grpo.generation import Generator, draw, open_generator
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.reporting.page import replace_file
+from customized_grpo.reporting.report import evenly
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.features import weights_hash
 
 SCORING_BATCH = 16
 ROWS_IN_MEMORY = 16
+SHOWN = 12  # pictures on the page
 RESULT, PAGE = "results.json", "report.html"
 
 
@@ -219,8 +221,13 @@ def _fingerprints(encoders: Sequence[Encoder]) -> dict[str, dict[str, object]]:
 
 
 def _shown(folder: PictureFolder, rows: Sequence[BenchmarkRow], result: Result) -> list[Shown]:
-    """Return the first picture of some rows, of as many subjects as possible, for the page."""
-    chosen: list[Drawing] = [(row, 0) for row in choose_rows(rows, limit=12)]
+    """Return the first picture of one row of each of some subjects, for the page."""
+    by_subject: dict[str, list[BenchmarkRow]] = {}
+    for row in rows:
+        by_subject.setdefault(row.subject, []).append(row)
+    subjects = evenly(range(len(by_subject)), SHOWN)
+    groups = list(by_subject.values())
+    chosen: list[Drawing] = [(groups[k][k % len(groups[k])], 0) for k in subjects]
     places = {row: number for number, row in enumerate(result.table.ids)}
     return [
         Shown(
