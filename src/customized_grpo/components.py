@@ -16,7 +16,7 @@ from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
-from customized_grpo.rewards import build_reward
+from customized_grpo.rewards import build_reward, check_rewards
 from customized_grpo.rewards.base import Reward
 
 NEEDS_MASKS = {"reference", "both"}
@@ -106,6 +106,7 @@ def build_rewards(config: Config) -> list[Reward]:
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
     """
+    check_rewards(config.rewards)
     device = pick_device(config.model.device)
     rewards = [build_reward(reward, device) for reward in config.rewards]
     kinds = {reward.kind for reward in rewards}

@@ -1,13 +1,14 @@
-"""What every registered reward promises. Registering one enrols it; give it tiny weights in `FOLDERS`."""
+"""What every registered reward promises. Registering one enrols it; `FOLDERS` or `OPTIONS` make it tiny."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,16 +19,17 @@ from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
 from customized_grpo.rewards.base import KINDS
 
 
-def _load_tiny() -> ModuleType:
-    file = Path(__file__).parents[1] / "rewards" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny_rewards", file)
+def _load(name: str) -> Any:
+    file = Path(__file__).parents[1] / "rewards" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"rewards_{name}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the names in their annotations
     spec.loader.exec_module(module)
     return module
 
 
-tiny: Any = _load_tiny()
+tiny, tiny_onnx, judge_server = _load("tiny"), _load("tiny_onnx"), _load("judge_server")
 
 # how to write a folder with tiny random weights, by reward
 FOLDERS: dict[str, Callable[[Path], Path]] = {
@@ -37,12 +39,33 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def _judge(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    server = stack.enter_context(judge_server.serving(judge_server.sensible))
+    return {"url": server.url, "model": "vlm", "rubric": "identity"}
+
+
+def _face(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    detector = tiny_onnx.save_detector(folder / "detector.onnx", everywhere=True)
+    return {
+        "detector": str(detector),
+        "recogniser": str(tiny_onnx.save_recogniser(folder / "recogniser.onnx")),
+    }
+
+
+# the options of rewards that have no folder of weights; what must be closed again goes on the stack
+OPTIONS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {"judge": _judge, "face": _face}
+
+
 @pytest.fixture(scope="module", params=sorted(REWARDS))
-def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reward:
+def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reward]:
     name = request.param
-    assert name in FOLDERS, f"tell this test how to make tiny weights for {name!r}"
-    folder = FOLDERS[name](tmp_path_factory.mktemp(name))
-    return build_reward(RewardConfig(name=name, path=str(folder)))
+    folder = tmp_path_factory.mktemp(name)
+    with ExitStack() as stack:
+        if name in OPTIONS:
+            yield build_reward(RewardConfig(name=name, options=OPTIONS[name](folder, stack)))
+        else:
+            assert name in FOLDERS, f"tell this test how to make tiny weights for {name!r}"
+            yield build_reward(RewardConfig(name=name, path=str(FOLDERS[name](folder))))
 
 
 def test_it_has_its_registered_name_and_a_known_kind(reward: Reward) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,25 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The helpers of tiny.py; test folders are no packages, so that it cannot be imported by name."""
-    spec = importlib.util.spec_from_file_location("tiny_rewards", Path(__file__).with_name("tiny.py"))
+    return _load("tiny")
+
+
+@pytest.fixture(scope="session")
+def judge_server() -> ModuleType:
+    """The helpers of judge_server.py."""
+    return _load("judge_server")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx() -> ModuleType:
+    """The helpers of tiny_onnx.py."""
+    return _load("tiny_onnx")
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"rewards_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the names in their annotations
     spec.loader.exec_module(module)
     return module

@@ -17,7 +17,19 @@ from scipy.stats import kstest
 
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards import REWARDS, ScoringBatch, build_reward, register, score_all
+from customized_grpo.rewards import (
+    REWARDS,
+    FunctionReward,
+    Reward,
+    RewardOptions,
+    ScoringBatch,
+    build_reward,
+    check_rewards,
+    register,
+    register_with,
+    registry,
+    score_all,
+)
 from customized_grpo.rewards.dino import DinoReward
 
 OWN = """
@@ -63,7 +75,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="already"):
-        register("dino")(REWARDS["dino"])
+        register("dino")(REWARDS["dino"].build)
 
 
 def test_a_registered_reward_is_built_with_its_settings(tiny: ModuleType, tmp_path: Path) -> None:
@@ -73,8 +85,59 @@ def test_a_registered_reward_is_built_with_its_settings(tiny: ModuleType, tmp_pa
 
 
 def test_options_of_a_reward_without_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no options, but speed"):
+    with pytest.raises(UserError, match="speed: there is no such option\nIt has no options"):
         build_reward(RewardConfig(name="dino", path=str(tmp_path), options={"speed": 3}))
+
+
+class SpeedOptions(RewardOptions):
+    speed: float
+    """How fast, in m/s."""
+    sizes: tuple[int, ...] = (1,)
+    """Sizes."""
+
+
+@pytest.fixture
+def speedy(monkeypatch: pytest.MonkeyPatch) -> list[SpeedOptions]:
+    """Register the reward `speedy`; returns the options its factory gets."""
+    seen: list[SpeedOptions] = []
+    monkeypatch.setattr(registry, "REWARDS", dict(REWARDS))
+
+    @register_with("speedy", SpeedOptions)
+    def build(config: RewardConfig, device: torch.device, options: SpeedOptions) -> Reward:
+        seen.append(options)
+        return FunctionReward("speedy", "quality", lambda batch: batch.images.mean(dim=(1, 2, 3)))
+
+    return seen
+
+
+def test_a_registered_reward_gets_its_options_typed(speedy: list[SpeedOptions]) -> None:
+    build_reward(RewardConfig(name="speedy", options={"speed": 3, "sizes": [4, 5]}))
+    assert speedy == [SpeedOptions(speed=3.0, sizes=(4, 5))]
+
+
+def test_all_wrong_options_of_all_rewards_are_listed_before_anything_is_built(
+    speedy: list[SpeedOptions],
+) -> None:
+    wrong = RewardConfig(name="speedy", options={"sped": 3, "sizes": [1, "two"]})
+    right = RewardConfig(name="speedy", options={"speed": 1.0})
+    with pytest.raises(UserError) as caught:
+        check_rewards([right, wrong, RewardConfig(name="dino", options={"x": 1}), RewardConfig(name="dinoo")])
+    for text in (
+        "sped: there is no such option; did you mean speed?",
+        "speed: must be given",
+        "sizes.1: Input should be a valid integer",
+        "x: there is no such option",
+        "unknown reward 'dinoo' (did you mean 'dino'?)",
+        "speed: How fast, in m/s.",
+    ):
+        assert text in str(caught.value)
+    assert speedy == []
+
+
+@pytest.mark.parametrize("value", ["3", True, None, [1]])
+def test_options_are_not_converted(speedy: list[SpeedOptions], value: Any) -> None:
+    with pytest.raises(UserError, match="speed: Input should be a valid number"):
+        build_reward(RewardConfig(name="speedy", options={"speed": value}))
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class RewardConfig(Section):
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
-    """Further arguments of your own reward, passed to it as they are."""
+    """Further arguments of the reward: those a registered one declares, or whatever your own takes."""
 
 
 class _Selected(Section):

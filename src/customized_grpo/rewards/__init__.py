@@ -8,7 +8,8 @@ from customized_grpo.rewards.base import (
     ScoringBatch,
     score_all,
 )
-from customized_grpo.rewards.registry import REWARDS, build_reward, register
+from customized_grpo.rewards.options import RewardOptions
+from customized_grpo.rewards.registry import REWARDS, build_reward, check_rewards, register, register_with
 
 __all__ = [
     "REWARDS",
@@ -16,8 +17,11 @@ __all__ = [
     "Kind",
     "Reward",
     "RewardError",
+    "RewardOptions",
     "ScoringBatch",
     "build_reward",
+    "check_rewards",
     "register",
+    "register_with",
     "score_all",
 ]

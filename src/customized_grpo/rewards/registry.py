@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from customized_grpo.config.mistakes import nearest
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
+from customized_grpo.rewards.face import FaceOptions, FaceReward
+from customized_grpo.rewards.judge import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
+from customized_grpo.rewards.options import Options, RewardOptions, read_options
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RewardConfig
 
 RewardFactory = Callable[["RewardConfig", torch.device], Reward]
-REWARDS: dict[str, RewardFactory] = {}
-"""The factory of every registered reward, by name."""
+FactoryWithOptions = Callable[["RewardConfig", torch.device, Options], Reward]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A reward the package knows by name.
+
+    Attributes:
+        build: Makes it from an entry of a recipe, whose options it checks first.
+        options: The model of its options.
+    """
+
+    build: RewardFactory
+    options: type[RewardOptions]
+
+
+REWARDS: dict[str, Registered] = {}
+"""Every registered reward, by name."""
 
 
 def register(name: str) -> Callable[[RewardFactory], RewardFactory]:
     """Return a decorator that makes a factory known under a name, and enrols it in the contract tests."""
 
     def add(factory: RewardFactory) -> RewardFactory:
-        if name in REWARDS:
-            raise ValueError(f"there already is a reward {name!r}")
-        REWARDS[name] = factory
+        register_with(name, RewardOptions)(lambda config, device, _: factory(config, device))
         return factory
 
     return add
+
+
+def register_with(
+    name: str, options: type[Options]
+) -> Callable[[FactoryWithOptions[Options]], FactoryWithOptions[Options]]:
+    """Return a decorator like `register`'s for a factory that also takes options, read as the model given."""
+
+    def add(factory: FactoryWithOptions[Options]) -> FactoryWithOptions[Options]:
+        def build(config: RewardConfig, device: torch.device) -> Reward:
+            return factory(config, device, read_options(name, options, config.options))
+
+        if name in REWARDS:
+            raise ValueError(f"there already is a reward {name!r}")
+        REWARDS[name] = Registered(build, options)
+        return factory
+
+    return add
+
+
+def check_rewards(configs: Iterable[RewardConfig]) -> None:
+    """Check names and options of a recipe's rewards, loading nothing.
+
+    Raises:
+        UserError: Lists every unknown name and every wrong option of registered rewards.
+    """
+    mistakes: list[UserError] = []
+    for config in configs:
+        try:
+            if ":" not in config.name:
+                read_options(config.name, _registered(config.name).options, config.options)
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        hints = dict.fromkeys(error.hint for error in mistakes if error.hint is not None)
+        raise UserError("\n".join(error.message for error in mistakes), "\n".join(hints) or None)
 
 
 def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Reward:
@@ -42,7 +95,7 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
         device: Where models run; rewards of your own look after themselves.
 
     Raises:
-        UserError: The name is unknown, the import fails, or what it names is no reward.
+        UserError: The name is unknown, an option is wrong, the import fails, or what it names is no reward.
     """
     reward = _build(config, torch.device(device))
     return NoisyReward(reward, config.noise) if config.noise else reward
@@ -51,16 +104,18 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
 def _build(config: RewardConfig, device: torch.device) -> Reward:
     if ":" in config.name:
         return _build_own(config.name, dict(config.options))
-    if config.name not in REWARDS:
-        close = difflib.get_close_matches(config.name, REWARDS, n=1)
-        guess = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(
-            f"unknown reward {config.name!r}{guess}",
-            hint=f"There are {', '.join(sorted(REWARDS))}; one of your own is written package.module:Name.",
-        )
-    if config.options:
-        raise UserError(f"reward {config.name!r} has no options, but {', '.join(config.options)} was given")
-    return REWARDS[config.name](config, device)
+    return _registered(config.name).build(config, device)
+
+
+def _registered(name: str) -> Registered:
+    if name in REWARDS:
+        return REWARDS[name]
+    close = nearest(name, REWARDS)
+    guess = f" (did you mean {close!r}?)" if close else ""
+    raise UserError(
+        f"unknown reward {name!r}{guess}",
+        hint=f"There are {', '.join(sorted(REWARDS))}; one of your own is written package.module:Name.",
+    )
 
 
 def _build_own(path: str, options: dict[str, Any]) -> Reward:
@@ -113,3 +168,20 @@ def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
 
     return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register_with("judge", JudgeOptions)
+def _judge(config: RewardConfig, device: torch.device, options: JudgeOptions) -> Reward:
+    _refuse_path(config)
+    return JudgeReward(options)
+
+
+@register_with("face", FaceOptions)
+def _face(config: RewardConfig, device: torch.device, options: FaceOptions) -> Reward:
+    _refuse_path(config)
+    return FaceReward.load(options)
+
+
+def _refuse_path(config: RewardConfig) -> None:
+    if config.path is not None:
+        raise UserError(f"reward {config.name!r} does not use `path`; it is set by `options`")

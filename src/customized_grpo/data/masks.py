@@ -1,0 +1,214 @@
+"""Masks for references that have none, by a segmentation model that the user brings.
+
+The model is an ONNX [1, 3, H, W] -> [1, 1, H, W] such as U2-Net, IS-Net or BiRefNet: the first of its outputs
+says how much each pixel belongs to what stands out. Each photo gets one mask file beside the new manifest, in
+its own size, written whole or not at all; a second call makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.data.manifest import Row, load_manifest, write_manifest
+from customized_grpo.errors import UserError
+from customized_grpo.onnx_model import Array, OnnxModel
+
+FOLDER = "masks"
+STAMP = "segmenter.json"
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a segmentation model expects and returns.
+
+    Attributes:
+        size: Height and width of its picture where the model leaves them open, in pixels.
+        mean: Mean of each channel, on the scale of [0, 1].
+        std: Standard deviation of each channel, on the scale of [0, 1].
+        sigmoid: Whether the output still needs a sigmoid to be in [0, 1].
+        threshold: Value from which a pixel is subject.
+    """
+
+    size: int
+    mean: Colour
+    std: Colour
+    sigmoid: bool
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise UserError(f"threshold must be between 0 and 1, not {self.threshold:g}")
+        if min(self.std) <= 0:
+            raise UserError(f"std must be above 0, not {', '.join(f'{value:g}' for value in self.std)}")
+
+
+_IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LAYOUTS: dict[str, Layout] = {
+    "u2net": Layout(320, *_IMAGENET, sigmoid=False),
+    "isnet": Layout(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), sigmoid=False),
+    "birefnet": Layout(1024, *_IMAGENET, sigmoid=True),
+}
+"""Known models, as their authors run them."""
+
+
+class Segmenter:
+    """Finds what stands out in a photo.
+
+    Args:
+        path: The ONNX file.
+        layout: What it expects.
+
+    Raises:
+        UserError: It is no such model.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.model = OnnxModel(path, "segmenter", size=layout.size)
+        self.layout = layout
+        self._first(self.model.blank())
+
+    def __call__(self, photo: Image.Image) -> Image.Image:
+        """Return the mask ("L", 0 and 255) of an RGB photo, in its size.
+
+        Raises:
+            UserError: The model's values are not in [0, 1], as a mask's must be.
+        """
+        size = self.model.width, self.model.height
+        pixels = np.asarray(photo.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        normalised = (pixels - np.float32(self.layout.mean)) / np.float32(self.layout.std)
+        values = self._first(self.model(normalised.transpose(2, 0, 1)))
+        if self.layout.sigmoid:
+            values = 0.5 * (1 + np.tanh(0.5 * values))  # the sigmoid, without overflow
+        if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # not: NaN is wrong, too
+            raise UserError(
+                f"{self.model.path}: the values of a mask are in [0, 1], these are in "
+                f"[{values.min():.3g}, {values.max():.3g}]",
+                "Choose the layout the model was made for, or --sigmoid.",
+            )
+        whole = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
+        return Image.fromarray(np.where(np.asarray(whole) >= self.layout.threshold, 255, 0).astype(np.uint8))
+
+    def stamp(self) -> dict[str, Any]:
+        """Return what decides the masks: the model's hash and how it is run."""
+        layout = json.loads(json.dumps(asdict(self.layout)))
+        return {"sha256": self.model.sha256, **layout, "size": [self.model.height, self.model.width]}
+
+    def _first(self, outputs: dict[str, Array]) -> Array:
+        """Return the first output as [H, W]; the others of U2-Net are coarser versions of it."""
+        first = next(iter(outputs.values()))
+        wanted = (1, 1, self.model.height, self.model.width)
+        if first.shape != wanted:
+            raise UserError(
+                f"{self.model.path}: the first output of a segmenter is {list(wanted)}, not {list(first.shape)}"
+            )
+        return first[0, 0]
+
+
+def make_masks(
+    manifest: Path, segmenter: Segmenter, out: Path, *, progress: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Give every reference of a manifest a mask; rows that have masks keep them.
+
+    Args:
+        manifest: The rows.
+        segmenter: Makes the masks.
+        out: The manifest to write, in the folder of `manifest`; masks go into `masks/` beside it.
+        progress: Gets a line after each photo.
+
+    Returns:
+        `out`, which is written only when every reference has a mask.
+
+    Raises:
+        UserError: Rows are bad, `out` exists or lies elsewhere, `masks/` is another segmenter's, or nothing was
+            found in some photos: lists all of them.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists", "Name a new manifest with --out.")
+    if out.parent.resolve() != manifest.parent.resolve():
+        raise UserError(f"{out} is not in the folder of {manifest}", "Its paths are relative to that folder.")
+    rows = load_manifest(manifest, require_masks=False)
+    folder = out.parent / FOLDER
+    photos = dict.fromkeys(photo for row in rows if not row.masks for photo in row.references)
+    masks = {photo: folder / f"{_name(photo, out.parent)}.png" for photo in photos}
+    _claim(folder, segmenter.stamp())
+    empty = []
+    for number, (photo, mask) in enumerate(masks.items(), start=1):
+        made = _is_whole(mask, photo) or _make(photo, mask, segmenter)
+        empty += [] if made else [photo]
+        progress(f"{number} of {len(masks)}: {photo}{'' if made else ' shows nothing that stands out'}")
+    if empty:
+        raise UserError(
+            _empty_message(empty, rows),
+            f"Draw these masks by hand (white on black, as {FOLDER}/...png) and call this again, or leave the "
+            "rows out.",
+        )
+    masked = [
+        row if row.masks else replace(row, masks=tuple(masks[p] for p in row.references)) for row in rows
+    ]
+    partial = out.with_name(f"{out.name}.partial")
+    write_manifest(partial, masked)
+    os.replace(partial, out)
+    return out
+
+
+def _name(photo: Path, folder: Path) -> str:
+    """Return the photo's path below the manifest with its own ending: a.jpg and a.png are two photos."""
+    return photo.relative_to(folder.resolve()).as_posix()
+
+
+def _claim(folder: Path, stamp: dict[str, Any]) -> None:
+    """Write down which segmenter fills the folder, or check that it is this one."""
+    file = folder / STAMP
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != stamp:
+            raise UserError(
+                f"{folder} holds masks of another segmenter, or of other settings ({file})",
+                "Delete or rename the folder; then all masks are made anew.",
+            )
+        return
+    folder.mkdir(exist_ok=True)
+    file.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_whole(mask: Path, photo: Path) -> bool:
+    """Return whether there is a mask for the photo already, from an earlier call or drawn by hand.
+
+    Raises:
+        UserError: There is a file that is no mask of this photo.
+    """
+    if not mask.exists():
+        return False
+    if open_mask(mask).size != open_image(photo).size:
+        raise UserError(f"{mask} has not the size of {photo}", "Delete it; then it is made anew.")
+    return True
+
+
+def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
+    """Write the mask of a photo; return False, and write nothing, if it is empty."""
+    made = segmenter(open_image(photo))
+    if made.getextrema()[1] == 0:
+        return False
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    partial = mask.with_name(f"{mask.name}.partial")
+    made.save(partial, format="PNG")
+    os.replace(partial, mask)
+    return True
+
+
+def _empty_message(empty: Sequence[Path], rows: Sequence[Row]) -> str:
+    lines = []
+    for photo in empty:
+        users = [row.id for row in rows if photo in row.references]
+        more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+        lines.append(f"  {photo} (row {users[0]!r}{more})")
+    return "\n".join([f"nothing stands out in {len(empty)} photos, so they have no mask:", *lines])
