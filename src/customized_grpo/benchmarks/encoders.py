@@ -91,13 +91,27 @@ def encoder_configs(given: Sequence[str], segment: Segment) -> list[RewardConfig
     return configs
 
 
-def judge_configs(benchmark: str, url: str, model: str) -> list[tuple[str, float, RewardConfig]]:
+@dataclass(frozen=True)
+class JudgeEndpoint:
+    """Where a vision-language model answers.
+
+    Attributes:
+        url: Of an OpenAI-compatible API.
+        model: Name of the model there.
+        key_env: Environment variable with the API key; None sends none.
+    """
+
+    url: str
+    model: str
+    key_env: str | None = None
+
+
+def judge_configs(benchmark: str, judge: JudgeEndpoint) -> list[tuple[str, float, RewardConfig]]:
     """Return (metric, scale, reward) of each question to the judge, runs apart by their seed.
 
     Args:
         benchmark: One of `JUDGED`.
-        url: Of an OpenAI-compatible endpoint.
-        model: Name of the model there.
+        judge: Who is asked.
     """
     if benchmark == "dreambenchpp":
         questions, runs, scale = {"cp": "identity", "pf": "prompt"}, JUDGE_RUNS, 1 / JUDGE_SCALE
@@ -110,7 +124,13 @@ def judge_configs(benchmark: str, url: str, model: str) -> list[tuple[str, float
             RewardConfig(
                 name="judge",
                 segment="none",
-                options={"url": url, "model": model, "rubric": rubric, "seed": run},
+                options={
+                    "url": judge.url,
+                    "model": judge.model,
+                    "api_key_env": judge.key_env,
+                    "rubric": rubric,
+                    "seed": run,
+                },
             ),
         )
         for metric, rubric in questions.items()

@@ -15,6 +15,7 @@ from customized_grpo.benchmarks.encoders import (
     DEFAULTS,
     JUDGED,
     Encoder,
+    JudgeEndpoint,
     encoder_configs,
     judge_configs,
 )
@@ -41,7 +42,7 @@ from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.reporting.page import replace_file
 from customized_grpo.reporting.report import evenly
-from customized_grpo.rewards import build_reward
+from customized_grpo.rewards import build_reward, check_rewards
 from customized_grpo.rewards.features import weights_hash
 
 SCORING_BATCH = 16
@@ -60,7 +61,7 @@ class Request:
         data: Its folder or file.
         out: Folder for pictures and results; None chooses one by source and benchmark.
         encoders: NAME or NAME=PATH each; empty means the benchmark's own.
-        judge: (url, model) of a vision-language model, for the benchmarks that need one.
+        judge: A vision-language model, for the benchmarks that need one.
         reference_mode: What pictures are compared with.
         segment: Whether references are cut out for identity encoders.
         samples: Pictures of each row.
@@ -79,7 +80,7 @@ class Request:
     data: Path
     out: Path | None = None
     encoders: Sequence[str] = ()
-    judge: tuple[str, str] | None = None
+    judge: JudgeEndpoint | None = None
     reference_mode: ReferenceMode = "single"
     segment: Segment = "none"
     samples: int = 1
@@ -137,6 +138,8 @@ def build_encoders(request: Request) -> list[Encoder]:
         UserError: The benchmark needs a judge and there is none, or an encoder cannot be built.
     """
     judged = request.benchmark in JUDGED
+    if request.judge is not None and not judged:
+        raise UserError(f"--judge-url: {request.benchmark} is not scored by a judge", "Leave it out.")
     if judged and request.judge is None and not request.encoders:
         raise UserError(
             f"{request.benchmark} is scored by a vision-language model",
@@ -146,7 +149,8 @@ def build_encoders(request: Request) -> list[Encoder]:
     device = pick_device("auto")
     configs = [(config.name, 1.0, config) for config in encoder_configs(names, request.segment)]
     if request.judge is not None:
-        configs += judge_configs(request.benchmark, *request.judge)
+        configs += judge_configs(request.benchmark, request.judge)
+    check_rewards([config for _, _, config in configs])
     return [Encoder(metric, build_reward(config, device), scale) for metric, scale, config in configs]
 
 

@@ -59,6 +59,9 @@ def evaluate(
         str | None, typer.Option(help="OpenAI-compatible endpoint of a vision-language model.")
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Name of the model there.")] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds its API key; by default none is sent.")
+    ] = None,
     reference_mode: Annotated[
         Literal["single", "all"],
         typer.Option(help="Compare with the given reference, or with all photos of the subject (mean)."),
@@ -100,7 +103,7 @@ def evaluate(
     """
     given = {
         "--data": data, "--out": out, "--encoder": encoder, "--judge-url": judge_url,
-        "--judge-model": judge_model, "--subject": subject, "--limit": limit, "--lora": lora,
+        "--judge-model": judge_model, "--judge-key-env": judge_key_env, "--subject": subject, "--limit": limit, "--lora": lora,
         "--base": base, "settings": settings,
     }  # fmt: skip
     if benchmark is None:
@@ -119,6 +122,7 @@ def evaluate(
     if (judge_url is None) != (judge_model is None):
         raise UserError("--judge-url and --judge-model are needed together")
 
+    from customized_grpo.benchmarks.encoders import JudgeEndpoint
     from customized_grpo.benchmarks.run import PAGE, RESULT, Request, run_benchmark
 
     folder, result, comparison = run_benchmark(
@@ -128,7 +132,9 @@ def evaluate(
             data=data,
             out=out,
             encoders=encoder or (),
-            judge=None if judge_url is None or judge_model is None else (judge_url, judge_model),
+            judge=None
+            if judge_url is None or judge_model is None
+            else JudgeEndpoint(judge_url, judge_model, judge_key_env),
             reference_mode=reference_mode,
             segment=segment,
             samples=samples or 1,
