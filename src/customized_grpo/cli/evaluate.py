@@ -103,7 +103,8 @@ def evaluate(
     """
     given = {
         "--data": data, "--out": out, "--encoder": encoder, "--judge-url": judge_url,
-        "--judge-model": judge_model, "--judge-key-env": judge_key_env, "--subject": subject, "--limit": limit, "--lora": lora,
+        "--judge-model": judge_model, "--judge-key-env": judge_key_env,
+        "--subject": subject, "--limit": limit, "--lora": lora,
         "--base": base, "settings": settings,
     }  # fmt: skip
     if benchmark is None:
