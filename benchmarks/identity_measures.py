@@ -67,6 +67,8 @@ def measure(bench: DreamBench, reward: ReferenceSimilarity) -> Measured:
             for number in range(len(subject.photos))
             if (picture := _stand_in(case, bench, subject, number, photos)) is not None
         ]
+        if not rows:  # no two subjects of one class
+            continue
         subjects = [subject.name for subject, _, _ in rows]
         references = [photos[subject.name][number] for subject, number, _ in rows]
         targets = [photos[subject.name][(number + 1) % len(subject.photos)] for subject, number, _ in rows]
