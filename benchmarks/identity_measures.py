@@ -5,7 +5,7 @@
 
 Each photo of DreamBench is a reference once; the next photo of its subject is the target. In place of a
 generated picture stand: the reference itself, the photo after the target, a photo of another subject of the
-same class, and one of another class. Prints a Markdown table of means with 95 % intervals clustered by subject.
+same class, and one of another class. Prints a Markdown table of means with 95 % intervals by subject.
 """
 
 from __future__ import annotations

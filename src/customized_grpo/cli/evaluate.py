@@ -89,7 +89,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Judge a run on its held-out prompts, or a generator on a benchmark.
+    """Judge a run, or any generator on a benchmark.
 
     Without --benchmark: base and tuned model of a run, on the held-out prompts of its recipe and from the
     same noise. With it: one generator; pictures that are there already are used again. All scores come with
