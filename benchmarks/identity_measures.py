@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from customized_grpo.data.images import open_image, resize_cover, to_tensor
 from customized_grpo.evaluation import monitors
 from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.similarity import ReferenceSimilarity
 
 SIDE = 256  # pixels
@@ -51,29 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A photo [3, SIDE, SIDE] and its unit features [D], encoded once however often it is used."""
+
+    image: Tensor
+    features: Tensor
+
+
 def measure(bench: DreamBench, reward: ReferenceSimilarity) -> Measured:
-    """Return every measure of every case.
+    """Return every measure of every case; a case for which there is no photo is left out.
 
     Args:
         bench: DreamBench.
-        reward: An identity reward; its encoder also gives the angles of the copy score.
+        reward: An identity reward without segmentation. Its score of one picture and one reference is the
+            cosine of their features, and the copy score is made of the same features.
     """
-    photos = {subject.name: [_photo(file) for file in subject.photos] for subject in bench.subjects}
+    photos = {subject.name: [_photo(file, reward) for file in subject.photos] for subject in bench.subjects}
     found: Measured = {}
     for case in CASES:
         rows = [
-            (subject, number, picture)
+            (subject.name, picture, own[number], own[(number + 1) % len(own)])
             for subject in bench.subjects
-            for number in range(len(subject.photos))
+            for number, own in ((n, photos[subject.name]) for n in range(len(subject.photos)))
             if (picture := _stand_in(case, bench, subject, number, photos)) is not None
         ]
-        if not rows:  # no two subjects of one class
-            continue
-        subjects = [subject.name for subject, _, _ in rows]
-        references = [photos[subject.name][number] for subject, number, _ in rows]
-        targets = [photos[subject.name][(number + 1) % len(subject.photos)] for subject, number, _ in rows]
-        values = _values(reward, torch.stack([p for *_, p in rows]), references, torch.stack(targets))
-        found[case] = {name: clustered_bootstrap(column.numpy(), subjects) for name, column in values.items()}
+        if rows:
+            names, pictures, references, targets = zip(*rows, strict=True)
+            values = _values(pictures, references, targets)
+            found[case] = {m: clustered_bootstrap(column.numpy(), names) for m, column in values.items()}
     return found
 
 
@@ -89,13 +95,15 @@ def table(measured: Measured, name: str) -> str:
     return "\n".join(lines)
 
 
-def _photo(file: Path) -> Tensor:
-    return to_tensor(resize_cover(open_image(file), SIDE, SIDE))
+def _photo(file: Path, reward: ReferenceSimilarity) -> Photo:
+    image = to_tensor(resize_cover(open_image(file), SIDE, SIDE))
+    with torch.no_grad():
+        return Photo(image, reward.encoder(image[None].to(reward.device))[0].cpu())
 
 
 def _stand_in(
-    case: str, bench: DreamBench, subject: Subject, number: int, photos: dict[str, list[Tensor]]
-) -> Tensor | None:
+    case: str, bench: DreamBench, subject: Subject, number: int, photos: dict[str, list[Photo]]
+) -> Photo | None:
     """Return the photo that a case puts in place of a generated picture; None if there is none."""
     own = photos[subject.name]
     if case == "literal copy":
@@ -110,27 +118,22 @@ def _stand_in(
 
 
 def _values(
-    reward: ReferenceSimilarity, pictures: Tensor, references: list[Tensor], targets: Tensor
+    pictures: Sequence[Photo], references: Sequence[Photo], targets: Sequence[Photo]
 ) -> dict[str, Tensor]:
-    count = len(pictures)
-    batch = ScoringBatch(
-        images=pictures,
-        prompts=[""] * count,
-        references=[[reference] for reference in references],
-        reference_masks=None,
-        image_masks=None,
-        meta=[{}] * count,
+    drawn, given, true = (
+        torch.stack([photo.features for photo in photos]) for photos in (pictures, references, targets)
     )
-    with torch.no_grad():
-        features = [
-            reward.encoder(images.to(reward.device)).cpu()
-            for images in (pictures, torch.stack(references), targets)
-        ]
+    images, backgrounds = (
+        torch.stack([photo.image for photo in photos]) for photos in (pictures, references)
+    )
     edge = round(SIDE * (1 - SUBJECT_SHARE) / 2)
-    mask = torch.zeros(count, SIDE, SIDE)
+    mask = torch.zeros(len(images), SIDE, SIDE)
     mask[:, edge:-edge, edge:-edge] = 1.0
-    background = monitors.background_similarity(pictures, torch.stack(references), mask, mask)
-    values = (reward.score(batch), monitors.copy_score(*features), background)
+    values = (
+        (drawn * given).sum(1),
+        monitors.copy_score(drawn, given, true),
+        monitors.background_similarity(images, backgrounds, mask, mask),
+    )
     return dict(zip(MEASURES, values, strict=True))
 
 

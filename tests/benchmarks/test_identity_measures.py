@@ -35,7 +35,6 @@ def test_an_encoder_of_toys_can_be_measured_on_any_photos(script: ModuleType, dr
     assert "| literal copy | 9 | 1.00 [1.00, 1.00]" in script.table(found, "dino")
 
 
-@pytest.mark.timeout(900)  # 158 photos through a real network, on one core
 def test_the_measures_tell_copies_from_honest_photos_and_subjects_apart(
     script: ModuleType, dreambooth_photos: Path
 ) -> None:
