@@ -15,6 +15,7 @@ from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
+from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
@@ -41,12 +42,14 @@ def build_data(config: Config) -> Data:
         UserError: Lists every bad row at once.
     """
     data, size = config.data, (config.model.height, config.model.width)
+    check_judge_configs(config)
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
     if isinstance(data, ManifestData):
         masks = any(needs_masks(reward) for reward in config.rewards)
         train = load_manifest(data.train, require_masks=masks)
-        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
+        judged = masks or any(needs_masks(judge) for judge in config.evaluation.judges)
+        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=judged)
         if len({row.subject or row.id for row in held_out}) == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
@@ -55,7 +58,9 @@ def build_data(config: Config) -> Data:
         if config.model.shard:
             _check_equal_work([*train, *held_out])
         source = ManifestSource(held_out, *size)
-        return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
+        examples = [source[i] for i in range(len(source))]
+        judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        return Data(ManifestSource(train, *size), examples, judges)
     assert_never(data)
 
 
@@ -67,6 +72,23 @@ def _check_equal_work(rows: Sequence[Row]) -> None:
             f"row {rows[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
             "With model.shard=true all processes call the model equally often, which takes rows with the "
             "same number of references.",
+        )
+
+
+def check_judge_configs(config: Config) -> None:
+    """Refuse judges that are training rewards by name, and judges where ToyBox has its own.
+
+    Raises:
+        UserError: Names them.
+    """
+    judges = config.evaluation.judges
+    if judges and isinstance(config.data, ToyboxData):
+        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", "Leave them out.")
+    trained = [(reward.name, reward.path, reward.options) for reward in config.rewards]
+    if same := [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(same)} is a training reward as well, so it is not held out",
+            "Choose a judge with another model, such as another encoder's path.",
         )
 
 
@@ -124,6 +146,16 @@ def build_rewards(config: Config, device: torch.device | None = None) -> list[Re
                 f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
             )
     return rewards
+
+
+def check_held_out(data: Data, rewards: Sequence[Reward]) -> None:
+    """Refuse judges that share a model with a training reward.
+
+    Raises:
+        UserError: Names them.
+    """
+    if isinstance(data.judges, RewardJudges):
+        data.judges.check_apart(rewards)
 
 
 def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:

@@ -19,7 +19,7 @@ from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.config import Config, config_hash, diff_configs
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.optimisation import Updater, load_average, name_average
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards.base import Reward
@@ -47,6 +47,11 @@ class Counters:
     seconds: float = 0.0
     history: list[MonitorRecord] = field(default_factory=list)
     health: list[dict[str, float]] = field(default_factory=list)
+
+
+def remember(health: TrainingHealth) -> dict[str, Any]:
+    """Return as JSON what the alarms must remember of an evaluation that its file does not say."""
+    return {key: dict(values) for key, values in health._asdict().items()}
 
 
 class RunCheckpoints:
@@ -99,8 +104,13 @@ class RunCheckpoints:
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
                 "health": counters.health,
                 "history": [
-                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
-                    for r in counters.history
+                    {
+                        "iteration": record.iteration,
+                        **remember(
+                            TrainingHealth(record.zero_std_share, record.nan_share, record.train_reward)
+                        ),
+                    }
+                    for record in counters.history
                 ],
                 "optimizer": optimizer_state,
                 "config": self.config.model_dump(mode="json"),

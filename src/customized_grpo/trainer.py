@@ -32,13 +32,13 @@ from customized_grpo.engine.sharing import padded_block
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
-from customized_grpo.evaluation.alarms import Thresholds, check_alarms
+from customized_grpo.evaluation.alarms import Thresholds, TrainingHealth, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
 from customized_grpo.iteration_metrics import (
     Clock,
-    mean_gaps,
+    mean_health,
     pixel_diversities,
-    signal_gaps,
+    signal_health,
     signal_metrics,
 )
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
@@ -50,7 +50,7 @@ from customized_grpo.reporting.report import write_report
 from customized_grpo.reporting.trackers import Trackers
 from customized_grpo.rewards.base import score_all
 from customized_grpo.rollout import Trajectory
-from customized_grpo.run_checkpoint import Counters, RunCheckpoints
+from customized_grpo.run_checkpoint import Counters, RunCheckpoints, remember
 from customized_grpo.run_folder import RunFolder
 
 SAMPLE_ROWS = 8  # held-out prompts whose pictures are kept for the report
@@ -66,6 +66,7 @@ def train(config: Config) -> int:
     engine.from_main(lambda: RunFolder.check_free(config))
     data = components.build_data(config)
     rewards = components.build_rewards(config, engine.device)
+    components.check_held_out(data, rewards)
     policy = components.build_policy(config, engine.device)
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
@@ -99,6 +100,7 @@ def resume(run_dir: Path) -> int:
         engine.from_main(open_folder)
         data = components.build_data(config)
         rewards = components.build_rewards(config, engine.device)
+        components.check_held_out(data, rewards)
         policy = components.build_policy(config, engine.device)
         trainer = Trainer(config, RunFolder(run_dir), engine, data, rewards, policy)
         trainer.load()
@@ -296,7 +298,7 @@ class Trainer:
             "diversity/in_group": float(diversities.mean()),
             **clock.metrics(),
         }
-        self.state.health.append(signal_gaps(signal, group_size))
+        self.state.health.append(signal_health(signal, group_size))
         self.progress.iteration(self.write("train", line))
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -342,7 +344,9 @@ class Trainer:
         if self.engine.is_main:
             self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
             save_samples(self.folder.path / "samples", self.iteration, shown)
-        self.progress.evaluation(self.write("eval", scores.metrics()))
+        health = self.state.health
+        gaps = held_out.train_gaps(scores, mean_health(health).reward) if health else {}
+        self.progress.evaluation(self.write("eval", {**scores.metrics(), **gaps}))
         if self.base is None:
             self.base = scores
         else:
@@ -398,9 +402,9 @@ class Trainer:
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
-        zero, missing = mean_gaps(self.state.health)
+        health = mean_health(self.state.health)
         self.state.health = []
-        self.state.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
+        self.state.history.append(held_out.monitor_record(self.iteration, scores, base, health))
         alarms = check_alarms(self.state.history, Thresholds())
         for alarm in alarms:
             self.write("event", {"event": "alarm", "message": alarm.message})
@@ -442,16 +446,15 @@ class Trainer:
             return
         known = [entry["iteration"] for entry in remembered]
         if self.iteration in evaluated and self.iteration not in [0, *known]:
-            zero, missing = mean_gaps(self.state.health)
+            health = mean_health(self.state.health)
             self.state.health = []
-            remembered = [*remembered, {"iteration": self.iteration, "zero_std": zero, "nan": missing}]
+            remembered = [*remembered, {"iteration": self.iteration, **remember(health)}]
         self.base = self.latest = self.read_evaluation(0)
         for entry in remembered:
             self.latest = self.read_evaluation(entry["iteration"])
+            health = TrainingHealth(*(entry[name] for name in TrainingHealth._fields))
             self.state.history.append(
-                held_out.monitor_record(
-                    entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
-                )
+                held_out.monitor_record(entry["iteration"], self.latest, self.base, health)
             )
 
     def evaluated_iterations(self) -> list[int]:

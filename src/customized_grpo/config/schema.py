@@ -350,6 +350,8 @@ class EvaluationConfig(Section):
     """Samples generated and judged together: a matter of memory and speed, not of results."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
+    """Held-out judges of a manifest's rows: rewards of kind identity or prompt that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """What happens when a reward-hacking monitor raises an alarm: a warning, or a saved and stopped run."""
 

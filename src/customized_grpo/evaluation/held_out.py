@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.evaluation import monitors
-from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
 from customized_grpo.rollout import sample_examples
@@ -26,6 +26,10 @@ MIN_CLUSTERS = 2
 # Image statistics lie in [0, 1]. One that hardly varies over the base's images (no bright pixels anywhere,
 # say) must not raise an alarm for a change that nobody would see.
 SMALLEST_SPREAD = 0.05
+DIVERSITY = "monitor/diversity"
+# Monitors that are no image statistics and have conditions of their own.
+OTHER_MONITORS = ("monitor/copy_score", "monitor/background_similarity", DIVERSITY)
+DIVERSITY_PIXELS = 64  # side to which pictures are averaged before their spread is taken
 
 
 class Judges(Protocol):
@@ -168,7 +172,19 @@ def evaluate_policy(
         images.append(made.cpu())
         for name, values in _columns(images[-1], samples[rows], rewards, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
+    if samples_per_prompt > 1:
+        columns[DIVERSITY] = _diversity(torch.cat(images), samples_per_prompt).tolist()
     return HeldOutScores.of(columns, examples, samples_per_prompt), torch.cat(images)
+
+
+def _diversity(images: Tensor, group_size: int) -> Tensor:
+    """Return [N] how much the pictures of each prompt differ, the same for all pictures of it.
+
+    In the directions of their centred pixels, as `iteration_metrics.pixel_diversity`, seen from afar.
+    """
+    side = min(DIVERSITY_PIXELS, *images.shape[2:])
+    pixels = torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
+    return monitors.in_group_diversity(pixels, group_size).repeat_interleave(group_size)
 
 
 def _columns(
@@ -222,8 +238,24 @@ def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, di
     }
 
 
+def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much each reward is higher in training than on held-out prompts, "gap/KIND".
+
+    Training draws noise and evaluation does not, so the gap has a level of its own: its growth is what tells.
+
+    Args:
+        scores: An evaluation.
+        train_reward: Mean of each reward over the training samples since the one before, by kind.
+    """
+    return {
+        f"gap/{kind}": reward - _mean(scores.columns[f"reward/{kind}"])
+        for kind, reward in train_reward.items()
+        if f"reward/{kind}" in scores.columns
+    }
+
+
 def monitor_record(
-    iteration: int, now: HeldOutScores, base: HeldOutScores, zero_std: dict[str, float], nan: dict[str, float]
+    iteration: int, now: HeldOutScores, base: HeldOutScores, health: TrainingHealth
 ) -> MonitorRecord:
     """Return what the alarms look at.
 
@@ -231,8 +263,7 @@ def monitor_record(
         iteration: Of training.
         now: The latest evaluation.
         base: The evaluation before training.
-        zero_std: Share of training groups without signal since the last evaluation, by kind.
-        nan: Share of unscored training samples likewise.
+        health: What training said of itself since the last evaluation.
     """
 
     def change(metric: str) -> Interval | None:
@@ -241,24 +272,50 @@ def monitor_record(
 
     pairs = {kind: (change(f"reward/{kind}"), change(f"judge/{kind}")) for kind in KINDS}
     judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
-    shifts = {}
-    for name in now.columns:
-        if name.startswith("monitor/") and name not in (
-            "monitor/copy_score",
-            "monitor/background_similarity",
-        ):
-            before = torch.tensor(base.columns[name])
-            moved = torch.tensor(now.columns[name]).mean() - before.mean()
-            shifts[name.removeprefix("monitor/")] = float(
-                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
-            )
     return MonitorRecord(
         iteration,
         copy_change=change("monitor/copy_score"),
         background_change=change("monitor/background_similarity"),
         proxy_change={kind: pair[0] for kind, pair in judged.items() if pair[0]},
         held_out_change={kind: pair[1] for kind, pair in judged.items() if pair[1]},
-        zero_std_share=zero_std,
-        nan_share=nan,
-        image_shift=shifts,
+        zero_std_share=health.zero_std,
+        nan_share=health.nan,
+        diversity_ratio=_diversity_ratio(now, base),
+        image_shift=_image_shifts(now, base),
+        train_reward=health.reward,
+        train_gap=_scaled_gaps(now, base, health.reward),
     )
+
+
+def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
+    """Return how far each image statistic moved, in standard deviations over the base's images."""
+    shifts = {}
+    for name in now.columns:
+        if name.startswith("monitor/") and name not in OTHER_MONITORS:
+            before = torch.tensor(base.columns[name])
+            moved = torch.tensor(now.columns[name]).mean() - before.mean()
+            shifts[name.removeprefix("monitor/")] = float(
+                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
+            )
+    return shifts
+
+
+def _diversity_ratio(now: HeldOutScores, base: HeldOutScores) -> float | None:
+    """Return the diversity of each prompt's pictures over that of the base; None if it was not measured."""
+    if DIVERSITY not in now.columns or DIVERSITY not in base.columns:
+        return None
+    before = _mean(base.columns[DIVERSITY])
+    return _mean(now.columns[DIVERSITY]) / before if before > 0 else None
+
+
+def _scaled_gaps(
+    now: HeldOutScores, base: HeldOutScores, train_reward: Mapping[str, float]
+) -> dict[str, float]:
+    found = {}
+    for name, gap in train_gaps(now, train_reward).items():
+        kind = name.removeprefix("gap/")
+        values = torch.tensor(base.columns[f"reward/{kind}"])
+        spread = float(values[~values.isnan()].std())
+        if spread > 0 and not math.isnan(gap):  # one picture or a constant reward has no spread
+            found[kind] = gap / spread
+    return found
