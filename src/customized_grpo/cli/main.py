@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from customized_grpo import __version__
-from customized_grpo.cli import compare, config, doctor, evaluate, generate, report, resume, toybox, train
+from customized_grpo.cli import (
+    compare,
+    config,
+    doctor,
+    evaluate,
+    generate,
+    report,
+    resume,
+    serve_rewards,
+    toybox,
+    train,
+)
 from customized_grpo.errors import UserError
 
 app = typer.Typer(
@@ -29,6 +40,7 @@ app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("report")(report.report)
+app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.add_typer(config.app, name="config")
 app.add_typer(toybox.app, name="toybox")
 
