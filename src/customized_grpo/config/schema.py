@@ -183,9 +183,9 @@ class RewardConfig(Section):
     options: dict[str, JsonValue] = {}
     """Further arguments of your own reward, passed to it as they are."""
     executor: ExecutorConfig = InlineExecution(kind="inline")
-    """Where the reward runs: in the trainer, in a thread beside it, in Ray actors, or behind a reward service."""
+    """Where the reward runs: in the trainer, in a thread of it, in Ray actors, or in a reward service."""
     on_failure: Literal["stop", "drop"] = "stop"
-    """What a failure of the reward does: stop ends the run, drop leaves the samples it was asked about unscored."""
+    """What a failing reward does: stop ends the run, drop leaves the samples it was asked about unscored."""
 
 
 class _Selected(Section):

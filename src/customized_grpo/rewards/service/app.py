@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from starlette.requests import ClientDisconnect
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import RewardError
+from customized_grpo.rewards.service.intake import Refusal, named_references, parse, to_batch
 from customized_grpo.rewards.service.line import Line
 from customized_grpo.rewards.service.pictures import PictureError, pixel_count
-from customized_grpo.rewards.service.intake import Refusal, named_references, parse, to_batch
 from customized_grpo.rewards.service.store import ReferenceStore
 from customized_grpo.rewards.service.wire import (
     PROBLEM_TYPE,
@@ -230,11 +230,12 @@ async def _json(service: Service, request: Request) -> bytes:
 async def _discard(request: Request, limit: int) -> None:
     """Read a request that is refused, within limits: an answer to a client that still sends may get lost."""
     size = 0
-    async with asyncio.timeout(READ_S):
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READ_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    return
 
 
 def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:

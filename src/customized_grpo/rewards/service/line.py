@@ -62,7 +62,8 @@ class Line:
             thread.join()
 
     def _work(self, reward: Reward) -> None:
-        while jobs := self._next():
+        while taken := self._next():
+            jobs = [job for job in taken if job.scores.set_running_or_notify_cancel()]
             if len(jobs) > 1 and _score_together(reward, jobs):
                 continue
             for job in jobs:
@@ -75,7 +76,7 @@ class Line:
             taken = [self._jobs.popleft()] if self._jobs else []
             while self._jobs and self._fits(taken, self._jobs[0]):
                 taken.append(self._jobs.popleft())
-            return taken
+        return taken
 
     def _fits(self, taken: list[_Job], job: _Job) -> bool:
         samples = sum(len(other.batch) for other in taken) + len(job.batch)

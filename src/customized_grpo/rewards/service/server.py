@@ -17,6 +17,7 @@ from customized_grpo.rewards.service.app import Limits, Service, build_app
 from customized_grpo.rewards.service.line import Line
 
 MIN_TOKEN = 16  # characters
+KEEP_ALIVE_S = 60  # longer than a rollout batch mostly takes, so that connections are used again
 
 
 def serve(
@@ -38,17 +39,7 @@ def serve(
     """
     lines = {name: Line(copies, merge) for name, copies in rewards.items()}
     try:
-        service = Service(lines, limits, token)
-        config = uvicorn.Config(
-            build_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_keep_alive=60,
-        )
-        _Server(config, service).run(sockets=[listener])
+        Server(Service(lines, limits, token)).run(sockets=[listener])
     finally:
         for line in lines.values():
             line.close()
@@ -93,11 +84,25 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Server(uvicorn.Server):
-    """Ends in two steps: from the first signal new requests get 503, and it is left when none is under way."""
+class Server(uvicorn.Server):
+    """Ends in two steps: from the first signal on new requests get 503; it is left when none is under way.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    Args:
+        service: What answers; setting its `draining` is what the first signal does.
+    """
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(service),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

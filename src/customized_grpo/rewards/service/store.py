@@ -1,4 +1,4 @@
-"""References that clients uploaded, by the sha256 of their bytes; bounded, those not used for longest go first."""
+"""References that clients uploaded, by sha256; bounded, those that were not used for longest go first."""
 
 from __future__ import annotations
 
