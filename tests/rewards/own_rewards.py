@@ -48,30 +48,20 @@ class Slow(Own):
         return super().score(batch)
 
 
-class Gaps(Own):
-    """Cannot score the first sample and gives the second an infinite score."""
+class Moody(Own):
+    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, or fails."""
 
     def score(self, batch: ScoringBatch) -> torch.Tensor:
         scores = super().score(batch)
-        scores[0], scores[1] = float("nan"), float("inf")
-        return scores
-
-
-class Fails(Own):
-    """Fails on samples whose row says so, with a message that is nobody else's business."""
-
-    def score(self, batch: ScoringBatch) -> torch.Tensor:
-        for row in batch.meta:
-            if row.get("fail"):
+        for number, row in enumerate(batch.meta):
+            mood = row.get("mood", "")
+            if mood == "refuses":
+                raise UserError(f"reward 'own': {batch.label(number)} lacks something", hint="Give it.")
+            if mood == "fails":
                 raise ValueError("no such file: /home/somebody/weights.bin")
-        return super().score(batch)
-
-
-class Picky(Own):
-    """Refuses for a reason the user can mend."""
-
-    def score(self, batch: ScoringBatch) -> torch.Tensor:
-        raise UserError(f"reward 'own': {batch.label(0)} lacks something", hint="Give it.")
+            if mood:
+                scores[number] = float(mood)
+        return scores
 
 
 class Dies(Own):

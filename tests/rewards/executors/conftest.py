@@ -15,12 +15,12 @@ WORKER_PATH = os.pathsep.join([str(HERE.parent), str(HERE.parents[2] / "src")])
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A real Ray cluster on two cores, small and without a dashboard."""
+    """A real Ray cluster, small and without a dashboard; its six cores are only counted."""
     ray = pytest.importorskip("ray")
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
-        num_cpus=2,
+        num_cpus=6,
         include_dashboard=False,
         object_store_memory=80 * 2**20,
         log_to_driver=False,
