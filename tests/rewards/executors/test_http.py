@@ -173,16 +173,22 @@ def test_what_cannot_pass_is_told_at_once(answer: Any, message: str, tiny: Modul
 def test_an_answer_of_another_form_is_a_failure_not_a_score(
     answer: Any, message: str, tiny: ModuleType
 ) -> None:
-    with scripted(answer) as service, build_scorer([at(service.url, retries=0)]) as scorer:
-        with pytest.raises(RewardError, match=message):
-            scorer.score(tiny.make_batch(2))
+    with (
+        scripted(answer) as service,
+        build_scorer([at(service.url, retries=0)]) as scorer,
+        pytest.raises(RewardError, match=message),
+    ):
+        scorer.score(tiny.make_batch(2))
 
 
 def test_a_slow_service_is_a_timeout_and_not_asked_again(serving: ModuleType, tiny: ModuleType) -> None:
     slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 3.0})
-    with serving.running([slow]) as service, build_scorer([at(service.url, slow, timeout_s=1.0)]) as scorer:
-        with pytest.raises(RewardError, match=r"no answer within 1 s \(executor.timeout_s\)"):
-            scorer.score(tiny.make_batch(2))
+    with (
+        serving.running([slow]) as service,
+        build_scorer([at(service.url, slow, timeout_s=1.0)]) as scorer,
+        pytest.raises(RewardError, match=r"no answer within 1 s \(executor.timeout_s\)"),
+    ):
+        scorer.score(tiny.make_batch(2))
 
 
 def test_closing_gives_up_what_is_under_way_at_once(
@@ -219,9 +225,12 @@ def test_a_token_that_a_server_sends_back_is_redacted(
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
     echo = say(400, problem(400, f"you sent {TOKEN}"))
-    with scripted(echo) as service, build_scorer([at(service.url, token_env="SERVICE_TOKEN")]) as scorer:
-        with pytest.raises(UserError, match=r"you sent \[redacted\]"):
-            scorer.score(tiny.make_batch(2))
+    with (
+        scripted(echo) as service,
+        build_scorer([at(service.url, token_env="SERVICE_TOKEN")]) as scorer,
+        pytest.raises(UserError, match=r"you sent \[redacted\]"),
+    ):
+        scorer.score(tiny.make_batch(2))
 
 
 def test_nobody_there_and_something_else_there_are_told_before_the_run() -> None:
