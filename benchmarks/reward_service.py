@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +99,9 @@ def client(url: str, body: bytes, requests: int, begin: Any, results: Any) -> No
     results.put(answers)
 
 
-def load(url: str, body: bytes, clients: int, requests: int) -> tuple[list[Answered], float]:
+def load(
+    url: str, body: bytes, clients: int, requests: int, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[list[Answered], float]:
     """Let clients send requests at once; returns all answers and the seconds it took."""
     spawn = multiprocessing.get_context("spawn")
     begin, results = spawn.Barrier(clients + 1), spawn.Queue()
@@ -111,6 +110,7 @@ def load(url: str, body: bytes, clients: int, requests: int) -> tuple[list[Answe
         one.start()
     begin.wait()
     since = time.perf_counter()
+    meanwhile()
     answers = [answer for _ in crowd for answer in results.get()]
     seconds = time.perf_counter() - since
     for one in crowd:
@@ -165,9 +165,14 @@ def shutdown(clients: int, batch: int, size: int) -> dict[str, Any]:
     """Send SIGTERM while clients wait; count what became of their requests."""
     with service("--queue", "64") as (child, url):
         body = request_body(url, batch, size)
-        timer = threading.Timer(1.0, lambda: os.kill(child.pid, signal.SIGTERM))
-        timer.start()
-        answers, _ = load(url, body, clients, 30)
+
+        def terminate() -> None:
+            time.sleep(2 * clients * answer_s)  # time for about two answers to each client
+            child.terminate()
+
+        (first, *_), _ = load(url, body, 1, 2)
+        answer_s = first.seconds
+        answers, _ = load(url, body, clients, 8, terminate)
         status = child.wait(timeout=60)
     return {
         "answered": sum(answer.status == 200 for answer in answers),

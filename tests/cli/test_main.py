@@ -59,6 +59,8 @@ def run_folder(tmp_path: Path) -> Path:
         ["config", "show", "toybox"],
         ["config", "schema"],
         ["train", "toybx"],
+        ["serve-rewards", "--help"],
+        ["serve-rewards", "toybx"],
         ["doctor", "toybox", "--json", "no/such/folder/found.json"],
     ],
     ids=" ".join,
@@ -94,6 +96,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "evaluate",
         "generate",
         "report",
+        "serve-rewards",
         "config",
         "toybox",
     ):

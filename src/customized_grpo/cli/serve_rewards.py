@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -89,11 +89,13 @@ def served_rewards(config: Config) -> Sequence[RewardConfig]:
 
 def _check_installed() -> None:
     for package in ("fastapi", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
             raise UserError(
                 f"serve-rewards needs {package}, which is not installed",
                 "Install it with: pip install 'customized-grpo[serve]'",
-            )
+            ) from error
 
 
 def _build(config: Config, rewards: Sequence[RewardConfig], workers: int) -> dict[str, list[Reward]]:
