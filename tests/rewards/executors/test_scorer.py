@@ -64,7 +64,7 @@ def test_a_thread_scores_while_the_trainer_goes_on(tiny: ModuleType) -> None:
         assert scorer.collect().shape == (2, 1)
 
 
-def test_waiting_can_be_given_up_and_close_leaves_no_thread(tiny: ModuleType) -> None:
+def test_waiting_can_be_given_up(tiny: ModuleType) -> None:
     release, scored = threading.Event(), []
 
     def slow(batch: ScoringBatch) -> torch.Tensor:
@@ -85,9 +85,28 @@ def test_waiting_can_be_given_up_and_close_leaves_no_thread(tiny: ModuleType) ->
         scorer.collect(between)
     assert threads() == {"reward slow_0"}
     release.set()
+    assert scorer.score(tiny.make_batch(1)).shape == (1, 1)
+    assert scored == [2, 1]  # what was in work, and the new one; what waited was given up
     scorer.close()
-    assert threads() == set() and scored == [2]  # what was in work; what waited was dropped
-    assert scorer.collect().shape == (0, 1)
+    assert threads() == set() and scorer.collect().shape == (0, 1)
+
+
+def test_closing_leaves_no_thread(tiny: ModuleType) -> None:
+    begun, release, scored = threading.Event(), threading.Event(), []
+
+    def slow(batch: ScoringBatch) -> torch.Tensor:
+        begun.set()
+        release.wait(60)
+        scored.append(len(batch))
+        return mean(batch)
+
+    executor = ThreadExecutor(FunctionReward("slow", "quality", slow), release=release.set)
+    scorer = Scorer([executor], ["stop"])
+    for samples in (2, 3):
+        scorer.submit(tiny.make_batch(samples))
+    assert begun.wait(60)
+    scorer.close()
+    assert threads() == set() and scored[0] == 2
 
 
 def test_the_rewards_of_a_recipe_are_built_where_it_says() -> None:
