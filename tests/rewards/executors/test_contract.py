@@ -109,6 +109,17 @@ def test_a_failure_stops_and_names_reward_and_samples_or_drops_its_batch(
     assert scorer.score(good).isfinite().all()
 
 
+@pytest.mark.parametrize("config", REWARDS[:2], ids=lambda config: config.name)
+def test_a_score_does_not_depend_on_what_was_scored_before(config: RewardConfig, tiny: ModuleType) -> None:
+    """Batches reach a service or an actor in any order, and a resumed run begins with empty caches."""
+    batch = in_8_bits(tiny.make_batch(4))
+    fresh = build_reward(config).score(batch)
+    for samples in (1, 2, 3):
+        reward = build_reward(config)
+        reward.score(in_8_bits(tiny.make_batch(samples)))
+        assert torch.equal(reward.score(batch), fresh)
+
+
 def test_toybox_scores_at_the_precision_of_a_saved_picture_are_those_of_training(tiny: ModuleType) -> None:
     """Rounding to 8 bits moves no score by more than what 1/255 of a mask's edge can do."""
     from customized_grpo.evaluation.held_out import scoring_batch
