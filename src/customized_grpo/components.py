@@ -19,8 +19,8 @@ from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
-from customized_grpo.rewards import build_reward, check_rewards, needs_masks
-from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards import check_rewards, executors, needs_masks
+from customized_grpo.rewards.executors import Scorer
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
@@ -84,6 +84,11 @@ def check_judge_configs(config: Config) -> None:
     judges = config.evaluation.judges
     if judges and isinstance(config.data, ToyboxData):
         raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", "Leave them out.")
+    if elsewhere := [judge.name for judge in judges if judge.executor.kind != "inline"]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(elsewhere)} has an executor, but judges run in the trainer",
+            "Leave executor out.",
+        )
     trained = [(reward.name, reward.path, reward.options) for reward in config.rewards]
     if same := [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]:
         raise UserError(
@@ -129,33 +134,35 @@ def build_engine(config: Config) -> Engine:
     return engine
 
 
-def build_rewards(config: Config, device: torch.device | None = None) -> list[Reward]:
-    """Build the rewards of a recipe, by default on the device of its model.
+def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
+    """Build the rewards of a recipe where they shall run; models of this process by default on its device.
+
+    The result is to be closed.
 
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
     """
     check_rewards(config.rewards)
-    device = device or pick_device(config.model.device)
-    rewards = [build_reward(reward, device) for reward in config.rewards]
-    kinds = {reward.kind for reward in rewards}
+    scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
+    kinds = {reward.kind for reward in scorer.rewards}
     for kind in ("prompt", "identity"):
         if kind not in kinds:
+            scorer.close()
             raise UserError(
                 f"rewards: there is no {kind} reward",
                 f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
             )
-    return rewards
+    return scorer
 
 
-def check_held_out(data: Data, rewards: Sequence[Reward]) -> None:
+def check_held_out(data: Data, scorer: Scorer) -> None:
     """Refuse judges that share a model with a training reward.
 
     Raises:
         UserError: Names them.
     """
     if isinstance(data.judges, RewardJudges):
-        data.judges.check_apart(rewards)
+        data.judges.check_apart(scorer.fingerprints())
 
 
 def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:

@@ -22,13 +22,16 @@ class Clock:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.phases: dict[str, float] = {}
+        self._inside = 0.0  # of phases that ended inside the one that runs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block as a phase."""
-        before = time.monotonic()
+        """Count the time of the block as a phase; a phase inside another counts as its own only."""
+        before, outside, self._inside = time.monotonic(), self._inside, 0.0
         yield
-        self.phases[name] = time.monotonic() - before
+        seconds = time.monotonic() - before
+        self.phases[name] = self.phases.get(name, 0.0) + seconds - self._inside
+        self._inside = outside + seconds
 
     def metrics(self) -> dict[str, float]:
         """Return seconds by phase, and of the whole iteration."""

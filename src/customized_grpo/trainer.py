@@ -48,7 +48,7 @@ from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
 from customized_grpo.reporting.report import write_report
 from customized_grpo.reporting.trackers import Trackers
-from customized_grpo.rewards.base import score_all
+from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout import Trajectory
 from customized_grpo.run_checkpoint import Counters, RunCheckpoints, remember
 from customized_grpo.run_folder import RunFolder
@@ -65,18 +65,18 @@ def train(config: Config) -> int:
     engine = components.build_engine(config)
     engine.from_main(lambda: RunFolder.check_free(config))
     data = components.build_data(config)
-    rewards = components.build_rewards(config, engine.device)
-    components.check_held_out(data, rewards)
-    policy = components.build_policy(config, engine.device)
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
+        scorer = stack.enter_context(components.build_scorer(config, engine.device))
+        components.check_held_out(data, scorer)
+        policy = components.build_policy(config, engine.device)
 
         def open_folder() -> None:
             RunFolder.create(config)
             stack.enter_context(RunLock(folder.path))
 
         engine.from_main(open_folder)
-        return Trainer(config, folder, engine, data, rewards, policy).run()
+        return Trainer(config, folder, engine, data, scorer, policy).run()
 
 
 def resume(run_dir: Path) -> int:
@@ -99,10 +99,10 @@ def resume(run_dir: Path) -> int:
 
         engine.from_main(open_folder)
         data = components.build_data(config)
-        rewards = components.build_rewards(config, engine.device)
-        components.check_held_out(data, rewards)
+        scorer = stack.enter_context(components.build_scorer(config, engine.device))
+        components.check_held_out(data, scorer)
         policy = components.build_policy(config, engine.device)
-        trainer = Trainer(config, RunFolder(run_dir), engine, data, rewards, policy)
+        trainer = Trainer(config, RunFolder(run_dir), engine, data, scorer, policy)
         trainer.load()
         return trainer.run()
 
@@ -116,11 +116,11 @@ class Trainer:
         folder: RunFolder,
         engine: Engine,
         data: components.Data,
-        rewards: list[Any],
+        scorer: Scorer,
         policy: Any,
     ) -> None:
         self.config, self.folder, self.engine = config, folder, engine
-        self.data, self.rewards, self.policy = data, rewards, policy
+        self.data, self.scorer, self.policy = data, scorer, policy
         self.encode = PromptEncoder.of(config, policy)
         self.share = engine.share(config.train.updates_per_iteration)
         self.sampler = rollout.build_sampler(policy, config.rollout, *self.encode.size)
@@ -128,7 +128,7 @@ class Trainer:
             policy, self.sampler, engine, config.train, config.advantage, config.model.precision
         )
         self.store = CheckpointStore(folder.path / "checkpoints", config.checkpoint.keep)
-        self.checkpoints = RunCheckpoints(self.store, config, engine, policy, self.updater, rewards)
+        self.checkpoints = RunCheckpoints(self.store, config, engine, policy, self.updater, scorer)
         self.state = Counters()
         self.base: HeldOutScores | None = None
         self.latest: HeldOutScores | None = None
@@ -192,9 +192,9 @@ class Trainer:
             clock = Clock()
             examples = self.next_examples()
             with clock.phase("rollout"):
-                trajectory = self.collect(examples)
+                trajectory = self.collect(examples, clock)
             with clock.phase("reward"):
-                scores = self.score(examples, trajectory)
+                scores = self.score()
             signal = self.signal(scores)
             with clock.phase("update"):
                 report = self.update(trajectory, signal)
@@ -243,13 +243,19 @@ class Trainer:
         rows = prompt_indices(len(self.data.train), wanted, self.iteration, config.run.seed)
         return [self.data.train[rows[number]] for number in self.share.prompts(wanted)]
 
-    def collect(self, examples: list[Example]) -> Trajectory:
-        """Draw a group of samples for every prompt."""
+    def collect(self, examples: list[Example], clock: Clock) -> Trajectory:
+        """Draw a group of samples for every prompt; each batch of pictures goes to the rewards at once."""
         config, group_size = self.config, self.config.train.group_size
         self.progress.phase("rollout")
         plan = rollout.step_plan(
             config.rollout, config.train.trained_fraction, self.iteration, config.run.seed
         )
+        samples = [example for example in examples for _ in range(group_size)]
+
+        def drawn(rows: slice, images: torch.Tensor) -> None:
+            with clock.phase("reward"):
+                self.scorer.submit(held_out.scoring_batch(images, samples[rows]))
+
         return rollout.collect(
             self.policy,
             self.sampler,
@@ -261,23 +267,24 @@ class Trainer:
             seeds=(config.run.seed, self.iteration),
             keep_means=config.train.ratio_normalisation,
             between=self.stop.between(rollout.n_batches(examples, group_size, config.rollout.batch_size)),
+            drawn=drawn,
         )
 
-    def score(self, examples: list[Example], trajectory: Trajectory) -> torch.Tensor:
-        """Ask every reward about this process's samples; returns those of all processes.
+    def score(self) -> torch.Tensor:
+        """Wait for what the rewards say about this process's samples; returns the scores of all processes.
 
         Returns:
             [N, K], N samples in the iteration's order, NaN where a reward could not score.
         """
         self.progress.phase("reward")
         self.stop.check()
-        per_sample = [example for example in examples for _ in range(trajectory.group_size)]
-        scores = score_all(self.rewards, held_out.scoring_batch(trajectory.images, per_sample))
+        alone = self.engine.world_size == 1  # others could not be told while they wait for their own rewards
+        scores = self.scorer.collect(self.stop.check) if alone else self.scorer.collect()
         return self.share.in_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> Signal:
         """Normalise every reward in its group and reduce rewards [N, K] to kinds [N, 2]."""
-        return Signal.of(self.config, self.rewards, scores, self.iteration)
+        return Signal.of(self.config, self.scorer.rewards, scores, self.iteration)
 
     def update(self, trajectory: Trajectory, signal: Signal) -> UpdateReport:
         """Take the iteration's optimizer steps."""
@@ -300,6 +307,9 @@ class Trainer:
         }
         self.state.health.append(signal_health(signal, group_size))
         self.progress.iteration(self.write("train", line))
+        for message in self.scorer.take_dropped():
+            self.write("event", {"event": "reward failed", "message": message})
+            self.progress.message(f"scores are missing: {message}")
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
         """Append one line to metrics.jsonl and return it."""
@@ -368,7 +378,7 @@ class Trainer:
             scores, images = held_out.evaluate_policy(
                 self.policy,
                 own,
-                self.rewards,
+                self.scorer,
                 self.data.judges,
                 encode=self.encode,
                 reward_weights=[reward.weight for reward in self.config.rewards],

@@ -146,7 +146,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("customized_grpo.components.load_policy", load)
-    monkeypatch.setattr("customized_grpo.components.build_reward", load)
+    monkeypatch.setattr("customized_grpo.components.build_scorer", load)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from customized_grpo.evaluation.held_out import (
 from customized_grpo.policies import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
+from customized_grpo.rewards.executors import Scorer
 
 IDS = ["a/0", "a/1", "b/0", "b/1"]
 SOUND = TrainingHealth({}, {}, {})
@@ -221,7 +222,7 @@ def evaluate(
     return evaluate_policy(
         policy,
         rows(3),
-        REWARDS,
+        Scorer.inline(REWARDS),
         FirstPixel(),
         encode=PromptEncoder(policy, (8, 8)),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
@@ -258,6 +259,7 @@ def test_one_picture_of_a_prompt_has_no_diversity() -> None:
 
 def test_rewards_of_a_kind_are_averaged_by_their_weights() -> None:
     table, images = evaluate(batch_size=6, reward_weights=[3.0, 1.0, 7.0])
+    images = (images * 255).round() / 255  # what rewards see
     expected = 0.75 * images[:, 0, 0, 0] + 0.25 * images[:, 2, 7, 7]
     assert table.columns["reward/prompt"] == pytest.approx(expected.tolist(), rel=1e-6)
     assert table.columns["reward/identity"] == pytest.approx(images[:, 2, 7, 7].tolist(), rel=1e-6)

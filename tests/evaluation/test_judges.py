@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.cli.main import main
-from customized_grpo.components import build_data, build_rewards, check_held_out
+from customized_grpo.components import build_data, build_scorer, check_held_out
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
@@ -111,10 +111,10 @@ def test_a_training_reward_in_disguise_is_refused(tmp_path: Path) -> None:
     shutil.copytree(DINO, tmp_path / "elsewhere")
     same = build_reward(RewardConfig(name="dino", path=str(tmp_path / "elsewhere"), segment="reference"))
     with pytest.raises(UserError, match="dino has the weights of a training reward"):
-        judges.check_apart([same])
+        judges.check_apart([same.fingerprint()])
     with pytest.raises(UserError, match="brightness"):
-        judges.check_apart([PROMPT])
-    judges.check_apart([build_reward(RewardConfig(name="clip_t", path="toybox"))])
+        judges.check_apart([PROMPT.fingerprint()])
+    judges.check_apart([build_reward(RewardConfig(name="clip_t", path="toybox")).fingerprint()])
 
 
 # In a run
@@ -181,4 +181,4 @@ def test_judges_are_checked_with_the_data_and_against_the_rewards(
     shutil.copytree(DINO, tmp_path / "copy")
     config = recipe(*overrides(manifest, tmp_path / "copy"))
     with pytest.raises(UserError, match="has the weights of a training reward"):
-        check_held_out(build_data(config), build_rewards(config))
+        check_held_out(build_data(config), build_scorer(config))

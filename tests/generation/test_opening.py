@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.components import build_rewards
+from customized_grpo.components import build_scorer
 from customized_grpo.config import Config, dump_config
 from customized_grpo.encoding import PromptEncoder
 from customized_grpo.errors import UserError
@@ -53,7 +53,7 @@ def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
     _, expected = evaluate_policy(
         tuned,
         examples,
-        build_rewards(config),
+        build_scorer(config),
         None,
         encode=PromptEncoder(tuned, (64, 64)),
         sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),

@@ -24,6 +24,7 @@ from customized_grpo.cli import (
     plan,
     report,
     resume,
+    serve_rewards,
     toybox,
     train,
 )
@@ -44,6 +45,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")

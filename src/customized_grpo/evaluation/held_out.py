@@ -13,13 +13,14 @@ from torch import Tensor
 from customized_grpo.evaluation import monitors
 from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
-from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rollout import sample_examples
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
     from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
+    from customized_grpo.rewards.executors import Scorer
 
 KINDS = ("prompt", "identity")
 MIN_CLUSTERS = 2
@@ -126,7 +127,7 @@ def _mean(values: Sequence[float]) -> float:
 def evaluate_policy(
     policy: Policy,
     examples: Sequence[Example],
-    rewards: Sequence[Reward],
+    scorer: Scorer,
     judges: Judges | None,
     *,
     encode: PromptEncoder,
@@ -142,7 +143,7 @@ def evaluate_policy(
     Args:
         policy: The policy as it is now.
         examples: Held-out examples.
-        rewards: The training rewards, to compare with the judges.
+        scorer: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
         encode: Encodes the examples, and knows the size of the images.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
@@ -170,7 +171,7 @@ def evaluate_policy(
     )
     for rows, made in drawn:
         images.append(made.cpu())
-        for name, values in _columns(images[-1], samples[rows], rewards, reward_weights, judges).items():
+        for name, values in _columns(images[-1], samples[rows], scorer, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
     if samples_per_prompt > 1:
         columns[DIVERSITY] = _diversity(torch.cat(images), samples_per_prompt).tolist()
@@ -190,14 +191,14 @@ def _diversity(images: Tensor, group_size: int) -> Tensor:
 def _columns(
     images: Tensor,
     examples: Sequence[Example],
-    rewards: Sequence[Reward],
+    scorer: Scorer,
     reward_weights: Sequence[float] | None,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
-    scores = score_all(rewards, scoring_batch(images, examples))
+    scores = scorer.score(scoring_batch(images, examples))
     columns: dict[str, Tensor] = {}
     for kind in KINDS:
-        members = [k for k, reward in enumerate(rewards) if reward.kind == kind]
+        members = [k for k, reward in enumerate(scorer.rewards) if reward.kind == kind]
         if members:
             shares = torch.tensor([1.0 if reward_weights is None else reward_weights[k] for k in members])
             columns[f"reward/{kind}"] = scores[:, members] @ shares / shares.sum()

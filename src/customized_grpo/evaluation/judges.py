@@ -7,8 +7,8 @@ and `compare` work on photos as they do on ToyBox.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,14 +70,17 @@ class RewardJudges:
         self._device = similar[0].device if similar else torch.device("cpu")
         self._cache = FeatureCache(CACHED_PHOTOS)
 
-    def check_apart(self, rewards: Sequence[Reward]) -> None:
+    def check_apart(self, fingerprints: Sequence[Mapping[str, Any]]) -> None:
         """Refuse judges that are training rewards in disguise: they would be gamed along with them.
+
+        Args:
+            fingerprints: Of the training rewards.
 
         Raises:
             UserError: Names every judge whose weights (or whole fingerprint) a training reward has, too.
         """
-        taken = {_identity(reward) for reward in rewards}
-        if same := [judge.name for judge in self.judges if _identity(judge) in taken]:
+        taken = {_identity(fingerprint) for fingerprint in fingerprints}
+        if same := [judge.name for judge in self.judges if _identity(judge.fingerprint()) in taken]:
             raise UserError(
                 f"evaluation.judges: {', '.join(same)} has the weights of a training reward, not held out",
                 "Choose a judge with another model, such as another encoder's path.",
@@ -165,7 +168,6 @@ def _background(images: Tensor, examples: Sequence[Example]) -> Tensor:
     return similarity
 
 
-def _identity(reward: Reward) -> str:
+def _identity(fingerprint: Mapping[str, Any]) -> str:
     """Return what makes two rewards one model: their weights, or else all that is known of them."""
-    fingerprint = reward.fingerprint()
     return str(fingerprint.get("weights", sorted(fingerprint.items())))

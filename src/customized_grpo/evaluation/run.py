@@ -23,7 +23,7 @@ def evaluate(
     """
     import torch
 
-    from customized_grpo.components import build_data, build_rewards
+    from customized_grpo.components import build_data, build_scorer
     from customized_grpo.encoding import PromptEncoder
     from customized_grpo.evaluation.held_out import HeldOutScores, evaluate_policy, summary
     from customized_grpo.generation.runs import load_run
@@ -35,13 +35,12 @@ def evaluate(
         raise UserError("this recipe holds out no rows to evaluate on", "Set data.held_out to a manifest.")
     encode = PromptEncoder.of(config, policy)
     steps = config.evaluation.steps or config.rollout.steps
-    rewards = build_rewards(config)
 
     def scores() -> HeldOutScores:
         return evaluate_policy(
             policy,
             data.held_out,
-            rewards,
+            scorer,
             data.judges,
             encode=encode,
             reward_weights=[reward.weight for reward in config.rewards],
@@ -51,8 +50,9 @@ def evaluate(
             batch_size=config.evaluation.batch_size,
         )[0]
 
-    with torch.no_grad(), policy.reference():
-        base = scores()
-    result = summary(base, scores())
+    with build_scorer(config) as scorer:
+        with torch.no_grad(), policy.reference():
+            base = scores()
+        result = summary(base, scores())
     RunFolder(run_dir).write_json("evaluation.json", result)
     return result

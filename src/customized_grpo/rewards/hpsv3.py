@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from customized_grpo.config.schema import Text
+from customized_grpo.config.fields import Text
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import weights_hash
