@@ -65,16 +65,22 @@ class DreamBench:
         return [(template.format(subject.noun), prompt_type(template)) for template in templates]
 
 
-def read_dreambench(folder: Path) -> DreamBench:
+def dreambench_folder(folder: Path) -> Path:
+    """Return the folder of the photos: the one given, or the `dataset` in it."""
+    return folder / "dataset" if (folder / "dataset" / FILE_NAME).is_file() else folder
+
+
+def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
     """Read DreamBench.
 
     Args:
         folder: The repository, or its folder `dataset`.
+        require_photos: Whether a subject without photos is an error.
 
     Raises:
         UserError: The file of prompts is missing or of another form, or subjects lack photos; lists them all.
     """
-    root = folder / "dataset" if (folder / "dataset" / FILE_NAME).is_file() else folder
+    root = dreambench_folder(folder)
     file = root / FILE_NAME
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -83,7 +89,7 @@ def read_dreambench(folder: Path) -> DreamBench:
             f"{file}: cannot be read, so {folder} is not DreamBench",
             "Name the folder of github.com/google/dreambooth, or its folder `dataset`.",
         ) from error
-    prompts = [_templates(lines, heading) for heading in ("Object Prompts", "Live Subject Prompts")]
+    prompts = [_templates(file, lines, heading) for heading in ("Object Prompts", "Live Subject Prompts")]
     pairs = _classes(lines)
     if not pairs or not all(prompts):
         raise UserError(
@@ -92,7 +98,8 @@ def read_dreambench(folder: Path) -> DreamBench:
             "Use the file as it is in github.com/google/dreambooth.",
         )
     subjects = [Subject(name, noun, _photos(root / name)) for name, noun in pairs]
-    if bare := [subject.name for subject in subjects if not subject.photos]:
+    bare = [subject.name for subject in subjects if not subject.photos]
+    if bare and require_photos:
         raise UserError(f"{root}: no photo of {', '.join(bare)}", "Fetch the whole folder `dataset`.")
     return DreamBench(tuple(subjects), prompts[0], prompts[1])
 
@@ -123,16 +130,27 @@ def _classes(lines: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _templates(lines: list[str], heading: str) -> tuple[str, ...]:
-    """Return the prompts of the list under a heading, up to its closing bracket."""
+def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
+    """Return the prompts of the list under a heading, up to its closing bracket.
+
+    Raises:
+        UserError: A line of the list is no prompt.
+    """
     if heading not in lines:
         return ()
     found = []
     for line in lines[lines.index(heading) + 1 :]:
         if line == "]":
             break
-        if match := _PROMPT.match(line):
-            found.append(match[1].replace("{0} {1}", "{}"))
+        if not line or line.endswith("["):
+            continue
+        match = _PROMPT.match(line)
+        if match is None:
+            raise UserError(
+                f"{file}: {line!r}, under {heading}, is no prompt with a token and a class",
+                "Use the file as it is in github.com/google/dreambooth.",
+            )
+        found.append(match[1].replace("{0} {1}", "{}"))
     return tuple(found)
 
 
