@@ -138,7 +138,8 @@ class CheckpointStore:
             raise UserError(f"{self.folder} has no committed checkpoint of step {step}; {found}.")
         older = [s for s in committed if s < step]
         hint = (
-            f"Older checkpoints in the same folder: steps {_listing(older)}. Resume from one of these."
+            f"Older checkpoints in the same folder: steps {_listing(older)}. Resume from one of these: "
+            f"cgrpo resume RUN --from {older[-1]}"
             if older
             else "There is no older checkpoint in this folder to fall back to."
         )
