@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
     "reward": ("score", (trainer, "score_all"), 1),
     "update": ("update", (Engine, "backward"), 1),
     "evaluation": ("evaluate", (Flux1Policy, "velocity"), 2),
-    "save": ("save", (CheckpointStore, "save"), 1),  # in the main process; the others wait for it
+    "save": ("save", (CheckpointStore, "save"), 2),  # in the main process; the others wait for it
 }
 LIMIT_S = 60  # after which a process hangs
 

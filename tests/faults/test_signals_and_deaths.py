@@ -21,17 +21,19 @@ PHASES = ["rollout", "reward", "update", "evaluation", "save"]
 # The process that has the fault: the main one is the only one that saves; elsewhere either may have it.
 RANK = {"rollout": 1, "reward": 0, "update": 1, "evaluation": 1, "save": 0}
 # Saved after the signal: an unfinished iteration is dropped, an update that has begun is finished.
-SAVED = {"rollout": 1, "reward": 1, "update": 2, "evaluation": 2, "save": 1}
+SAVED = {"rollout": 1, "reward": 1, "update": 2, "evaluation": 2, "save": 2}
 TIMEOUT_S = 5
+# Two groups of two small samples an iteration: for two processes, and quick.
+SMALL = ["train.group_size=2", "rollout.steps=3", "rollout.batch_size=2", "train.micro_batch_size=2"]
 
 
 def scenario(name: str, processes: int, *overrides: str, **fault: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name, "processes": processes, "overrides": overrides}
+    found: dict[str, Any] = {"name": name, "processes": processes, "overrides": [*SMALL, *overrides]}
     return {**found, "fault": fault} if fault else found
 
 
 def stop(phase: str, processes: int) -> dict[str, Any]:
-    every = "checkpoint.every=1" if phase == "save" else "checkpoint.every=0"  # else only the signal saves
+    every = "checkpoint.every=1" if phase == "save" else "checkpoint.every=9"  # else only the signal saves
     fault = {"rank": min(RANK[phase], processes - 1), "phase": phase, "signal": "SIGTERM"}
     return scenario(f"stop_{phase}_{processes}", processes, every, **fault)
 
