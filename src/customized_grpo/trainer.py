@@ -314,7 +314,9 @@ class Trainer:
         rows = self.prompt_rows()
         size = len(rows) // self.config.train.updates_per_iteration
         prompts = [self.data.train[row].id for row in rows[step * size : (step + 1) * size]]
-        message = f"an update with a non-finite loss or gradient was left out; its prompts: {', '.join(prompts)}"
+        message = (
+            f"an update with a non-finite loss or gradient was left out; its prompts: {', '.join(prompts)}"
+        )
         self.write("event", {"event": "skipped", "iteration": self.iteration + 1, "message": message})
         self.progress.message(message)
 

@@ -96,7 +96,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def session(arguments: list[str], processes: int, folder: Path, fault: dict[str, Any] | None) -> dict[str, Any]:
+def session(
+    arguments: list[str], processes: int, folder: Path, fault: dict[str, Any] | None
+) -> dict[str, Any]:
     """Run one command in that many processes, one of which may have a fault."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     begin = time.monotonic()
@@ -128,7 +130,11 @@ def run(scenario: dict[str, Any], root: Path) -> dict[str, Any]:
     if fault is None:
         return {"first": first}
     steps = CheckpointStore(folder / "checkpoints", 0).steps()
-    return {"first": first, "steps": steps, "resumed": session(["resume", str(folder)], processes, root, None)}
+    return {
+        "first": first,
+        "steps": steps,
+        "resumed": session(["resume", str(folder)], processes, root, None),
+    }
 
 
 if __name__ == "__main__":

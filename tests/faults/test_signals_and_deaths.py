@@ -47,9 +47,7 @@ SCENARIOS = [
     *(stop(phase, 1) for phase in ("evaluation", "save")),
     *(stop(phase, 2) for phase in PHASES),
     *(death(phase) for phase in PHASES),
-    scenario(
-        "hang", 2, f"run.process_timeout_s={TIMEOUT_S}.0", rank=1, phase="update", signal="SIGSTOP"
-    ),
+    scenario("hang", 2, f"run.process_timeout_s={TIMEOUT_S}.0", rank=1, phase="update", signal="SIGSTOP"),
 ]
 
 

@@ -88,7 +88,10 @@ def test_more_than_the_share_unscored_is_named_by_reward(recipe: Recipe, share: 
 
 @pytest.mark.parametrize(
     ("scores", "words"),
-    [(CONSTANT, "no reward tells the samples"), (UNSCORED, "3 of 4 samples could not be scored (dino lacks 3)")],
+    [
+        (CONSTANT, "no reward tells the samples"),
+        (UNSCORED, "3 of 4 samples could not be scored (dino lacks 3)"),
+    ],
 )
 def test_too_many_wasted_iterations_stop_the_run_with_advice_and_resume_goes_on_counting(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, scores: list[list[float]], words: str
@@ -117,9 +120,7 @@ def test_the_limits_may_be_raised_on_resume(
     rewards_say(monkeypatch, lambda iteration: UNSCORED)
     run = tmp_path / "run"
     with pytest.raises(UserError, match="wasted"):
-        trainer.train(
-            recipe(*SMALL, "train.iterations=3", "train.max_wasted_iterations=1", f"run.dir={run}")
-        )
+        trainer.train(recipe(*SMALL, "train.iterations=3", "train.max_wasted_iterations=1", f"run.dir={run}"))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("max_unscored_share: 0.5", "max_unscored_share: 1.0"))
     rewards_say(monkeypatch, lambda iteration: [[NAN, 0.4], [NAN, 0.3], *GOOD[2:]])
