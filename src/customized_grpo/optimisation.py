@@ -7,7 +7,7 @@ the loss of each step, where the weights of that true step combine them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -192,27 +192,43 @@ class Updater:
         warmup = self.train.warmup_iterations
         return self.train.learning_rate * min(1.0, (iteration + 1) / warmup if warmup else 1.0)
 
-    def update(self, trajectory: Trajectory, signal: Signal, iteration: int) -> UpdateReport:
+    def update(
+        self,
+        trajectory: Trajectory,
+        signal: Signal,
+        iteration: int,
+        on_skip: Callable[[int], None] = lambda step: None,
+    ) -> UpdateReport:
         """Take `inner_epochs` x `updates_per_iteration` optimizer steps on an iteration's samples.
 
         Args:
             trajectory: This process's samples, those of one optimizer step together.
             signal: Of the samples of all processes, in the iteration's order.
             iteration: Of training.
+            on_skip: Told the number of each optimizer step, within its pass, that is left out.
+
+        Raises:
+            UserError: Too many steps in a row were left out, or the first pass has not ratio 1.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)
         report = UpdateReport()
         for epoch in range(self.train.inner_epochs):
             for step in range(self.train.updates_per_iteration):
-                self._step(trajectory, signal, step, report, first=epoch == step == 0)
+                if not self._step(trajectory, signal, step, report, first=epoch == step == 0):
+                    on_skip(step)
+                    self._skip(report)
         report.first, report.all = report.first.totalled(self.engine), report.all.totalled(self.engine)
         return report
 
     def _step(
         self, trajectory: Trajectory, signal: Signal, step: int, report: UpdateReport, *, first: bool
-    ) -> None:
-        """Accumulate the gradient of whole groups over all trained steps, then take one optimizer step."""
+    ) -> bool:
+        """Accumulate the gradient of whole groups over all trained steps, then take one optimizer step.
+
+        Returns:
+            whether it was taken: not, in any process, with a loss or gradient that is not finite in one.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         finite = True
         for loss, statistics, kl in self._losses(trajectory, signal, step):
@@ -226,12 +242,12 @@ class Updater:
         self.engine.sum_gradients(self.parameters)
         norm = self.engine.clip_grad_norm(self.parameters, self.train.max_grad_norm)
         if not self.engine.smallest(finite and math.isfinite(norm)):
-            self._skip(report)
-            return
+            return False
         self.skipped_in_a_row = 0
         self.optimizer.step()
         self._average()
         report.grad_norms.append(norm)
+        return True
 
     def _losses(
         self, trajectory: Trajectory, signal: Signal, update: int

@@ -1,8 +1,8 @@
 """What a checkpoint of a run holds, and how a run comes back from one.
 
 State is the adapter, its average, the optimizer, the number of finished iterations, rollouts and seconds so
-far, skipped updates in a row, and what the alarms remember. Everything else is a function of the recipe, for
-all random numbers come from (seed, iteration, prompt, sample).
+far, skipped updates and wasted iterations in a row, and what the alarms remember. Everything else is a
+function of the recipe, for all random numbers come from (seed, iteration, prompt, sample).
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.rewards.executors import Scorer, check_fingerprints
 from customized_grpo.run_folder import versions
 
-CHANGEABLE = {"run.dir", "run.overwrite", "run.process_timeout_s", "train.iterations"}
-UNCHANGEABLE = "Only run.dir, run.overwrite, run.process_timeout_s, trackers and train.iterations may change."
+CHANGEABLE = {
+    "run.dir",
+    "run.overwrite",
+    "run.process_timeout_s",
+    "train.iterations",
+    "train.max_unscored_share",
+    "train.max_wasted_iterations",
+}
+UNCHANGEABLE = f"Only trackers and these may change: {', '.join(sorted(CHANGEABLE))}."
 SEPARATOR = "/"  # between the name of a safetensors file and of a tensor in it
 
 
@@ -38,6 +45,7 @@ class Counters:
         iteration: Finished iterations.
         rollouts: Samples drawn for training, over all processes.
         seconds: Spent so far, over all sessions.
+        wasted_in_a_row: Iterations without use up to this one; see `signal_watch`.
         history: What the alarms know of each evaluation but the base's.
         health: Gaps in the signal of the iterations since the last evaluation.
     """
@@ -45,6 +53,7 @@ class Counters:
     iteration: int = 0
     rollouts: int = 0
     seconds: float = 0.0
+    wasted_in_a_row: int = 0
     history: list[MonitorRecord] = field(default_factory=list)
     health: list[dict[str, float]] = field(default_factory=list)
 
@@ -106,6 +115,7 @@ class RunCheckpoints:
                 "iteration": counters.iteration,
                 "rollouts": counters.rollouts,
                 "seconds": counters.seconds,
+                "wasted_in_a_row": counters.wasted_in_a_row,
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
                 "health": counters.health,
                 "history": [
@@ -126,20 +136,24 @@ class RunCheckpoints:
             },
         )
 
-    def restore(self) -> dict[str, Any]:
-        """Put the newest checkpoint back into adapter, optimizer and average, and return its state.
+    def restore(self, step: int | None = None) -> dict[str, Any]:
+        """Put a checkpoint back into adapter, optimizer and average, and return its state.
+
+        Args:
+            step: Which one; None: the newest. Later ones are set aside once this one has proved sound.
 
         Raises:
-            UserError: It is damaged, or belongs to another recipe or other rewards.
+            UserError: It is not there, is damaged, or belongs to another recipe or other rewards.
         """
         tensors: dict[str, Tensor] | None = None
 
         def read() -> Any:
             nonlocal tensors
-            step = self.store.latest()
-            assert step is not None
-            checkpoint = self.store.load(step)
+            wanted = self.store.latest() if step is None else step
+            assert wanted is not None
+            checkpoint = self.store.load(wanted)
             self._check_same_run(checkpoint.state)
+            self.store.rewind(wanted)
             tensors = {
                 f"{entry}{SEPARATOR}{name}": tensor
                 for entry, named in checkpoint.tensors.items()

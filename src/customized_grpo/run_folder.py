@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from customized_grpo.config import Config, dump_config
 from customized_grpo.errors import UserError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class RunFolder:
@@ -103,6 +107,25 @@ class RunFolder:
         """Read a JSON file of the run; None if it does not exist."""
         file = self.path / name
         return json.loads(file.read_text()) if file.is_file() else None
+
+
+@contextmanager
+def disk_errors(run: Path) -> Iterator[None]:
+    """Turn a refusal of the disk, wherever the block writes into the run folder, into one message.
+
+    Raises:
+        UserError: Names the path and the free bytes. Other errors of the operating system pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to {error.filename or run}: {error.strerror} "
+            f"({shutil.disk_usage(run).free:,} bytes are free there)",
+            f"The last checkpoint is intact. Free some space or mend the disk, then `cgrpo resume {run}`.",
+        ) from error
 
 
 def versions() -> dict[str, Any]:

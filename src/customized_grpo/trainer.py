@@ -51,7 +51,8 @@ from customized_grpo.reporting.trackers import Trackers
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout import Trajectory
 from customized_grpo.run_checkpoint import Counters, RunCheckpoints, remember
-from customized_grpo.run_folder import RunFolder
+from customized_grpo.run_folder import RunFolder, disk_errors
+from customized_grpo.signal_watch import find_waste
 
 SAMPLE_ROWS = 8  # held-out prompts whose pictures are kept for the report
 
@@ -79,8 +80,12 @@ def train(config: Config) -> int:
         return Trainer(config, folder, engine, data, scorer, policy).run()
 
 
-def resume(run_dir: Path) -> int:
-    """Continue a run exactly where its newest checkpoint left it; returns the exit status as `train` does.
+def resume(run_dir: Path, step: int | None = None) -> int:
+    """Continue a run exactly where a checkpoint left it; returns the exit status as `train` does.
+
+    Args:
+        run_dir: The run's folder.
+        step: Iteration of the checkpoint, whose successors are set aside; None: the newest.
 
     Raises:
         UserError: There is nothing to continue, or it is not the run of this folder's config.
@@ -103,7 +108,7 @@ def resume(run_dir: Path) -> int:
         components.check_held_out(data, scorer)
         policy = components.build_policy(config, engine.device)
         trainer = Trainer(config, RunFolder(run_dir), engine, data, scorer, policy)
-        trainer.load()
+        trainer.load(step)
         return trainer.run()
 
 
@@ -145,6 +150,7 @@ class Trainer:
     def run(self) -> int:
         """Train to the end and write the report, or stop at a signal; returns the exit status."""
         with ExitStack() as stack:
+            stack.enter_context(disk_errors(self.folder.path))
             self.open_outputs(stack)
             stack.enter_context(self.stop)
             self.started = time.monotonic() - self.state.seconds
@@ -201,6 +207,7 @@ class Trainer:
             self.state.iteration += 1
             self.state.rollouts += len(scores)
             self.record(signal, report, trajectory, clock)
+            self.count_waste(scores, signal)
             if self.is_due(self.config.checkpoint.every):
                 self.save()
             self.evaluate_if_due()
@@ -238,10 +245,13 @@ class Trainer:
 
     def next_examples(self) -> list[Example]:
         """Return this process's prompts of this iteration."""
-        config = self.config
-        wanted = config.train.prompts_per_iteration
-        rows = prompt_indices(len(self.data.train), wanted, self.iteration, config.run.seed)
-        return [self.data.train[rows[number]] for number in self.share.prompts(wanted)]
+        rows = self.prompt_rows()
+        return [self.data.train[rows[number]] for number in self.share.prompts(len(rows))]
+
+    def prompt_rows(self) -> list[int]:
+        """Return the rows of this iteration's prompts, those of all processes."""
+        wanted = self.config.train.prompts_per_iteration
+        return prompt_indices(len(self.data.train), wanted, self.iteration, self.config.run.seed)
 
     def collect(self, examples: list[Example], clock: Clock) -> Trajectory:
         """Draw a group of samples for every prompt; each batch of pictures goes to the rewards at once."""
@@ -290,7 +300,7 @@ class Trainer:
         """Take the iteration's optimizer steps."""
         self.progress.phase("update")
         self.stop.check()
-        return self.updater.update(trajectory, signal, self.iteration)
+        return self.updater.update(trajectory, signal, self.iteration, self.note_skip)
 
     # Measuring
 
@@ -310,6 +320,34 @@ class Trainer:
         for message in self.scorer.take_dropped():
             self.write("event", {"event": "reward failed", "message": message})
             self.progress.message(f"scores are missing: {message}")
+
+    def note_skip(self, step: int) -> None:
+        """Write down which prompts an optimizer step was about that is left out: one may be to blame."""
+        rows = self.prompt_rows()
+        size = len(rows) // self.config.train.updates_per_iteration
+        prompts = [self.data.train[row].id for row in rows[step * size : (step + 1) * size]]
+        message = (
+            f"an update with a non-finite loss or gradient was left out; its prompts: {', '.join(prompts)}"
+        )
+        self.write("event", {"event": "skipped", "iteration": self.iteration + 1, "message": message})
+        self.progress.message(message)
+
+    def count_waste(self, scores: torch.Tensor, signal: Signal) -> None:
+        """Warn of the first iteration that taught nothing; stop when there are too many in a row."""
+        names, train = [reward.name for reward in self.scorer.rewards], self.config.train
+        waste = find_waste(names, scores, signal, train.max_unscored_share)
+        self.state.wasted_in_a_row = self.state.wasted_in_a_row + 1 if waste else 0
+        if waste is None:
+            return
+        if self.state.wasted_in_a_row == 1:
+            self.write("event", {"event": "wasted", "message": waste.message})
+            self.progress.message(f"wasted iteration {self.iteration}: {waste.message}")
+        if self.state.wasted_in_a_row > train.max_wasted_iterations:
+            self.save()
+            raise UserError(
+                f"stopped after {self.state.wasted_in_a_row} wasted iterations in a row: {waste.message}",
+                f"{waste.advice} The run is saved; go on with `cgrpo resume {self.folder.path}`.",
+            )
 
     def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
         """Append one line to metrics.jsonl and return it."""
@@ -433,14 +471,14 @@ class Trainer:
         self.state.seconds = time.monotonic() - self.started
         self.checkpoints.save(self.state)
 
-    def load(self) -> None:
-        """Restore the newest checkpoint.
+    def load(self, step: int | None = None) -> None:
+        """Restore the checkpoint of that iteration, or the newest.
 
         Raises:
-            UserError: It is damaged, or belongs to another recipe or other rewards.
+            UserError: It is not there, is damaged, or belongs to another recipe or other rewards.
         """
-        saved = self.checkpoints.restore()
-        names = ("iteration", "rollouts", "seconds", "health")
+        saved = self.checkpoints.restore(step)
+        names = ("iteration", "rollouts", "seconds", "wasted_in_a_row", "health")
         self.state = Counters(**{name: saved[name] for name in names})
         self.restore_evaluations(saved["history"])
         self.processes_before = saved["processes"]

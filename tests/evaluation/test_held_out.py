@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -174,6 +175,9 @@ def test_diversity_is_compared_with_the_base_and_is_no_image_statistic() -> None
 
 class Painter:
     """A policy that paints its initial noise, so that a picture tells which noise and prompt it came from."""
+
+    def encoding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def encode(self, prompts: Sequence[str], references: Any, height: int, width: int) -> Conditioning:
         return Conditioning({"row": torch.tensor([float(len(p)) for p in prompts])}, {}, height, width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,9 @@ class Prescribed:
     """
 
     device = torch.device("cpu")
+
+    def encoding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def encode(self, prompts: Sequence[str], references: Any, height: int, width: int) -> Conditioning:
         factor = torch.tensor([float(prompt) for prompt in prompts])

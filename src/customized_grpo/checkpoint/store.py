@@ -138,7 +138,8 @@ class CheckpointStore:
             raise UserError(f"{self.folder} has no committed checkpoint of step {step}; {found}.")
         older = [s for s in committed if s < step]
         hint = (
-            f"Older checkpoints in the same folder: steps {_listing(older)}. Resume from one of these."
+            f"Older checkpoints in the same folder: steps {_listing(older)}. Resume from one of these: "
+            f"cgrpo resume RUN --from {older[-1]}"
             if older
             else "There is no older checkpoint in this folder to fall back to."
         )
@@ -182,12 +183,19 @@ class CheckpointStore:
         return moved
 
     def sweep(self) -> list[Path]:
-        """Remove what killed saves left behind and return those paths; call it at start, holding the lock."""
+        """Remove what killed saves left behind: half a folder, and older checkpoints that were not removed.
+
+        Call it at start, holding the lock.
+
+        Returns:
+            the halves of folders.
+        """
         if not self.folder.is_dir():
             return []
         leftovers = [p for p in sorted(self.folder.iterdir()) if p.name.startswith((PARTIAL, PRUNED))]
         for path in leftovers:
             shutil.rmtree(path)
+        self._prune()
         return leftovers
 
     def _path(self, step: int) -> Path:

@@ -6,6 +6,7 @@ with a traceback for anything that is our fault.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -50,6 +51,8 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")
 
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -86,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _visible(text: str) -> str:
-    """Escape control characters: a name from a file or the command line must not drive the terminal."""
+    """Escape control characters, which must not drive the terminal, and hide passwords in addresses."""
+    text = _PASSWORD.sub("[hidden]@", text)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

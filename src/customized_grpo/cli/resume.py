@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from customized_grpo.cli.common import Run, check_run
 
 
-def resume(run: Run) -> None:
+def resume(
+    run: Run,
+    step: Annotated[
+        int | None,
+        typer.Option("--from", min=0, help="Iteration to go back to; later checkpoints are set aside."),
+    ] = None,
+) -> None:
     """Continue an interrupted run exactly.
 
-    It goes on from the newest checkpoint as if it had never stopped, or refuses; it never starts afresh.
+    It goes on from a checkpoint, the newest if not told otherwise, as if it had never stopped, or refuses;
+    it never starts afresh.
     """
     check_run(run)
 
     from customized_grpo.trainer import resume as continue_run
 
-    raise typer.Exit(continue_run(run))
+    raise typer.Exit(continue_run(run, step))

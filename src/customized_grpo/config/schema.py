@@ -306,6 +306,10 @@ class TrainConfig(Section):
     """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
     max_nonfinite_steps: Count = 3
     """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
+    max_unscored_share: Share = 0.5
+    """Share of an iteration's samples that may lack a reward; with more, the iteration is a wasted one."""
+    max_wasted_iterations: Count = 5
+    """Iterations in a row that may be wasted (too few scores, or every group constant) before a stop."""
 
 
 class EvaluationConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from customized_grpo.engine.engine import Engine
 
 EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+SAME_STOP_S = 2.0  # seconds in which further signals are the first one again, as launchers pass it on, too
 
 
 class Interrupted(Exception):
@@ -29,6 +31,9 @@ class Interrupted(Exception):
 class StopFlag:
     """Context manager that turns the first signal into a flag; a second one ends the process at once.
 
+    Slurm signals every process of a job, and torchrun passes on what it gets: within SAME_STOP_S seconds
+    that is still the first one.
+
     Args:
         engine: Tells the other processes of a signal that came to one of them; None: there are no others.
     """
@@ -36,6 +41,7 @@ class StopFlag:
     def __init__(self, engine: Engine | None = None) -> None:
         self.engine = engine
         self.status: int | None = None
+        self.since = 0.0
 
     def __enter__(self) -> StopFlag:
         self._before = {number: signal.signal(number, self._handle) for number in EXIT_STATUS}
@@ -49,9 +55,10 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         status = EXIT_STATUS[signal.Signals(number)]
-        if self.status is not None:
+        if self.status is None:
+            self.status, self.since = status, time.monotonic()
+        elif time.monotonic() - self.since > SAME_STOP_S:
             os._exit(status)
-        self.status = status
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come to any process; all of them must call this."""

@@ -1,0 +1,146 @@
+"""Run by the tests of this folder: `cgrpo train` and `resume` in forked processes, with faults in the middle.
+
+usage: faulty_runs.py PLAN FOLDER
+
+PLAN is a JSON list of scenarios, each trained into FOLDER/NAME, met by its fault, and resumed without one.
+What became of them is written to FOLDER/results.json: for both sessions the exit status of every process,
+what it printed, and how long the session took.
+
+The processes find each other by RANK, WORLD_SIZE and MASTER_*, as under any launcher, but nobody watches
+them: no agent ends those that a dead one leaves behind. A fault is a signal that a process sends to itself
+in the middle of a phase, so that nothing depends on timing. Imports are paid for once, before forking.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from customized_grpo import components
+from customized_grpo.checkpoint.store import CheckpointStore
+from customized_grpo.cli.main import main
+from customized_grpo.config import load_config
+from customized_grpo.engine.engine import Engine
+from customized_grpo.policies import Flux1Policy
+from customized_grpo.rewards.executors import Scorer
+from interrupted_train import install
+
+# phase: (method of Trainer, what is called in it, finished iterations at that time)
+PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
+    "rollout": ("collect", (Flux1Policy, "velocity"), 1),
+    "reward": ("score", (Scorer, "collect"), 1),
+    "update": ("update", (Engine, "backward"), 1),
+    "evaluation": ("evaluate", (Flux1Policy, "velocity"), 2),
+    "save": ("save", (CheckpointStore, "save"), 2),  # in the main process; the others wait for it
+}
+LIMIT_S = 60  # after which a process hangs
+
+
+def start(work: Callable[[], Any], environment: dict[str, str], printed: Path) -> int:
+    """Fork a process that does `work` and exits with its status; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ.update(environment)
+        file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        status = int(work() or 0)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def finish(processes: list[int], stopped: int | None) -> list[int]:
+    """Return the exit statuses, -9 for what was killed; a process that hangs is.
+
+    Args:
+        processes: Their ids.
+        stopped: One that a fault stops for ever, to be killed when the others have ended.
+    """
+    statuses: dict[int, int] = {}
+    end = time.monotonic() + LIMIT_S
+    while len(statuses) < len(processes):
+        left = set(processes) - statuses.keys()
+        if time.monotonic() > end or left == {stopped}:
+            for child in left:
+                os.kill(child, signal.SIGKILL)
+        for child in left:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    return [statuses[child] for child in processes]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def session(
+    arguments: list[str], processes: int, folder: Path, fault: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Run one command in that many processes, one of which may have a fault."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    begin = time.monotonic()
+    children = []
+    for rank in range(processes):
+
+        def work(rank: int = rank) -> int:
+            if fault is not None and fault["rank"] == rank:
+                phase, place, iteration = PHASES[fault["phase"]]
+                install(signal.Signals[fault["signal"]], iteration, phase, place)
+            return main(arguments)
+
+        names = {"RANK": str(rank), "LOCAL_RANK": str(rank), **where} if processes > 1 else {}
+        children.append(start(work, names, folder / f"printed_{rank}.txt"))
+    stopped = None if fault is None or fault["signal"] != "SIGSTOP" else children[fault["rank"]]
+    statuses = finish(children, stopped)
+    return {
+        "statuses": statuses,
+        "printed": [(folder / f"printed_{rank}.txt").read_text() for rank in range(processes)],
+        "seconds": round(time.monotonic() - begin, 2),
+    }
+
+
+def run(scenario: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Train, meet the fault, resume."""
+    folder, processes, fault = root / scenario["name"], scenario["processes"], scenario.get("fault")
+    arguments = ["train", "toybox-smoke", f"run.dir={folder}", *scenario["overrides"]]
+    first = session(arguments, processes, root, fault)
+    if fault is None:
+        return {"first": first}
+    steps = CheckpointStore(folder / "checkpoints", 0).steps()
+    return {
+        "first": first,
+        "steps": steps,
+        "resumed": session(["resume", str(folder)], processes, root, None),
+    }
+
+
+if __name__ == "__main__":
+    plan, root = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    config = load_config("toybox-smoke")
+    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
+    parts = components.build_data(config).train[0], components.build_policy(config)
+    results = {scenario["name"]: run(scenario, root) for scenario in plan}
+    (root / "results.json").write_text(json.dumps(results))

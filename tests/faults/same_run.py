@@ -1,0 +1,63 @@
+"""What a run leaves behind, but for its times: two runs are the same when all of it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from customized_grpo.checkpoint.store import CheckpointStore
+from customized_grpo.reporting.metrics import Record, read_metrics
+
+STATE = ("iteration", "rollouts", "wasted_in_a_row", "skipped_in_a_row", "health", "history", "optimizer")
+
+
+def steps(run: Path) -> list[int]:
+    return CheckpointStore(run / "checkpoints", 0).steps()
+
+
+def lines(run: Path) -> list[Record]:
+    return [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "wall_s"))}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def events(run: Path, name: str) -> list[Record]:
+    return [line for line in lines(run) if line["kind"] == "event" and line["event"] == name]
+
+
+def pictures(run: Path) -> dict[str, bytes]:
+    found = [path for pattern in ("evaluations/*", "samples/**/*.png") for path in run.glob(pattern)]
+    return {str(path.relative_to(run)): path.read_bytes() for path in found}
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Compare metrics, evaluations, pictures and the last checkpoint, bit for bit."""
+    assert lines(run) == lines(reference)
+    assert pictures(run) == pictures(reference)
+    assert steps(run)[-1] == steps(reference)[-1]
+    ours, theirs = (CheckpointStore(r / "checkpoints", 0).load(steps(r)[-1]) for r in (run, reference))
+    assert {key: ours.state[key] for key in STATE} == {key: theirs.state[key] for key in STATE}
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for entry, tensors in theirs.tensors.items():
+        assert ours.tensors[entry].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(ours.tensors[entry][name], tensor), f"{entry}: {name}"
+
+
+def run_script(name: str, *arguments: Any, timeout: float = 280) -> str:
+    """Run a script of this folder on one thread and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,29 @@
+"""Slurm signals the launcher and its workers, and the launcher passes it on: one stop that comes twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from same_run import steps
+
+from customized_grpo.engine.signals import SAME_STOP_S
+
+
+@pytest.mark.parametrize(("apart", "saved"), [(0.0, [0]), (SAME_STOP_S + 0.5, [])])
+def test_a_stop_that_comes_twice_is_saved_and_a_later_second_one_ends_at_once(
+    tmp_path: Path, apart: float, saved: list[int]
+) -> None:
+    run = tmp_path / "run"
+    script = Path(__file__).with_name("stopped_twice.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(apart), "train", "toybox-smoke", f"run.dir={run}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 143, done.stderr
+    assert ("interrupted; continue with" in done.stderr) is bool(saved)
+    assert steps(run) == saved
