@@ -1,13 +1,13 @@
 """Speed, memory and exactness of full-size models on one GPU, without any download.
 
-    python benchmarks/gpu.py --out results.json        # all cases on the first CUDA device, within 9 minutes
+    python benchmarks/gpu.py --out results.json    # all cases on the first CUDA device, within 9 minutes
     python benchmarks/gpu.py --cases klein klein-24gb
-    python benchmarks/gpu.py --tiny --device cpu       # the same code on small models, to try the benchmark itself
+    python benchmarks/gpu.py --tiny --device cpu   # the same code on small models, to try the benchmark
 
-Every case (gpu_case.py) is a preset on one group of 12 samples of 512 x 512 pixels with one reference, in a process
-of its own: one that fails leaves the others alone. Four denoising steps, one of them trained. Each process first
-measures the rate of large bf16 products, against which the share of what a phase computes is given; recomputation
-under gradient checkpointing counts as work. Exit status 1 if a case has failed.
+Every case (gpu_case.py) is a preset on one group of 12 samples of 512 x 512 pixels with one reference, in a
+process of its own: one that fails leaves the others alone. Four denoising steps, one of them trained. Each
+process first measures the rate of large bf16 products, against which the share of what a phase computes is
+given; recomputation under gradient checkpointing counts as work. Exit status 1 if a case has failed.
 """
 
 from __future__ import annotations
@@ -52,11 +52,9 @@ def run_case(name: str, options: Sequence[str], limit_s: float) -> dict[str, Any
 def peak(result: Result) -> tuple[str, str]:
     """Return the measured peak with its phase, and what was planned for that phase."""
     peaks = result["peaks"]
-    if not peaks:
-        return "-", "-"
     phase = max(peaks, key=lambda name: peaks[name]["measured"])
     sizes = {kind: peaks[phase][kind] / GIB for kind in ("measured", "planned")}
-    return f"{sizes['measured']:.1f} ({phase})", f"{sizes['planned']:.1f}"
+    return f"{sizes['measured']:.3g} ({phase})", f"{sizes['planned']:.3g}"
 
 
 def share(result: Result, phase: str) -> str:
@@ -104,9 +102,7 @@ def table(results: Sequence[Result]) -> str:
             "| " + " | ".join(COLUMNS) + " |",
             "|---" * len(COLUMNS) + "|",
         ]
-        lines += [
-            "| " + " | ".join(column(result) for column in COLUMNS.values()) + " |" for result in done
-        ]
+        lines += ["| " + " | ".join(column(result) for column in COLUMNS.values()) + " |" for result in done]
     lines += [f"{result['case']}: {result['error']}" for result in results if "error" in result]
     return "\n".join(lines)
 
@@ -117,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the benchmark itself")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help=f"seconds for all (default {BUDGET_S})")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET_S, help=f"seconds for all (default {BUDGET_S})"
+    )
     parser.add_argument("--out", type=Path, help="file for the numbers, kept up to date after every case")
     options = parser.parse_args(arguments)
     start, results = time.monotonic(), []

@@ -3,9 +3,9 @@
     python benchmarks/gpu_case.py flux1              # on the first CUDA device, full size
     python benchmarks/gpu_case.py flux1 --tiny --device cpu
 
-Transformer and autoencoder are of the published classes and sizes, with random weights made on the device: how
-fast they are does not depend on what they have learned. Text encoders are left out; their embeddings are drawn.
-All else is what `cgrpo train` runs: the preset's adapter, sampler, rollout and update.
+Transformer and autoencoder are of the published classes and sizes, with random weights made on the device:
+how fast they are does not depend on what they have learned. Text encoders are left out; their embeddings are
+drawn. All else is what `cgrpo train` runs: the preset's adapter, sampler, rollout and update.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -31,9 +31,11 @@ from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.encoding import PromptEncoder
 from customized_grpo.engine.engine import Engine
+from customized_grpo.errors import UserError
 from customized_grpo.optimisation import Signal, Updater
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
 from customized_grpo.planning.plan import Plan, make_plan
+from customized_grpo.planning.replay import LiveBytes
 from customized_grpo.policies.architecture import Architecture, Part
 from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.out_of_memory import explained
@@ -107,7 +109,7 @@ class DrawnText:
         max_sequence_length: int,
         prompt_2: None = None,
     ) -> tuple[Tensor, Tensor, None]:
-        """Return embeddings [B, T, D], pooled embeddings [B, P], and no ids, which the policies do not use."""
+        """Return embeddings [B, T, D], pooled ones [B, P], and no ids, which the policies do not use."""
         chances = [generator(0, "text", one) for one in prompt]
         embeds = torch.stack([torch.randn(max_sequence_length, self.width, generator=c) for c in chances])
         pooled = torch.stack([torch.randn(self.pooled_width, generator=c) for c in chances])
@@ -164,7 +166,7 @@ def build_policy(config: Config, device: torch.device) -> PipelinePolicy:
 
 
 def shrunk(architecture: Architecture) -> Architecture:
-    """Return a checkpoint's classes at a size for a CPU: two blocks of each kind, two heads, no text encoders."""
+    """Return a checkpoint's classes at a size for a CPU: two blocks of each kind, no text encoders."""
     transformer, vae = architecture.transformer, architecture.vae
     small = {
         "num_layers": 2,
@@ -200,26 +202,64 @@ def all_shrunk() -> Iterator[None]:
 # Measuring
 
 
+class Meter(Protocol):
+    """Counts the bytes of tensors that are alive."""
+
+    def take(self) -> int:
+        """Return the most that were alive at once since the last call, and begin anew."""
+        ...
+
+
+class CudaMeter:
+    """Asks torch's allocator."""
+
+    def take(self) -> int:
+        """Return the peak since the last call, in bytes."""
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+class CpuMeter(LiveBytes):
+    """Watches every operation, as torch's allocator for CPUs keeps no count; that takes time."""
+
+    def take(self) -> int:
+        """Return the peak since the last call, in bytes."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Meter]:
+    """Count the memory of a device inside the block."""
+    if device.type == "cuda":
+        yield CudaMeter()
+        return
+    with CpuMeter() as meter:
+        yield meter
+
+
 class Phases(Stopwatches):
-    """Stopwatches that keep the peak of the allocated memory, too.
+    """Stopwatches that keep the peaks of memory, too.
+
+    Args:
+        meter: Counts it.
 
     Attributes:
-        peaks: Most bytes that torch's allocator had given out at once, by label; empty without CUDA.
+        peaks: Most bytes that were alive at once, by label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
         super().__init__()
+        self.meter = meter
         self.peaks: defaultdict[str, int] = defaultdict(int)
 
     def lap(self) -> None:
         """Book time and memory since the last change under the label that runs."""
         super().lap()
-        if not torch.cuda.is_initialized():
-            return
+        peak = self.meter.take()
         if self.labels:
-            label = self.labels[-1]
-            self.peaks[label] = max(self.peaks[label], torch.cuda.max_memory_allocated())
-        torch.cuda.reset_peak_memory_stats()
+            self.peaks[self.labels[-1]] = max(self.peaks[self.labels[-1]], peak)
 
 
 class Bench:
@@ -228,10 +268,12 @@ class Bench:
     Args:
         config: The recipe.
         device: Where it runs.
+        meter: Counts the device's memory.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config, self.policy = config, build_policy(config, device)
+    def __init__(self, config: Config, device: torch.device, meter: Meter) -> None:
+        self.config, self.meter = config, meter
+        self.policy = build_policy(config, device)
         size = (config.model.height, config.model.width)
         self.encode = PromptEncoder(self.policy, size)
         self.sampler = rollout.build_sampler(self.policy, config.rollout, *size)
@@ -283,10 +325,10 @@ class Bench:
                 largest = max(largest, float(off_by.abs().max()))
         return largest
 
-    def iteration(self, watches: Phases) -> float:
-        """Draw a group and update on it; returns the first pass's largest deviation from ratio 1."""
+    def iteration(self) -> tuple[Phases, float]:
+        """Draw a group and update on it; returns what it took and its largest deviation from ratio 1."""
         policy, optimizer = self.policy, self.updater.optimizer
-        train = self.config.train
+        train, watches = self.config.train, Phases(self.meter)
         with (
             patch.object(policy, "encode", watches.timed("encode", policy.encode)),
             patch.object(policy, "decode", watches.timed("decode", policy.decode)),
@@ -297,13 +339,12 @@ class Bench:
             with watches.run("update"):
                 report = self.updater.update(trajectory, self.signal(), 0)
         assert len(report.grad_norms) == 1, report
-        return report.first.deviation
+        return watches, report.first.deviation
 
     def one_by_one(self) -> tuple[float, float]:
         """Draw the group one sample at a time; returns (seconds without decoding, deviation from ratio 1)."""
         self.collect(1, 1)  # a compiled block is another one for a single sample
-        watches = Phases()
-        policy = self.policy
+        watches, policy = Phases(self.meter), self.policy
         with (
             patch.object(policy, "encode", watches.timed("encode", policy.encode)),
             patch.object(policy, "decode", watches.timed("decode", policy.decode)),
@@ -357,18 +398,16 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
         Seconds, work and memory by phase, and the deviations from ratio 1.
     """
     plan = make_plan(config)
-    with explained(config.model):
-        bench = Bench(config, device)
-    if card_gib is not None and device.type == "cuda":
-        limit_memory(card_gib)
     batches = {
         "train.micro_batch_size": config.train.micro_batch_size,
         "rollout.batch_size": config.rollout.batch_size,
     }
-    with explained(config.model, batches):
-        bench.iteration(Phases())  # compiles, chooses kernels, fills the caches
-        watches = Phases()
-        deviation = bench.iteration(watches)
+    with metered(device) as meter, explained(config.model, batches):
+        bench = Bench(config, device, meter)
+        if card_gib is not None and device.type == "cuda":
+            limit_memory(card_gib)
+        bench.iteration()  # compiles, chooses kernels, fills the caches
+        watches, deviation = bench.iteration()
         alone_s, alone_deviation = bench.one_by_one()
     seconds, prompts = watches.seconds, plan.batches.prompts
     operations = {"rollout": plan.passes.rollout, "update": plan.passes.update}
@@ -383,7 +422,9 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
             phase: n * prompts * plan.flops_per_pass / 1e12 / seconds[phase]
             for phase, n in operations.items()
         },
-        "peaks": {phase: {"measured": n, "planned": planned(plan, phase)} for phase, n in watches.peaks.items()},
+        "peaks": {
+            phase: {"measured": n, "planned": planned(plan, phase)} for phase, n in watches.peaks.items()
+        },
         "ratio_deviation": {"same batches": deviation, "one by one": alone_deviation},
         "one_by_one_s": alone_s,
     }
@@ -400,11 +441,12 @@ def main(arguments: list[str] | None = None) -> int:
     settings = [*SHORTENED, f"model.device={device}", f"model.compile={str(case.compiled).lower()}"]
     config = load_config(case.preset, [*settings, *(TINY if options.tiny else ())])
     rate = matmul_rate(device, MATMUL[options.tiny])
-    if options.tiny:
-        with all_shrunk():
+    try:
+        with all_shrunk() if options.tiny else nullcontext():
             result = measure(config, device, case.card_gib)
-    else:
-        result = measure(config, device, case.card_gib)
+    except UserError as error:
+        print(error.message, file=sys.stderr)
+        return 1
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     facts = {"case": options.case, "device": name, "torch": torch.__version__, "matmul_tflops": rate}
     print(json.dumps({**facts, **result}))

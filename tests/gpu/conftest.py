@@ -1,7 +1,7 @@
 """Tests of what only an accelerator can show; skipped without a CUDA device.
 
-CGRPO_GPU_REHEARSAL=1 runs them on the CPU instead, but for those of CUDA's memory and of compiled kernels: it shows
-that the tests themselves work, and nothing about GPUs.
+CGRPO_GPU_REHEARSAL=1 runs them on the CPU instead, but for those of CUDA's memory and of compiled kernels: it
+shows that the tests themselves work, and nothing about GPUs.
 """
 
 from __future__ import annotations

@@ -54,7 +54,13 @@ def test_an_iteration_is_that_of_the_cpu(recipe: Recipe, device: torch.device, t
     assert train(recipe, here, "cpu", 1) == train(recipe, there, device.type, 1) == 0
     ours, theirs = line(there, 1), line(here, 1)
     assert ours["policy/ratio_max_deviation"] <= 1e-5
-    for key in ("reward/prompt", "reward/identity", "advantage/rho", "policy/grad_norm", "diversity/in_group"):
+    for key in (
+        "reward/prompt",
+        "reward/identity",
+        "advantage/rho",
+        "policy/grad_norm",
+        "diversity/in_group",
+    ):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-2, abs=1e-4), key
     # Adam's first step is the sign of the gradient: where that is nearly zero, round-off decides
     before, after = adapter(here, 1), adapter(there, 1)
