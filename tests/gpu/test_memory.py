@@ -26,7 +26,17 @@ Load = Callable[..., PipelinePolicy]
 KINDS: tuple[Quantisation, ...] = ("nf4", "int8", "fp8")
 LARGEST_SHARE = {"nf4": 0.27, "int8": 0.51, "fp8": 0.51}
 """Of the bytes of a bf16 layer."""
+LARGEST_GRADIENT_ERROR = {"nf4": 0.35, "int8": 0.06, "fp8": 0.15}
+"""Of the adapter's gradient, relative to that on the unquantised base; half of it is seen on the CPU, and
+.5 or more when nothing flows through the quantised layers."""
 PLAN_TOLERANCE = 0.15
+
+
+def gradient(policy: PipelinePolicy) -> Tensor:
+    """Return the adapter's gradient in one row."""
+    # in models of so few blocks some layers of the text have no influence, and no gradient
+    grads = [p.grad.flatten() for p in policy.trainable_parameters() if p.grad is not None]
+    return torch.cat(grads)
 
 
 def allocated() -> int:
@@ -49,9 +59,12 @@ def test_a_quantised_base_lets_gradients_through_and_comes_back(
             base = policy.velocity(x, 0.6, conditioning)
     training = policy.velocity(x, 0.6, conditioning)
     training.square().mean().backward()
-    grads = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
     assert torch.equal(training.detach(), rollout) and not torch.equal(rollout, base)
-    assert grads and all(bool(grad.isfinite().all()) and bool((grad != 0).any()) for grad in grads)
+
+    plain = load(family, precision="bf16")
+    plain.velocity(x, 0.6, conditioning).square().mean().backward()
+    ours, theirs = gradient(policy), gradient(plain)
+    assert float((ours - theirs).norm() / theirs.norm()) < LARGEST_GRADIENT_ERROR[kind]
 
     nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.adapter_tensors().items()}
     policy.load_adapter_tensors(nothing)
