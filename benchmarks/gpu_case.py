@@ -16,14 +16,14 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
 from overhead import Stopwatches
-from torch import Tensor
+from random_models import all_shrunk, build_policy
 
 from customized_grpo import rollout
 from customized_grpo.algorithms import samplers, schedules
@@ -36,13 +36,7 @@ from customized_grpo.optimisation import Signal, Updater
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
 from customized_grpo.planning.plan import Plan, make_plan
 from customized_grpo.planning.replay import LiveBytes
-from customized_grpo.policies.architecture import Architecture, Part
-from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.out_of_memory import explained
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.published import CHECKPOINTS, build_transformer
-from customized_grpo.policies.quantisation import quantise
-from customized_grpo.quiet import quiet
 from customized_grpo.rollout import Trajectory
 from customized_grpo.seeding import generator
 
@@ -85,118 +79,6 @@ SHORTENED = (
 TINY = ("model.height=64", "model.width=64", "model.max_text_tokens=16", "model.lora.rank=4")
 MATMUL = {False: 8192, True: 256}
 """Side of the square matrices whose product gives the card's rate, by whether it is tiny."""
-
-
-# Models without a download
-
-
-class DrawnText:
-    """Stands where a pipeline encodes its prompts: embeddings of the right shapes, a function of the prompt.
-
-    Args:
-        config: The transformer's.
-        dtype: Of the embeddings.
-    """
-
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        self.width, self.pooled_width = config.joint_attention_dim, config.get("pooled_projection_dim", 0)
-        self.dtype = dtype
-
-    def __call__(
-        self,
-        prompt: Sequence[str],
-        device: torch.device,
-        max_sequence_length: int,
-        prompt_2: None = None,
-    ) -> tuple[Tensor, Tensor, None]:
-        """Return embeddings [B, T, D], pooled ones [B, P], and no ids, which the policies do not use."""
-        chances = [generator(0, "text", one) for one in prompt]
-        embeds = torch.stack([torch.randn(max_sequence_length, self.width, generator=c) for c in chances])
-        pooled = torch.stack([torch.randn(self.pooled_width, generator=c) for c in chances])
-        return embeds.to(device, self.dtype), pooled.to(device, self.dtype), None
-
-
-def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the pipeline of a published checkpoint with random weights, without its text encoders.
-
-    Args:
-        path: Hub id, one of `CHECKPOINTS`.
-        device: Where the weights are made.
-        dtype: Type of the transformer's weights; the autoencoder's are fp32, as `load_pipeline` has them.
-    """
-    architecture = CHECKPOINTS[path]
-    with quiet():
-        from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, FluxKontextPipeline
-        from transformers import Qwen2Tokenizer
-
-        # the schedule of the published checkpoints, FLUX.1's and FLUX.2's alike
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=4096
-        )
-        vae = architecture.vae.build(device=device).eval()
-        transformer = build_transformer(path, device, dtype)
-        parts: dict[str, Any] = {"scheduler": scheduler, "vae": vae, "transformer": transformer}
-        if architecture.family == "flux1":
-            vae.register_to_config(scaling_factor=0.3611, shift_factor=0.1159)  # ae_params of FLUX.1
-            absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-            pipe: Any = FluxKontextPipeline(**parts, **absent)
-        else:
-            tokenizer = Qwen2Tokenizer()
-            tokenizer.chat_template = ""  # the policy asks how long it is
-            pipe = Flux2KleinPipeline(
-                **parts, text_encoder=None, tokenizer=tokenizer, is_distilled=architecture.distilled
-            )
-    pipe.encode_prompt = DrawnText(transformer.config, dtype)
-    return pipe
-
-
-def build_policy(config: Config, device: torch.device) -> PipelinePolicy:
-    """Return the recipe's policy with random weights, put together as `load_policy` does."""
-    model = config.model
-    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
-    pipe = build_pipeline(model.path, device, dtype)
-    if model.quantisation is not None:
-        quantise(pipe.transformer, model.quantisation, device)
-    policy = FAMILIES[model.family].build(pipe, model, device)
-    policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=0)
-    policy.set_gradient_checkpointing(model.gradient_checkpointing)
-    if model.compile:
-        policy.compile_blocks()
-    return policy
-
-
-def shrunk(architecture: Architecture) -> Architecture:
-    """Return a checkpoint's classes at a size for a CPU: two blocks of each kind, no text encoders."""
-    transformer, vae = architecture.transformer, architecture.vae
-    small = {
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 64,
-    }
-    if "pooled_projection_dim" in transformer.config:
-        small["pooled_projection_dim"] = 32
-    blocks = {"block_out_channels": (32,) * 4, "layers_per_block": 1}
-    return dataclasses.replace(
-        architecture,
-        transformer=Part(transformer.library, transformer.name, {**transformer.config, **small}),
-        vae=Part(vae.library, vae.name, {**vae.config, **blocks}),
-        text_encoders=(),
-    )
-
-
-@contextmanager
-def all_shrunk() -> Iterator[None]:
-    """Have every checkpoint shrunk inside the block, and "compiled" blocks run as they are.
-
-    Compilers for CPUs take a minute, and the numbers of a tiny model are of no interest.
-    """
-    with patch.dict(CHECKPOINTS, {name: shrunk(one) for name, one in CHECKPOINTS.items()}):
-        torch.compiler.set_stance("force_eager")
-        try:
-            yield
-        finally:
-            torch.compiler.set_stance("default")
 
 
 # Measuring
