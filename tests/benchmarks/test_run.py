@@ -112,7 +112,9 @@ def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
     request = Request(
         "toybox", "dreambenchpp", tmp_path, out=tmp_path / "out", judge=judge, limit=4, settings=["steps=2"]
     )
-    _, found, _ = run_benchmark(request)
+    outcome = run_benchmark(request)
+    assert outcome is not None
+    _, found, _ = outcome
     whole = found.summary[0]["metrics"]
     assert whole["cp"]["mean"] == pytest.approx(0.75), "the mean of 2, 3 and 4, of 4"
     assert whole["cp_x_pf"]["mean"] == pytest.approx(0.75**2)
@@ -156,7 +158,9 @@ def test_names_from_outside_are_escaped_and_make_no_paths(
         encoders=["clip_t=toybox"],
         settings=["steps=2"],
     )
-    _, found, _ = run_benchmark(request)
+    outcome = run_benchmark(request)
+    assert outcome is not None
+    _, found, _ = outcome
     found.generator["name"] = "<script>alert(1)</script>"  # type: ignore[index]
     seen = pages.Page(render_benchmark(found, None, []))
     assert not seen.of("script") and "<script>alert(1)</script>" in seen.text

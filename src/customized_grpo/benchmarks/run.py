@@ -19,7 +19,7 @@ from customized_grpo.benchmarks.encoders import (
     encoder_configs,
     judge_configs,
 )
-from customized_grpo.benchmarks.listing import BenchmarkRow, choose_rows, list_rows
+from customized_grpo.benchmarks.listing import BenchmarkRow, choose_rows, list_rows, shard
 from customized_grpo.benchmarks.page import Shown, write_benchmark_page
 from customized_grpo.benchmarks.paired import Comparison, compare
 from customized_grpo.benchmarks.pictures import Drawing, PictureFolder, generate
@@ -36,6 +36,7 @@ from customized_grpo.benchmarks.results import Result, Table, make_result, read_
 from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_pictures
 from customized_grpo.data.examples import Example
 from customized_grpo.data.images import open_image, resize_cover, to_tensor
+from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.generation import Generator, draw, open_generator
 from customized_grpo.policies.loading import pick_device
@@ -94,11 +95,13 @@ class Request:
     across: Sequence[str] = ()
 
 
-def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None]:
+def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None] | None:
     """Evaluate a generator on a benchmark; what an earlier call drew is used again.
 
+    Several processes share the drawing; the main one scores.
+
     Returns:
-        the folder, the result, and the comparison with `against`.
+        the folder, the result, and the comparison with `against`; None in all but the main process.
 
     Raises:
         UserError: Something the user can mend; everything but the generator's own files is checked before it
@@ -109,21 +112,37 @@ def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None]:
     rows = choose_rows(listed, subjects=request.subjects, limit=request.limit)
     check_scorable(rows, request.reference_mode, request.segment)
     earlier = None if request.against is None else read_result(request.against)
-    encoders = build_encoders(request)
+    engine = Engine(pick_device("auto"))
+    encoders = build_encoders(request) if engine.is_main else []
+    place = [f"model.device={engine.device}"] if engine.world_size > 1 else []
     generator = open_generator(
-        request.source, settings=request.settings, lora=request.lora, base=request.base
+        request.source, settings=[*request.settings, *place], lora=request.lora, base=request.base
     )
-    folder = PictureFolder(
-        request.out or default_folder(generator.name, request.benchmark),
-        _picture_protocol(request, generator, data_hash(listed)),
-        GeneratorStamp(generator.name, weights_hash(generator.policy.transformer)),
-    )
-    _draw_missing(folder, rows, generator, request)
+    folder = _open_folder(engine, request, generator, data_hash(listed))
+    _draw_missing(folder, shard(rows, engine.rank, engine.world_size), generator, request)
+    engine.wait_for_all()
+    engine.close()
+    if not engine.is_main:
+        return None
     result = _score(folder, rows, encoders, request)
     comparison = None if earlier is None else compare(earlier, result, request.across)
     replace_file(folder.path / RESULT, json.dumps(result.to_json(), allow_nan=False) + "\n")
     write_benchmark_page(folder.path / PAGE, result, comparison, _shown(folder, rows, result))
     return folder.path, result, comparison
+
+
+def _open_folder(engine: Engine, request: Request, generator: Generator, data: str) -> PictureFolder:
+    """Open the folder of the pictures in every process, after the main one has made and stamped it."""
+
+    def open_folder() -> PictureFolder:
+        return PictureFolder(
+            request.out or default_folder(generator.name, request.benchmark),
+            _picture_protocol(request, generator, data),
+            GeneratorStamp(generator.name, weights_hash(generator.policy.transformer)),
+        )
+
+    engine.from_main(lambda: str(open_folder().path))
+    return open_folder()
 
 
 def default_folder(name: str, benchmark: str) -> Path:

@@ -126,7 +126,7 @@ def evaluate(
     from customized_grpo.benchmarks.encoders import JudgeEndpoint
     from customized_grpo.benchmarks.run import PAGE, RESULT, Request, run_benchmark
 
-    folder, result, comparison = run_benchmark(
+    outcome = run_benchmark(
         Request(
             source=source,
             benchmark=benchmark,
@@ -149,6 +149,9 @@ def evaluate(
             across=across or (),
         )
     )
+    if outcome is None:  # of several processes, the main one tells
+        return
+    folder, result, comparison = outcome
     print(_result_table(result))
     if comparison is not None:
         print(f"\n{_comparison_table(comparison)}")
