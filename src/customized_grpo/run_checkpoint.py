@@ -1,8 +1,8 @@
 """What a checkpoint of a run holds, and how a run comes back from one.
 
 State is the adapter, its average, the optimizer, the number of finished iterations, rollouts and seconds so
-far, skipped updates and wasted iterations in a row, and what the alarms remember. Everything else is a function of the recipe, for
-all random numbers come from (seed, iteration, prompt, sample).
+far, skipped updates and wasted iterations in a row, and what the alarms remember. Everything else is a
+function of the recipe, for all random numbers come from (seed, iteration, prompt, sample).
 """
 
 from __future__ import annotations

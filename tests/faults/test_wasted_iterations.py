@@ -1,4 +1,4 @@
-"""Rewards that say nothing and updates that are not finite, in whole runs: counted, told, and in the end a stop."""
+"""Rewards that say nothing and updates that are not finite, in whole runs: told, counted, then a stop."""
 
 from __future__ import annotations
 
