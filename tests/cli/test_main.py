@@ -175,8 +175,11 @@ def test_train_hands_the_checked_config_over_and_returns_the_trainers_status(tra
 def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     trainer: ModuleType, run_folder: Path
 ) -> None:
-    trainer.resume = lambda run: 0 if run == run_folder else 1  # type: ignore[attr-defined]
-    assert status("resume", str(run_folder)) == 0
+    seen = []
+    trainer.resume = lambda *given: seen.append(given) or 143  # type: ignore[attr-defined]
+    assert status("resume", str(run_folder)) == 143
+    assert status("resume", str(run_folder), "--from", "20") == 143
+    assert seen == [(run_folder, None), (run_folder, 20)]
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "report"])

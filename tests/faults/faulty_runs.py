@@ -8,19 +8,21 @@ what it printed, and how long the session took.
 
 The processes find each other by RANK, WORLD_SIZE and MASTER_*, as under any launcher, but nobody watches
 them: no agent ends those that a dead one leaves behind. A fault is a signal that a process sends to itself
-in the middle of a phase, so that nothing depends on timing. Imports are paid for once, before forking.
+in the middle of a phase, so that nothing depends on timing, or an infinite loss. Imports are paid for once,
+before forking.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
+from customized_grpo.optimisation import Updater
 from customized_grpo.policies import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from interrupted_train import install
@@ -44,6 +47,20 @@ PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
     "save": ("save", (CheckpointStore, "save"), 2),  # in the main process; the others wait for it
 }
 LIMIT_S = 60  # after which a process hangs
+
+
+def spoil_losses() -> None:
+    """Make the loss of the second update infinite in this process; its gradient stays finite."""
+    losses = Updater._losses
+    updates = 0
+
+    def spoiled(self: Updater, *args: Any) -> Iterator[Any]:
+        nonlocal updates
+        updates += 1
+        for loss, statistics, kl in losses(self, *args):
+            yield (loss + math.inf if updates == 2 else loss), statistics, kl
+
+    Updater._losses = spoiled  # type: ignore[method-assign]
 
 
 def start(work: Callable[[], Any], environment: dict[str, str], printed: Path) -> int:
@@ -106,14 +123,18 @@ def session(
     for rank in range(processes):
 
         def work(rank: int = rank) -> int:
-            if fault is not None and fault["rank"] == rank:
+            if fault is None or fault["rank"] != rank:
+                return main(arguments)
+            if fault["phase"] == "loss":
+                spoil_losses()
+            else:
                 phase, place, iteration = PHASES[fault["phase"]]
                 install(signal.Signals[fault["signal"]], iteration, phase, place)
             return main(arguments)
 
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), **where} if processes > 1 else {}
         children.append(start(work, names, folder / f"printed_{rank}.txt"))
-    stopped = None if fault is None or fault["signal"] != "SIGSTOP" else children[fault["rank"]]
+    stopped = None if fault is None or fault.get("signal") != "SIGSTOP" else children[fault["rank"]]
     statuses = finish(children, stopped)
     return {
         "statuses": statuses,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from faulty_runs import free_port
-from same_run import assert_same_run, run_script
+from same_run import assert_same_run, events, lines, run_script
 
 PHASES = ["rollout", "reward", "update", "evaluation", "save"]
 # The process that has the fault: the main one is the only one that saves; elsewhere either may have it.
@@ -48,6 +48,7 @@ SCENARIOS = [
     *(stop(phase, 2) for phase in PHASES),
     *(death(phase) for phase in PHASES),
     scenario("hang", 2, f"run.process_timeout_s={TIMEOUT_S}.0", rank=1, phase="update", signal="SIGSTOP"),
+    scenario("loss", 2, rank=1, phase="loss"),
 ]
 
 
@@ -110,6 +111,18 @@ def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(
     assert first["statuses"] == [2, -signal.SIGKILL], first["printed"]  # it is killed when the other is gone
     assert "process 0 lost contact with the others" in first["printed"][0]
     assert results["hang"]["resumed"]["statuses"] == [0, 0]
+
+
+def test_a_loss_that_is_infinite_in_one_process_leaves_the_step_out_in_both(
+    results: dict[str, Any], runs: Path
+) -> None:
+    """Had one of them taken it, the save that follows would have found two adapters."""
+    assert results["loss"]["first"]["statuses"] == [0, 0], results["loss"]["first"]["printed"]
+    trained = [line for line in lines(runs / "loss") if line["kind"] == "train"]
+    assert [line["health/skipped_updates"] for line in trained] == [0, 1]
+    (event,) = events(runs / "loss", "skipped")
+    assert event["iteration"] == 2
+    assert str(event["message"]).count(", ") == 1, "the prompts of both processes"
 
 
 DIE = """
