@@ -26,18 +26,18 @@ from unittest.mock import patch
 
 import torch
 
-from customized_grpo import trainer
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies import Flux1Policy
-from customized_grpo.trainer import Trainer
+from customized_grpo.rewards.executors import Scorer
+from customized_grpo.trainer import Trainer, train
 
 WORK: dict[str, list[tuple[Any, str]]] = {
     "model forward": [(Flux1Policy, "velocity")],
     "model backward": [(Engine, "backward")],
     "encode prompts and references": [(Flux1Policy, "encode")],
     "VAE decode": [(Flux1Policy, "decode")],
-    "reward": [(trainer, "score_all")],
+    "reward": [(Scorer, "submit"), (Scorer, "collect")],
 }
 OVERHEAD: dict[str, list[tuple[Any, str]]] = {
     "data": [(Trainer, "next_examples")],
@@ -118,7 +118,7 @@ def measure(recipe: str, overrides: list[str], iterations: int) -> dict[str, Any
         stack.enter_context(patch.object(Trainer, "record", record_and_forget))
         once = [f"train.iterations={iterations + WARM_UP}", f"checkpoint.every={iterations + WARM_UP}"]
         config = load_config(recipe, [*overrides, f"run.dir={folder}/run", "evaluation.every=0", *once])
-        status = trainer.train(config)
+        status = train(config)
         assert status == 0, status
     seconds = {label: watches.seconds[label] / iterations for label in WORK | OVERHEAD}
     seconds["checkpoint"] *= iterations / interval  # one was saved, at the end

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -60,3 +61,24 @@ def examples() -> list[Example]:
 
     source = ToyBoxSource(2, 1, 0, "train")
     return [source[0], source[1]]
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Leave what a training leaves behind: the recipe, and a checkpoint with the policy's adapter."""
+    from customized_grpo.checkpoint.store import CheckpointStore
+    from customized_grpo.config import config_hash
+    from customized_grpo.optimisation import name_average
+    from customized_grpo.run_folder import RunFolder, versions
+
+    def make(config: Config, policy: Any, *, step: int = 2, average: Any = None) -> Path:
+        folder = RunFolder.create(config)
+        (folder.path / "metrics.jsonl").touch()
+        tensors = {"adapter": policy.adapter_tensors()}
+        if average is not None:
+            tensors["average"] = name_average(average)
+        state = {"iteration": step, "config_hash": config_hash(config), "versions": versions()}
+        CheckpointStore(folder.path / "checkpoints", 0).save(step, tensors, state)
+        return folder.path
+
+    return make

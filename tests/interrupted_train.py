@@ -18,11 +18,12 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies import Flux1Policy
+from customized_grpo.rewards.executors import Scorer
 
 # name: (signal, iteration, method of Trainer that is the phase, what is called several times or once in it)
 PLACES: dict[str, tuple[signal.Signals, int, str, tuple[Any, str]]] = {
     "term_in_first_rollout": (signal.SIGTERM, 0, "collect", (Flux1Policy, "velocity")),
-    "term_in_reward": (signal.SIGTERM, 1, "score", (trainer, "score_all")),
+    "term_in_reward": (signal.SIGTERM, 1, "score", (Scorer, "collect")),
     "term_in_update": (signal.SIGTERM, 1, "update", (Engine, "backward")),
     "int_in_rollout": (signal.SIGINT, 1, "collect", (Flux1Policy, "velocity")),
 }

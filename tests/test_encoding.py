@@ -16,6 +16,7 @@ from customized_grpo.encoding import PromptEncoder
 from customized_grpo.errors import UserError
 from customized_grpo.policies import Conditioning, Flux1Policy
 from customized_grpo.policies.conditioning_cache import ConditioningCache, encoders_hash
+from customized_grpo.policies.placement import Offload, Placement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,6 +157,27 @@ def test_filling_the_cache_encodes_what_is_missing_and_can_be_stopped(
 
     with pytest.raises(KeyboardInterrupt):
         encode.fill_cache(examples, between=stop)
+
+
+def test_examples_that_are_encoded_together_call_the_encoders_to_the_device_once(
+    policy: Flux1Policy, examples: list[Example], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    journeys: list[str] = []
+    monkeypatch.setattr(policy, "placement", Placement(policy.pipe, policy.device, Offload("offload")))
+    encoder = policy.pipe.text_encoder
+    move = encoder.to
+
+    def to(device: torch.device) -> Any:
+        journeys.append(str(device))
+        return move(device)
+
+    monkeypatch.setattr(encoder, "to", to)
+    encode = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
+    encode(examples)
+    assert journeys == ["cpu", "cpu"], "there and back, for all of them"
+    encode(examples)
+    encode.fill_cache(examples[:1])
+    assert len(journeys) == 4, "what is kept needs no encoder"
 
 
 def test_a_folder_that_cannot_be_made_or_written_is_named(

@@ -255,7 +255,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("something was loaded before the mistake was found")
 
-    for name in ("build_data", "build_rewards", "build_policy"):
+    for name in ("build_data", "build_scorer", "build_policy"):
         monkeypatch.setattr(f"customized_grpo.components.{name}", load)
 
 

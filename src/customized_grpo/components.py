@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.config.schema import ManifestData, RewardConfig, ToyboxData
+from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
+from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.quiet import quiet
-from customized_grpo.rewards import build_reward, check_rewards
-from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards import check_rewards, executors, needs_masks
+from customized_grpo.rewards.executors import Scorer
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
-
-NEEDS_MASKS = {"reference", "both"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,14 @@ def build_data(config: Config) -> Data:
         UserError: Lists every bad row at once.
     """
     data, size = config.data, (config.model.height, config.model.width)
+    check_judge_configs(config)
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
     if isinstance(data, ManifestData):
-        masks = any(_is_segmented(reward) for reward in config.rewards)
+        masks = any(needs_masks(reward) for reward in config.rewards)
         train = load_manifest(data.train, require_masks=masks)
-        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
+        judged = masks or any(needs_masks(judge) for judge in config.evaluation.judges)
+        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=judged)
         if len({row.subject or row.id for row in held_out}) == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
@@ -57,7 +58,9 @@ def build_data(config: Config) -> Data:
         if config.model.shard:
             _check_equal_work([*train, *held_out])
         source = ManifestSource(held_out, *size)
-        return Data(ManifestSource(train, *size), [source[i] for i in range(len(source))], None)
+        examples = [source[i] for i in range(len(source))]
+        judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        return Data(ManifestSource(train, *size), examples, judges)
     assert_never(data)
 
 
@@ -72,8 +75,26 @@ def _check_equal_work(rows: Sequence[Row]) -> None:
         )
 
 
-def _is_segmented(reward: RewardConfig) -> bool:
-    return reward.name in {"dino", "clip_i"} and reward.segment in NEEDS_MASKS
+def check_judge_configs(config: Config) -> None:
+    """Refuse judges that are training rewards by name, and judges where ToyBox has its own.
+
+    Raises:
+        UserError: Names them.
+    """
+    judges = config.evaluation.judges
+    if judges and isinstance(config.data, ToyboxData):
+        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", "Leave them out.")
+    if elsewhere := [judge.name for judge in judges if judge.executor.kind != "inline"]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(elsewhere)} has an executor, but judges run in the trainer",
+            "Leave executor out.",
+        )
+    trained = [(reward.name, reward.path, reward.options) for reward in config.rewards]
+    if same := [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(same)} is a training reward as well, so it is not held out",
+            "Choose a judge with another model, such as another encoder's path.",
+        )
 
 
 def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
@@ -113,23 +134,35 @@ def build_engine(config: Config) -> Engine:
     return engine
 
 
-def build_rewards(config: Config, device: torch.device | None = None) -> list[Reward]:
-    """Build the rewards of a recipe, by default on the device of its model.
+def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
+    """Build the rewards of a recipe where they shall run; models of this process by default on its device.
+
+    The result is to be closed.
 
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
     """
     check_rewards(config.rewards)
-    device = device or pick_device(config.model.device)
-    rewards = [build_reward(reward, device) for reward in config.rewards]
-    kinds = {reward.kind for reward in rewards}
+    scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
+    kinds = {reward.kind for reward in scorer.rewards}
     for kind in ("prompt", "identity"):
         if kind not in kinds:
+            scorer.close()
             raise UserError(
                 f"rewards: there is no {kind} reward",
                 f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
             )
-    return rewards
+    return scorer
+
+
+def check_held_out(data: Data, scorer: Scorer) -> None:
+    """Refuse judges that share a model with a training reward.
+
+    Raises:
+        UserError: Names them.
+    """
+    if isinstance(data.judges, RewardJudges):
+        data.judges.check_apart(scorer.fingerprints())
 
 
 def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:

@@ -28,7 +28,7 @@ from customized_grpo.evaluation.alarms import Thresholds
 from customized_grpo.evaluation.held_out import scoring_batch
 from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
 from customized_grpo.optimisation import RATIO_TOLERANCE, Signal, Updater
-from customized_grpo.rewards.base import Reward, score_all
+from customized_grpo.rewards.base import HasKind
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -142,14 +142,19 @@ def diagnose(config: Config, prompts: int) -> Diagnosis:
         UserError: Something cannot be loaded or scored at all.
     """
     parts = _Parts(config, prompts)
+    with parts.scorer:
+        return _diagnose(config, parts)
+
+
+def _diagnose(config: Config, parts: _Parts) -> Diagnosis:
     group_size = config.train.group_size
     trajectory = parts.collect()
-    scores = score_all(parts.rewards, scoring_batch(trajectory.images, parts.per_sample))
-    signal = Signal.of(config, parts.rewards, scores, iteration=0)
+    scores = parts.scorer.collect()
+    signal = Signal.of(config, parts.scorer.rewards, scores, iteration=0)
     first_pass = parts.first_pass()
     deviation = first_pass.deviation(trajectory, signal)
     gains = parts.step_gains(signal.weights)
-    health = reward_health(parts.rewards, scores, group_size)
+    health = reward_health(parts.scorer.rewards, scores, group_size)
     rho = monitors.reward_correlation(signal.rewards, group_size)
     return Diagnosis(
         prompts=len(parts.examples),
@@ -177,7 +182,7 @@ class _Parts:
     def __init__(self, config: Config, prompts: int) -> None:
         self.config = config
         self.data = components.build_data(config)
-        self.rewards = components.build_rewards(config)
+        self.scorer = components.build_scorer(config)
         self.policy = components.build_policy(config)
         self.encode = PromptEncoder.of(config, self.policy)
         self.sampler = rollout.build_sampler(self.policy, config.rollout, *self.encode.size)
@@ -187,7 +192,7 @@ class _Parts:
         self.per_sample = [example for example in self.examples for _ in range(config.train.group_size)]
 
     def collect(self) -> Trajectory:
-        """Draw the samples of training's first iteration."""
+        """Draw the samples of training's first iteration, and hand each batch to the rewards."""
         config = self.config
         return rollout.collect(
             self.policy,
@@ -199,6 +204,7 @@ class _Parts:
             plan=rollout.step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed),
             seeds=(config.run.seed, 0),
             keep_means=config.train.ratio_normalisation,
+            drawn=lambda rows, images: self.scorer.submit(scoring_batch(images, self.per_sample[rows])),
         )
 
     def first_pass(self) -> _FirstPass:
@@ -220,7 +226,7 @@ class _Parts:
             self.policy,
             self.sampler,
             self.examples,
-            self.rewards,
+            self.scorer,
             self.data.judges,
             config.rollout,
             encode=self.encode,
@@ -252,7 +258,7 @@ class _FirstPass(Updater):
 # Findings
 
 
-def reward_health(rewards: Sequence[Reward], scores: Tensor, group_size: int) -> list[RewardHealth]:
+def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
     """Return what each reward's scores [N, K] are like, groups being consecutive rows."""
     spread = scores.reshape(-1, group_size, len(rewards)).std(1).nanmean(0)
     zero, missing = monitors.zero_std_share(scores, group_size), monitors.nan_share(scores)

@@ -42,28 +42,33 @@ class PromptEncoder:
 
     def __call__(self, examples: Iterable[Example]) -> list[Conditioning]:
         """Return the conditioning of each example, a single sample on the policy's device."""
-        return [self._one(example) for example in examples]
+        chosen = list(examples)
+        kept = [self._kept(example) for example in chosen]
+        if None not in kept:
+            return [conditioning.to(self.policy.device) for conditioning in kept if conditioning]
+        with self.policy.encoding():
+            return [self._kept_or_encoded(example) for example in chosen]
 
     def fill_cache(self, examples: Iterable[Example], between: Callable[[], None] = lambda: None) -> None:
         """Encode what the cache does not hold yet; `between` is called before each and may raise to stop."""
         assert self.cache is not None, "there is no cache to fill"
-        for example in examples:
-            between()
-            if self.cache.get(_key(example)) is None:
-                self._one(example)
+        with self.policy.encoding():
+            for example in examples:
+                between()
+                self._kept_or_encoded(example)
 
-    def _one(self, example: Example) -> Conditioning:
-        if self.cache is None:
-            return self._encode(example)
-        kept = self.cache.get(_key(example))
-        if kept is None:
-            encoded = self._encode(example)
-            self.cache.put(_key(example), encoded)
-            return encoded
-        return kept.to(self.policy.device)
+    def _kept_or_encoded(self, example: Example) -> Conditioning:
+        kept = self._kept(example)
+        return self._encode(example) if kept is None else kept.to(self.policy.device)
+
+    def _kept(self, example: Example) -> Conditioning | None:
+        return None if self.cache is None else self.cache.get(_key(example))
 
     def _encode(self, example: Example) -> Conditioning:
-        return self.policy.encode([example.prompt], [example.references], *self.size)
+        encoded = self.policy.encode([example.prompt], [example.references], *self.size)
+        if self.cache is not None:
+            self.cache.put(_key(example), encoded)
+        return encoded
 
 
 def _key(example: Example) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation import monitors
+from customized_grpo.evaluation.alarms import TrainingHealth
 from customized_grpo.optimisation import Signal
 
 
@@ -21,13 +22,16 @@ class Clock:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.phases: dict[str, float] = {}
+        self._inside = 0.0  # of phases that ended inside the one that runs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block as a phase."""
-        before = time.monotonic()
+        """Count the time of the block as a phase; a phase inside another counts as its own only."""
+        before, outside, self._inside = time.monotonic(), self._inside, 0.0
         yield
-        self.phases[name] = time.monotonic() - before
+        seconds = time.monotonic() - before
+        self.phases[name] = self.phases.get(name, 0.0) + seconds - self._inside
+        self._inside = outside + seconds
 
     def metrics(self) -> dict[str, float]:
         """Return seconds by phase, and of the whole iteration."""
@@ -51,22 +55,29 @@ def signal_metrics(signal: Signal, group_size: int) -> dict[str, float]:
     }
 
 
-def signal_gaps(signal: Signal, group_size: int) -> dict[str, float]:
-    """Return the share of groups without signal, "zero/KIND", and of unscored samples, "nan/KIND"."""
+def signal_health(signal: Signal, group_size: int) -> dict[str, float]:
+    """Return the share of groups without signal, "zero/KIND", and of unscored samples, "nan/KIND".
+
+    Also "reward/KIND", the mean reward of the samples; left out where none was scored.
+    """
     zero = monitors.zero_std_share(signal.rewards, group_size)
     missing = monitors.nan_share(signal.rewards)
-    return {f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)} | {
-        f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)
+    means = signal.rewards.nanmean(0)
+    return {
+        **{f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)},
+        **{f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)},
+        **{f"reward/{kind}": float(means[k]) for k, kind in enumerate(KINDS) if means[k].isfinite()},
     }
 
 
-def mean_gaps(gaps: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the means of several iterations' `signal_gaps`: shares by kind without signal, and unscored."""
+def mean_health(iterations: Sequence[dict[str, float]]) -> TrainingHealth:
+    """Return the means of several iterations' `signal_health`."""
 
-    def mean(key: str) -> float:
-        return sum(gap[key] for gap in gaps) / len(gaps)
+    def means(what: str) -> dict[str, float]:
+        found = {kind: [i[f"{what}/{kind}"] for i in iterations if f"{what}/{kind}" in i] for kind in KINDS}
+        return {kind: sum(values) / len(values) for kind, values in found.items() if values}
 
-    return {kind: mean(f"zero/{kind}") for kind in KINDS}, {kind: mean(f"nan/{kind}") for kind in KINDS}
+    return TrainingHealth(means("zero"), means("nan"), means("reward"))
 
 
 def pixel_diversities(images: Tensor, group_size: int) -> Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from customized_grpo.config.schema import AdvantageConfig, TrainConfig
     from customized_grpo.engine.engine import Engine
     from customized_grpo.policies.base import Policy
-    from customized_grpo.rewards.base import Reward
+    from customized_grpo.rewards.base import HasKind
     from customized_grpo.rollout import Sampler, Trajectory
 
 RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
@@ -48,7 +48,7 @@ class Signal:
     weights: Tensor
 
     @classmethod
-    def of(cls, config: Config, rewards: Sequence[Reward], scores: Tensor, iteration: int) -> Signal:
+    def of(cls, config: Config, rewards: Sequence[HasKind], scores: Tensor, iteration: int) -> Signal:
         """Normalise every reward in its group and reduce the rewards to kinds.
 
         Args:

@@ -162,6 +162,7 @@ def collect(
     seeds: tuple[int, int],
     keep_means: bool = False,
     between: Callable[[], None] = lambda: None,
+    drawn: Callable[[slice, Tensor], None] = lambda rows, images: None,
 ) -> Trajectory:
     """Draw `group_size` samples for each example.
 
@@ -177,6 +178,7 @@ def collect(
             not on what else is in the batch.
         keep_means: Whether the transition means are kept, which ratio normalisation needs.
         between: Called before every batch; may raise to stop.
+        drawn: Called with (samples, their images) after every batch, so that scoring can begin.
     """
     conditionings = encode(examples)
     parts = []
@@ -184,6 +186,7 @@ def collect(
         between()
         part = of_samples(conditionings, rows, group_size)
         parts.append(_draw(policy, sampler, part, noise, plan, keep_means=keep_means))
+        drawn(rows, parts[-1][-1])
     x, x_next, mean, log_prob, images = (list(column) for column in zip(*parts, strict=True))
     return Trajectory(
         conditionings=conditionings,

@@ -8,8 +8,8 @@ function of the recipe, for all random numbers come from (seed, iteration, promp
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -19,10 +19,10 @@ from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.config import Config, config_hash, diff_configs
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.optimisation import Updater, load_average, name_average
 from customized_grpo.policies.base import Policy
-from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards.executors import Scorer, check_fingerprints
 from customized_grpo.run_folder import versions
 
 CHANGEABLE = {
@@ -58,6 +58,11 @@ class Counters:
     health: list[dict[str, float]] = field(default_factory=list)
 
 
+def remember(health: TrainingHealth) -> dict[str, Any]:
+    """Return as JSON what the alarms must remember of an evaluation that its file does not say."""
+    return {key: dict(values) for key, values in health._asdict().items()}
+
+
 class RunCheckpoints:
     """Saves and restores a run.
 
@@ -67,7 +72,7 @@ class RunCheckpoints:
         engine: The main process reads and writes, and tells the others.
         policy: Has the adapter.
         updater: Has the optimizer and the average.
-        rewards: Which must be the same after a resume.
+        scorer: Its rewards must be the same after a resume.
     """
 
     def __init__(
@@ -77,10 +82,15 @@ class RunCheckpoints:
         engine: Engine,
         policy: Policy,
         updater: Updater,
-        rewards: Sequence[Reward],
+        scorer: Scorer,
     ) -> None:
         self.store, self.config, self.engine = store, config, engine
-        self.policy, self.updater, self.rewards = policy, updater, rewards
+        self.policy, self.updater, self.scorer = policy, updater, scorer
+
+    @cached_property
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """What identifies each reward; computed once, as all weights are read for it."""
+        return self.scorer.fingerprints()
 
     def save(self, counters: Counters) -> None:
         """Write a checkpoint of the state after the last finished iteration, unless there is one.
@@ -109,13 +119,18 @@ class RunCheckpoints:
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
                 "health": counters.health,
                 "history": [
-                    {"iteration": r.iteration, "zero_std": dict(r.zero_std_share), "nan": dict(r.nan_share)}
-                    for r in counters.history
+                    {
+                        "iteration": record.iteration,
+                        **remember(
+                            TrainingHealth(record.zero_std_share, record.nan_share, record.train_reward)
+                        ),
+                    }
+                    for record in counters.history
                 ],
                 "optimizer": optimizer_state,
                 "config": self.config.model_dump(mode="json"),
                 "config_hash": config_hash(self.config),
-                "rewards": [reward.fingerprint() for reward in self.rewards],
+                "rewards": self.fingerprints,
                 "processes": self.engine.world_size,
                 "versions": versions(),
             },
@@ -166,7 +181,6 @@ class RunCheckpoints:
             for path, old, new in diff_configs(saved, self.config)
             if path not in CHANGEABLE and not path.startswith("trackers")
         ]
-        if state["rewards"] != [reward.fingerprint() for reward in self.rewards]:
-            changed.append("rewards: their weights or preprocessing are not those of the checkpoint")
         if changed:
             raise UserError("cannot resume exactly:\n  " + "\n  ".join(changed), UNCHANGEABLE)
+        check_fingerprints(state["rewards"], self.fingerprints)

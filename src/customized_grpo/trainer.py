@@ -32,13 +32,13 @@ from customized_grpo.engine.sharing import padded_block
 from customized_grpo.engine.signals import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
-from customized_grpo.evaluation.alarms import Thresholds, check_alarms
+from customized_grpo.evaluation.alarms import Thresholds, TrainingHealth, check_alarms
 from customized_grpo.evaluation.held_out import HeldOutScores
 from customized_grpo.iteration_metrics import (
     Clock,
-    mean_gaps,
+    mean_health,
     pixel_diversities,
-    signal_gaps,
+    signal_health,
     signal_metrics,
 )
 from customized_grpo.optimisation import Signal, Updater, UpdateReport, load_average, name_average
@@ -48,9 +48,9 @@ from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
 from customized_grpo.reporting.report import write_report
 from customized_grpo.reporting.trackers import Trackers
-from customized_grpo.rewards.base import score_all
+from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout import Trajectory
-from customized_grpo.run_checkpoint import Counters, RunCheckpoints
+from customized_grpo.run_checkpoint import Counters, RunCheckpoints, remember
 from customized_grpo.run_folder import RunFolder, disk_errors
 from customized_grpo.signal_watch import find_waste
 
@@ -66,17 +66,18 @@ def train(config: Config) -> int:
     engine = components.build_engine(config)
     engine.from_main(lambda: RunFolder.check_free(config))
     data = components.build_data(config)
-    rewards = components.build_rewards(config, engine.device)
-    policy = components.build_policy(config, engine.device)
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
+        scorer = stack.enter_context(components.build_scorer(config, engine.device))
+        components.check_held_out(data, scorer)
+        policy = components.build_policy(config, engine.device)
 
         def open_folder() -> None:
             RunFolder.create(config)
             stack.enter_context(RunLock(folder.path))
 
         engine.from_main(open_folder)
-        return Trainer(config, folder, engine, data, rewards, policy).run()
+        return Trainer(config, folder, engine, data, scorer, policy).run()
 
 
 def resume(run_dir: Path, step: int | None = None) -> int:
@@ -103,9 +104,10 @@ def resume(run_dir: Path, step: int | None = None) -> int:
 
         engine.from_main(open_folder)
         data = components.build_data(config)
-        rewards = components.build_rewards(config, engine.device)
+        scorer = stack.enter_context(components.build_scorer(config, engine.device))
+        components.check_held_out(data, scorer)
         policy = components.build_policy(config, engine.device)
-        trainer = Trainer(config, RunFolder(run_dir), engine, data, rewards, policy)
+        trainer = Trainer(config, RunFolder(run_dir), engine, data, scorer, policy)
         trainer.load(step)
         return trainer.run()
 
@@ -119,11 +121,11 @@ class Trainer:
         folder: RunFolder,
         engine: Engine,
         data: components.Data,
-        rewards: list[Any],
+        scorer: Scorer,
         policy: Any,
     ) -> None:
         self.config, self.folder, self.engine = config, folder, engine
-        self.data, self.rewards, self.policy = data, rewards, policy
+        self.data, self.scorer, self.policy = data, scorer, policy
         self.encode = PromptEncoder.of(config, policy)
         self.share = engine.share(config.train.updates_per_iteration)
         self.sampler = rollout.build_sampler(policy, config.rollout, *self.encode.size)
@@ -131,7 +133,7 @@ class Trainer:
             policy, self.sampler, engine, config.train, config.advantage, config.model.precision
         )
         self.store = CheckpointStore(folder.path / "checkpoints", config.checkpoint.keep)
-        self.checkpoints = RunCheckpoints(self.store, config, engine, policy, self.updater, rewards)
+        self.checkpoints = RunCheckpoints(self.store, config, engine, policy, self.updater, scorer)
         self.state = Counters()
         self.base: HeldOutScores | None = None
         self.latest: HeldOutScores | None = None
@@ -196,9 +198,9 @@ class Trainer:
             clock = Clock()
             examples = self.next_examples()
             with clock.phase("rollout"):
-                trajectory = self.collect(examples)
+                trajectory = self.collect(examples, clock)
             with clock.phase("reward"):
-                scores = self.score(examples, trajectory)
+                scores = self.score()
             signal = self.signal(scores)
             with clock.phase("update"):
                 report = self.update(trajectory, signal)
@@ -251,13 +253,19 @@ class Trainer:
         wanted = self.config.train.prompts_per_iteration
         return prompt_indices(len(self.data.train), wanted, self.iteration, self.config.run.seed)
 
-    def collect(self, examples: list[Example]) -> Trajectory:
-        """Draw a group of samples for every prompt."""
+    def collect(self, examples: list[Example], clock: Clock) -> Trajectory:
+        """Draw a group of samples for every prompt; each batch of pictures goes to the rewards at once."""
         config, group_size = self.config, self.config.train.group_size
         self.progress.phase("rollout")
         plan = rollout.step_plan(
             config.rollout, config.train.trained_fraction, self.iteration, config.run.seed
         )
+        samples = [example for example in examples for _ in range(group_size)]
+
+        def drawn(rows: slice, images: torch.Tensor) -> None:
+            with clock.phase("reward"):
+                self.scorer.submit(held_out.scoring_batch(images, samples[rows]))
+
         return rollout.collect(
             self.policy,
             self.sampler,
@@ -269,23 +277,24 @@ class Trainer:
             seeds=(config.run.seed, self.iteration),
             keep_means=config.train.ratio_normalisation,
             between=self.stop.between(rollout.n_batches(examples, group_size, config.rollout.batch_size)),
+            drawn=drawn,
         )
 
-    def score(self, examples: list[Example], trajectory: Trajectory) -> torch.Tensor:
-        """Ask every reward about this process's samples; returns those of all processes.
+    def score(self) -> torch.Tensor:
+        """Wait for what the rewards say about this process's samples; returns the scores of all processes.
 
         Returns:
             [N, K], N samples in the iteration's order, NaN where a reward could not score.
         """
         self.progress.phase("reward")
         self.stop.check()
-        per_sample = [example for example in examples for _ in range(trajectory.group_size)]
-        scores = score_all(self.rewards, held_out.scoring_batch(trajectory.images, per_sample))
+        alone = self.engine.world_size == 1  # others could not be told while they wait for their own rewards
+        scores = self.scorer.collect(self.stop.check) if alone else self.scorer.collect()
         return self.share.in_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> Signal:
         """Normalise every reward in its group and reduce rewards [N, K] to kinds [N, 2]."""
-        return Signal.of(self.config, self.rewards, scores, self.iteration)
+        return Signal.of(self.config, self.scorer.rewards, scores, self.iteration)
 
     def update(self, trajectory: Trajectory, signal: Signal) -> UpdateReport:
         """Take the iteration's optimizer steps."""
@@ -306,8 +315,11 @@ class Trainer:
             "diversity/in_group": float(diversities.mean()),
             **clock.metrics(),
         }
-        self.state.health.append(signal_gaps(signal, group_size))
+        self.state.health.append(signal_health(signal, group_size))
         self.progress.iteration(self.write("train", line))
+        for message in self.scorer.take_dropped():
+            self.write("event", {"event": "reward failed", "message": message})
+            self.progress.message(f"scores are missing: {message}")
 
     def note_skip(self, step: int) -> None:
         """Write down which prompts an optimizer step was about that is left out: one may be to blame."""
@@ -322,7 +334,7 @@ class Trainer:
 
     def count_waste(self, scores: torch.Tensor, signal: Signal) -> None:
         """Warn of the first iteration that taught nothing; stop when there are too many in a row."""
-        names, train = [reward.name for reward in self.rewards], self.config.train
+        names, train = [reward.name for reward in self.scorer.rewards], self.config.train
         waste = find_waste(names, scores, signal, train.max_unscored_share)
         self.state.wasted_in_a_row = self.state.wasted_in_a_row + 1 if waste else 0
         if waste is None:
@@ -380,7 +392,9 @@ class Trainer:
         if self.engine.is_main:
             self.folder.write_json(_evaluation_file(self.iteration), scores.to_json())
             save_samples(self.folder.path / "samples", self.iteration, shown)
-        self.progress.evaluation(self.write("eval", scores.metrics()))
+        health = self.state.health
+        gaps = held_out.train_gaps(scores, mean_health(health).reward) if health else {}
+        self.progress.evaluation(self.write("eval", {**scores.metrics(), **gaps}))
         if self.base is None:
             self.base = scores
         else:
@@ -402,7 +416,7 @@ class Trainer:
             scores, images = held_out.evaluate_policy(
                 self.policy,
                 own,
-                self.rewards,
+                self.scorer,
                 self.data.judges,
                 encode=self.encode,
                 reward_weights=[reward.weight for reward in self.config.rewards],
@@ -436,9 +450,9 @@ class Trainer:
 
     def watch(self, scores: HeldOutScores, base: HeldOutScores) -> None:
         """Compare with the base and raise what alarms there are."""
-        zero, missing = mean_gaps(self.state.health)
+        health = mean_health(self.state.health)
         self.state.health = []
-        self.state.history.append(held_out.monitor_record(self.iteration, scores, base, zero, missing))
+        self.state.history.append(held_out.monitor_record(self.iteration, scores, base, health))
         alarms = check_alarms(self.state.history, Thresholds())
         for alarm in alarms:
             self.write("event", {"event": "alarm", "message": alarm.message})
@@ -480,16 +494,15 @@ class Trainer:
             return
         known = [entry["iteration"] for entry in remembered]
         if self.iteration in evaluated and self.iteration not in [0, *known]:
-            zero, missing = mean_gaps(self.state.health)
+            health = mean_health(self.state.health)
             self.state.health = []
-            remembered = [*remembered, {"iteration": self.iteration, "zero_std": zero, "nan": missing}]
+            remembered = [*remembered, {"iteration": self.iteration, **remember(health)}]
         self.base = self.latest = self.read_evaluation(0)
         for entry in remembered:
             self.latest = self.read_evaluation(entry["iteration"])
+            health = TrainingHealth(*(entry[name] for name in TrainingHealth._fields))
             self.state.history.append(
-                held_out.monitor_record(
-                    entry["iteration"], self.latest, self.base, entry["zero_std"], entry["nan"]
-                )
+                held_out.monitor_record(entry["iteration"], self.latest, self.base, health)
             )
 
     def evaluated_iterations(self) -> list[int]:

@@ -146,7 +146,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("customized_grpo.components.load_policy", load)
-    monkeypatch.setattr("customized_grpo.components.build_reward", load)
+    monkeypatch.setattr("customized_grpo.components.build_scorer", load)
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_a_reference_that_is_no_picture_is_refused_before_any_model_loads(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr("customized_grpo.components.build_policy", load)
+    monkeypatch.setattr("customized_grpo.generation.opening.load_policy", load)
     picture = tmp_path / "toy.png"
     picture.write_text("<svg/>")
     arguments = ["generate", str(trained), "--prompt", "a toy", "--reference", str(picture)]

@@ -13,7 +13,7 @@ import pytest
 from customized_grpo import __version__
 from customized_grpo.cli import common
 from customized_grpo.cli.main import main
-from customized_grpo.config import Config, load_config
+from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
 
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
@@ -61,6 +61,8 @@ def run_folder(tmp_path: Path) -> Path:
         ["config", "show", "toybox"],
         ["config", "schema"],
         ["train", "toybx"],
+        ["serve-rewards", "--help"],
+        ["serve-rewards", "toybx"],
         ["doctor", "toybox", "--json", "no/such/folder/found.json"],
         ["data", "--help"],
         ["data", "convert", "--help"],
@@ -98,8 +100,10 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "train",
         "resume",
         "evaluate",
+        "export",
         "generate",
         "report",
+        "serve-rewards",
         "config",
         "data",
         "toybox",
@@ -123,7 +127,7 @@ def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
 def test_an_unknown_preset_lists_the_presets() -> None:
     result = cgrpo("train", "nothing-like-it")
     assert result.returncode == 2
-    assert "Presets: toybox, toybox-leaky, toybox-smoke." in result.stderr
+    assert f"Presets: {', '.join(preset_names())}." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_an_unknown_key_names_the_nearest_one_here_or_elsewhere() -> None:
     assert "did you mean train.learning_rate?" in refused("toybox", "train.lerning_rate=1e-4")
     assert "did you mean train.learning_rate?" in refused("toybox", "model.learning_rate=1e-4")
     assert "did you mean train?" in refused("toybox", "trian.iterations=3")
-    assert "rewards.0 has name, weight, segment, path, noise, options" in refused("toybox", "rewards.0.zzz=3")
+    known = "rewards.0 has name, weight, segment, path, noise, options, executor, on_failure"
+    assert known in refused("toybox", "rewards.0.zzz=3")
 
 
 def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
@@ -273,3 +274,41 @@ def test_a_diff_lists_exactly_what_changed() -> None:
         ("advantage.name", "sars", "linear"),
         ("advantage.gamma", 0.4, None),
     ]
+
+
+HTTP = "rewards.dino.executor={kind: http, url: 'http://127.0.0.1:8000'}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("{kind: http}", "rewards.0.executor.url: must be given"),
+        ("{kind: rya}", "'rya' is not known (did you mean ray?); known: inline, thread, ray, http"),
+        ("{actors: 2}", "rewards.0.executor.kind: must be given: http or inline or ray or thread"),
+        ("{kind: thread, actors: 2}", "rewards.0.executor.actors: there is no such key"),
+        ("{kind: ray, actors: 0}", "rewards.0.executor.actors: got 0, must be at least 1"),
+        ("{kind: http, url: 'file:///etc/passwd'}", "http://HOST:PORT or https://HOST"),
+        ("{kind: http, url: 'http://me:secret@host'}", "must not hold credentials"),
+        ("{kind: http, url: 'http://host/?q=1'}", "neither ?query nor #fragment"),
+        ("{kind: http, url: 'http://host:99999'}", "not a URL"),
+    ],
+)
+def test_a_wrong_executor_is_one_clear_mistake(setting: str, message: str) -> None:
+    text = refused("toybox", f"rewards.dino.executor={setting}")
+    assert message in text and text.startswith("1 mistake ")
+
+
+def test_credentials_in_a_service_url_are_not_repeated() -> None:
+    setting = "{kind: http, url: 'http://me:hunter22@host'}"
+    assert "hunter22" not in refused("toybox", f"rewards.dino.executor={setting}")
+
+
+def test_where_a_reward_runs_is_not_part_of_the_hash_but_what_its_failure_does_is() -> None:
+    inline = load_config("toybox")
+    assert config_hash(load_config("toybox", [HTTP])) == config_hash(inline)
+    assert config_hash(load_config("toybox", ["rewards.0.on_failure=drop"])) != config_hash(inline)
+
+
+def test_an_executor_survives_the_way_through_yaml(tmp_path: Path) -> None:
+    config = load_config("toybox", [HTTP])
+    assert load_config(write(tmp_path, dump_config(config))) == config

@@ -159,10 +159,14 @@ def cut_out(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
 
 
 def dreambench(folder: Path, classes: dict[str, str]) -> Path:
-    def listing(title: str, ends: int) -> str:
-        lines = [
-            f"'a {{0}} {{1}} in {title} scene {n}'.format(unique_token, class_token)," for n in range(ends)
+    def listing(title: str, outfits: int) -> str:
+        """25 prompts, of which the last five change the subject and those before may dress it."""
+        prompts = [
+            *(f"a {{0}} {{1}} in {title} scene {n}" for n in range(20 - outfits)),
+            *(f"a {{0}} {{1}} wearing hat {n}" for n in range(outfits)),
+            *(f"a shade{n} {{0}} {{1}}" for n in range(5)),
         ]
+        lines = [f"'{prompt}'.format(unique_token, class_token)," for prompt in prompts]
         return "\n".join(["prompt_list = [", *lines, "]"])
 
     for number, subject in enumerate(classes):
@@ -170,7 +174,7 @@ def dreambench(folder: Path, classes: dict[str, str]) -> Path:
             save(folder / subject / f"0{photo}.jpg", (40 * number, 80 * photo, 0))
     rows = "\n".join(f"{subject},{name}" for subject, name in classes.items())
     (folder / "prompts_and_classes.txt").write_text(
-        f"Classes\n\nsubject_name,class\n{rows}\n\nPrompts\n\nObject Prompts\n\n{listing('object', 25)}\n\n"
-        f"Live Subject Prompts\n\n{listing('live', 25)}\n"
+        f"Classes\n\nsubject_name,class\n{rows}\n\nPrompts\n\nObject Prompts\n\n{listing('object', 0)}\n\n"
+        f"Live Subject Prompts\n\n{listing('live', 10)}\n"
     )
     return folder

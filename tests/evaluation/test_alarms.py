@@ -29,6 +29,7 @@ HEALTHY = MonitorRecord(
     nan_share={"identity": 0.05, "prompt": 0.0},
     diversity_ratio=0.5,
     image_shift={"saturation": 1.0, "edge_density": -1.0},
+    train_gap={"prompt": 1.0, "identity": 0.0},
 )
 
 UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
@@ -50,6 +51,7 @@ UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
     ("zero_std/prompt", {"zero_std_share": {"identity": 0.2, "prompt": 0.51}}, "51% of the groups"),
     ("nan/identity", {"nan_share": {"identity": 0.06}}, "6% of the samples"),
     ("diversity", {"diversity_ratio": 0.49}, "0.49 of the base's"),
+    ("train_gap/prompt", {"train_gap": {"prompt": 1.6, "identity": 0.1}}, "by 0.60 standard deviations"),
     ("image/edge_density", {"image_shift": {"edge_density": -1.5, "saturation": 0.0}}, "moved by -1.50"),
 ]
 
@@ -64,9 +66,9 @@ def test_a_healthy_run_and_an_unmeasured_one_raise_nothing() -> None:
 def test_each_alarm_names_what_moved_and_by_how_much(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
-    alarms = check_alarms([replace(HEALTHY, **changes)], NOW)
+    alarms = check_alarms([HEALTHY, replace(HEALTHY, iteration=20, **changes)], NOW)
     assert [alarm.name for alarm in alarms] == [name]
-    assert message in alarms[0].message and alarms[0].iteration == 10
+    assert message in alarms[0].message and alarms[0].iteration == 20
 
 
 def test_all_alarms_stand_together() -> None:
@@ -75,8 +77,13 @@ def test_all_alarms_stand_together() -> None:
         for key, value in change.items():
             changes[key] = {**changes.get(key, {}), **value} if isinstance(value, dict) else value
     changes["proxy_change"] = {"identity": interval(0.1, 0.2), "prompt": interval(-0.2, -0.1)}
-    alarms = check_alarms([replace(HEALTHY, **changes)], NOW)
-    assert [alarm.name for alarm in alarms] == [name for name, _, _ in UNHEALTHY]
+    alarms = check_alarms([HEALTHY, replace(HEALTHY, iteration=20, **changes)], NOW)
+    assert sorted(alarm.name for alarm in alarms) == sorted(name for name, _, _ in UNHEALTHY)
+
+
+def test_the_lead_of_training_counts_from_the_first_evaluation() -> None:
+    leading = [replace(HEALTHY, iteration=i, train_gap={"prompt": 3.0}) for i in (10, 20, 30)]
+    assert check_alarms(leading, NOW) == []
 
 
 def test_an_alarm_needs_patience_in_a_row_up_to_the_last_record() -> None:

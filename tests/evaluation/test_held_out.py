@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,18 +14,22 @@ from torch import Tensor
 
 from customized_grpo.data.examples import Example
 from customized_grpo.encoding import PromptEncoder
+from customized_grpo.evaluation.alarms import TrainingHealth
 from customized_grpo.evaluation.held_out import (
     HeldOutScores,
     evaluate_policy,
     monitor_record,
     scoring_batch,
     summary,
+    train_gaps,
 )
 from customized_grpo.policies import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
+from customized_grpo.rewards.executors import Scorer
 
 IDS = ["a/0", "a/1", "b/0", "b/1"]
+SOUND = TrainingHealth({}, {}, {})
 SUBJECTS = ["toy-a", "toy-a", "toy-b", "toy-b"]
 
 
@@ -88,7 +93,7 @@ def test_a_metric_that_one_subject_has_gets_no_interval_and_nobody_fails() -> No
     assert line["judge/prompt"] == pytest.approx(0.15)
     assert "judge/prompt_low" not in line
     assert summary(base, tuned)["base"].keys() == {"judge/identity"}
-    assert monitor_record(1, tuned, base, {}, {}).held_out_change == {}
+    assert monitor_record(1, tuned, base, SOUND).held_out_change == {}
 
 
 def test_a_column_without_any_value_is_nan_and_left_out_of_the_summary() -> None:
@@ -115,7 +120,8 @@ def test_the_monitor_record_holds_paired_changes_by_kind() -> None:
     rising = [0.0, 0.1, 0.2, 0.3]
     base = scores(**{name: rising for name in names + monitors})
     moved = {name: [v + 0.1 * i for v in rising] for i, name in enumerate(names + monitors, start=1)}
-    record = monitor_record(20, scores(**moved), base, {"prompt": 0.5}, {"identity": 0.25})
+    health = TrainingHealth({"prompt": 0.5}, {"identity": 0.25}, {"prompt": 1.0})
+    record = monitor_record(20, scores(**moved), base, health)
     assert record.iteration == 20
     assert record.held_out_change["prompt"].mean == pytest.approx(0.1)
     assert record.held_out_change["identity"].mean == pytest.approx(0.2)
@@ -126,22 +132,42 @@ def test_the_monitor_record_holds_paired_changes_by_kind() -> None:
     assert record.zero_std_share == {"prompt": 0.5}
     assert record.nan_share == {"identity": 0.25}
     assert record.image_shift == {}
+    assert record.train_reward == {"prompt": 1.0}
 
 
 def test_image_statistics_are_measured_in_the_bases_standard_deviations() -> None:
     base = scores(monitor__saturation=[0.1, 0.2, 0.3, 0.4])
     moved = scores(monitor__saturation=[0.3, 0.4, 0.5, 0.6])
     spread = float(torch.tensor([0.1, 0.2, 0.3, 0.4]).std())
-    record = monitor_record(1, moved, base, {}, {})
+    record = monitor_record(1, moved, base, SOUND)
     assert record.image_shift == {"saturation": pytest.approx(0.2 / spread, rel=1e-5)}
 
 
 def test_without_judges_nothing_is_called_hacking() -> None:
     base, tuned = scores(reward__prompt=[0.0] * 4), scores(reward__prompt=[1.0] * 4)
-    record = monitor_record(1, tuned, base, {}, {})
+    record = monitor_record(1, tuned, base, SOUND)
     assert record.held_out_change == {}
     assert record.proxy_change == {}
     assert record.copy_change is None
+
+
+def test_the_lead_of_training_is_measured_in_the_bases_standard_deviations() -> None:
+    base = scores(reward__prompt=[0.1, 0.2, 0.3, math.nan])
+    now = scores(reward__prompt=[0.5, 0.5, math.nan, 0.8])
+    health = TrainingHealth({}, {}, {"prompt": 0.9, "identity": 0.5})
+    assert train_gaps(now, health.reward) == {"gap/prompt": pytest.approx(0.3)}
+    record = monitor_record(1, now, base, health)
+    assert record.train_gap == {"prompt": pytest.approx(0.3 / 0.1)}
+    constant = scores(reward__prompt=[0.2] * 4)
+    assert monitor_record(1, now, constant, health).train_gap == {}
+
+
+def test_diversity_is_compared_with_the_base_and_is_no_image_statistic() -> None:
+    base, now = scores(monitor__diversity=[0.4] * 4), scores(monitor__diversity=[0.1, 0.1, 0.3, 0.3])
+    record = monitor_record(1, now, base, SOUND)
+    assert record.diversity_ratio == pytest.approx(0.5)
+    assert record.image_shift == {}
+    assert monitor_record(1, scores(), scores(), SOUND).diversity_ratio is None
 
 
 # Generating and judging
@@ -149,6 +175,9 @@ def test_without_judges_nothing_is_called_hacking() -> None:
 
 class Painter:
     """A policy that paints its initial noise, so that a picture tells which noise and prompt it came from."""
+
+    def encoding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def encode(self, prompts: Sequence[str], references: Any, height: int, width: int) -> Conditioning:
         return Conditioning({"row": torch.tensor([float(len(p)) for p in prompts])}, {}, height, width)
@@ -190,16 +219,18 @@ REWARDS = [
 ]
 
 
-def evaluate(batch_size: int, seed: int = 0, **options: Any) -> tuple[HeldOutScores, Tensor]:
+def evaluate(
+    batch_size: int, seed: int = 0, samples_per_prompt: int = 2, **options: Any
+) -> tuple[HeldOutScores, Tensor]:
     policy: Any = Painter()
     return evaluate_policy(
         policy,
         rows(3),
-        REWARDS,
+        Scorer.inline(REWARDS),
         FirstPixel(),
         encode=PromptEncoder(policy, (8, 8)),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
-        samples_per_prompt=2,
+        samples_per_prompt=samples_per_prompt,
         seed=seed,
         batch_size=batch_size,
         **options,
@@ -218,8 +249,21 @@ def test_rows_are_named_by_prompt_and_sample_and_do_not_depend_on_the_batch() ->
     assert not set(again.columns["judge/prompt"]) & set(table.columns["judge/prompt"])
 
 
+def test_every_prompt_has_the_diversity_of_its_own_pictures() -> None:
+    table, images = evaluate(batch_size=4)
+    centred = torch.nn.functional.normalize((images - 0.5).flatten(1).double(), dim=1)
+    expected = [float(1 - centred[n] @ centred[n + 1]) for n in (0, 0, 2, 2, 4, 4)]
+    assert table.columns["monitor/diversity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_picture_of_a_prompt_has_no_diversity() -> None:
+    table, _ = evaluate(batch_size=4, samples_per_prompt=1)
+    assert "monitor/diversity" not in table.columns
+
+
 def test_rewards_of_a_kind_are_averaged_by_their_weights() -> None:
     table, images = evaluate(batch_size=6, reward_weights=[3.0, 1.0, 7.0])
+    images = (images * 255).round() / 255  # what rewards see
     expected = 0.75 * images[:, 0, 0, 0] + 0.25 * images[:, 2, 7, 7]
     assert table.columns["reward/prompt"] == pytest.approx(expected.tolist(), rel=1e-6)
     assert table.columns["reward/identity"] == pytest.approx(images[:, 2, 7, 7].tolist(), rel=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from customized_grpo.evaluation.step_gains import (
 from customized_grpo.policies import Conditioning, Flux1Policy
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
+from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,9 +38,10 @@ Recipe = Callable[..., Config]
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 WEIGHTS = torch.tensor([0.7, 0.6, 0.4, 0.3])
 # What the prescribed policy predicts before each step; the last step ends in its own prediction.
-PROMPT = [0.0, 0.1, 0.4, 0.4]  # gains .1 .3 .0 .0, centre (.125 * .1 + .375 * .3) / .4
-IDENTITY = [0.2, 0.2, 0.2, 0.6]  # gains .0 .0 .4 .0, centre .625
-PROMPT_CENTRE, IDENTITY_CENTRE = 0.3125, 0.625
+# Even numbers of 255ths: rewards see 8 bits, also of half of them.
+PROMPT = [level / 255 for level in (0, 26, 102, 102)]  # gains 26 76 0 0
+IDENTITY = [level / 255 for level in (52, 52, 52, 152)]  # gains 0 0 100 0
+PROMPT_CENTRE, IDENTITY_CENTRE = (0.125 * 26 + 0.375 * 76) / 102, 0.625
 
 
 class Prescribed:
@@ -49,6 +52,9 @@ class Prescribed:
     """
 
     device = torch.device("cpu")
+
+    def encoding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def encode(self, prompts: Sequence[str], references: Any, height: int, width: int) -> Conditioning:
         factor = torch.tensor([float(prompt) for prompt in prompts])
@@ -99,7 +105,7 @@ def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
     arguments: dict[str, Any] = {
         "encode": PromptEncoder(policy, (8, 8)),
         "examples": asked([0.5, 0.5, 1.0], "aab"),
-        "rewards": REWARDS,
+        "scorer": Scorer.inline(REWARDS),
         "judges": None,
         "rollout_config": recipe("rollout.steps=4", *overrides).rollout,
         "group_size": 2,
@@ -122,7 +128,8 @@ def test_scores_gains_and_centres_are_those_of_the_prescribed_predictions(recipe
         assert gains.metrics[metric].scores == pytest.approx(scores, abs=1e-5)
         assert gains.metrics[metric].gain == pytest.approx(np.diff(scores).tolist(), abs=1e-5)
     # Scores are proportional between subjects: gains differ from draw to draw, where they lie does not.
-    interval = clustered_bootstrap([0.3 * 0.5] * 4 + [0.3 * 1.0] * 2, list("aaaabb"))
+    gain = PROMPT[2] - PROMPT[1]
+    interval = clustered_bootstrap([gain * 0.5] * 4 + [gain * 1.0] * 2, list("aaaabb"))
     prompt = gains.metrics["reward/prompt"]
     assert (prompt.low[1], prompt.high[1]) == pytest.approx((interval.low, interval.high), abs=1e-5)
     assert interval.high - interval.low > 0.1
@@ -141,14 +148,14 @@ def test_scores_gains_and_centres_are_those_of_the_prescribed_predictions(recipe
 def test_judges_are_measured_besides_the_rewards(recipe: Recipe) -> None:
     gains = measure(recipe, judges=SwappedJudges())
     assert gains.metrics.keys() == {"reward/prompt", "reward/identity", "judge/prompt", "judge/identity"}
-    assert gains.metrics["judge/prompt"] == gains.metrics["reward/identity"]
+    assert gains.metrics["judge/prompt"].scores == pytest.approx(gains.metrics["reward/identity"].scores)
     assert gains.difference is not None and gains.judge_difference is not None
     assert gains.judge_difference.mean == pytest.approx(-gains.difference.mean)
 
 
 def test_rewards_of_one_kind_are_averaged_by_weight(recipe: Recipe) -> None:
     both = [*REWARDS, FunctionReward("green again", "prompt", green)]
-    gains = measure(recipe, rewards=both, reward_weights=[3.0, 1.0, 1.0])
+    gains = measure(recipe, scorer=Scorer.inline(both), reward_weights=[3.0, 1.0, 1.0])
     expected = [2 / 3 * (0.75 * p + 0.25 * i) for p, i in zip(PROMPT, IDENTITY, strict=True)]
     assert gains.metrics["reward/prompt"].scores[:4] == pytest.approx(expected, abs=1e-5)
 
@@ -217,12 +224,12 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
         return velocity(x, sigma, conditioning)
 
     monkeypatch.setattr(policy, "velocity", count)
-    rewards = [FunctionReward("look", "prompt", look), REWARDS[1]]
+    scorer = Scorer.inline([FunctionReward("look", "prompt", look), REWARDS[1]])
     gains = measure_step_gains(
         policy,
         sampler,
         examples,
-        rewards,
+        scorer,
         None,
         config.rollout,
         encode=PromptEncoder(policy, size),
@@ -236,14 +243,15 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
     batches = -(-6 // config.rollout.batch_size)
     assert levels == sampler.sigmas[:-1].tolist() * batches, "one call of the model per step, and no more"
     of_step = [torch.cat(seen[step :: len(sampler.sigmas)]) for step in range(len(sampler.sigmas))]
-    assert torch.equal(of_step[-1], trained.images)
+    assert torch.equal(of_step[-1], (trained.images * 255).round() / 255)
     everyone = trained.conditioning_of(slice(0, 6))
     for k, step in enumerate(trained.steps):
         with torch.no_grad():
             sigma = float(sampler.sigmas[step])
             clean = trained.x[k] - sigma * policy.velocity(trained.x[k], sigma, everyone)
-            assert torch.allclose(of_step[step], policy.decode(clean, *size), atol=1e-5, rtol=0)
-    assert torch.allclose(of_step[-2], of_step[-1], atol=1e-5), "the last step ends in its own prediction"
+            half_a_level = 0.5 / 255 + 1e-5
+            assert torch.allclose(of_step[step], policy.decode(clean, *size), atol=half_a_level, rtol=0)
+    assert torch.allclose(of_step[-2], of_step[-1], atol=1 / 255), "the last step ends in its own prediction"
     identity = gains.metrics["reward/identity"]
     assert identity.scores == pytest.approx([float(images[:, 1].mean()) for images in of_step], abs=1e-5)
     assert sum(identity.gain) == pytest.approx(identity.scores[-1] - identity.scores[0], abs=1e-9)

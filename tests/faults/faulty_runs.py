@@ -28,19 +28,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from customized_grpo import components, trainer
+from customized_grpo import components
 from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.optimisation import Updater
 from customized_grpo.policies import Flux1Policy
+from customized_grpo.rewards.executors import Scorer
 from interrupted_train import install
 
 # phase: (method of Trainer, what is called in it, finished iterations at that time)
 PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
     "rollout": ("collect", (Flux1Policy, "velocity"), 1),
-    "reward": ("score", (trainer, "score_all"), 1),
+    "reward": ("score", (Scorer, "collect"), 1),
     "update": ("update", (Engine, "backward"), 1),
     "evaluation": ("evaluate", (Flux1Policy, "velocity"), 2),
     "save": ("save", (CheckpointStore, "save"), 2),  # in the main process; the others wait for it

@@ -1,4 +1,4 @@
-"""Rewards that say nothing and updates that are not finite, in whole runs: told, counted, then a stop."""
+"""Rewards that say nothing and updates that are not finite: counted, told, and in the end a stop."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ NAN = math.nan
 
 def rewards_say(patch: pytest.MonkeyPatch, says: Callable[[int], list[list[float]]]) -> None:
     """Let the rewards of an iteration be what `says` returns for it: [N, K], identity first."""
-    monkeyed = lambda self, *_: torch.tensor(says(self.iteration + 1))  # noqa: E731
-    patch.setattr(Trainer, "score", monkeyed)
+
+    def score(self: Trainer) -> torch.Tensor:
+        self.scorer.collect()
+        return torch.tensor(says(self.iteration + 1))
+
+    patch.setattr(Trainer, "score", score)
 
 
 GOOD = [[0.1, 0.4], [0.2, 0.3], [0.5, 0.2], [0.3, 0.1]]
@@ -151,9 +155,9 @@ def test_a_left_out_update_names_its_prompts_and_the_run_goes_on(
     asked: list[list[str]] = []
     collect = Trainer.collect
 
-    def remember(self: Trainer, examples: Any) -> Any:
+    def remember(self: Trainer, examples: Any, clock: Any) -> Any:
         asked.append([example.id for example in examples])
-        return collect(self, examples)
+        return collect(self, examples, clock)
 
     def spoiled(self: Updater, *args: Any) -> Any:
         for loss, statistics, kl in losses(self, *args):

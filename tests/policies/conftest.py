@@ -124,6 +124,8 @@ def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
         if family not in folders:
             folders[family] = _save(family, tmp_path_factory.mktemp(family))
         common = {"height": 64, "width": 64, "precision": "fp32", "device": "cpu", "family": family}
+        if settings.get("text_encoders") == "drop":
+            common["cache"] = tmp_path_factory.mktemp("cache")
         options = {**common, **FAMILY_SETTINGS[family], "path": str(folders[family]), **settings}
         return load_policy(ModelConfig(lora=LoraConfig(rank=2), **options), seed=0)
 

@@ -38,7 +38,9 @@ def test_numbers_and_settings_are_named_in_the_order_of_their_effect() -> None:
 
 
 def test_what_is_already_set_is_not_advised() -> None:
-    settings = model(quantisation="nf4", gradient_checkpointing=True, text_encoders="drop", offload_vae=True)
+    settings = model(
+        quantisation="nf4", gradient_checkpointing=True, text_encoders="offload", offload_vae=True
+    )
     with pytest.raises(UserError) as caught, explained(settings, {"train.micro_batch_size": 1}):
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
     assert caught.value.hint == "It needs a device with more memory."

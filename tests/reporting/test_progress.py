@@ -101,3 +101,10 @@ def test_an_error_passes_through_and_leaves_the_terminal_usable() -> None:
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_without_judges_the_rewards_on_held_out_prompts_are_shown_and_called_so() -> None:
+    out, text = console(terminal=False)
+    with progress(2, console=out) as bar:
+        bar.evaluation({"kind": "eval", "iteration": 0, "reward/prompt": 0.25, "reward/identity": 0.5})
+    assert text.getvalue() == "held-out  prompt 0.250  identity 0.500  (by the training rewards)\n"

@@ -38,7 +38,8 @@ def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:
         "What the model draws", "What samples are", "Prompt accuracy by part",
         "The learning signal", "Do the two rewards agree?", "Prompt and identity weight by step",
         "Spread of the rewards within a group", "Spread of the pictures within a group",
-        "Reward-hacking monitors", "Copy score", "Background similarity", "Diversity", "Colour saturation",
+        "Reward-hacking monitors", "Copy score", "Background similarity", "Diversity",
+        "Image statistics against the base",
         "Policy health", "Largest ratio deviation", "Clipped share", "Gradient norm", "KL to the base",
         "Where the time went", "Training time", "Alarms and events", "Settings and versions",
     ]  # fmt: skip

@@ -36,8 +36,21 @@ def tiny_onnx() -> ModuleType:
     return _load("tiny_onnx")
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"rewards_{name}", Path(__file__).with_name(f"{name}.py"))
+@pytest.fixture(scope="session")
+def serving() -> ModuleType:
+    """The helpers of serving.py."""
+    return _load("serving")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_rewards() -> ModuleType:
+    """The module that recipes of these tests name as `own_rewards:...`."""
+    return _load("own_rewards", "own_rewards")
+
+
+def _load(name: str, module_name: str | None = None) -> ModuleType:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(module_name or f"rewards_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up the names in their annotations

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -226,17 +228,26 @@ def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch
     assert "hf download facebook/dinov2-base" in str(caught.value)
 
 
-def test_the_readmes_own_reward_works(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import customized_grpo.rewards
+ROOT = Path(__file__).parents[2]
 
-    assert customized_grpo.rewards.__file__ is not None
-    readme = Path(customized_grpo.rewards.__file__).with_name("README.md").read_text()
-    (tmp_path / "my_rewards.py").write_text(readme.split("```python\n")[1].split("```")[0])
+
+@pytest.mark.parametrize("text", ["src/customized_grpo/rewards/README.md", "docs/rewards.md"])
+def test_the_texts_own_reward_works(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "my_rewards.py").write_text((ROOT / text).read_text().split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     reward = build_reward(RewardConfig(name="my_rewards:colourful"))
     assert score_all([reward], tiny.make_batch(2)).isfinite().all()
+
+
+def test_every_registered_reward_is_in_the_table() -> None:
+    rows = [
+        line for line in (ROOT / "docs" / "rewards.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(REWARDS)
 
 
 def test_noise_is_gaussian_depends_on_picture_and_prompt_alone_and_changes_the_fingerprint(own: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.rewards import ScoringBatch
+
+VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
 def seeded(build: Callable[[], Any], seed: int = 0) -> Any:
@@ -75,6 +79,112 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
         folder
     )
     return folder
+
+
+def save_dino_v1(folder: Path, seed: int = 0) -> Path:
+    """As published: without ViT's pooler, which DINO does not have."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=32,
+        initializer_range=0.3,
+    )
+    seeded(lambda: ViTModel(config, add_pooling_layer=False), seed).save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def qwen_tokenizer() -> Any:
+    """The published class of tokenizer, trained on the one text that it is for, without the reward token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    from customized_grpo.rewards.hpsv3_prompt import INSTRUCTION, REQUEST
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
+    published = Qwen2Tokenizer().backend_tokenizer
+    trained = Tokenizer(models.BPE())
+    trained.normalizer, trained.pre_tokenizer = published.normalizer, published.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    trained.train_from_iterator([INSTRUCTION, REQUEST], trainer)
+    model = json.loads(trained.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        extra_special_tokens=special[1:],
+    )
+
+
+def tiny_hpsv3(seed: int = 0) -> tuple[Any, Any]:
+    """A body of Qwen2-VL's class, with one row more than the tokenizer has tokens, and a head."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from customized_grpo.rewards.hpsv3 import reward_head
+
+    tokenizer = qwen_tokenizer()
+    start, end, image, video = tokenizer.convert_tokens_to_ids(VISION)
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer) + 1,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "initializer_range": 0.3,
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    return seeded(lambda: Qwen2VLForConditionalGeneration(config), seed), seeded(
+        lambda: reward_head(32), seed
+    )
+
+
+def save_hpsv3(folder: Path, seed: int = 0) -> Path:
+    """Checkpoint and base in one folder; the weights by the names of the published file."""
+    from safetensors.torch import save_file
+
+    model, head = tiny_hpsv3(seed)
+    model.config.save_pretrained(folder)
+    qwen_tokenizer().save_pretrained(folder)
+    save_file(published_names(model, head), folder / "HPSv3.safetensors")
+    return folder
+
+
+def published_names(model: Any, head: Any) -> dict[str, Tensor]:
+    """Return weights by the names that Qwen2-VL had when HPSv3 was published."""
+
+    def old(name: str) -> str:
+        return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+    body = {old(name): tensor.clone() for name, tensor in model.state_dict().items()}
+    return body | {f"rm_head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
 
 
 def random_image(seed: int, height: int = 64, width: int = 64) -> Tensor:

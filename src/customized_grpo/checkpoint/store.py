@@ -183,7 +183,7 @@ class CheckpointStore:
         return moved
 
     def sweep(self) -> list[Path]:
-        """Remove what killed saves left behind: half of a folder, and older checkpoints not yet pruned.
+        """Remove what killed saves left behind: half a folder, and older checkpoints that were not removed.
 
         Call it at start, holding the lock.
 

@@ -30,6 +30,19 @@ def check_run(run: Path) -> Path:
     raise UserError(f"{run} {what}", hint)
 
 
+def check_source(source: str) -> None:
+    """Refuse what can only be a run that is not there, rather than ask the hub for it.
+
+    Raises:
+        UserError: There is no such folder, and it is no hub id or there are runs beside it.
+    """
+    path = Path(source)
+    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if path.exists() or source == "toybox" or (is_hub_id and not any(path.parent.glob("*/config.yaml"))):
+        return
+    check_run(path)
+
+
 def check_files(paths: list[Path], option: str) -> None:
     """Refuse paths that are not files, all at once.
 

@@ -1,40 +1,72 @@
-"""`cgrpo generate`: pictures from the tuned model."""
+"""`cgrpo generate`: pictures from a run, or from any model it could be trained from."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, check_files, check_run
+from customized_grpo.cli.common import check_files, check_source
 from customized_grpo.errors import UserError
 
 
 def generate(
-    run: Run,
-    prompt: Annotated[str, typer.Option(help="What the picture should show.")],
+    source: Annotated[str, typer.Argument(help='Run, "toybox", folder in diffusers layout, or hub id.')],
+    prompt: Annotated[list[str], typer.Option(help="What the picture should show; may be repeated.")],
     reference: Annotated[list[Path], typer.Option(help="Picture of the subject; may be repeated.")],
     mask: Annotated[
         list[Path] | None,
         typer.Option(help="Mask of the subject, white on black; one per reference, in the same order."),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="Adapter in diffusers' format to put on a model that is not a run.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Draw with a run's model before tuning.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; by default the recipe's or model card's.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Pixels, multiples of 16; by default the recipe's, else 1024x1024."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="model.KEY=VALUE", help="Another setting; may be repeated."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i depends on seed, prompt and i only.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("generated"),
-    count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; picture i depends on the seed and i only.")] = 0,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also one labelled picture of all, beside the base's.")
+    ] = False,
 ) -> None:
-    """Generate pictures with the tuned model.
+    """Generate pictures.
 
-    For example: cgrpo generate runs/toybox --prompt "a toy at night" --reference toy.png
+    For example: cgrpo generate runs/toybox --prompt "a toy at night" --reference toy.png --grid
     """
-    check_run(run)
+    check_source(source)
     masks = mask or []
     check_files(reference, "--reference")
     check_files(masks, "--mask")
     if masks and len(masks) != len(reference):
         raise UserError(f"{len(masks)} --mask for {len(reference)} --reference; give one for each")
+    if not all(text.strip() for text in prompt):
+        raise UserError("--prompt: a prompt is empty")
+    wanted = [*(settings or ()), *_size_settings(size), *([] if steps is None else [f"steps={steps}"])]
 
-    from customized_grpo.generation import generate as draw
+    from customized_grpo.generation.pictures import Request
+    from customized_grpo.generation.pictures import generate as draw
 
-    for path in draw(run, prompt=prompt, references=reference, masks=masks, out=out, count=count, seed=seed):
+    request = Request(prompt, reference, masks, count, seed)
+    for path in draw(source, request, out=out, settings=wanted, lora=lora, base=base, grid=grid):
         print(path)
+
+
+def _size_settings(size: str | None) -> list[str]:
+    if size is None:
+        return []
+    if (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)) is None:
+        raise UserError(f"--size {size!r}: write height x width in pixels, for example 768x1024")
+    return [f"model.height={match[1]}", f"model.width={match[2]}"]

@@ -20,10 +20,12 @@ from customized_grpo.cli import (
     data,
     doctor,
     evaluate,
+    export,
     generate,
     plan,
     report,
     resume,
+    serve_rewards,
     toybox,
     train,
 )
@@ -42,7 +44,9 @@ app.command("train")(train.train)
 app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from customized_grpo.config.schema import MAX_SEED, Config
+from customized_grpo.config.fields import MAX_SEED
+from customized_grpo.config.schema import Config
 
 Schema = Mapping[str, Any]
 
@@ -44,6 +45,11 @@ def knobs() -> tuple[Knob, ...]:
     """Return every section and field of the config, in the order of the schema."""
     schema = Config.model_json_schema()
     return tuple(_walk(schema, schema["$defs"], "", None))
+
+
+def generic(path: str) -> str:
+    """Return the path of a field as its knob has it: `ITEM` for every index."""
+    return ".".join(ITEM if part.isdecimal() else part for part in path.split("."))
 
 
 def schema_json() -> str:

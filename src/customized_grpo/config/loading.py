@@ -20,18 +20,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
-from customized_grpo.config.document import knobs
+from customized_grpo.config.document import ITEM, generic, knobs
+from customized_grpo.config.fields import Section
 from customized_grpo.config.mistakes import explain, listed, nearest
 from customized_grpo.config.names import ADVANTAGE_NAMES, ADVANTAGE_OPTIONS, SCHEDULE_NAMES, SCHEDULE_OPTIONS
-from customized_grpo.config.schema import Config, Section
+from customized_grpo.config.schema import Config
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError
 
 EXTENDS = "extends"
 """Key of a recipe that names the recipe it starts from."""
 
-NOT_IN_HASH = ("run.dir", "run.overwrite", "run.process_timeout_s", "trackers")
-"""Fields that change where results go, but no number in them."""
+NOT_IN_HASH = ("run.dir", "run.overwrite", "run.process_timeout_s", "trackers", f"rewards.{ITEM}.executor")
+"""Fields that change where results go and where they are computed, but no number in them."""
 
 
 def preset_names() -> list[str]:
@@ -54,8 +55,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         UserError: Lists every mistake with its dotted path and what to write instead.
     """
     name, data, mistakes = _read_layers(recipe)
-    settings, bad_overrides = _parse_overrides(overrides)
-    mistakes += bad_overrides + _apply(data, settings)
+    settings, bad_overrides = parse_overrides(overrides)
+    mistakes += bad_overrides + apply_overrides(data, settings)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -80,7 +81,9 @@ def dump_config(config: Config) -> str:
 def config_hash(config: Config) -> str:
     """Return the SHA-256, in hex, of every value that can change a number of the run (see `NOT_IN_HASH`)."""
     ignored = tuple(f"{path}." for path in NOT_IN_HASH)
-    values = {path: value for path, value in _leaves(config).items() if not f"{path}.".startswith(ignored)}
+    values = {
+        path: value for path, value in _leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -197,7 +200,8 @@ def _refusal(recipe: str, mistakes: Sequence[Mistake]) -> UserError:
     return UserError(f"{count} in the recipe {recipe} or its overrides:\n{listed(mistakes)}")
 
 
-def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...], Any]], list[Mistake]]:
+def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...], Any]], list[Mistake]]:
+    """Return (path, value) of every `section.key=value`, and what is wrong with those that are not such."""
     settings: list[tuple[tuple[str, ...], Any]] = []
     mistakes = []
     for override in overrides:
@@ -213,7 +217,7 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ..
     return settings, mistakes
 
 
-def _apply(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
+def apply_overrides(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
     """Write the overrides into `data`; return those whose place does not exist."""
     for path, value in settings:
         _forget_options_of_old_choice(data, path, value)
@@ -271,7 +275,8 @@ def _forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], v
 
 def _choices() -> dict[tuple[str, ...], dict[str, Sequence[str]]]:
     """Return, for each field that decides which of its neighbours apply, its choices and their options."""
-    owned = [(knob.owner, knob.path.rpartition(".")[2]) for knob in knobs() if knob.owner]
+    data = [knob for knob in knobs() if knob.path.startswith("data.")]
+    owned = [(knob.owner, knob.path.rpartition(".")[2]) for knob in data if knob.owner]
     return {
         ("data", "kind"): {kind: [key for owner, key in owned if owner == kind] for kind, _ in owned},
         ("advantage", "name"): {name: list(ADVANTAGE_OPTIONS.get(name, ())) for name in ADVANTAGE_NAMES},

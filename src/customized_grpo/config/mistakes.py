@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from customized_grpo.config.checks import Mistake
-from customized_grpo.config.document import ITEM, Knob, knobs
+from customized_grpo.config.document import Knob, generic, knobs
 
 _WANTED = {
     "bool_type": "write true or false",
@@ -44,20 +44,24 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 def _path(error: ErrorDetails) -> tuple[str, ...]:
     """Return the place of an error as the parts of a dotted path, without pydantic's tags of alternatives."""
     parts = tuple(str(part) for part in error["loc"])
-    if len(parts) > 1 and parts[0] == "data" and parts[1] in _kinds():
-        return (parts[0], *parts[2:])
+    for place in range(1, len(parts)):
+        if parts[place] in _kinds(parts[:place]):
+            parts = (*parts[:place], *parts[place + 1 :])
+            break
     if error["type"].startswith("union_tag"):
         return (*parts, "kind")
     return parts
 
 
-def _kinds() -> set[str | None]:
-    return {knob.owner for knob in knobs() if knob.owner}
+def _kinds(path: tuple[str, ...]) -> list[str]:
+    """Return the kinds a section may be of; none for one that has no `kind`."""
+    knob = _knob((*path, "kind"))
+    return [] if knob is None else knob.type.split(" or ")
 
 
 def _knob(path: tuple[str, ...]) -> Knob | None:
-    generic = ".".join(ITEM if part.isdecimal() else part for part in path)
-    return next((knob for knob in knobs() if knob.path == generic), None)
+    name = generic(".".join(path))
+    return next((knob for knob in knobs() if knob.path == name), None)
 
 
 def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
@@ -67,7 +71,7 @@ def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
     if kind == "missing":
         return _about(path, "must be given")
     if kind == "union_tag_not_found":
-        return _about(path, f"must be given: {' or '.join(sorted(map(str, _kinds())))}")
+        return _about(path, f"must be given: {' or '.join(sorted(_kinds(path[:-1])))}")
     if kind in ("literal_error", "union_tag_invalid"):
         return _unknown_name(error)
     got = f"got {_shown(error['input'])}"
@@ -89,8 +93,8 @@ def _about(path: tuple[str, ...], text: str) -> str:
 
 def _unknown_key(path: tuple[str, ...]) -> str:
     *parents, key = path
-    generic = [ITEM if part.isdecimal() else part for part in parents]
-    siblings = [knob.path.rpartition(".")[2] for knob in knobs() if knob.path.split(".")[:-1] == generic]
+    section = generic(".".join(parents))
+    siblings = [knob.path.rpartition(".")[2] for knob in knobs() if knob.path.rpartition(".")[0] == section]
     if (close := nearest(key, siblings)) is not None:
         return f"there is no such key; did you mean {'.'.join((*parents, close))}?"
     elsewhere = [knob.path for knob in knobs() if knob.path.rpartition(".")[2] == key]
@@ -112,7 +116,7 @@ def _unknown_name(error: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = re.sub(r"//[^/\s]*@", "//[redacted]@", repr(value))  # credentials in a URL
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

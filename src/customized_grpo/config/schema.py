@@ -6,22 +6,27 @@ from it. Nothing is converted silently: a number in quotes, an unknown key or a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import Field, JsonValue, model_validator
 
 from customized_grpo.config.checks import cross_field_mistakes
+from customized_grpo.config.executors import ExecutorConfig, InlineExecution
+from customized_grpo.config.fields import (
+    Count,
+    CountOrZero,
+    FilePath,
+    NonNegative,
+    Pixels,
+    Positive,
+    Regex,
+    Section,
+    Seed,
+    Share,
+    Text,
+)
 from customized_grpo.config.names import (
     ADVANTAGE_OPTIONS,
     RULE_ARGUMENTS,
@@ -30,42 +35,6 @@ from customized_grpo.config.names import (
     SamplerName,
     ScheduleName,
 )
-
-MAX_SEED = 2**63 - 1
-
-
-def _path_text(value: object) -> object:
-    if value == "" or (isinstance(value, str) and "\0" in value):
-        raise ValueError("a path must not be empty or contain NUL")
-    return value
-
-
-def _regex(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from error
-    return value
-
-
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
-Text = Annotated[str, Field(min_length=1)]
-FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text)]
-Regex = Annotated[str, AfterValidator(_regex)]
-
-
-class Section(BaseModel):
-    """A part of the config: strict types, no unknown keys, no infinities, no changes after loading."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class RunConfig(Section):
@@ -231,6 +200,10 @@ class RewardConfig(Section):
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
     """Further arguments of the reward: those a registered one declares, or whatever your own takes."""
+    executor: ExecutorConfig = InlineExecution(kind="inline")
+    """Where the reward runs: in the trainer, in a thread of it, in Ray actors, or in a reward service."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What a failing reward does: stop ends the run, drop leaves the samples it was asked about unscored."""
 
 
 class _Selected(Section):
@@ -354,6 +327,8 @@ class EvaluationConfig(Section):
     """Samples generated and judged together: a matter of memory and speed, not of results."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
+    """Held-out judges of a manifest's rows: rewards of kind identity or prompt that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """What happens when a reward-hacking monitor raises an alarm: a warning, or a saved and stopped run."""
 

@@ -45,7 +45,7 @@ class Engine:
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
-        self.device = device if self.world_size == 1 else self.accelerator.device
+        self.device = device if on_cpu or self.world_size == 1 else self.accelerator.device
 
     @property
     def is_main(self) -> bool:

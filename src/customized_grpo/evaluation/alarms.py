@@ -8,8 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from customized_grpo.evaluation.statistics import Interval
+
+
+class TrainingHealth(NamedTuple):
+    """What training said of itself since the last evaluation; all by kind of reward.
+
+    Attributes:
+        zero_std: Share of groups without signal.
+        nan: Share of samples without a score.
+        reward: Mean reward of the samples.
+    """
+
+    zero_std: Mapping[str, float]
+    nan: Mapping[str, float]
+    reward: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,9 @@ class MonitorRecord:
         nan_share: Share of unscored samples likewise.
         diversity_ratio: In-group diversity divided by that of the base.
         image_shift: Each image statistic's change in units of its standard deviation over the base's images.
+        train_reward: Mean of each training reward over the samples since the last evaluation, by kind.
+        train_gap: The same minus the reward on held-out prompts now, in units of the reward's standard
+            deviation over the base's held-out images.
     """
 
     iteration: int
@@ -37,6 +55,8 @@ class MonitorRecord:
     nan_share: Mapping[str, float] = field(default_factory=dict)
     diversity_ratio: float | None = None
     image_shift: Mapping[str, float] = field(default_factory=dict)
+    train_reward: Mapping[str, float] = field(default_factory=dict)
+    train_gap: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,8 @@ class Thresholds:
         nan_share: Alarm above this share of unscored samples.
         diversity_ratio: Alarm below this fraction of the base's diversity.
         image_shift: Alarm when an image statistic moved by more than this many standard deviations.
+        train_gap_rise: Alarm when the lead of the reward in training over the same reward on held-out prompts
+            grew by more than this many standard deviations since the first evaluation after the base's.
         patience: Evaluations in a row for which the condition must hold.
     """
 
@@ -59,6 +81,7 @@ class Thresholds:
     nan_share: float = 0.05
     diversity_ratio: float = 0.5
     image_shift: float = 1.0
+    train_gap_rise: float = 0.5
     patience: int = 2
 
     def __post_init__(self) -> None:
@@ -92,18 +115,20 @@ def check_alarms(history: Sequence[MonitorRecord], thresholds: Thresholds) -> li
         raise ValueError("history must be in ascending order of iteration")
     if len(history) < thresholds.patience:
         return []
-    recent = [_conditions(record, thresholds) for record in history[-thresholds.patience :]]
+    first = history[0]
+    recent = [_conditions(record, first, thresholds) for record in history[-thresholds.patience :]]
     standing = [name for name in recent[-1] if all(name in conditions for conditions in recent)]
     return [Alarm(name, iterations[-1], recent[-1][name]) for name in standing]
 
 
-def _conditions(record: MonitorRecord, limit: Thresholds) -> dict[str, str]:
+def _conditions(record: MonitorRecord, first: MonitorRecord, limit: Thresholds) -> dict[str, str]:
     """Return the message of every condition that holds in one record, by alarm name."""
     return {
         **_copying(record, limit),
         **_hacking(record),
         **_health(record, limit),
         **_collapse(record, limit),
+        **_overfitting(record, first, limit),
     }
 
 
@@ -169,5 +194,18 @@ def _collapse(record: MonitorRecord, limit: Thresholds) -> dict[str, str]:
             found[f"image/{name}"] = (
                 f"{name} moved by {shift:+.2f} standard deviations of the base's images "
                 f"(limit {limit.image_shift:g}): look at the samples."
+            )
+    return found
+
+
+def _overfitting(record: MonitorRecord, first: MonitorRecord, limit: Thresholds) -> dict[str, str]:
+    found = {}
+    for kind in sorted(record.train_gap.keys() & first.train_gap.keys()):
+        rise = record.train_gap[kind] - first.train_gap[kind]
+        if rise > limit.train_gap_rise:
+            found[f"train_gap/{kind}"] = (
+                f"the {kind} reward runs ahead in training of what it is on held-out prompts, by {rise:.2f} "
+                f"standard deviations more than at first (limit {limit.train_gap_rise:g}): the policy learns "
+                "its training rows by heart. Stop earlier or train on more subjects."
             )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,21 +11,26 @@ import torch
 from torch import Tensor
 
 from customized_grpo.evaluation import monitors
-from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
-from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rollout import sample_examples
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
     from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
+    from customized_grpo.rewards.executors import Scorer
 
 KINDS = ("prompt", "identity")
 MIN_CLUSTERS = 2
 # Image statistics lie in [0, 1]. One that hardly varies over the base's images (no bright pixels anywhere,
 # say) must not raise an alarm for a change that nobody would see.
 SMALLEST_SPREAD = 0.05
+DIVERSITY = "monitor/diversity"
+# Monitors that are no image statistics and have conditions of their own.
+OTHER_MONITORS = ("monitor/copy_score", "monitor/background_similarity", DIVERSITY)
+DIVERSITY_PIXELS = 64  # side to which pictures are averaged before their spread is taken
 
 
 class Judges(Protocol):
@@ -122,7 +127,7 @@ def _mean(values: Sequence[float]) -> float:
 def evaluate_policy(
     policy: Policy,
     examples: Sequence[Example],
-    rewards: Sequence[Reward],
+    scorer: Scorer,
     judges: Judges | None,
     *,
     encode: PromptEncoder,
@@ -138,7 +143,7 @@ def evaluate_policy(
     Args:
         policy: The policy as it is now.
         examples: Held-out examples.
-        rewards: The training rewards, to compare with the judges.
+        scorer: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
         encode: Encodes the examples, and knows the size of the images.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
@@ -166,22 +171,34 @@ def evaluate_policy(
     )
     for rows, made in drawn:
         images.append(made.cpu())
-        for name, values in _columns(images[-1], samples[rows], rewards, reward_weights, judges).items():
+        for name, values in _columns(images[-1], samples[rows], scorer, reward_weights, judges).items():
             columns.setdefault(name, []).extend(values.tolist())
+    if samples_per_prompt > 1:
+        columns[DIVERSITY] = _diversity(torch.cat(images), samples_per_prompt).tolist()
     return HeldOutScores.of(columns, examples, samples_per_prompt), torch.cat(images)
+
+
+def _diversity(images: Tensor, group_size: int) -> Tensor:
+    """Return [N] how much the pictures of each prompt differ, the same for all pictures of it.
+
+    In the directions of their centred pixels, as `iteration_metrics.pixel_diversity`, seen from afar.
+    """
+    side = min(DIVERSITY_PIXELS, *images.shape[2:])
+    pixels = torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
+    return monitors.in_group_diversity(pixels, group_size).repeat_interleave(group_size)
 
 
 def _columns(
     images: Tensor,
     examples: Sequence[Example],
-    rewards: Sequence[Reward],
+    scorer: Scorer,
     reward_weights: Sequence[float] | None,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
-    scores = score_all(rewards, scoring_batch(images, examples))
+    scores = scorer.score(scoring_batch(images, examples))
     columns: dict[str, Tensor] = {}
     for kind in KINDS:
-        members = [k for k, reward in enumerate(rewards) if reward.kind == kind]
+        members = [k for k, reward in enumerate(scorer.rewards) if reward.kind == kind]
         if members:
             shares = torch.tensor([1.0 if reward_weights is None else reward_weights[k] for k in members])
             columns[f"reward/{kind}"] = scores[:, members] @ shares / shares.sum()
@@ -222,8 +239,24 @@ def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, di
     }
 
 
+def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much each reward is higher in training than on held-out prompts, "gap/KIND".
+
+    Training draws noise and evaluation does not, so the gap has a level of its own: its growth is what tells.
+
+    Args:
+        scores: An evaluation.
+        train_reward: Mean of each reward over the training samples since the one before, by kind.
+    """
+    return {
+        f"gap/{kind}": reward - _mean(scores.columns[f"reward/{kind}"])
+        for kind, reward in train_reward.items()
+        if f"reward/{kind}" in scores.columns
+    }
+
+
 def monitor_record(
-    iteration: int, now: HeldOutScores, base: HeldOutScores, zero_std: dict[str, float], nan: dict[str, float]
+    iteration: int, now: HeldOutScores, base: HeldOutScores, health: TrainingHealth
 ) -> MonitorRecord:
     """Return what the alarms look at.
 
@@ -231,8 +264,7 @@ def monitor_record(
         iteration: Of training.
         now: The latest evaluation.
         base: The evaluation before training.
-        zero_std: Share of training groups without signal since the last evaluation, by kind.
-        nan: Share of unscored training samples likewise.
+        health: What training said of itself since the last evaluation.
     """
 
     def change(metric: str) -> Interval | None:
@@ -241,24 +273,50 @@ def monitor_record(
 
     pairs = {kind: (change(f"reward/{kind}"), change(f"judge/{kind}")) for kind in KINDS}
     judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
-    shifts = {}
-    for name in now.columns:
-        if name.startswith("monitor/") and name not in (
-            "monitor/copy_score",
-            "monitor/background_similarity",
-        ):
-            before = torch.tensor(base.columns[name])
-            moved = torch.tensor(now.columns[name]).mean() - before.mean()
-            shifts[name.removeprefix("monitor/")] = float(
-                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
-            )
     return MonitorRecord(
         iteration,
         copy_change=change("monitor/copy_score"),
         background_change=change("monitor/background_similarity"),
         proxy_change={kind: pair[0] for kind, pair in judged.items() if pair[0]},
         held_out_change={kind: pair[1] for kind, pair in judged.items() if pair[1]},
-        zero_std_share=zero_std,
-        nan_share=nan,
-        image_shift=shifts,
+        zero_std_share=health.zero_std,
+        nan_share=health.nan,
+        diversity_ratio=_diversity_ratio(now, base),
+        image_shift=_image_shifts(now, base),
+        train_reward=health.reward,
+        train_gap=_scaled_gaps(now, base, health.reward),
     )
+
+
+def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
+    """Return how far each image statistic moved, in standard deviations over the base's images."""
+    shifts = {}
+    for name in now.columns:
+        if name.startswith("monitor/") and name not in OTHER_MONITORS:
+            before = torch.tensor(base.columns[name])
+            moved = torch.tensor(now.columns[name]).mean() - before.mean()
+            shifts[name.removeprefix("monitor/")] = float(
+                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
+            )
+    return shifts
+
+
+def _diversity_ratio(now: HeldOutScores, base: HeldOutScores) -> float | None:
+    """Return the diversity of each prompt's pictures over that of the base; None if it was not measured."""
+    if DIVERSITY not in now.columns or DIVERSITY not in base.columns:
+        return None
+    before = _mean(base.columns[DIVERSITY])
+    return _mean(now.columns[DIVERSITY]) / before if before > 0 else None
+
+
+def _scaled_gaps(
+    now: HeldOutScores, base: HeldOutScores, train_reward: Mapping[str, float]
+) -> dict[str, float]:
+    found = {}
+    for name, gap in train_gaps(now, train_reward).items():
+        kind = name.removeprefix("gap/")
+        values = torch.tensor(base.columns[f"reward/{kind}"])
+        spread = float(values[~values.isnan()].std())
+        if spread > 0 and not math.isnan(gap):  # one picture or a constant reward has no spread
+            found[kind] = gap / spread
+    return found

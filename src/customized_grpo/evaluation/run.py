@@ -2,37 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from customized_grpo.errors import UserError
-
-
-def load_run(run_dir: Path) -> tuple[Any, Any]:
-    """Return the config and the policy of a run, as its newest checkpoint has it.
-
-    With evaluation.use_ema the adapter is the average, which is what the run itself evaluates.
-
-    Raises:
-        UserError: The run has no complete checkpoint.
-    """
-    from customized_grpo.checkpoint.store import CheckpointStore
-    from customized_grpo.components import build_policy
-    from customized_grpo.config import load_config
-    from customized_grpo.optimisation import load_average
-
-    config = load_config(str(run_dir / "config.yaml"), [f"run.dir={json.dumps(str(run_dir))}"])
-    store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
-    step = store.latest()
-    if step is None:
-        raise UserError(f"{run_dir} has no complete checkpoint", "Train it first: cgrpo train.")
-    policy = build_policy(config)
-    tensors = store.load(step).tensors
-    policy.load_adapter_tensors(dict(tensors["adapter"]))
-    if config.evaluation.use_ema:
-        load_average(policy.trainable_parameters(), tensors["average"])
-    return config, policy
 
 
 def evaluate(
@@ -51,9 +23,10 @@ def evaluate(
     """
     import torch
 
-    from customized_grpo.components import build_data, build_rewards
+    from customized_grpo.components import build_data, build_scorer
     from customized_grpo.encoding import PromptEncoder
     from customized_grpo.evaluation.held_out import HeldOutScores, evaluate_policy, summary
+    from customized_grpo.generation.runs import load_run
     from customized_grpo.run_folder import RunFolder
 
     config, policy = load_run(run_dir)
@@ -62,13 +35,12 @@ def evaluate(
         raise UserError("this recipe holds out no rows to evaluate on", "Set data.held_out to a manifest.")
     encode = PromptEncoder.of(config, policy)
     steps = config.evaluation.steps or config.rollout.steps
-    rewards = build_rewards(config)
 
     def scores() -> HeldOutScores:
         return evaluate_policy(
             policy,
             data.held_out,
-            rewards,
+            scorer,
             data.judges,
             encode=encode,
             reward_weights=[reward.weight for reward in config.rewards],
@@ -78,8 +50,9 @@ def evaluate(
             batch_size=config.evaluation.batch_size,
         )[0]
 
-    with torch.no_grad(), policy.reference():
-        base = scores()
-    result = summary(base, scores())
+    with build_scorer(config) as scorer:
+        with torch.no_grad(), policy.reference():
+            base = scores()
+        result = summary(base, scores())
     RunFolder(run_dir).write_json("evaluation.json", result)
     return result

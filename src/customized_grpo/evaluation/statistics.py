@@ -18,16 +18,20 @@ and `Interval.clusters` tell how much was left. Infinities are always an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 Clusters = Sequence[str] | Sequence[int] | NDArray[np.generic]
 NanPolicy = Literal["raise", "omit"]
+Floats = NDArray[np.float64]
+
+FEW_CLUSTERS = 8
+"""With fewer clusters a 95 % interval covers less than it says; see the measured coverage above."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,81 @@ def clustered_bootstrap(
     if not 0 < level < 1 or n_boot < 1:
         raise ValueError(f"need 0 < level < 1 and n_boot >= 1, got level={level}, n_boot={n_boot}")
     kept, index = _clean(np.asarray(values, dtype=np.float64), np.asarray(clusters), nan)
-    count = int(index.max(initial=-1)) + 1
-    if count < 2:
-        raise ValueError(f"an interval needs at least 2 clusters, got {count}")
-    sums = np.bincount(index, kept, count)
-    sizes = np.bincount(index, minlength=count).astype(np.float64)
-    # How often each cluster is drawn: [n_boot, clusters].
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), n_boot)
-    means = (draws @ sums) / (draws @ sizes)
+    count = _count(index)
+    means = _draw_means(kept[None], index, n_boot, seed)[0]
     tail = float(ndtr(stdtrit(count - 1, (1 - level) / 2) * math.sqrt(count / (count - 1))))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(kept.mean()), float(low), float(high), level, len(kept), count)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A statistic of means with its interval, and how surprising it would be if the truth were 0.
+
+    Attributes:
+        interval: Of the statistic; its `mean` is the statistic of all rows.
+        p: Two-sided p-value: 1 minus the level of the interval that just touches 0.
+    """
+
+    interval: Interval
+    p: float
+
+
+def clustered_test(
+    columns: ArrayLike,
+    clusters: Clusters,
+    statistic: Callable[[Floats], Floats],
+    *,
+    n_boot: int = 20_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Test:
+    """Return a statistic of the means of several columns, such as a product or a difference of products.
+
+    The interval is that of `clustered_bootstrap`; p inverts the same expansion, so that p < 1 - level exactly
+    when the interval excludes 0 (up to the draws), and is never below what `n_boot` draws can show.
+
+    Args:
+        columns: [K, N]; rows where one of them is NaN are left out.
+        clusters: [N], the cluster (subject) of each row.
+        statistic: Maps means [K, draws] to values [draws].
+        n_boot: Number of bootstrap draws.
+        seed: Same seed, same result.
+        level: Confidence of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: As `clustered_bootstrap`.
+    """
+    table = np.asarray(columns, dtype=np.float64)
+    _, index = _clean(table.sum(0), np.asarray(clusters), "omit")
+    kept = table[:, ~np.isnan(table.sum(0))]
+    count = _count(index)
+    draws = statistic(_draw_means(kept, index, n_boot, seed))
+    widening = math.sqrt(count / (count - 1))
+    tail = float(ndtr(stdtrit(count - 1, (1 - level) / 2) * widening))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    value = float(statistic(kept.mean(1, keepdims=True))[0])
+    beyond = min((draws <= 0).mean(), (draws >= 0).mean())
+    share = min(max(beyond, 1 / (n_boot + 1)), 0.5)
+    p = float(2 * stdtr(count - 1, ndtri(share) / widening))
+    return Test(Interval(value, float(low), float(high), level, kept.shape[1], count), min(p, 1.0))
+
+
+def _count(index: NDArray[np.intp]) -> int:
+    count = int(index.max(initial=-1)) + 1
+    if count < 2:
+        raise ValueError(f"an interval needs at least 2 clusters, got {count}")
+    return count
+
+
+def _draw_means(columns: Floats, index: NDArray[np.intp], n_boot: int, seed: int) -> Floats:
+    """Return means [K, n_boot] of columns [K, N] over clusters drawn with replacement."""
+    count = _count(index)
+    sums = np.stack([np.bincount(index, column, count) for column in columns], axis=1)
+    sizes = np.bincount(index, minlength=count).astype(np.float64)
+    # How often each cluster is drawn: [n_boot, clusters].
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), n_boot)
+    return ((draws @ sums) / (draws @ sizes)[:, None]).T
 
 
 def paired_difference(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
     from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
-    from customized_grpo.rewards.base import Reward
+    from customized_grpo.rewards.executors import Scorer
 
 METRICS = ("reward/prompt", "reward/identity", "judge/prompt", "judge/identity")
 N_BOOT, LEVEL = 2000, 0.95
@@ -125,7 +125,7 @@ def measure_step_gains(
     policy: Policy,
     sampler: Sampler,
     examples: Sequence[Example],
-    rewards: Sequence[Reward],
+    scorer: Scorer,
     judges: Judges | None,
     rollout_config: RolloutConfig,
     *,
@@ -142,7 +142,7 @@ def measure_step_gains(
         policy: The policy; with a fresh adapter it is the base.
         sampler: The recipe's stochastic sampler.
         examples: P prompts.
-        rewards: The training rewards.
+        scorer: The training rewards.
         judges: Held-out judges, if there are any for this data.
         rollout_config: The recipe's rollout section.
         encode: Encodes the examples.
@@ -167,7 +167,7 @@ def measure_step_gains(
         between=between,
     )
     for rows, step, images in predictions:
-        columns = _columns(images.cpu(), samples[rows], rewards, reward_weights, judges)
+        columns = _columns(images.cpu(), samples[rows], scorer, reward_weights, judges)
         for metric in METRICS:
             if metric in columns:
                 table = scores.setdefault(metric, torch.full((len(samples), len(sampler.sigmas)), math.nan))

@@ -99,6 +99,10 @@ class Policy(Protocol):
         """Return where the model runs."""
         ...
 
+    def encoding(self) -> AbstractContextManager[None]:
+        """Have the encoders at hand inside the block, for several calls of `encode`."""
+        ...
+
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
     ) -> Conditioning:

@@ -128,7 +128,7 @@ def _pipeline_class(path: str, family: str) -> str:
 
     Only the index is read, a small file, so that a wrong or unreachable checkpoint is refused at once.
     """
-    found, expected = str(_read_index(path).get("_class_name")), FAMILIES[family].classes
+    found, expected = str(read_index(path).get("_class_name")), FAMILIES[family].classes
     if found not in expected:
         raise UserError(
             f"model.path {path!r}: {INDEX} says {found}, model.family {family} needs {' or '.join(expected)}",
@@ -137,7 +137,12 @@ def _pipeline_class(path: str, family: str) -> str:
     return expected[found]
 
 
-def _read_index(path: str) -> dict[str, Any]:
+def read_index(path: str) -> dict[str, Any]:
+    """Return the model_index.json of a folder or hub id: a small file that says what the checkpoint is.
+
+    Raises:
+        UserError: There is none, it cannot be fetched, or it is not JSON.
+    """
     file = Path(path).expanduser() / INDEX
     if not file.parent.is_dir():
         file = _download_index(path)
@@ -197,3 +202,26 @@ def hub_error(path: str, error: Exception, *, what: str | None = None, file: str
     if isinstance(error, EntryNotFoundError):
         return UserError(f"{what}: the checkpoint has no {file}", hint="Name one in diffusers' layout.")
     return UserError(f"{what}: {file} could not be fetched: {error}")
+
+
+def transformer_layers(model: ModelConfig) -> list[str]:
+    """Return the names of all modules of a model's transformer, in their order, from its config alone.
+
+    Raises:
+        UserError: The checkpoint is unreachable or of another family.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    path = model.path
+    if path == TOYBOX:
+        from customized_grpo.toybox.assets import base_folder
+
+        path = str(base_folder())
+    _pipeline_class(path, model.family)
+    transformer_class = getattr(diffusers, read_index(path)["transformer"][1])
+    with quiet(), init_empty_weights():
+        transformer = transformer_class.from_config(
+            transformer_class.load_config(path, subfolder="transformer")
+        )
+    return [name for name, _ in transformer.named_modules()]

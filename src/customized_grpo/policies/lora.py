@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"
 FILE_PREFIX = "transformer."
 METADATA_KEY = "lora_adapter_metadata"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 SHOWN = 3  # keys named in a message
 
@@ -156,6 +158,48 @@ def load_file(transformer: Any, path: Path) -> None:
             hint=f"Set model.lora.alpha to {theirs:g}.",
         )
     load_adapter_tensors(transformer, named, str(file))
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """What a model must be given to take a saved adapter.
+
+    Attributes:
+        rank: Of every layer.
+        alpha: Scale times rank.
+        target: Regular expression that matches the adapted layers and no others.
+    """
+
+    rank: int
+    alpha: float
+    target: str
+
+
+def read_shape(path: Path) -> LoraShape:
+    """Read rank, alpha and layers of a file in diffusers' format, or the one in a folder.
+
+    Raises:
+        UserError: No such file, a pickle, not safetensors, another format, or layers of several ranks.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    tensors, metadata = _read(file)
+    ranks = {
+        name.removeprefix(FILE_PREFIX).removesuffix(DOWN): tensor.shape[0]
+        for name, tensor in tensors.items()
+        if name.startswith(FILE_PREFIX) and name.endswith(DOWN)
+    }
+    strange = [name for name in tensors if not name.startswith(FILE_PREFIX) or not name.endswith((DOWN, UP))]
+    if strange or len(set(ranks.values())) != 1:
+        problem = (
+            f"tensors such as {_shown(strange)}" if strange else "its layers have several ranks, or none"
+        )
+        raise UserError(
+            f"{file}: not an adapter of one rank in diffusers' format: {problem}",
+            hint=f"Make it part of the base instead, which takes every format: model.fuse_lora={file}.",
+        )
+    rank = next(iter(ranks.values()))
+    alpha = float(metadata.get(FILE_PREFIX + "lora_alpha", rank))
+    return LoraShape(rank, alpha, "|".join(re.escape(name) for name in sorted(ranks)))
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -145,6 +145,10 @@ class PipelinePolicy(ABC):
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
         with self.placement.vae():
             return torch.cat([self._reference_tokens(slot) for slot in slots], dim=1)
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Have the text encoders at hand inside the block, for several calls of `encode`."""
+        return self.placement.text_encoders()
 
     def drop_text_encoders(self) -> None:
         """Free the text encoders: `encode` then raises a UserError, everything else goes on."""

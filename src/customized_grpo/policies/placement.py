@@ -49,6 +49,7 @@ class Placement:
     def __init__(self, pipe: Any, device: torch.device, offload: Offload) -> None:
         self._pipe, self._device, self.offload = pipe, device, offload
         self._dropped = False
+        self._encoding = False
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 part.to(CPU if self._waits(name) else device)
@@ -56,6 +57,8 @@ class Placement:
     @contextmanager
     def text_encoders(self) -> Iterator[None]:
         """Have the text encoders on the device inside the block; when they wait, without the transformer.
+
+        A block inside another one changes nothing, so that many calls can share one journey.
 
         Raises:
             UserError: They were dropped.
@@ -65,9 +68,10 @@ class Placement:
                 "the text encoders were dropped after the rows were encoded, and here is another prompt",
                 hint="Set model.text_encoders=offload, which keeps them on the CPU.",
             )
-        if self.offload.text_encoders == "keep":
+        if self.offload.text_encoders == "keep" or self._encoding:
             yield
             return
+        self._encoding = True
         encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
         stays = is_sharded(self._pipe.transformer)  # small enough, and its parts cannot be moved
         if not stays:
@@ -76,6 +80,7 @@ class Placement:
             with self._visiting(encoders):
                 yield
         finally:
+            self._encoding = False
             if not stays:
                 self._pipe.transformer.to(self._device)
 

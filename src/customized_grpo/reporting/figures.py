@@ -67,7 +67,7 @@ def sections(run: RunData) -> list[Section]:
         Section(
             "Reward-hacking monitors",
             "Not trained on, only watched: ways to earn reward without drawing a better picture.",
-            _monitors(run),
+            [*_monitors(run), *_present(_image_statistics(run), _gap(run))],
         ),
         Section("Policy health", "Whether the optimisation itself is sound. " + _counts(run), _health(run)),
         Section("Where the time went", "", _present(_time(run)), wide=True),
@@ -307,12 +307,15 @@ MONITORS = (
         "plain",
         "How much samples of one prompt differ. A fall means that the model repeats one picture.",
     ),
-    (
-        "monitor/saturation",
-        "Colour saturation",
-        "plain",
-        "A drift away from the base may mean that a reward likes gaudy or grey pictures.",
-    ),
+)
+
+IMAGE_STATISTICS = (
+    ("saturation", "saturation", "prompt"),
+    ("dark_share", "dark", "plain"),
+    ("bright_share", "bright", "identity"),
+    ("edge_density", "edges", "positive"),
+    ("colour_entropy", "colours", "conflict"),
+    ("high_frequency", "fine detail", "negative"),
 )
 
 
@@ -326,6 +329,33 @@ def _monitors(run: RunData) -> list[Figure]:
         levels = [Level("base", first)] if isinstance(first, int | float) else []
         figures.append(_lines(run, title, caption, [line], levels=levels, size=SMALL, least=0.1))
     return _present(*figures)
+
+
+def _image_statistics(run: RunData) -> Figure | None:
+    """Every image statistic minus that of the base, so that six of them share one axis."""
+    if len(run.evals) < 2 or run.evals[0]["iteration"] != 0:
+        return None
+    lines = []
+    for key, name, colour in IMAGE_STATISTICS:
+        line = _eval_line(run, f"monitor/{key}", name, colour)
+        first = run.evals[0].get(f"monitor/{key}")
+        if line is not None and isinstance(first, int | float):
+            drift = [None if value is None else value - first for value in line.y]
+            lines.append(replace(line, y=drift, low=None, high=None))
+    caption = (
+        "Difference from the base's pictures; all lie in [0, 1]. A drift may mean that a reward likes gaudy, "
+        "dark or noisy pictures. Look at the samples."
+    )
+    return _lines(run, "Image statistics against the base", caption, lines, size=SMALL, least=0.1)
+
+
+def _gap(run: RunData) -> Figure | None:
+    lines = [_eval_line(run, f"gap/{kind}", kind, kind) for kind in WORDS]
+    caption = (
+        "Mean reward in training minus the same reward on held-out prompts. Training draws noise, so the "
+        "level says nothing; a rise means that the training rows are learnt by heart."
+    )
+    return _lines(run, "Training ahead of held-out prompts", caption, lines, size=SMALL)
 
 
 HEALTH = (

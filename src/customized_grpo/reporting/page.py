@@ -7,15 +7,21 @@ security policy in the page forbids any connection and any script but its own.
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from customized_grpo.reporting.run_data import Interval
 from customized_grpo.reporting.scales import signed
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+MAX_SIDE = 256
+"""Pixels; larger samples are scaled down and stored as JPEG, as a page of 1024-pixel PNGs would not open."""
 
 NONE = "\u2013"
 """Stands where nothing was measured."""
@@ -34,10 +40,27 @@ def environment() -> Environment:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page so that readers see the old or the new one, never half of it; returns its path."""
+    return replace_file(path, html)
+
+
+def replace_file(path: Path, text: str) -> Path:
+    """Write a text file in one step, over an older one if there is one; returns its path."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an RGB picture as a data URI: as PNG if it is small, else scaled down and as JPEG."""
+    buffer = io.BytesIO()
+    if max(image.size) <= MAX_SIDE:
+        image.save(buffer, format="PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small = image.copy()
+    small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    small.save(buffer, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def number(value: float | None, plus: bool = False) -> str:

@@ -95,7 +95,7 @@ class Progress:
         self._first_eval = self._first_eval or metrics
         self._last_eval = metrics
         if self._live is None:
-            self._print("held-out  " + self._judges())
+            self._print(f"held-out  {self._held_out()}" + self._caveat())
 
     def message(self, text: str) -> None:
         """A line that stays on the screen above the bar (an alarm, a checkpoint)."""
@@ -125,14 +125,24 @@ class Progress:
         names = [("prompt", "reward/prompt"), ("identity", "reward/identity")]
         return "  ".join(f"{label} {number(self._train.get(key))}" for label, key in names)
 
-    def _judges(self) -> str:
+    def _judged_by(self) -> str:
+        """Return who judges held-out pictures: the rewards themselves where there are no judges."""
+        return (
+            "judge" if "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval else "reward"
+        )
+
+    def _held_out(self) -> str:
         parts = []
-        for label, key in (("prompt", "judge/prompt"), ("identity", "judge/identity")):
+        for label in ("prompt", "identity"):
+            key = f"{self._judged_by()}/{label}"
             text = f"{label} {number(self._last_eval.get(key))}"
             if self._last_eval is not self._first_eval:
                 text += f" (base {number(self._first_eval.get(key))})"
             parts.append(text)
         return "  ".join(parts)
+
+    def _caveat(self) -> str:
+        return "" if self._judged_by() == "judge" else "  (by the training rewards)"
 
     def _plain(self) -> str:
         _, rate = self._speed()
@@ -163,7 +173,7 @@ class Progress:
         if self._train:
             lines.append(Text.assemble(("training reward  ", "dim"), self._rewards()))
         if self._last_eval:
-            lines.append(Text.assemble(("held-out judges  ", "dim"), self._judges()))
+            lines.append(Text.assemble((f"held-out {self._judged_by()}s  ", "dim"), self._held_out()))
         return Group(*lines)
 
 

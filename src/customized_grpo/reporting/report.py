@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,17 @@ from PIL import Image
 from customized_grpo.errors import UserError
 from customized_grpo.reporting.cells import interval_plot
 from customized_grpo.reporting.figures import sections
-from customized_grpo.reporting.page import TEMPLATES, environment, interval_text, number, write_page
+from customized_grpo.reporting.page import (
+    TEMPLATES,
+    data_uri,
+    environment,
+    interval_text,
+    number,
+    write_page,
+)
 from customized_grpo.reporting.progress import duration
 from customized_grpo.reporting.run_data import Comparison, Interval, RunData, Samples, read_run
 from customized_grpo.reporting.scales import compact
-
-MAX_SIDE = 256
-"""Pixels; larger samples are scaled down and stored as JPEG, as a page of 1024-pixel PNGs would not open."""
 
 MAX_ROWS = 12
 MAX_ITERATIONS = 9
@@ -88,7 +91,7 @@ def render(run: RunData) -> str:
             run=run,
             state=_state(run),
             facts=_facts(run),
-            findings=_findings(run),
+            findings=findings(run),
             headline=_headline(run),
             rest=_rest(run),
             sections=sections(run),
@@ -187,7 +190,7 @@ def _rest(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def _findings(run: RunData) -> list[str]:
+def findings(run: RunData) -> list[str]:
     """The result in sentences that do not say more than the intervals do."""
     sentences = []
     for head in HEADLINES[:2]:
@@ -275,12 +278,6 @@ def _data_uri(folder: Path, name: str | None) -> str:
         raise UserError(f"{folder / 'index.json'} lists {name!r}, which is no picture in {folder}")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) <= MAX_SIDE:
-                return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-            small = image.convert("RGB")
+            return data_uri(image.convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as PNG: {error}") from error
-    small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -9,7 +9,14 @@ from customized_grpo.rewards.base import (
     score_all,
 )
 from customized_grpo.rewards.options import RewardOptions
-from customized_grpo.rewards.registry import REWARDS, build_reward, check_rewards, register, register_with
+from customized_grpo.rewards.registry import (
+    REWARDS,
+    build_reward,
+    check_rewards,
+    needs_masks,
+    register,
+    register_with,
+)
 
 __all__ = [
     "REWARDS",
@@ -21,6 +28,7 @@ __all__ = [
     "ScoringBatch",
     "build_reward",
     "check_rewards",
+    "needs_masks",
     "register",
     "register_with",
     "score_all",

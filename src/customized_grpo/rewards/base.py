@@ -6,7 +6,8 @@ NaN says that it could not judge the sample, which then does not count. It never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -99,6 +100,20 @@ class Reward(Protocol):
         ...
 
 
+class HasKind(Protocol):
+    """What a reward is called and measures, wherever it runs."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics and messages."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What it measures."""
+        ...
+
+
 class RewardError(UserError):
     """A reward that raised, or returned something that is no list of scores."""
 
@@ -141,23 +156,39 @@ def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
     """
     if not rewards:
         raise ValueError("no rewards")
-    scores = torch.stack([_checked(reward, batch) for reward in rewards], dim=1)
+    return as_scores([checked_scores(reward, batch) for reward in rewards])
+
+
+def as_scores(columns: Sequence[Tensor]) -> Tensor:
+    """Put the scores [B] of K rewards side by side, [B, K]; what is infinite becomes NaN."""
+    scores = torch.stack(list(columns), dim=1)
     return scores.masked_fill(scores.isinf(), float("nan"))
 
 
-def _checked(reward: Reward, batch: ScoringBatch) -> Tensor:
-    samples = f"samples {batch.label(0)} to {batch.label(len(batch) - 1)}"
-    try:
+def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
+    """Ask one reward: fp32 [B] on the CPU; raises as `score_all` does."""
+    with naming(reward.name, batch):
         scores = reward.score(batch)
+    if not isinstance(scores, Tensor) or scores.dtype != torch.float32 or scores.shape != (len(batch),):
+        got = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise RewardError(
+            f"reward {reward.name!r} must return torch.float32 [{len(batch)}], got {got} on {_samples(batch)}"
+        )
+    return scores.detach().cpu()
+
+
+@contextmanager
+def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
+    """Inside the block, make what is no UserError a RewardError that names the reward and the samples."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise RewardError(
-            f"reward {reward.name!r} failed on {samples}: {type(error).__name__}: {error}"
+            f"reward {name!r} failed on {_samples(batch)}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(scores, Tensor) or scores.dtype != torch.float32 or scores.shape != (len(batch),):
-        got = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise RewardError(
-            f"reward {reward.name!r} must return torch.float32 [{len(batch)}], got {got} on {samples}"
-        )
-    return scores.detach().cpu()
+
+
+def _samples(batch: ScoringBatch) -> str:
+    return f"samples {batch.label(0)} to {batch.label(len(batch) - 1)}"

@@ -16,9 +16,10 @@ from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
 
 if TYPE_CHECKING:
-    from transformers import Dinov2Model
+    from transformers import Dinov2Model, ViTModel
 
 NAME = "dino"
+SEGMENTED_NAME = "dino_seg"
 DEFAULT_PATH = "facebook/dinov2-base"
 
 
@@ -30,6 +31,7 @@ class DinoReward(ReferenceSimilarity):
         preprocess: Its preprocessing.
         segment: Which pictures are cut out with their masks.
         device: Where it runs.
+        name: Name of the reward; "dino_seg" says, with the paper, that the reference is cut out.
     """
 
     def __init__(
@@ -38,20 +40,26 @@ class DinoReward(ReferenceSimilarity):
         preprocess: Preprocess,
         segment: Segment = "reference",
         device: torch.device | str = "cpu",
+        name: str = NAME,
     ) -> None:
-        super().__init__(NAME, Encoder(model, preprocess, class_token), segment=segment, device=device)
+        super().__init__(name, Encoder(model, preprocess, class_token), segment=segment, device=device)
 
     @classmethod
     def load(
-        cls, path: str, *, segment: Segment = "reference", device: torch.device | str = "cpu"
+        cls,
+        path: str,
+        *,
+        segment: Segment = "reference",
+        device: torch.device | str = "cpu",
+        name: str = NAME,
     ) -> DinoReward:
         """Load from a folder, a hub id or "toybox"; UserError if that fails."""
         from transformers import Dinov2Model
 
         model, folder = load_model(path, NAME, Dinov2Model)
-        return cls(model, load_preprocess(folder), segment, device)
+        return cls(model, load_preprocess(folder), segment, device, name)
 
 
-def class_token(model: Dinov2Model, pixel_values: Tensor) -> Tensor:
+def class_token(model: Dinov2Model | ViTModel, pixel_values: Tensor) -> Tensor:
     """Return the class token after the last norm, [B, D]."""
     return model(pixel_values=pixel_values).last_hidden_state[:, 0]

@@ -29,7 +29,10 @@ class FeatureCache:
         return len(self._entries)
 
     def get(self, keys: Sequence[bytes], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """Return features [len(keys), D], computing each distinct missing key once.
+        """Return features [len(keys), D], computing each distinct missing key once, by itself.
+
+        Products of another batch size round differently. Computed alone, a feature never depends on what else
+        was missing then, so neither does a score on what was scored before, or on whether a run was resumed.
 
         Args:
             keys: Hashes of the contents; they may repeat.
@@ -37,8 +40,7 @@ class FeatureCache:
         """
         missing = {key: position for position, key in enumerate(keys) if key not in self._entries}
         found = {key: self._entries[key] for key in keys if key not in missing}
-        if missing:
-            found |= dict(zip(missing, compute(list(missing.values())), strict=True))
+        found |= {key: compute([position])[0] for key, position in missing.items()}
         for key in keys:
             self._entries[key] = found[key]
             self._entries.move_to_end(key)
@@ -52,7 +54,7 @@ def content_key(*tensors: Tensor) -> bytes:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 

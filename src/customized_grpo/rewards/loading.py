@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UserError
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 TOYBOX = "toybox"
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]:
+def load_model(
+    path: str, toybox_name: str | None, model_class: Any, arguments: Mapping[str, Any] = NO_ARGUMENTS
+) -> tuple[Any, str]:
     """Load a model in fp32.
 
     Args:
         path: A folder, a hub id such as "owner/name", or "toybox".
-        toybox_name: Which of the embedded reward models "toybox" means.
+        toybox_name: Which of the embedded reward models "toybox" means; None where there is none.
         model_class: The transformers class.
+        arguments: Further arguments of that class.
 
     Returns:
         The model, and the folder or hub id with its preprocessing and tokenizer.
@@ -33,19 +38,21 @@ def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]
             would have filled with random numbers.
     """
     if path == TOYBOX:
+        if toybox_name is None:
+            raise UserError(f"ToyBox has no {model_class.__name__}", hint="Give a folder or a hub id.")
         from customized_grpo.toybox.assets import load_reward_model
 
-        with _no_progress_bars():
+        with no_progress_bars():
             model, folder = load_reward_model(toybox_name)
         return model, str(folder)
     wanted = model_class.config_class.model_type
-    found = json.loads(_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
+    found = json.loads(checkpoint_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
     if found != wanted:
         raise UserError(f"reward model {path!r}: it is a {found!r} model, {wanted!r} is needed")
-    with _no_progress_bars():
+    with no_progress_bars():
         try:
             model, report = model_class.from_pretrained(
-                path, dtype="float32", use_safetensors=True, output_loading_info=True
+                path, dtype="float32", use_safetensors=True, output_loading_info=True, **arguments
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"reward model {path!r} could not be loaded: {error}") from error
@@ -57,20 +64,34 @@ def load_model(path: str, toybox_name: str, model_class: Any) -> tuple[Any, str]
 
 def load_preprocess(path: str) -> Preprocess:
     """Read the preprocessing that belongs to a checkpoint."""
-    return Preprocess.from_file(_file(path, FILE_NAME))
+    return Preprocess.from_file(checkpoint_file(path, FILE_NAME))
 
 
 def load_tokenizer(path: str) -> CLIPTokenizer:
     """Load the tokenizer that belongs to a CLIP checkpoint."""
     from transformers import CLIPTokenizer
 
+    return load_part(path, CLIPTokenizer, "tokenizer")
+
+
+def load_part(path: str, part_class: Any, what: str) -> Any:
+    """Load a tokenizer or a configuration.
+
+    Args:
+        path: A folder or a hub id.
+        part_class: The transformers class.
+        what: What messages call it.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
     try:
-        return CLIPTokenizer.from_pretrained(path)
+        return part_class.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"reward model {path!r}: no tokenizer could be loaded: {error}") from error
+        raise UserError(f"reward model {path!r}: no {what} could be loaded: {error}") from error
 
 
-def _file(path: str, name: str) -> Path:
+def checkpoint_file(path: str, name: str) -> Path:
     """Return a file of a folder or of a hub checkpoint."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -102,7 +123,8 @@ def _file(path: str, name: str) -> Path:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars while it loads."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -24,6 +24,10 @@ from customized_grpo.errors import UserError
 FILE_NAME = "preprocessor_config.json"
 Size = tuple[int, int]
 Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from customized_grpo.config.mistakes import nearest
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
+from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
@@ -31,28 +32,37 @@ class Registered:
     Attributes:
         build: Makes it from an entry of a recipe, whose options it checks first.
         options: The model of its options.
+        segmented: Whether it cuts out pictures as the entry's `segment` says, and so needs masks.
     """
 
     build: RewardFactory
     options: type[RewardOptions]
+    segmented: bool
 
 
 REWARDS: dict[str, Registered] = {}
 """Every registered reward, by name."""
 
 
-def register(name: str) -> Callable[[RewardFactory], RewardFactory]:
-    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests."""
+def register(name: str, *, segmented: bool = False) -> Callable[[RewardFactory], RewardFactory]:
+    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests.
+
+    Args:
+        name: What a recipe calls it.
+        segmented: Whether it cuts out pictures as the entry's `segment` says, and so needs masks.
+    """
 
     def add(factory: RewardFactory) -> RewardFactory:
-        register_with(name, RewardOptions)(lambda config, device, _: factory(config, device))
+        register_with(name, RewardOptions, segmented=segmented)(
+            lambda config, device, _: factory(config, device)
+        )
         return factory
 
     return add
 
 
 def register_with(
-    name: str, options: type[Options]
+    name: str, options: type[Options], *, segmented: bool = False
 ) -> Callable[[FactoryWithOptions[Options]], FactoryWithOptions[Options]]:
     """Return a decorator like `register`'s for a factory that also takes options, read as the model given."""
 
@@ -62,7 +72,7 @@ def register_with(
 
         if name in REWARDS:
             raise ValueError(f"there already is a reward {name!r}")
-        REWARDS[name] = Registered(build, options)
+        REWARDS[name] = Registered(build, options, segmented)
         return factory
 
     return add
@@ -84,6 +94,11 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
     if mistakes:
         hints = dict.fromkeys(error.hint for error in mistakes if error.hint is not None)
         raise UserError("\n".join(error.message for error in mistakes), "\n".join(hints) or None)
+
+
+def needs_masks(config: RewardConfig) -> bool:
+    """Tell whether an entry of a recipe needs masks of the references; no reward of your own is known to."""
+    return config.name in REWARDS and REWARDS[config.name].segmented and config.segment != "none"
 
 
 def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Reward:
@@ -149,11 +164,30 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     return reward
 
 
-@register("dino")
+@register("dino", segmented=True)
 def _dino(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.dino import DEFAULT_PATH, DinoReward
 
     return DinoReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register("dino_seg", segmented=True)
+def _dino_seg(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.dino import DEFAULT_PATH, SEGMENTED_NAME, DinoReward
+
+    if config.segment != "reference":
+        raise UserError(
+            f"reward {config.name!r} always cuts out the reference, but segment: {config.segment} was given",
+            hint=f"Use dino with segment: {config.segment}.",
+        )
+    return DinoReward.load(config.path or DEFAULT_PATH, device=device, name=SEGMENTED_NAME)
+
+
+@register("dino_v1", segmented=True)
+def _dino_v1(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.dino_v1 import DEFAULT_PATH, DinoV1Reward
+
+    return DinoV1Reward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
 
 
 @register("clip_t")
@@ -163,11 +197,48 @@ def _clip_t(config: RewardConfig, device: torch.device) -> Reward:
     return ClipTextReward.load(config.path or DEFAULT_PATH, device=device)
 
 
-@register("clip_i")
+@register("clip_i", segmented=True)
 def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
 
     return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+
+
+@register("pickscore")
+def _pickscore(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.pickscore import DEFAULT_PATH, PickScoreReward
+
+    return PickScoreReward.load(config.path or DEFAULT_PATH, device=device)
+
+
+@register("hpsv2")
+def _hpsv2(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.hpsv2 import HOW_TO_CONVERT, Hpsv2Reward
+
+    if config.path is None:
+        raise UserError("reward 'hpsv2' needs the path of a converted checkpoint", hint=HOW_TO_CONVERT)
+    return Hpsv2Reward.load(config.path, device=device)
+
+
+@register_with("hpsv3", Hpsv3Options)
+def _hpsv3(config: RewardConfig, device: torch.device, options: Hpsv3Options) -> Reward:
+    from customized_grpo.rewards.hpsv3 import Hpsv3Reward
+
+    return Hpsv3Reward.load(config.path, options, device=device)
+
+
+@register("lite", segmented=True)
+def _lite(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.lite import LiteReward
+
+    return LiteReward.load(config.path, segment=config.segment, device=device)
+
+
+@register("lite_t")
+def _lite_t(config: RewardConfig, device: torch.device) -> Reward:
+    from customized_grpo.rewards.lite import LiteTextReward
+
+    return LiteTextReward.load(config.path, device=device)
 
 
 @register_with("judge", JudgeOptions)

@@ -50,13 +50,18 @@ def card() -> dict[str, Any]:
     return loaded
 
 
+def base_folder() -> Path:
+    """Return the folder of the base generator, in diffusers' layout."""
+    return _folder("base")
+
+
 def load_base_pipeline() -> FluxKontextPipeline:
     """Return the base generator in fp32 (stored as bf16)."""
     import torch
     from diffusers import FluxKontextPipeline
 
     return FluxKontextPipeline.from_pretrained(
-        _folder("base"), torch_dtype=torch.float32, local_files_only=True
+        base_folder(), torch_dtype=torch.float32, local_files_only=True
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.data.adapters.base import Draft
-from customized_grpo.data.adapters.dreambench import read_prompts_and_classes
+from customized_grpo.data.dreambench import read_dreambench
 from customized_grpo.errors import UserError
 
 Drafts = Callable[..., list[Draft]]
@@ -101,7 +100,7 @@ def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(
     assert len(rows) == 75 and [row.number for row in rows] == list(range(1, 76))
     assert rows[0].prompt == "a can in object scene 0"
     assert rows[25].prompt == "a cat in live scene 0"
-    assert rows[74].prompt == "a stuffed animal in object scene 24" and rows[74].id == "bear-24"
+    assert rows[74].prompt == "a shade4 stuffed animal" and rows[74].id == "bear-24"
     types = {
         subject: Counter(r.meta["prompt_type"] for r in rows if r.subject == subject)
         for subject in ("can", "cat2")
@@ -155,10 +154,10 @@ def test_a_prompts_file_that_was_changed_is_refused(tmp_path: Path, sources: Mod
     folder = sources.dreambench(tmp_path, {"can": "can"})
     file = folder / "prompts_and_classes.txt"
     file.write_text(file.read_text().replace("'a {0} {1} in live scene 3'", "'no class'"))
-    with pytest.raises(UserError, match="1 subjects, 25 prompts for objects and 24 for live"):
+    with pytest.raises(UserError, match="'no class'.*under Live Subject Prompts, is no prompt"):
         read("dreambench", folder)
     file.unlink()
-    with pytest.raises(UserError, match=r"cannot read .*prompts_and_classes.txt"):
+    with pytest.raises(UserError, match=r"prompts_and_classes.txt: cannot be read"):
         read("dreambench", folder)
 
 
@@ -188,6 +187,7 @@ def test_the_published_dreambench_parses_exactly(drafts: Drafts) -> None:
 
 @needs_photos
 def test_the_published_classes_are_the_folders() -> None:
-    content = read_prompts_and_classes(Path(str(PHOTOS)) / "prompts_and_classes.txt")
-    assert set(content.classes) == {path.name for path in Path(str(PHOTOS)).iterdir() if path.is_dir()}
-    assert json.dumps(content.prompts).count("{}") == 50
+    benchmark = read_dreambench(Path(str(PHOTOS)))
+    folders = {path.name for path in Path(str(PHOTOS)).iterdir() if path.is_dir()}
+    assert {subject.name for subject in benchmark.subjects} == folders
+    assert len(benchmark.object_prompts) == len(benchmark.live_prompts) == 25

@@ -3,9 +3,7 @@
 Layout, from github.com/google/dreambooth (`dataset/`, CC BY 4.0): a folder of photos per subject and
 `prompts_and_classes.txt`, which lists `subject,class` and two Python lists of prompts with a unique token
 and the class, for objects and for live subjects (cats and dogs). The token (`sks` and the like) belongs to
-DreamBooth's own training and is dropped. The DreamBooth paper (arXiv 2208.12242) gives the types: 20
-recontextualisations and 5 property modifications for objects; 10 recontextualisations, 10 accessories and 5
-property modifications for live subjects, which is the order of the file.
+DreamBooth's own training and is dropped; `data/dreambench.py` reads it all, also for the benchmark.
 
 The file does not fix which photo is the reference; by default it is the first. A list such as UNO's
 `dreambench_singleip.json` does, and is taken as `--reference that.json`.
@@ -13,9 +11,7 @@ The file does not fix which photo is the reference; by default it is the first. 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from customized_grpo.data.adapters.base import (
@@ -27,37 +23,13 @@ from customized_grpo.data.adapters.base import (
     Picture,
     picture,
     read_json_list,
-    read_lines,
-    source_folder,
 )
 from customized_grpo.data.adapters.folder import choose_references
 from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.adapters.uno import reference_paths
+from customized_grpo.data.dreambench import dreambench_folder, read_dreambench
 from customized_grpo.data.manifest import RowProblem
 from customized_grpo.errors import UserError
-
-PROMPTS_FILE = "prompts_and_classes.txt"
-LIVE_CLASSES = frozenset({"cat", "dog"})
-PROMPT_TYPES = {
-    "object": ("recontext",) * 20 + ("property",) * 5,
-    "live": ("recontext",) * 10 + ("accessory",) * 10 + ("property",) * 5,
-}
-_TITLES = {"Object Prompts": "object", "Live Subject Prompts": "live"}
-_PROMPT = re.compile(r"'(?P<prompt>[^']*\{1\}[^']*)'\.format\(unique_token, class_token\),?")
-_CLASS = re.compile(r"(?P<subject>\w+),(?P<name>[\w ]+)")
-
-
-@dataclass(frozen=True)
-class PromptsAndClasses:
-    """The content of `prompts_and_classes.txt`.
-
-    Attributes:
-        classes: Class by subject, in the order of the file.
-        prompts: 25 prompts by kind of subject ("object", "live"), `{}` standing for the class.
-    """
-
-    classes: dict[str, str]
-    prompts: dict[str, list[str]]
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
@@ -66,61 +38,33 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     Raises:
         UserError: The folder has no readable `prompts_and_classes.txt`.
     """
-    folder = source_folder(source)
-    content = read_prompts_and_classes(folder / PROMPTS_FILE)
+    folder = dreambench_folder(source)
+    benchmark = read_dreambench(folder, require_photos=False)
     choice = options.reference or "first"
     given = _given_references(Path(choice)) if choice.endswith(".json") else None
     number = 0
-    for subject, name in content.classes.items():
+    for subject in benchmark.subjects:
         try:
-            references = _references(folder, subject, choice, given)
+            references = _references(folder, subject.name, choice, given)
         except RowProblem as problem:
             number += 1
             yield Bad(number, str(problem))
             continue
-        kind = "live" if name in LIVE_CLASSES else "object"
-        for index, prompt in enumerate(content.prompts[kind]):
+        for index, (prompt, prompt_type) in enumerate(benchmark.prompts(subject)):
             number += 1
             yield Draft(
                 number=number,
-                id=f"{subject}-{index:02d}",
-                prompt=prompt.replace("{}", name),
+                id=f"{subject.name}-{index:02d}",
+                prompt=prompt,
                 references=references,
-                subject=subject,
+                subject=subject.name,
                 meta={
-                    "class": name,
-                    "category": kind,
-                    "prompt_type": PROMPT_TYPES[kind][index],
+                    "class": subject.noun,
+                    "category": "live" if subject.is_live else "object",
+                    "prompt_type": prompt_type,
                     "prompt_index": index,
                 },
             )
-
-
-def read_prompts_and_classes(file: Path) -> PromptsAndClasses:
-    """Parse `prompts_and_classes.txt`.
-
-    Raises:
-        UserError: It cannot be read, lists no subject, or does not have 25 prompts of each kind.
-    """
-    classes: dict[str, str] = {}
-    prompts: dict[str, list[str]] = {"object": [], "live": []}
-    kind = None
-    for line in read_lines(file):
-        kind = _TITLES.get(line, kind)
-        if kind is None:
-            found = _CLASS.fullmatch(line)
-            if found and line != "subject_name,class":
-                classes[found["subject"]] = found["name"]
-        elif match := _PROMPT.fullmatch(line):
-            prompts[kind].append(match["prompt"].replace("{0} ", "").replace("{1}", "{}"))
-    counts = {kind: len(found) for kind, found in prompts.items()}
-    if not classes or counts != {kind: len(types) for kind, types in PROMPT_TYPES.items()}:
-        raise UserError(
-            f"{file} lists {len(classes)} subjects, {counts['object']} prompts for objects and "
-            f"{counts['live']} for live subjects; the published file has 30, 25 and 25",
-            "Take it unchanged from github.com/google/dreambooth.",
-        )
-    return PromptsAndClasses(classes, prompts)
 
 
 def _references(

@@ -11,8 +11,8 @@ from customized_grpo.config import load_config
 from customized_grpo.encoding import PromptEncoder
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.policies.loading import load_policy
-from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards.executors import build_scorer
 from customized_grpo.toybox import judges, world
 from customized_grpo.toybox.judging import ToyBoxJudges
 from customized_grpo.toybox.pretraining.common import render_bytes
@@ -103,7 +103,7 @@ def measure_base(prompts: int) -> dict[str, float]:
     scores, _ = evaluate_policy(
         policy,
         [source[i] for i in range(prompts)],
-        [build_reward(reward) for reward in config.rewards],
+        build_scorer(config.rewards),
         ToyBoxJudges(),
         encode=PromptEncoder.of(config, policy),
         sigmas=policy.sigmas(config.rollout.steps, policy.n_tokens(64, 64)),

@@ -1,0 +1,24 @@
+"""Write a small FLUX.1-Kontext with random weights, in diffusers' layout, where no other can be had.
+
+    python examples/photos/random_generator.py photos/generator
+
+It has the classes of the published checkpoint, so that a recipe that trains it trains FLUX.1-Kontext-dev by
+changing `model.path` and the sizes. Its pictures are noise.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from customized_grpo.quiet import quiet
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    with quiet():
+        from customized_grpo.toybox.models import build_pipeline
+
+        build_pipeline(seed=0).save_pretrained(folder)
+    print(folder)

@@ -1,0 +1,1 @@
+"""Public benchmarks of subject-driven generation; see README.md."""

@@ -1,0 +1,262 @@
+"""What a benchmark asks for: its rows, read from its published files.
+
+dreambench    DreamBooth's 30 subjects x 25 prompts; see `customized_grpo.data.dreambench`.
+dreambenchpp  DreamBench++ (arXiv 2406.16855): 150 pictures x 9 prompts. `images/**/NN.jpg` and
+              `captions/**/NN.txt` with equal paths; the first line of a caption names the subject, the others
+              are its prompts (4 photorealistic, 3 of another style, 2 imaginative); the folder is the
+              category: live_subject/animal, live_subject/human, object, style.
+omnicontext   OmniContext (arXiv 2506.18871), 8 task types of 50 rows. A JSONL file, or a folder with
+              data.jsonl, of {"key", "task_type", "instruction", "input_images": [path]}: the fields that its
+              published scorer reads from the hub's rows, with paths in place of the pictures.
+manifest      Rows of your own, as for training; `meta.category` and `meta.prompt_type` split the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.data.dreambench import read_dreambench
+from customized_grpo.data.manifest import load_manifest
+from customized_grpo.errors import UserError
+
+DREAMBENCHPP_GROUPS = ("photorealistic",) * 4 + ("stylised",) * 3 + ("imaginative",) * 2
+OMNICONTEXT_TASKS = (
+    "single_character", "single_object",
+    "multi_character", "multi_object", "multi_character_object",
+    "scene_character", "scene_object", "scene_character_object",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One prompt about one subject; paths are absolute.
+
+    Attributes:
+        id: Unique in the benchmark; part of the seed of its pictures and of their file names.
+        prompt: What the picture shall show.
+        references: What the generator is given.
+        photos: Every true picture of the subject, the references among them; what `all` scores against.
+        masks: The subject in each reference, or nothing.
+        subject: The cluster of every interval.
+        category: What kind of subject it is.
+        prompt_type: What kind of change is asked for.
+    """
+
+    id: str
+    prompt: str
+    references: tuple[Path, ...]
+    photos: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    subject: str
+    category: str
+    prompt_type: str
+
+
+def list_rows(benchmark: str, data: Path) -> list[BenchmarkRow]:
+    """Read all rows of a benchmark.
+
+    Args:
+        benchmark: A name in `BENCHMARKS`.
+        data: Its folder or file.
+
+    Raises:
+        UserError: The data are missing or of another form.
+    """
+    return BENCHMARKS[benchmark](data)
+
+
+def choose_rows(
+    rows: Sequence[BenchmarkRow], *, subjects: Sequence[str] = (), limit: int | None = None
+) -> list[BenchmarkRow]:
+    """Return some of the rows, in their order.
+
+    Args:
+        rows: Of a benchmark.
+        subjects: Only these; empty means all.
+        limit: Only so many rows, taken in turn from the subjects so that few rows still have many clusters;
+            None means all.
+
+    Raises:
+        UserError: A subject is unknown.
+    """
+    known = {row.subject for row in rows}
+    if unknown := [name for name in subjects if name not in known]:
+        raise UserError(
+            f"--subject: there is no {', '.join(map(repr, unknown))}", f"There is {', '.join(sorted(known))}."
+        )
+    chosen = [row for row in rows if not subjects or row.subject in subjects]
+    return chosen if limit is None else _spread(chosen, limit)
+
+
+def shard(rows: Sequence[BenchmarkRow], rank: int, world: int) -> list[BenchmarkRow]:
+    """Return the rows that process `rank` of `world` generates: every world-th, so that all finish together.
+
+    Raises:
+        ValueError: There is no such process.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"there is no process {rank} among {world}")
+    return list(rows[rank::world])
+
+
+def _spread(rows: Sequence[BenchmarkRow], limit: int) -> list[BenchmarkRow]:
+    """Return `limit` rows, the first of every subject before the second of any, in the benchmark's order.
+
+    Subject number k starts at its k-th prompt, so that one row of each does not repeat one prompt.
+    """
+    by_subject: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_subject.setdefault(row.subject, []).append(number)
+    rotated = [
+        numbers[k % len(numbers) :] + numbers[: k % len(numbers)]
+        for k, numbers in enumerate(by_subject.values())
+    ]
+    longest = max(map(len, rotated), default=0)
+    turns = [numbers[turn] for turn in range(longest) for numbers in rotated if turn < len(numbers)]
+    return [rows[number] for number in sorted(turns[:limit])]
+
+
+def _dreambench(data: Path) -> list[BenchmarkRow]:
+    bench = read_dreambench(data)
+    return [
+        BenchmarkRow(
+            id=f"{subject.name}-{number:02d}",
+            prompt=prompt,
+            references=subject.photos[:1],
+            photos=subject.photos,
+            masks=(),
+            subject=subject.name,
+            category="live" if subject.is_live else "object",
+            prompt_type=kind,
+        )
+        for subject in bench.subjects
+        for number, (prompt, kind) in enumerate(bench.prompts(subject))
+    ]
+
+
+def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
+    captions = sorted((data / "captions").rglob("*.txt"))
+    if not captions:
+        raise UserError(
+            f"{data} has no captions/**/*.txt, so it is not DreamBench++",
+            "Name the unpacked folder `data`, with `captions` and `images` in it.",
+        )
+    rows: list[BenchmarkRow] = []
+    problems: list[str] = []
+    for caption in captions:
+        inner = caption.relative_to(data / "captions").with_suffix(".jpg")
+        image = (data / "images" / inner).resolve()
+        subject, *prompts = [line.strip() for line in caption.read_text(encoding="utf-8").splitlines()]
+        prompts = [prompt for prompt in prompts if prompt]
+        if not image.is_file():
+            problems.append(f"{caption}: its picture {image} is missing")
+        if len(prompts) != len(DREAMBENCHPP_GROUPS):
+            problems.append(f"{caption}: {len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}")
+            continue
+        name = "-".join((caption.parent.name, caption.stem, *subject.lower().split()))
+        rows += [
+            BenchmarkRow(
+                id=f"{name}-{number}",
+                prompt=prompt,
+                references=(image,),
+                photos=(image,),
+                masks=(),
+                subject=name,
+                category=caption.parent.name,
+                prompt_type=group,
+            )
+            for number, (prompt, group) in enumerate(zip(prompts, DREAMBENCHPP_GROUPS, strict=True))
+        ]
+    if problems:
+        raise UserError("DreamBench++ is not whole:\n  " + "\n  ".join(problems))
+    return rows
+
+
+def _omnicontext(data: Path) -> list[BenchmarkRow]:
+    file = data / "data.jsonl" if data.is_dir() else data
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read",
+            "OmniContext is a JSONL file of {key, task_type, instruction, input_images}.",
+        ) from error
+    rows: list[BenchmarkRow] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found = _omnicontext_row(line, file.parent.resolve())
+            if isinstance(found, str):
+                problems.append(f"line {number}: {found}")
+            else:
+                rows.append(found)
+    if problems or not rows:
+        raise UserError(f"{file} is not OmniContext:\n  " + "\n  ".join(problems or ["it holds no rows"]))
+    if len({row.id for row in rows}) != len(rows):
+        raise UserError(f"{file}: two rows of one task type share a key")
+    return rows
+
+
+def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow | str:
+    """Return the row of a line, or what is wrong with it."""
+    try:
+        item: dict[str, Any] = json.loads(line)
+        key, task = str(item["key"]), item["task_type"]
+        prompt, names = item["instruction"], item["input_images"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"not an object with key, task_type, instruction and input_images ({error!r})"
+    if task not in OMNICONTEXT_TASKS:
+        return f"unknown task_type {task!r}"
+    if not isinstance(prompt, str) or not isinstance(names, list) or not names:
+        return "instruction must be text and input_images a list of paths"
+    images = tuple((folder / str(name)).resolve() for name in names)
+    for image in images:
+        if not image.is_relative_to(folder) or not image.is_file():
+            return f"{image} is no file inside {folder}"
+    kind, _, category = task.partition("_")
+    # every row has pictures of its own, so each is a cluster of its own
+    return BenchmarkRow(
+        id=f"{task}-{key}",
+        prompt=prompt,
+        references=images,
+        photos=images,
+        masks=(),
+        subject=f"{task}-{key}",
+        category=category,
+        prompt_type=kind,
+    )
+
+
+def _manifest(data: Path) -> list[BenchmarkRow]:
+    file = data / "manifest.jsonl" if data.is_dir() else data
+    rows = load_manifest(file, require_masks=False)
+    photos: dict[str, dict[Path, None]] = {}
+    for row in rows:
+        seen = photos.setdefault(row.subject or row.id, {})
+        seen |= dict.fromkeys(row.references) | ({} if row.target is None else {row.target: None})
+    return [
+        BenchmarkRow(
+            id=row.id,
+            prompt=row.prompt,
+            references=row.references,
+            photos=tuple(photos[row.subject or row.id]),
+            masks=row.masks,
+            subject=row.subject or row.id,
+            category=str(row.meta.get("category", "all")),
+            prompt_type=str(row.meta.get("prompt_type", "all")),
+        )
+        for row in rows
+    ]
+
+
+BENCHMARKS: dict[str, Callable[[Path], list[BenchmarkRow]]] = {
+    "dreambench": _dreambench,
+    "dreambenchpp": _dreambenchpp,
+    "omnicontext": _omnicontext,
+    "manifest": _manifest,
+}
+"""The reader of each benchmark, by name."""

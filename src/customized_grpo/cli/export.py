@@ -1,0 +1,46 @@
+"""`cgrpo export`: a run's adapter as a file for other programs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customized_grpo.cli.common import Run, check_run
+
+
+class Format(StrEnum):
+    """For diffusers; for ComfyUI; for sd-scripts, Forge and other readers of kohya's names."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    kohya = "kohya"
+
+
+def export(
+    run: Run,
+    format: Annotated[Format, typer.Option(help="Which program the file is for.")] = Format.diffusers,
+    out: Annotated[
+        Path | None, typer.Option(help="New or empty folder; by default export/FORMAT in the run.")
+    ] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(min=0, help="Iteration of the checkpoint; by default the newest.")
+    ] = None,
+    ema: Annotated[
+        bool | None,
+        typer.Option(
+            "--ema/--no-ema", help="The moving average or not; by default what the run is judged by."
+        ),
+    ] = None,
+) -> None:
+    """Write the adapter and its model card.
+
+    For example: cgrpo export runs/toybox --format comfyui
+    """
+    check_run(run)
+
+    from customized_grpo.export import export_run
+
+    print(export_run(run, format.value, out=out, step=checkpoint, average=ema))

@@ -1,0 +1,45 @@
+"""What every section of the config is made of: strict sections and the types of single values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_SEED = 2**63 - 1
+
+
+def _path_text(value: object) -> object:
+    if value == "" or (isinstance(value, str) and "\0" in value):
+        raise ValueError("a path must not be empty or contain NUL")
+    return value
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
+Text = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text)]
+Regex = Annotated[str, AfterValidator(_regex)]
+
+
+class Section(BaseModel):
+    """A part of the config: strict types, no unknown keys, no infinities, no changes after loading."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )

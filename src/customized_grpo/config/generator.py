@@ -1,0 +1,54 @@
+"""Settings of a generator that only generates: a recipe's `model` section, and steps and batch size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from customized_grpo.config.fields import Count, Section
+from customized_grpo.config.loading import apply_overrides, parse_overrides
+from customized_grpo.config.mistakes import explain, listed
+from customized_grpo.config.schema import ModelConfig
+from customized_grpo.errors import UserError
+
+
+class GeneratorSettings(Section):
+    """What drawing pictures needs to know."""
+
+    model: ModelConfig
+    steps: Count
+    """Denoising steps of a picture, all without noise."""
+    batch_size: Count
+    """Pictures drawn together: a matter of memory and speed, not of results."""
+
+
+def generator_settings(
+    source: str, defaults: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> GeneratorSettings:
+    """Apply overrides to the settings that a generator comes with, and check them as strictly as a recipe.
+
+    Args:
+        source: What is opened, for the message.
+        defaults: Its own settings, as plain values: {"model": {...}, "steps": ..., "batch_size": ...}.
+        overrides: Each `model.key=value`, `steps=value` or `batch_size=value`, the value in YAML.
+
+    Raises:
+        UserError: Lists every mistake with its dotted path and what to write instead.
+    """
+    data = copy.deepcopy(dict(defaults))
+    settings, mistakes = parse_overrides(overrides)
+    mistakes += apply_overrides(data, settings)
+    checked: GeneratorSettings | None = None
+    try:
+        checked = GeneratorSettings.model_validate(data)
+    except ValidationError as error:
+        mistakes += explain(error.errors(include_url=False))
+    if checked is None or mistakes:
+        raise UserError(
+            f"the settings of {source} do not hold:\n{listed(mistakes)}",
+            "Settings are model.KEY=VALUE, steps=N and batch_size=N; `cgrpo config schema` lists the keys.",
+        )
+    return checked

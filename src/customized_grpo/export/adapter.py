@@ -1,0 +1,115 @@
+"""The adapter of a run as plain tensors, read from a checkpoint; no weights of the base are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from customized_grpo.config import Config
+from customized_grpo.config.schema import ModelConfig
+from customized_grpo.errors import UserError
+from customized_grpo.generation.runs import run_checkpoint, run_config
+from customized_grpo.policies.loading import transformer_layers
+from customized_grpo.policies.lora import DOWN, UP
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The adapter of one linear layer: W' = W + (alpha / rank) up down.
+
+    Attributes:
+        down: A [rank, in].
+        up: B [out, rank].
+    """
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True)
+class RunAdapter:
+    """What a run has learnt.
+
+    Attributes:
+        config: The run's recipe.
+        iteration: After which it was saved.
+        is_average: Whether it is the moving average.
+        rank: Of every layer.
+        alpha: Scale times rank.
+        layers: By name, such as "transformer_blocks.0.attn.to_q".
+        state: The checkpoint's own, with counters and versions.
+    """
+
+    config: Config
+    iteration: int
+    is_average: bool
+    rank: int
+    alpha: float
+    layers: Mapping[str, Layer]
+    state: Mapping[str, Any]
+
+
+def read_adapter(run_dir: Path, *, step: int | None = None, average: bool | None = None) -> RunAdapter:
+    """Read the adapter of a run.
+
+    Args:
+        run_dir: Folder of the run.
+        step: Iteration of the checkpoint; None means the newest.
+        average: Whether to take the moving average; None means what the run is judged by.
+
+    Raises:
+        UserError: There is no such run, checkpoint or average, or a file is damaged.
+    """
+    config = run_config(run_dir)
+    if average and config.train.ema_decay is None:
+        raise UserError(f"{run_dir} keeps no moving average: train.ema_decay is null", "Leave out --ema.")
+    is_average = config.evaluation.use_ema if average is None else average
+    checkpoint = run_checkpoint(run_dir, step)
+    tensors = checkpoint.tensors["adapter"]
+    if is_average:
+        tensors = _named_average(config.model, tensors, checkpoint.tensors["average"])
+    lora = config.model.lora
+    return RunAdapter(
+        config=config,
+        iteration=checkpoint.step,
+        is_average=is_average,
+        rank=lora.rank,
+        alpha=float(lora.rank if lora.alpha is None else lora.alpha),
+        layers=_layers(tensors),
+        state=checkpoint.state,
+    )
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
+    names = sorted(name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN))
+    return {name: Layer(tensors[name + DOWN], tensors[name + UP]) for name in names}
+
+
+def _named_average(
+    model: ModelConfig, adapter: Mapping[str, Tensor], average: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the average under the adapter's names.
+
+    Checkpoints number the averaged tensors in the order of the model's layers, A before B; the names in a
+    safetensors file have lost that order, so the model's architecture is asked, without its weights.
+    """
+    names = _in_order(adapter, transformer_layers(model))
+    numbered = [average[key] for key in sorted(average)]
+    shapes = [(adapter[name].shape, tensor.shape) for name, tensor in zip(names, numbered, strict=True)]
+    assert all(ours == theirs for ours, theirs in shapes), "the average is not in the order of the layers"
+    return dict(zip(names, numbered, strict=True))
+
+
+def _in_order(adapter: Mapping[str, Tensor], layers: Sequence[str]) -> list[str]:
+    names = [layer + end for layer in layers if layer + DOWN in adapter for end in (DOWN, UP)]
+    if set(names) != set(adapter):
+        strange = sorted(set(adapter) - set(names))
+        raise UserError(
+            f"the checkpoint adapts layers that the base model does not have: {', '.join(strange[:3])}",
+            "Is model.path still the base that the run was trained on?",
+        )
+    return names

@@ -1,0 +1,142 @@
+"""The model card of an exported adapter: what it is, how to use it, how it was trained, what it is worth.
+
+Whatever comes from outside (names, prompts, messages, settings) is escaped for Markdown, unless a filter of
+the template says how else it is to be written. Folders of this machine are named by their last part alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from customized_grpo.config.yaml_text import write_yaml
+from customized_grpo.export.adapter import RunAdapter
+from customized_grpo.export.bases import LICENCES, is_hub_id, public_name
+from customized_grpo.export.formats import FormatName
+from customized_grpo.policies.loading import TOYBOX
+from customized_grpo.reporting.page import TEMPLATES, interval_text, number
+from customized_grpo.reporting.report import HEADLINES, findings
+from customized_grpo.reporting.run_data import RunData
+
+FALLBACK_PROMPT = "the subject on a beach at sunset"
+TRAINING_SECTIONS = ("rollout", "advantage", "schedule", "train")
+
+
+def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: str) -> str:
+    """Return the card's text.
+
+    Args:
+        run: The run, whose results and alarms are told.
+        adapter: What was exported.
+        name: The format.
+        file_name: Of the exported file, beside which the card lies.
+    """
+    config = adapter.config
+    licence = LICENCES.get(config.model.path)
+    return (
+        _environment()
+        .get_template("model_card.md.j2")
+        .render(
+            front_matter=Markup(write_yaml(front_matter(adapter))),
+            title=run.name,
+            file=file_name,
+            format=name,
+            model=config.model,
+            base=public_name(config.model.path),
+            is_hub_id=is_hub_id(config.model.path),
+            is_toybox=config.model.path == TOYBOX,
+            licence=licence,
+            fused=config.model.fuse_lora and public_name(config.model.fuse_lora),
+            adapter=adapter,
+            steps=config.evaluation.steps or config.rollout.steps,
+            prompt=_example_prompt(run),
+            rewards=[(reward, reward.path and public_name(reward.path)) for reward in config.rewards],
+            recipe=_recipe(adapter),
+            findings=findings(run),
+            results=_results(run),
+            has_results=_describes(run, adapter),
+            alarms=[e for e in run.events if e.get("event") == "alarm"],
+            rollouts=run.summary.get("rollouts"),
+            versions=run.versions,
+        )
+    )
+
+
+def front_matter(adapter: RunAdapter) -> dict[str, Any]:
+    """Return the hub's metadata of the card; what is not known of the base is left out."""
+    path = adapter.config.model.path
+    facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
+    if is_hub_id(path):
+        facts |= {"base_model": path, "base_model_relation": "adapter"}
+    if (licence := LICENCES.get(path)) is not None:
+        facts["license"] = licence.identifier
+        if licence.name is not None:
+            facts |= {"license_name": licence.name, "license_link": licence.link}
+    facts["tags"] = ["lora", "diffusers", "image-to-image", "subject-driven-generation", "customized-grpo"]
+    return facts
+
+
+def _describes(run: RunData, adapter: RunAdapter) -> bool:
+    """Return whether the run's results are those of this very adapter."""
+    judged_by_average = adapter.config.evaluation.use_ema
+    return run.summary.get("iterations") == adapter.iteration and adapter.is_average == judged_by_average
+
+
+def _results(run: RunData) -> list[tuple[str, str, list[str]]]:
+    """Return (name, meaning, base, tuned and difference with their intervals) of the headline metrics."""
+    rows = []
+    for head in HEADLINES:
+        if (comparison := run.comparisons.get(head.metric)) is not None:
+            columns = (comparison.base, False), (comparison.tuned, False), (comparison.difference, True)
+            cells = [f"{number(part.mean, plus)} ({interval_text(part, plus)})" for part, plus in columns]
+            rows.append((head.name, head.meaning, cells))
+    return rows
+
+
+def _example_prompt(run: RunData) -> str:
+    rows = run.samples.rows if run.samples is not None else []
+    return str(rows[0]["prompt"]) if rows else FALLBACK_PROMPT
+
+
+def _recipe(adapter: RunAdapter) -> Markup:
+    """Return the settings of the training as YAML; rows and folders of this machine stay here."""
+    values = adapter.config.model_dump(mode="json", exclude_none=True)
+    chosen = {"model": {"lora": values["model"]["lora"]}} | {key: values[key] for key in TRAINING_SECTIONS}
+    return Markup(write_yaml(chosen).rstrip())
+
+
+def _environment() -> Environment:
+    """The template engine: Markdown-escapes by default, and a name that a template misses is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=False,
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["python"] = lambda value: Markup(json.dumps(value))
+    environment.filters["shell"] = lambda value: Markup(shlex.quote(" ".join(str(value).split())))
+    environment.filters["code"] = lambda value: Markup(code(str(value)))
+    return environment
+
+
+def escape_markdown(text: str) -> str:
+    """Return text in one line that Markdown shows as it is: no markup, no HTML, no table cell of its own."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """Return text as inline code, whatever backticks and line breaks it has."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    runs = [len(found) for found in re.findall("`+", line)]
+    fence = "`" * next(n for n in range(1, len(runs) + 2) if n not in runs)
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}"

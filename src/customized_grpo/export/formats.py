@@ -1,0 +1,115 @@
+"""One adapter in the layouts that programs read; tensors in, tensors out.
+
+| format | keys | scale |
+|---|---|---|
+| diffusers | transformer.LAYER.lora_A.weight, .lora_B.weight | alpha in the file's metadata |
+| comfyui | the same | folded into lora_B |
+| kohya | lora_unet_MATRIX.lora_down.weight, .lora_up.weight, .alpha | alpha tensors |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.export.adapter import Layer, RunAdapter
+from customized_grpo.export.names import Place, original_place
+from customized_grpo.policies.lora import DOWN, FILE_PREFIX, UP
+
+FormatName = Literal["diffusers", "comfyui", "kohya"]
+FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
+
+KOHYA_PREFIX = "lora_unet_"
+SHOWN = 3
+
+
+def diffusers_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
+    """Return the tensors as `save_lora_weights` names them; rank and alpha belong in the metadata."""
+    return _pairs(adapter.layers, 1.0)
+
+
+def comfyui_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
+    """Return the tensors under the same names, alpha / rank folded into B.
+
+    ComfyUI maps these names for FLUX.1, FLUX.2 and Qwen-Image itself and takes a pair without an alpha tensor
+    at scale 1 (its `comfy/lora.py` and `weight_adapter/lora.py`); it does not read the metadata.
+
+    Raises:
+        UserError: ComfyUI has no name for a layer.
+    """
+    _places(adapter, "comfyui")
+    return _pairs(adapter.layers, adapter.alpha / adapter.rank)
+
+
+def kohya_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
+    """Return the tensors under the original names of the model's matrices.
+
+    Layers that are rows of one matrix become one pair of higher rank: with q, k, v the layers present,
+
+        down = [A_q; A_k; A_v],  up = diag(B_q, B_k, B_v),
+
+    whose product is the three products below each other; rows of absent layers are 0. The alpha tensor keeps
+    the scale: alpha' / rank' = alpha / rank.
+
+    Raises:
+        UserError: A layer has no place in the original model.
+    """
+    matrices: dict[str, list[tuple[Place, Layer]]] = {}
+    for name, place in _places(adapter, "kohya").items():
+        matrices.setdefault(place.name, []).append((place, adapter.layers[name]))
+    tensors = {}
+    for name, parts in matrices.items():
+        down, up = _joined(sorted(parts, key=lambda part: part[0].start))
+        key = KOHYA_PREFIX + name.replace(".", "_")
+        tensors[f"{key}.lora_down.weight"] = down
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.alpha"] = torch.tensor(adapter.alpha / adapter.rank * len(down))
+    return tensors
+
+
+FORMATS: Mapping[FormatName, Callable[[RunAdapter], dict[str, Tensor]]] = {
+    "diffusers": diffusers_tensors,
+    "comfyui": comfyui_tensors,
+    "kohya": kohya_tensors,
+}
+"""Every format by its name on the command line."""
+
+
+def _pairs(layers: Mapping[str, Layer], scale: float) -> dict[str, Tensor]:
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[FILE_PREFIX + name + DOWN] = layer.down.contiguous()
+        tensors[FILE_PREFIX + name + UP] = (layer.up * scale).contiguous()
+    return tensors
+
+
+def _joined(parts: list[tuple[Place, Layer]]) -> tuple[Tensor, Tensor]:
+    """Return down [R, in] and up [rows, R] of a matrix that the layers are rows of, R their ranks' sum."""
+    place, layer = parts[0]
+    if place.rows is None:
+        return layer.down.contiguous(), layer.up.contiguous()
+    width = layer.down.shape[1]
+    down = torch.cat([part.down for _, part in parts])
+    up = torch.zeros(place.rows * width, len(down), dtype=layer.up.dtype)
+    column = 0
+    for part_place, part in parts:
+        row = part_place.start * width
+        up[row : row + part.up.shape[0], column : column + part.up.shape[1]] = part.up
+        column += part.up.shape[1]
+    return down, up
+
+
+def _places(adapter: RunAdapter, name: FormatName) -> dict[str, Place]:
+    family = adapter.config.model.family
+    places = {layer: original_place(family, layer) for layer in adapter.layers}
+    if unknown := [layer for layer, place in places.items() if place is None]:
+        shown = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+        raise UserError(
+            f"format {name}: {len(unknown)} adapted layers of {family} have no name there: {shown}",
+            "Export to diffusers, which names every layer; or train another model.lora.target.",
+        )
+    return {layer: place for layer, place in places.items() if place is not None}

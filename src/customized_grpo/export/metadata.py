@@ -1,0 +1,96 @@
+"""What the header of an exported file says, for programs and for whoever finds the file alone.
+
+Keys: `modelspec.*` (https://github.com/Stability-AI/ModelSpec), `ss_*` (kohya's sd-scripts, read by most
+interfaces), `lora_adapter_metadata` (diffusers), and `cgrpo.*` for what only this package knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from torch import Tensor
+
+from customized_grpo.export.adapter import RunAdapter
+from customized_grpo.export.bases import architecture, public_name
+from customized_grpo.export.formats import FormatName
+from customized_grpo.policies.lora import FILE_PREFIX, METADATA_KEY
+
+_BASE_VERSIONS = {"flux1": "flux1", "flux2": "flux2", "qwen_edit": "qwen_image_edit"}
+_NETWORKS = {
+    "flux1": "networks.lora_flux",
+    "flux2": "networks.lora_flux_2",
+    "qwen_edit": "networks.lora_qwen_image",
+}
+
+
+def header(
+    adapter: RunAdapter, name: FormatName, tensors: Mapping[str, Tensor], *, title: str
+) -> dict[str, str]:
+    """Return the metadata of a file.
+
+    Args:
+        adapter: What is exported.
+        name: The format.
+        tensors: The file's tensors, of which a hash is written.
+        title: Name of the run.
+    """
+    config = adapter.config
+    model = config.model
+    alpha = adapter.rank if name == "comfyui" else adapter.alpha  # where it is folded in, none is left
+    facts = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture(model),
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.description": _description(adapter),
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{model.width}x{model.height}",
+        "modelspec.hash_sha256": f"0x{tensor_hash(tensors)}",
+        "ss_network_module": _NETWORKS[model.family],
+        "ss_network_dim": str(adapter.rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_base_model_version": _BASE_VERSIONS[model.family],
+        "ss_sd_model_name": public_name(model.path),
+        "ss_seed": str(config.run.seed),
+        "ss_steps": str(adapter.iteration * config.train.updates_per_iteration * config.train.inner_epochs),
+        "ss_learning_rate": f"{config.train.learning_rate:g}",
+        "cgrpo.iteration": str(adapter.iteration),
+        "cgrpo.is_average": json.dumps(adapter.is_average),
+        "cgrpo.config_hash": str(adapter.state["config_hash"]),
+        "cgrpo.version": str(adapter.state["versions"]["customized_grpo"]),
+    }
+    if model.fuse_lora is not None:
+        facts["cgrpo.fused_lora"] = public_name(model.fuse_lora)
+    if name == "diffusers":
+        facts[METADATA_KEY] = _for_diffusers(adapter)
+    return facts
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256, in hex, of the tensors' names, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _description(adapter: RunAdapter) -> str:
+    config = adapter.config
+    rewards = " and ".join(reward.name for reward in config.rewards)
+    method = f"{config.advantage.name} advantage, {config.schedule.name} weights, rewards {rewards}"
+    return (
+        f"Adapter for subject-driven generation with {public_name(config.model.path)}, tuned by "
+        f"reinforcement learning ({method})."
+    )
+
+
+def _for_diffusers(adapter: RunAdapter) -> str:
+    """Return what peft's LoraConfig is rebuilt from; only what matters, so that other versions read it."""
+    config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": sorted(adapter.layers)}
+    return json.dumps({FILE_PREFIX + key: value for key, value in config.items()}, sort_keys=True)

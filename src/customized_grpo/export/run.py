@@ -1,0 +1,62 @@
+"""`cgrpo export`: the adapter of a run as a file for other programs, with a card that says what it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from customized_grpo.errors import UserError
+from customized_grpo.export.adapter import read_adapter
+from customized_grpo.export.card import render_card
+from customized_grpo.export.formats import FORMATS, FormatName
+from customized_grpo.export.metadata import header
+from customized_grpo.policies.lora import FILE_NAME
+from customized_grpo.reporting.page import write_page
+from customized_grpo.reporting.run_data import read_run
+
+
+def export_run(
+    run_dir: Path,
+    name: FormatName,
+    *,
+    out: Path | None = None,
+    step: int | None = None,
+    average: bool | None = None,
+) -> Path:
+    """Write an adapter and its model card into a new folder.
+
+    Args:
+        run_dir: Folder of the run.
+        name: One of `FORMATS`.
+        out: New or empty folder; None means `export/NAME` in the run folder.
+        step: Iteration of the checkpoint; None means the newest.
+        average: Whether the moving average is exported; None means what the run is judged by.
+
+    Returns:
+        The safetensors file; README.md is beside it.
+
+    Raises:
+        UserError: The run has no such checkpoint, the format no names for its layers, or the folder is taken.
+    """
+    folder = run_dir / "export" / name if out is None else out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists and is not an empty folder", "Name a new one with --out.")
+    adapter = read_adapter(run_dir, step=step, average=average)
+    tensors = FORMATS[name](adapter)
+    title = run_dir.resolve().name
+    file = folder / (FILE_NAME if name == "diffusers" else f"{file_stem(title)}.safetensors")
+    card = render_card(read_run(run_dir), adapter, name, file.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file, metadata=header(adapter, name, tensors, title=title))
+        write_page(folder / "README.md", card)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "Choose another --out.") from error
+    return file
+
+
+def file_stem(title: str) -> str:
+    """Return a name for a file in a folder shared with other adapters: letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip(".-") or "adapter"

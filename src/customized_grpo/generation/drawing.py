@@ -1,0 +1,43 @@
+"""Drawing: what training's evaluation does, for any generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from customized_grpo.encoding import PromptEncoder
+from customized_grpo.rollout import sample_examples
+
+if TYPE_CHECKING:
+    from customized_grpo.data.examples import Example
+    from customized_grpo.generation.opening import Generator
+
+
+def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 1) -> Iterator[Tensor]:
+    """Draw `count` pictures of every row, as training's evaluation draws them.
+
+    A picture's noise depends on (seed, id of its row, its number) alone, and is that of the evaluation: a
+    run's held-out rows with the seed of its recipe give the evaluation's own pictures.
+
+    Args:
+        generator: From `open_generator`.
+        rows: Prompts with their references, which are taken at the size they come in.
+        seed: Of the noise.
+        count: Pictures of each row.
+
+    Yields:
+        Pictures [3, H, W] in [0, 1], on the CPU: all of the first row, then of the second, ...
+    """
+    drawn = sample_examples(
+        generator.policy,
+        PromptEncoder(generator.policy, generator.size),
+        rows,
+        generator.sigmas(),
+        samples_per_prompt=count,
+        batch_size=generator.batch_size,
+        seeds=(seed, "held-out"),
+    )
+    for _, images in drawn:
+        yield from images.cpu()

@@ -1,0 +1,80 @@
+"""One labelled picture of many: a row per prompt, references and drawn pictures side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST, LARGEST = 224, 512
+"""Pixels of a cell's longer side: smaller ones are enlarged by a whole number, larger ones reduced."""
+
+GAP, MARGIN = 8, 20
+HEADER, CAPTION = 15, 17
+"""Heights of the letters of labels and prompts, in pixels."""
+
+INK, FAINT, PAPER = "#1c1c1c", "#6a6a6a", "white"
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A prompt and the pictures that belong to it, as many as there are labels."""
+
+    prompt: str
+    pictures: Sequence[Image.Image]
+
+
+def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
+    """Return the grid: labels on top, each row's prompt above its pictures.
+
+    Args:
+        labels: Of the columns; neighbours of one label share it.
+        rows: At least one; all pictures of a column have one size.
+    """
+    cells = [[_fit(picture) for picture in row.pictures] for row in rows]
+    widths = [cell.width for cell in cells[0]]
+    height = max(cell.height for row in cells for cell in row)
+    header, caption = ImageFont.load_default(HEADER), ImageFont.load_default(CAPTION)
+    inner = sum(widths) + GAP * (len(widths) - 1)
+    prompts = [_wrapped(row.prompt, inner, caption) for row in rows]
+    line = round(CAPTION * 1.35)
+    heights = [line * len(prompt) + GAP + height for prompt in prompts]
+    top = MARGIN + HEADER + 2 * GAP
+    size = (inner + 2 * MARGIN, top + sum(heights) + MARGIN * len(rows))
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    lefts = [MARGIN + sum(widths[:column]) + GAP * column for column in range(len(widths))]
+    for column, label in enumerate(labels):
+        if column == 0 or label != labels[column - 1]:
+            pen.text((lefts[column], MARGIN), label, FAINT, header)
+    for row, prompt, size_of_row in zip(cells, prompts, heights, strict=True):
+        for number, text in enumerate(prompt):
+            pen.text((MARGIN, top + line * number), text, INK, caption)
+        for left, cell in zip(lefts, row, strict=True):
+            sheet.paste(cell, (left, top + line * len(prompt) + GAP))
+        top += size_of_row + MARGIN
+    return sheet
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """Enlarge by a whole number without smoothing, so that small pixels stay crisp; or reduce."""
+    longer = max(picture.size)
+    if longer > LARGEST:
+        scale = LARGEST / longer
+        size = (round(picture.width * scale), round(picture.height * scale))
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    times = -(-SMALLEST // longer)
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Cut a text into lines of at most `width` pixels, as far as its words allow."""
+    characters = len(text)
+    while characters > 1:
+        lines = textwrap.wrap(text, characters)
+        if max((font.getlength(line) for line in lines), default=0) <= width:
+            return lines
+        characters -= 1
+    return [text]

@@ -1,0 +1,188 @@
+"""`cgrpo generate`: pictures of a subject as files that say how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from customized_grpo import __version__
+from customized_grpo.data.examples import Example
+from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.errors import UserError
+from customized_grpo.generation.drawing import draw
+from customized_grpo.generation.grid import GridRow, compose_grid
+from customized_grpo.generation.opening import Generator, open_generator
+from customized_grpo.reporting.images import to_pil
+
+ROW_ID = "generate"
+"""All prompts have one, so that they start from the same noise and can be compared."""
+
+BACKGROUND = 0.5  # grey, where a mask says that the subject is not
+METADATA_KEY = "cgrpo"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn.
+
+    Attributes:
+        prompts: What the pictures should show.
+        references: Files of pictures of the subject.
+        masks: Files of its masks, one per reference, whose background then becomes grey; or none.
+        count: Pictures of each prompt.
+        seed: Picture i of a prompt depends on the seed, the prompt and i alone.
+    """
+
+    prompts: Sequence[str]
+    references: Sequence[Path]
+    masks: Sequence[Path] = ()
+    count: int = 1
+    seed: int = 0
+
+
+def generate(
+    source: str,
+    request: Request,
+    *,
+    out: Path,
+    settings: Sequence[str] = (),
+    lora: Path | None = None,
+    base: bool = False,
+    grid: bool = False,
+) -> list[Path]:
+    """Draw what is asked for and write it as numbered PNGs, each with a JSON file of the same number.
+
+    Numbers go on from those in the folder; nothing is overwritten.
+
+    Args:
+        source: Run, folder or hub id, see `open_generator`.
+        request: What is to be drawn.
+        out: Folder for the pictures.
+        settings: See `open_generator`.
+        lora: See `open_generator`.
+        base: See `open_generator`.
+        grid: Whether one picture of all is written as well. Where there is an adapter, it compares with the
+            base, whose pictures are then written, too.
+
+    Returns:
+        The pictures, prompt by prompt; then those of the base; then the grid.
+
+    Raises:
+        UserError: Something given is wrong; found before weights are read. Or a folder cannot be written.
+    """
+    subject = [open_image(path) for path in request.references]
+    masks = [open_mask(path) for path in request.masks]
+    out = _writable(out)
+    generator = open_generator(source, settings=settings, lora=lora, base=base)
+    row_references = _references(subject, masks, generator.size)
+    rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]
+    facts = _facts(generator, request)
+    writer = _Writer(out, request, facts)
+    drawn = [to_pil(image) for image in draw(generator, rows, request.seed, request.count)]
+    files = writer.write(drawn)
+    if not grid:
+        return files
+    columns = [("base" if base else "drawn", drawn)]
+    has_adapter = not base and (lora is not None or "checkpoint" in facts)
+    if has_adapter:
+        with torch.no_grad(), generator.policy.reference():
+            plain = [to_pil(image) for image in draw(generator, rows, request.seed, request.count)]
+        files += writer.write(plain, is_base=True)
+        columns = [("base", plain), ("tuned", drawn)]
+    return [*files, writer.write_grid([to_pil(image) for image in row_references], columns)]
+
+
+def _references(
+    subject: Sequence[Image.Image], masks: Sequence[Image.Image], size: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Return the references as training sees them, [3, H, W] in [0, 1] each."""
+    images = [to_tensor(resize_cover(image, *size)) for image in subject]
+    for number, mask in enumerate(masks):
+        inside = to_tensor(resize_cover(mask, *size))
+        images[number] = images[number] * inside + BACKGROUND * (1 - inside)
+    return tuple(images)
+
+
+def _writable(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}", "Choose another --out.") from error
+    return out
+
+
+def _facts(generator: Generator, request: Request) -> dict[str, Any]:
+    """Return what all pictures share; files by name and hash, as folders are nobody's business."""
+    model = generator.model
+    facts: dict[str, Any] = {
+        "generator": generator.name,
+        "model": model.path,
+        "family": model.family,
+        "height": model.height,
+        "width": model.width,
+        "steps": generator.steps,
+        "guidance": model.guidance,
+        "seed": request.seed,
+        "references": [_file_facts(path) for path in request.references],
+        "masks": [_file_facts(path) for path in request.masks],
+        "version": __version__,
+    }
+    if generator.checkpoint is not None:
+        facts["checkpoint"] = generator.checkpoint
+    return facts
+
+
+def _file_facts(path: Path) -> dict[str, str]:
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+class _Writer:
+    """Files of one request, numbered from the first number that is free in the folder."""
+
+    def __init__(self, out: Path, request: Request, facts: dict[str, Any]) -> None:
+        taken = [int(path.stem[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]*.png")]
+        self.out, self.request, self.facts = out, request, facts
+        self.first = max(taken, default=-1) + 1
+
+    def write(self, images: Sequence[Image.Image], *, is_base: bool = False) -> list[Path]:
+        """Write pictures in the order of `draw`, each with what it was made from."""
+        files = []
+        for index, image in enumerate(images):
+            row, number = divmod(index, self.request.count)
+            prompt = self.request.prompts[row]
+            about = {"prompt": prompt, "number": number, "adapter": not is_base, **self.facts}
+            stem = f"{self.first + index:04d}{'-base' if is_base else ''}"
+            text = json.dumps(about, ensure_ascii=False, indent=1)
+            info = PngInfo()
+            info.add_itxt("prompt", prompt)
+            info.add_itxt(METADATA_KEY, text)
+            image.save(self.out / f"{stem}.png", pnginfo=info)
+            (self.out / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+            files.append(self.out / f"{stem}.png")
+        return files
+
+    def write_grid(
+        self, references: Sequence[Image.Image], columns: Sequence[tuple[str, Sequence[Image.Image]]]
+    ) -> Path:
+        """Write a row per prompt: the references, then `count` pictures of each column."""
+        count = self.request.count
+        labels = ["reference"] * len(references) + [label for label, _ in columns for _ in range(count)]
+        rows = []
+        for row, prompt in enumerate(self.request.prompts):
+            made = [image for _, images in columns for image in images[row * count : (row + 1) * count]]
+            rows.append(GridRow(prompt, [*references, *made]))
+        path = self.out / f"{self.first:04d}-grid.png"
+        compose_grid(labels, rows).save(path, optimize=True)
+        return path

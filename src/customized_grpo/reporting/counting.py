@@ -1,0 +1,48 @@
+"""Progress of a known number of pictures: a bar on a terminal, a line at every tenth elsewhere."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
+    """Progress of `total` things, to be closed at the end.
+
+    Args:
+        what: What is done with them, "drawing".
+        total: How many there are.
+        console: Where to write; standard error by default.
+    """
+    return Counting(what, total, console or Console(stderr=True))
+
+
+class Counting:
+    """See `counting`."""
+
+    def __init__(self, what: str, total: int, console: Console) -> None:
+        self._what, self._total, self._console = what, total, console
+        self._done = 0
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task = self._bar.add_task(what, total=total)
+        if console.is_terminal:
+            self._bar.start()
+
+    def add(self, count: int) -> None:
+        """Count so many more."""
+        tenths = self._done * 10 // self._total
+        self._done += count
+        if self._console.is_terminal:
+            self._bar.advance(self._task, count)
+        elif self._done * 10 // self._total > tenths:
+            self.note(f"{self._what} {self._done}/{self._total}")
+
+    def note(self, text: str) -> None:
+        """Write a line that stays."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()

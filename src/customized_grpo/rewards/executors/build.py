@@ -1,0 +1,74 @@
+"""From the rewards of a recipe to a `Scorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import torch
+
+from customized_grpo.config.executors import HttpExecution, InlineExecution, RayExecution, ThreadExecution
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.executors.http import HttpExecutor, read_token
+from customized_grpo.rewards.executors.inline import InlineExecutor
+from customized_grpo.rewards.executors.interface import Executor
+from customized_grpo.rewards.executors.ray import import_ray, ray_executor
+from customized_grpo.rewards.executors.scorer import Scorer
+from customized_grpo.rewards.executors.thread import ThreadExecutor
+from customized_grpo.rewards.registry import build_reward
+
+
+def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "cpu") -> Scorer:
+    """Build every reward of a recipe where it shall run.
+
+    Args:
+        configs: The recipe's rewards.
+        device: Where models run that run in this process.
+
+    Raises:
+        UserError: A reward cannot be built; lists every missing token and package before anything is loaded.
+    """
+    check_prerequisites(configs)
+    executors: list[Executor] = []
+    try:
+        for config in configs:
+            executors.append(build_executor(config, device))
+    except BaseException:
+        for executor in reversed(executors):
+            executor.close()
+        raise
+    return Scorer(executors, [config.on_failure for config in configs])
+
+
+def build_executor(config: RewardConfig, device: torch.device | str = "cpu") -> Executor:
+    """Build one reward where it shall run."""
+    place = config.executor
+    if isinstance(place, InlineExecution):
+        return InlineExecutor(build_reward(config, device))
+    if isinstance(place, ThreadExecution):
+        return ThreadExecutor(build_reward(config, device))
+    if isinstance(place, RayExecution):
+        return ray_executor(config, place)
+    if isinstance(place, HttpExecution):
+        return HttpExecutor(config, place)
+    assert_never(place)
+
+
+def check_prerequisites(configs: Sequence[RewardConfig]) -> None:
+    """Check at no cost what the executors need.
+
+    Raises:
+        UserError: Lists every token that is not set and every package that is not installed.
+    """
+    mistakes = []
+    for config in configs:
+        try:
+            if isinstance(config.executor, HttpExecution):
+                read_token(config.executor)
+            elif isinstance(config.executor, RayExecution):
+                import_ray()
+        except UserError as error:
+            mistakes.append(f"reward {config.name!r}: {error}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))

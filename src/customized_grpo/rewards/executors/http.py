@@ -1,0 +1,192 @@
+"""`http`: the reward runs behind `cgrpo serve-rewards`, on this machine or another.
+
+All requests of a reward run on one event loop in a thread of its own, so that an interrupted run can give
+them up at once instead of waiting for answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from customized_grpo.config.executors import HttpExecution
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import Kind, ScoringBatch, naming
+from customized_grpo.rewards.executors.connection import Connection, ServiceError
+from customized_grpo.rewards.executors.upload import Upload, encode
+from customized_grpo.rewards.service.wire import (
+    PROTOCOL,
+    Info,
+    Problem,
+    References,
+    RewardInfo,
+    ScoreAnswer,
+)
+
+UPLOADS = 3  # attempts to have all references in store at once, if others keep pushing them out
+
+Result = TypeVar("Result")
+
+
+class HttpExecutor:
+    """Scores by asking a service.
+
+    Args:
+        config: The reward, as the service's recipe names it.
+        place: Where the service is.
+
+    Raises:
+        UserError: The service cannot be reached, refuses, or has no such reward.
+    """
+
+    def __init__(self, config: RewardConfig, place: HttpExecution) -> None:
+        self._connection = Connection(place, read_token(place))
+        self._slots = asyncio.Semaphore(place.connections)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name=f"reward {config.name}", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._info = self._start(self._connect(config, place)).result()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Name of the reward."""
+        return self._info.label
+
+    @property
+    def kind(self) -> Kind:
+        """What the reward measures."""
+        return self._info.kind
+
+    def submit(self, batch: ScoringBatch) -> Future[Tensor]:
+        """Send the batch and return at once."""
+        return self._start(self._score(batch))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the fingerprint of the reward in the service; every request asks for scores by just this."""
+        return self._info.fingerprint
+
+    def close(self) -> None:
+        """Give up what is under way and close the connections."""
+        if self._loop.is_closed():
+            return
+        self._start(self._give_up()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _connect(self, config: RewardConfig, place: HttpExecution) -> RewardInfo:
+        try:
+            answer = await self._connection.ask("GET", "/v1/info")
+            info = Info.model_validate_json(answer.body)
+        except ServiceError as error:
+            raise UserError(
+                f"reward {config.name!r}: {error}", "Start the service with: cgrpo serve-rewards RECIPE"
+            ) from error
+        except ValidationError as error:
+            raise UserError(f"reward {config.name!r}: {place.url} is no reward service") from error
+        return chosen_reward(info, config, place.url)
+
+    async def _score(self, batch: ScoringBatch) -> Tensor:
+        with naming(self.name, batch):
+            async with self._slots:
+                upload = await asyncio.to_thread(encode, batch, self._info.name, self._info.digest)
+                return await self._answered(upload, len(batch))
+
+    async def _answered(self, upload: Upload, samples: int) -> Tensor:
+        """Bring the missing references and ask for the scores."""
+        ask = self._connection.ask
+        names = References(sha256=list(upload.files)).model_dump_json().encode()
+        answer = await ask("POST", "/v1/references/missing", names)
+        missing = _read(References, answer.body).sha256
+        for _ in range(UPLOADS):
+            for sha256 in missing:
+                await ask("PUT", f"/v1/references/{sha256}", upload.files[sha256], "image/png")
+            answer = await ask("POST", "/v1/score", upload.body)
+            if answer.status != 409:
+                scores = _read(ScoreAnswer, answer.body).scores
+                if len(scores) != samples:
+                    raise ServiceError(f"{len(scores)} scores for {samples} samples")
+                return torch.tensor([float("nan") if s is None else s for s in scores], dtype=torch.float32)
+            missing = _read(Problem, answer.body).missing
+        raise ServiceError("the service cannot hold the references of one batch (raise its --reference-mb)")
+
+    async def _give_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._connection.close()
+        await self._loop.shutdown_default_executor()
+
+
+AnyMessage = TypeVar("AnyMessage", References, ScoreAnswer, Problem)
+
+
+def _read(message: type[AnyMessage], body: bytes) -> AnyMessage:
+    try:
+        return message.model_validate_json(body)
+    except ValidationError as error:
+        raise ServiceError(f"the answer is no {message.__name__}") from error
+
+
+def read_token(place: HttpExecution) -> str | None:
+    """Read the service's token from the environment; None if the recipe names no variable.
+
+    Raises:
+        UserError: The variable is not set, or cannot be a token.
+    """
+    if place.token_env is None:
+        return None
+    token = os.environ.get(place.token_env, "")
+    if not token or not token.isascii() or not token.isprintable():
+        raise UserError(
+            f"executor.token_env: the environment variable {place.token_env} holds no token",
+            "Set it to the token the service was started with.",
+        )
+    return token
+
+
+def chosen_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
+    """Return the service's reward that the recipe asks for.
+
+    Raises:
+        UserError: There is none, or it scores otherwise than the recipe says.
+    """
+    if info.protocol != PROTOCOL:
+        raise UserError(
+            f"{url} speaks protocol {info.protocol}, this version {PROTOCOL}",
+            "Run the same version of customized-grpo on both sides.",
+        )
+    reward = next((reward for reward in info.rewards if reward.name == config.name), None)
+    if reward is None:
+        names = ", ".join(reward.name for reward in info.rewards)
+        raise UserError(f"{url} has no reward {config.name!r}, only {names}")
+    found = {"noise": reward.fingerprint.get("noise", 0.0)}
+    if "segment" in reward.fingerprint:
+        found["segment"] = reward.fingerprint["segment"]
+    for key, value in found.items():
+        wanted = getattr(config, key)
+        if value != wanted:
+            raise UserError(
+                f"reward {config.name!r}: {url} scores with {key}: {value}, the recipe says {wanted}",
+                "Start the service with the same recipe.",
+            )
+    return reward

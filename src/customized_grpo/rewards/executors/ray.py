@@ -1,0 +1,185 @@
+"""`ray`: the reward runs in actors of a Ray cluster, on other GPUs or machines.
+
+Ray restarts an actor that died and asks it once more about the batch it was scoring. Everything between the
+trainer and its own workers is Ray's matter; ray is imported when a reward asks for it, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config.executors import RayExecution
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch
+from customized_grpo.rewards.executors.thread import ThreadExecutor
+
+
+def ray_executor(config: RewardConfig, place: RayExecution) -> ThreadExecutor:
+    """Start the actors of a reward and return their executor.
+
+    Args:
+        config: The reward, which each actor builds for itself.
+        place: Number of actors and what each of them gets.
+
+    Raises:
+        UserError: Ray is not installed, no cluster can be reached, or the reward cannot be built.
+    """
+    reward = RayReward(config, place)
+    return ThreadExecutor(reward, place.actors, reward.close)
+
+
+class RayReward:
+    """A reward in a pool of actors. Several threads may ask at once; each has an actor to itself.
+
+    Args:
+        config: The reward.
+        place: Number of actors and what each of them gets.
+    """
+
+    name: str
+    kind: Kind
+
+    def __init__(self, config: RewardConfig, place: RayExecution) -> None:
+        ray = import_ray()
+        self._owns_cluster = _connect(place.address)
+        options = actor_options(place)
+        worker = ray.remote(**options)(_Worker)
+        device = "cuda" if place.gpus_per_actor else "cpu"
+        self._actors = [worker.remote(config, device) for _ in range(place.actors)]
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for actor in self._actors:
+            self._free.put(actor)
+        try:
+            described = _get([actor.describe.remote() for actor in self._actors])
+        except BaseException:
+            self.close()
+            raise
+        self.name, self.kind, self._fingerprint = described[0]
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return what an actor returns, on its second try if it died in the first."""
+        actor = self._free.get()
+        try:
+            scores: Tensor = _get(actor.score.remote(_on_cpu(batch)))
+        finally:
+            self._free.put(actor)
+        return scores
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the fingerprint of the reward in the actors."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """End the actors, and the cluster if it was started for this reward."""
+        ray = import_ray()
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._owns_cluster:
+            self._owns_cluster = False
+            ray.shutdown()
+
+
+class _Worker:
+    """What an actor does. It builds the reward when first asked, so that a failure is an answer."""
+
+    def __init__(self, config: RewardConfig, device: str) -> None:
+        self.config, self.device = config, device
+        self.reward: Reward | None = None
+
+    def describe(self) -> tuple[str, Kind, dict[str, Any]]:
+        """Return name, kind and fingerprint."""
+        reward = self._built()
+        return reward.name, reward.kind, reward.fingerprint()
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Score."""
+        return self._built().score(batch)
+
+    def _built(self) -> Reward:
+        from customized_grpo.rewards.registry import build_reward
+
+        if self.reward is None:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # Ray sets it to the actor's cores
+            self.reward = build_reward(self.config, self.device)
+        return self.reward
+
+
+def import_ray() -> Any:
+    """Import Ray.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "executor ray needs Ray, which is not installed",
+            hint="Install it with: pip install 'customized-grpo[ray]'",
+        ) from error
+    return ray
+
+
+def actor_options(place: RayExecution) -> dict[str, Any]:
+    """Return how Ray is to run an actor: its share of the hardware, its environment, and its second life."""
+    environment: dict[str, Any] = {"env_vars": dict(place.env)} if place.env else {}
+    if place.pip:
+        environment["pip"] = list(place.pip)
+    return {
+        "num_cpus": place.cpus_per_actor,
+        "num_gpus": place.gpus_per_actor,
+        "max_restarts": -1,
+        "max_task_retries": 1,
+        "runtime_env": environment,
+    }
+
+
+def _connect(address: str | None) -> bool:
+    """Join the cluster, or start one here; return whether this process must end it."""
+    ray = import_ray()
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry, by us or by what we start
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, include_dashboard=None, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"executor ray: no cluster could be joined or started: {error}",
+            hint="Start one with `ray start --head`, or leave executor.address null for a local one.",
+        ) from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own, which would exit without saving
+    return True
+
+
+def _get(reference: Any) -> Any:
+    """Return what actors answer; what was raised in them is raised here as it was."""
+    ray = import_ray()
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+
+
+def _on_cpu(batch: ScoringBatch) -> ScoringBatch:
+    masks = batch.reference_masks
+    return ScoringBatch(
+        images=batch.images.cpu(),
+        prompts=batch.prompts,
+        references=[[image.cpu() for image in row] for row in batch.references],
+        reference_masks=None if masks is None else [[mask.cpu() for mask in row] for row in masks],
+        image_masks=None if batch.image_masks is None else batch.image_masks.cpu(),
+        meta=batch.meta,
+    )

@@ -1,0 +1,161 @@
+"""All rewards of a run, each where its recipe says, behind three calls: submit, collect, close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
+from customized_grpo.rewards.executors.inline import InlineExecutor
+from customized_grpo.rewards.executors.interface import Executor
+from customized_grpo.rewards.preprocessing import quantise
+
+OnFailure = Literal["stop", "drop"]
+POLL_S = 0.2  # between two looks at whether the run shall stop
+
+
+class Scorer:
+    """Asks K rewards about batches of pictures.
+
+    Pictures, references and masks are rounded to 8 bits here, once: what a saved PNG would hold. So every
+    executor's reward sees the same numbers, and gives the same scores bit for bit on the same machine.
+
+    Args:
+        rewards: The rewards where they run.
+        on_failure: For each of them: "stop" raises when it fails, "drop" makes NaN of the batch it was asked
+            about. A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
+    """
+
+    def __init__(self, rewards: Sequence[Executor], on_failure: Sequence[OnFailure]) -> None:
+        if not rewards:
+            raise ValueError("no rewards")
+        if len(on_failure) != len(rewards):
+            raise ValueError(f"{len(on_failure)} on_failure for {len(rewards)} rewards")
+        self.rewards, self.on_failure = tuple(rewards), tuple(on_failure)
+        self._pending: list[tuple[ScoringBatch, list[Future[Tensor]]]] = []
+        self._dropped: list[str] = []
+
+    @classmethod
+    def inline(cls, rewards: Sequence[Reward]) -> Scorer:
+        """Return a scorer of rewards that run in this process, each of which stops the run when it fails."""
+        return cls([InlineExecutor(reward) for reward in rewards], ["stop"] * len(rewards))
+
+    def submit(self, batch: ScoringBatch) -> None:
+        """Begin to score a batch; returns at once unless a reward runs inline."""
+        batch = in_8_bits(batch)
+        self._pending.append((batch, [reward.submit(batch) for reward in self.rewards]))
+
+    def collect(self, between: Callable[[], None] = lambda: None) -> Tensor:
+        """Wait for everything submitted.
+
+        Args:
+            between: Called several times a second while waiting; may raise, which gives the batches up.
+
+        Returns:
+            Scores [N, K] of the N samples submitted since the last call, in their order, as `score_all` gives
+            them.
+
+        Raises:
+            UserError: A reward refused a batch, for a reason the user can mend.
+            RewardError: A reward failed and shall stop the run; names it and the samples.
+        """
+        pending, self._pending = self._pending, []
+        futures = [future for _, asked in pending for future in asked]
+        try:
+            while wait(futures, timeout=POLL_S).not_done:
+                between()
+        finally:
+            for future in futures:
+                future.cancel()
+        parts = [
+            as_scores([self._column(k, future, batch) for k, future in enumerate(asked)])
+            for batch, asked in pending
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.rewards))
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Submit one batch and collect it: scores [B, K]."""
+        if self._pending:
+            raise ValueError("collect what was submitted first")
+        self.submit(batch)
+        return self.collect()
+
+    def take_dropped(self) -> list[str]:
+        """Return what failures were dropped since the last call, for the run's log."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """Return the fingerprint of every reward; the same wherever they run."""
+        return [reward.fingerprint() for reward in self.rewards]
+
+    def close(self) -> None:
+        """End every thread, actor and connection; a Ray cluster started by the first reward ends last."""
+        for reward in reversed(self.rewards):
+            reward.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _column(self, k: int, future: Future[Tensor], batch: ScoringBatch) -> Tensor:
+        try:
+            return future.result()
+        except RewardError as error:
+            if self.on_failure[k] == "stop":
+                raise
+            self._dropped.append(str(error))
+            return torch.full((len(batch),), float("nan"))
+
+
+def in_8_bits(batch: ScoringBatch) -> ScoringBatch:
+    """Return the batch with every picture and mask rounded to multiples of 1/255."""
+    masks = batch.reference_masks
+    return replace(
+        batch,
+        images=_rounded(batch.images),
+        references=[[_rounded(image) for image in row] for row in batch.references],
+        reference_masks=None if masks is None else [[_rounded(mask) for mask in row] for row in masks],
+        image_masks=None if batch.image_masks is None else _rounded(batch.image_masks),
+    )
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return quantise(images).float() / 255
+
+
+def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to continue a run with rewards that score otherwise than those it began with.
+
+    Args:
+        before: What `Scorer.fingerprints` gave when the run began.
+        now: What it gives.
+
+    Raises:
+        UserError: Lists what differs.
+    """
+    if len(before) != len(now):
+        raise UserError(f"the run began with {len(before)} rewards and has {len(now)} now")
+    changes = [
+        f"{old.get('name', k)}.{key}: {old.get(key)!r} before, {new.get(key)!r} now"
+        for k, (old, new) in enumerate(zip(before, now, strict=True))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UserError(
+            f"the rewards are not those the run began with:\n{listed}",
+            "Restore them (weights, options, or the service's recipe), or start a new run.",
+        )

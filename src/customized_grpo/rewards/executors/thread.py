@@ -1,0 +1,52 @@
+"""`thread`: the reward runs beside the trainer's next rollout batch, in the same process.
+
+torch and Pillow release Python's lock while they compute, so this gains where the device or the cores have
+room. The samples are still those of the current policy: all scores are collected before the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores
+
+
+class ThreadExecutor:
+    """Scores batches in threads, in the order in which they were submitted.
+
+    Args:
+        reward: The reward; with several threads its `score` is called by several at once.
+        threads: Number of batches that are scored at once.
+        release: Called first by `close`, to end what the threads wait for.
+    """
+
+    def __init__(self, reward: Reward, threads: int = 1, release: Callable[[], None] = lambda: None) -> None:
+        self.reward, self.release = reward, release
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"reward {reward.name}")
+
+    @property
+    def name(self) -> str:
+        """Name of the reward."""
+        return self.reward.name
+
+    @property
+    def kind(self) -> Kind:
+        """What the reward measures."""
+        return self.reward.kind
+
+    def submit(self, batch: ScoringBatch) -> Future[Tensor]:
+        """Queue the batch and return at once."""
+        return self._pool.submit(checked_scores, self.reward, batch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the reward's fingerprint."""
+        return self.reward.fingerprint()
+
+    def close(self) -> None:
+        """Drop the batches that wait and return when those in work are done."""
+        self.release()
+        self._pool.shutdown(cancel_futures=True)

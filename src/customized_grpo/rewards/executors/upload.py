@@ -1,0 +1,83 @@
+"""A batch as a request to a reward service."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from customized_grpo.rewards.base import ScoringBatch
+from customized_grpo.rewards.features import content_key
+from customized_grpo.rewards.preprocessing import quantise
+from customized_grpo.rewards.service.pictures import encode_png
+from customized_grpo.rewards.service.wire import Sample, ScoreRequest, to_base64
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A request and the files it names.
+
+    Attributes:
+        body: The JSON of POST /v1/score.
+        files: PNG of every reference and mask, by sha256.
+    """
+
+    body: bytes
+    files: dict[str, bytes]
+
+
+def encode(batch: ScoringBatch, reward: str, digest: str) -> Upload:
+    """Encode a batch, each distinct reference once.
+
+    Of the rows' meta only what is JSON goes along.
+
+    Args:
+        batch: The batch.
+        reward: What the service calls the reward.
+        digest: Of the fingerprint the scores must come from.
+    """
+    references = _Files()
+    masks = batch.reference_masks
+    samples = [
+        Sample(
+            image=to_base64(encode_png(quantise(batch.images[row]))),
+            prompt=batch.prompts[row],
+            references=[references.add(image) for image in batch.references[row]],
+            reference_masks=None if masks is None else [references.add(mask) for mask in masks[row]],
+            image_mask=None
+            if batch.image_masks is None
+            else to_base64(encode_png(quantise(batch.image_masks[row]))),
+            meta={key: value for key, value in batch.meta[row].items() if _is_json(value)},
+        )
+        for row in range(len(batch))
+    ]
+    request = ScoreRequest(reward=reward, digest=digest, samples=samples)
+    return Upload(request.model_dump_json().encode(), references.by_sha256)
+
+
+class _Files:
+    """PNGs of pictures, encoded once per content."""
+
+    def __init__(self) -> None:
+        self.by_sha256: dict[str, bytes] = {}
+        self._names: dict[bytes, str] = {}
+
+    def add(self, picture: Tensor) -> str:
+        """Return the sha256 of a picture's PNG."""
+        pixels = quantise(picture)
+        key = content_key(pixels)
+        if key not in self._names:
+            png = encode_png(pixels)
+            self._names[key] = hashlib.sha256(png).hexdigest()
+            self.by_sha256[self._names[key]] = png
+        return self._names[key]
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_is_json(item) for item in value)
+    return value is None or isinstance(value, str | int | float)

@@ -1,0 +1,1 @@
+"""`cgrpo serve-rewards`; see README.md. Only `app` and `server` import a web framework."""

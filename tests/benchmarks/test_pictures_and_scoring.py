@@ -1,0 +1,143 @@
+"""Pictures are drawn once and never mixed; each is scored against what the protocol says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.benchmarks.encoders import Encoder
+from customized_grpo.benchmarks.listing import BenchmarkRow
+from customized_grpo.benchmarks.pictures import PictureFolder, generate
+from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol
+from customized_grpo.benchmarks.scoring import check_scorable, score_pictures
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import FunctionReward
+from customized_grpo.rewards.base import ScoringBatch
+
+PROTOCOL = PictureProtocol("dreambench", "d", steps=4, guidance=2.5, height=8, width=8, seed=0)
+
+
+class Artist:
+    """Paints each picture in a grey of its own, and remembers which rows it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, rows: Sequence[BenchmarkRow]) -> Iterator[Tensor]:
+        for row in rows:
+            self.asked.append(row.id)
+            for number in range(2):
+                yield torch.full((3, 8, 8), (10 * len(row.prompt) + 50 * number) / 255)
+
+
+def folder(path: Path, **changes: object) -> PictureFolder:
+    return PictureFolder(path, replace(PROTOCOL, **changes), GeneratorStamp("tiny", "w"))  # type: ignore[arg-type]
+
+
+def test_a_second_call_draws_only_what_is_missing_or_broken(tmp_path: Path, rows: list[BenchmarkRow]) -> None:
+    artist, pictures = Artist(), folder(tmp_path / "out")
+    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 6
+    files = {(row.id, n): pictures.file((row, n)) for row in rows for n in range(2)}
+    assert len(set(files.values())) == 6
+    assert all(file.parent == tmp_path / "out" / "pictures" for file in files.values())
+    assert sorted(tmp_path.rglob("pictures/*")) == sorted(files.values()), "nothing else is left there"
+
+    artist.asked.clear()
+    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 0 and not artist.asked
+    files["..", 1].write_bytes(files["..", 1].read_bytes()[:45])  # cut off, as by a full disk
+    files["a/b", 0].unlink()
+    Image.new("RGB", (4, 4)).save(files["a/b", 1])
+    kept = files["..", 0].stat().st_mtime_ns
+    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 3
+    assert artist.asked == ["a/b", ".."]
+    assert files["..", 0].stat().st_mtime_ns == kept
+
+
+def test_an_interrupted_call_keeps_what_it_drew(tmp_path: Path, rows: list[BenchmarkRow]) -> None:
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    artist, pictures = Artist(), folder(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        generate(pictures, rows, artist, samples=2, rows_together=1, made=stop)
+    assert generate(pictures, rows, artist, samples=2, rows_together=1) == 4
+
+
+@pytest.mark.parametrize("changes", [{"steps": 5}, {"seed": 1}, {"data": "e"}, {"guidance": 3.0}])
+def test_pictures_of_another_protocol_are_refused(
+    tmp_path: Path, rows: list[BenchmarkRow], changes: dict[str, object]
+) -> None:
+    generate(folder(tmp_path), rows, Artist(), samples=2, rows_together=3)
+    with pytest.raises(UserError, match=f"{next(iter(changes))}: "):
+        generate(folder(tmp_path, **changes), rows, Artist(), samples=2, rows_together=3)
+
+
+def test_pictures_of_another_model_are_refused_whatever_its_name(
+    tmp_path: Path, rows: list[BenchmarkRow]
+) -> None:
+    generate(folder(tmp_path), rows, Artist(), samples=2, rows_together=3)
+    PictureFolder(tmp_path, PROTOCOL, GeneratorStamp("same, moved", "w")).claim()
+    with pytest.raises(UserError, match="weights: w, v"):
+        PictureFolder(tmp_path, PROTOCOL, GeneratorStamp("tiny", "v")).claim()
+
+
+def brightness_of_references(batch: ScoringBatch) -> Tensor:
+    """Mean over the references of each picture; NaN for the row called '..'."""
+    means = [torch.stack([r.mean() for r in refs]).mean() for refs in batch.references]
+    scores = torch.stack(means)
+    return torch.where(torch.tensor([m["id"] == ".." for m in batch.meta]), torch.nan, scores)
+
+
+def brightness(batch: ScoringBatch) -> Tensor:
+    return batch.images.mean((1, 2, 3))
+
+
+def test_scores_are_of_the_kept_pngs_and_of_the_photos_of_the_mode(
+    tmp_path: Path, rows: list[BenchmarkRow]
+) -> None:
+    pictures = folder(tmp_path / "out")
+    generate(pictures, rows, Artist(), samples=2, rows_together=3)
+    drawings = [(row, n) for row in rows for n in range(2)]
+    encoders = [
+        Encoder("photos", FunctionReward("photos", "identity", brightness_of_references)),
+        Encoder("picture", FunctionReward("picture", "prompt", brightness), scale=255.0),
+    ]
+
+    def score(mode: str, batch_size: int) -> dict[str, np.ndarray]:
+        return score_pictures(
+            pictures,
+            drawings,
+            encoders,
+            mode=mode,
+            segment="none",
+            batch_size=batch_size,  # type: ignore[arg-type]
+        )
+
+    def grey(file: Path) -> float:
+        return float(np.asarray(Image.open(file).convert("RGB")).mean()) / 255
+
+    single, everything = score("single", 4), score("all", 1)
+    assert single["picture"] == pytest.approx([70, 120, 70, 120, 70, 120], abs=1e-3)
+    for n, (row, _) in enumerate(drawings):
+        if row.id == "..":
+            assert np.isnan(single["photos"][n]) and np.isnan(everything["photos"][n])
+        else:
+            assert single["photos"][n] == pytest.approx(grey(row.references[0]), abs=1e-4)
+            assert everything["photos"][n] == pytest.approx(np.mean([grey(p) for p in row.photos]), abs=1e-4)
+
+
+def test_cutting_out_needs_masks_and_only_the_given_references_have_them(rows: list[BenchmarkRow]) -> None:
+    check_scorable(rows, "all", "none")
+    with pytest.raises(UserError, match="3 rows have no masks"):
+        check_scorable(rows, "single", "reference")
+    masked = [replace(row, masks=row.references) for row in rows]
+    check_scorable(masked, "single", "reference")
+    with pytest.raises(UserError, match="only the given references have masks"):
+        check_scorable(masked, "all", "reference")

@@ -1,0 +1,184 @@
+"""Held-out judges of photos: copying is seen, targets decide identity, and no training reward may judge."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from customized_grpo.cli.main import main
+from customized_grpo.components import build_data, build_scorer, check_held_out
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.data.examples import Example
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.judges import RewardJudges, build_judges
+from customized_grpo.rewards import FunctionReward, Reward, ScoringBatch, build_reward
+from customized_grpo.toybox.export import export_manifest
+from customized_grpo.toybox.source import ToyBoxSource
+
+DINO = Path(__file__).parents[2] / "src" / "customized_grpo" / "toybox" / "assets" / "dino"
+
+
+def encoder(segment: str = "none") -> Reward:
+    return build_reward(RewardConfig.model_validate({"name": "dino", "path": "toybox", "segment": segment}))
+
+
+def brightness(batch: ScoringBatch) -> Tensor:
+    return batch.images.mean((1, 2, 3))
+
+
+PROMPT = FunctionReward("brightness", "prompt", brightness)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Example]:
+    """Toys whose target is another true view."""
+    source = ToyBoxSource(4, 1, 0, "held-out")
+    return [replace(source[n], target=source[n].meta["other_view"]) for n in range(4)]
+
+
+def stacked(rows: list[Example], what: str) -> Tensor:
+    return torch.stack([e.references[0] if what == "reference" else e.target for e in rows])  # type: ignore[misc]
+
+
+def test_a_copy_is_seen_and_its_identity_is_that_of_an_honest_view(rows: list[Example]) -> None:
+    judges = RewardJudges([encoder(), PROMPT], [1.0, 1.0], by_target=True)
+    copied, true = (judges.columns(stacked(rows, what), rows) for what in ("reference", "target"))
+    assert copied["monitor/copy_score"] == pytest.approx([1.0] * 4, abs=1e-5)
+    assert true["monitor/copy_score"] == pytest.approx([-1.0] * 4, abs=1e-5)
+    assert copied["monitor/background_similarity"] == pytest.approx([1.0] * 4)
+    assert bool((true["monitor/background_similarity"] < 1).all())
+    assert true["judge/identity"] == pytest.approx([1.0] * 4, abs=1e-5)
+    assert bool((copied["judge/identity"] < 0.999).all()), "a copy earns what another view of the toy does"
+    assert copied["judge/prompt"] == pytest.approx(stacked(rows, "reference").mean((1, 2, 3)))
+
+
+def test_without_targets_identity_is_likeness_to_the_references(rows: list[Example]) -> None:
+    bare = [replace(row, target=None, masks=None) for row in rows]
+    judges = RewardJudges([encoder()], [1.0], by_target=False)
+    found = judges.columns(stacked(rows, "reference"), bare)
+    assert found["judge/identity"] == pytest.approx([1.0] * 4, abs=1e-5)
+    assert found["monitor/copy_score"].isnan().all()
+    assert found["monitor/background_similarity"].isnan().all()
+
+
+def test_every_batch_has_the_same_columns_whatever_its_rows_lack(rows: list[Example]) -> None:
+    judges = RewardJudges([encoder()], [1.0], by_target=False)
+    mixed = [rows[0], replace(rows[1], target=None), replace(rows[2], masks=None), rows[3]]
+    whole = judges.columns(stacked(rows, "reference"), mixed)
+    for n, row in enumerate(mixed):
+        one = judges.columns(stacked(rows[n : n + 1], "reference"), [row])
+        assert one.keys() == whole.keys()
+        for name, values in one.items():
+            assert values.tolist() == pytest.approx([float(whole[name][n])], abs=1e-5, nan_ok=True), name
+    assert math.isnan(whole["monitor/copy_score"][1])
+    assert math.isnan(whole["monitor/background_similarity"][2])
+
+
+def test_the_nearest_of_several_references_decides_about_copying(rows: list[Example]) -> None:
+    row = replace(rows[0], references=(rows[1].references[0], rows[0].references[0]), masks=None)
+    judges = RewardJudges([encoder()], [1.0], by_target=True)
+    found = judges.columns(rows[0].references[0][None], [row])
+    assert found["monitor/copy_score"].item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_judges_of_a_kind_are_weighted(rows: list[Example]) -> None:
+    twice = FunctionReward("twice", "prompt", lambda batch: 2 * brightness(batch))
+    images = stacked(rows, "target")
+    found = RewardJudges([PROMPT, twice], [3.0, 1.0], by_target=True).columns(images, rows)
+    assert found["judge/prompt"] == pytest.approx(1.25 * images.mean((1, 2, 3)))
+    assert "judge/identity" not in found and "monitor/copy_score" not in found
+
+
+def test_judges_that_cannot_judge_are_refused(rows: list[Example]) -> None:
+    with pytest.raises(UserError, match="kind quality"):
+        RewardJudges([FunctionReward("q", "quality", brightness)], [1.0], by_target=True)
+    with pytest.raises(UserError, match="dino cuts out the subject, but targets have no masks"):
+        RewardJudges([encoder("reference")], [1.0], by_target=True)
+    assert build_judges((), rows, torch.device("cpu")) is None
+
+
+def test_a_training_reward_in_disguise_is_refused(tmp_path: Path) -> None:
+    judges = RewardJudges([encoder(), PROMPT], [1.0, 1.0], by_target=True)
+    shutil.copytree(DINO, tmp_path / "elsewhere")
+    same = build_reward(RewardConfig(name="dino", path=str(tmp_path / "elsewhere"), segment="reference"))
+    with pytest.raises(UserError, match="dino has the weights of a training reward"):
+        judges.check_apart([same.fingerprint()])
+    with pytest.raises(UserError, match="brightness"):
+        judges.check_apart([PROMPT.fingerprint()])
+    judges.check_apart([build_reward(RewardConfig(name="clip_t", path="toybox")).fingerprint()])
+
+
+# In a run
+
+
+@pytest.fixture(scope="module")
+def other_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Dinov2Model with other weights than the reward's."""
+    folder = tmp_path_factory.mktemp("judge") / "dino"
+    shutil.copytree(DINO, folder)
+    noise = torch.Generator().manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    moved = {
+        name: (value.float() + 0.05 * torch.randn(value.shape, generator=noise)).to(value.dtype)
+        for name, value in weights.items()
+    }
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_manifest(tmp_path_factory.mktemp("rows") / "data", subjects=2, seed=0)
+
+
+def overrides(manifest: Path, judge: Any, **reward: Any) -> list[str]:
+    data = {"kind": "manifest", "train": str(manifest), "held_out": str(manifest)}
+    judged = {"name": "dino", "segment": "none", "path": str(judge), **reward}
+    return [f"data={json.dumps(data)}", f"evaluation.judges={json.dumps([judged])}"]
+
+
+def test_a_run_on_photos_has_judges_monitors_and_gaps(
+    tmp_path: Path, manifest: Path, other_dino: Path
+) -> None:
+    settings = [*overrides(manifest, other_dino), "evaluation.samples_per_prompt=2", "evaluation.every=1"]
+    with pytest.raises(SystemExit) as left:
+        main(["train", "toybox-smoke", f"run.dir={tmp_path / 'run'}", *settings])
+    assert left.value.code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    base, *later = [line for line in lines if line["kind"] == "eval"]
+    measured = {"judge/identity", "monitor/copy_score", "monitor/background_similarity", "monitor/diversity"}
+    assert all(line[name] is not None for line in (base, *later) for name in measured)
+    assert not any(name.startswith("gap/") for name in base)
+    assert len(later) == 2
+    train = [line for line in lines if line["kind"] == "train"]
+    for line, trained in zip(later, train, strict=True):
+        for kind in ("identity", "prompt"):
+            gap = trained[f"reward/{kind}"] - line[f"reward/{kind}"]
+            assert line[f"gap/{kind}"] == pytest.approx(gap, abs=1e-6)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert measured <= summary["difference"].keys()
+    report = (tmp_path / "run" / "report.html").read_text()
+    for title in ("Image statistics against the base", "Training ahead of held-out prompts", "Diversity"):
+        assert f"<h3>{title}</h3>" in report
+
+
+def test_judges_are_checked_with_the_data_and_against_the_rewards(
+    recipe: Any, manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="dino is a training reward as well"):
+        build_data(recipe(*overrides(manifest, "toybox")))
+    with pytest.raises(UserError, match="ToyBox brings held-out judges of its own"):
+        build_data(recipe(overrides(manifest, "x")[1]))
+    shutil.copytree(DINO, tmp_path / "copy")
+    config = recipe(*overrides(manifest, tmp_path / "copy"))
+    with pytest.raises(UserError, match="has the weights of a training reward"):
+        check_held_out(build_data(config), build_scorer(config))

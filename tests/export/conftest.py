@@ -1,0 +1,94 @@
+"""Runs of every family: tiny pipelines of the real classes on disk, an adapter that does something."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+FAMILIES = ("flux1", "flux2", "qwen_edit")
+SETTINGS = {
+    "flux1": [],
+    "flux2": ["model.guidance=4.0", "model.max_text_tokens=96", "model.text_layers=[1, 2, 3]"],
+    "qwen_edit": ["model.guidance=4.0", "model.max_text_tokens=512"],
+}
+
+
+def load_tiny(name: str) -> ModuleType:
+    path = Path(__file__).parent.parent / "policies" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run and the policy it trained."""
+
+    path: Path
+    policy: Any
+    base: Path
+    family: str
+
+
+MakeTrained = Callable[..., Trained]
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A pipeline of random weights per family, as a folder in diffusers' layout."""
+    from customized_grpo.toybox.models import build_pipeline
+
+    folder = tmp_path_factory.mktemp("bases")
+    build_pipeline(0).save_pretrained(folder / "flux1")
+    load_tiny("tiny_flux2").klein().save_pretrained(folder / "flux2")
+    qwen = load_tiny("tiny_qwen_edit")
+    qwen.save_pipeline(qwen.build_pipeline(), folder / "qwen_edit")
+    return {family: folder / family for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def make_trained(
+    bases: dict[str, Path], recipe: Any, make_adapted: Any, make_run: Any, tmp_path_factory: Any
+) -> MakeTrained:
+    """Train a run of a family, in a manner of speaking; an alpha of None is the rank, 4."""
+
+    def make(
+        family: str,
+        *,
+        alpha: float | None = None,
+        average: bool = False,
+        target: str | None = None,
+        **options: Any,
+    ) -> Trained:
+        path = tmp_path_factory.mktemp("runs") / f"run-{family}"
+        settings = [
+            f"run.dir={path}", f"model.family={family}", f"model.path={bases[family]}",
+            f"model.reference_ids={'kontext' if family == 'flux1' else 'null'}", *SETTINGS[family],
+            f"model.lora.alpha={'null' if alpha is None else alpha}",
+            *([] if target is None else [f"model.lora.target='{target}'"]),
+            *(["train.ema_decay=0.9", "evaluation.use_ema=true"] if average else []),
+        ]  # fmt: skip
+        config = recipe(*settings)
+        policy = make_adapted(config)
+        policy.pipe.set_progress_bar_config(disable=True)
+        shadow = [parameter.detach() / 2 for parameter in policy.trainable_parameters()]
+        made = make_run(config, policy, average=shadow if average else None, **options)
+        return Trained(made, policy, bases[family], family)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference() -> Tensor:
+    """A picture [3, 64, 64] of 8-bit values in [0, 1]."""
+    return torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(3)).float() / 255

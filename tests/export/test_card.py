@@ -1,0 +1,162 @@
+"""The model card: valid for the hub, its snippet runs, its results are this adapter's, text stays text."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.config.yaml_text import read_yaml
+from customized_grpo.export import export_run
+from customized_grpo.export.adapter import read_adapter
+from customized_grpo.export.card import code, escape_markdown, front_matter, render_card
+from customized_grpo.reporting.run_data import read_run
+from customized_grpo.rollout import sample
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EVIL = "<script>alert(1)</script> | [x](javascript:y) `*_\n# title\n```"
+SCORES = {"judge/identity": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+GAIN = {"judge/identity": {"mean": 0.123, "low": 0.1, "high": 0.15}}
+
+
+@pytest.fixture
+def trained(make_trained: Any) -> Any:
+    trained = make_trained("flux1")
+    summary = {
+        "base": SCORES,
+        "tuned": SCORES,
+        "difference": GAIN,
+        "iterations": 2,
+        "rollouts": 12,
+        "finished": True,
+    }
+    (trained.path / "summary.json").write_text(json.dumps(summary))
+    alarm = {"kind": "event", "iteration": 2, "event": "alarm", "message": f"copying {EVIL}"}
+    (trained.path / "metrics.jsonl").write_text(json.dumps(alarm) + "\n")
+    return trained
+
+
+def on_base(trained: Any, path: str) -> Any:
+    """The run's adapter, had it been trained on another base."""
+    adapter = read_adapter(trained.path)
+    model = adapter.config.model.model_copy(update={"path": path})
+    return replace(adapter, config=adapter.config.model_copy(update={"model": model}))
+
+
+def parts(card: str) -> tuple[Any, str]:
+    _, head, body = card.split("---\n", 2)
+    values, mistakes = read_yaml(head)
+    assert not mistakes
+    return values, body
+
+
+@pytest.mark.parametrize(
+    ("base", "licence"),
+    [
+        ("black-forest-labs/FLUX.1-Kontext-dev", ("other", "flux-1-dev-non-commercial-license")),
+        ("black-forest-labs/FLUX.2-klein-4B", ("apache-2.0", None)),
+        ("Qwen/Qwen-Image-Edit-2509", ("apache-2.0", None)),
+        ("somebody/something", (None, None)),
+    ],
+)
+def test_the_front_matter_names_base_and_licence(base: str, licence: Any, trained: Any) -> None:
+    head, body = parts(
+        render_card(read_run(trained.path), on_base(trained, base), "diffusers", "x.safetensors")
+    )
+    assert head["base_model"] == base and head["library_name"] == "diffusers" and "lora" in head["tags"]
+    assert (head.get("license"), head.get("license_name")) == licence
+    assert ("license_link" in head) == (licence[0] == "other")
+    assert f"https://huggingface.co/{base}" in body
+    if licence[0] is None:
+        assert "is not known here" in body
+
+
+def test_a_folder_of_this_machine_is_no_base_model_of_the_hub(trained: Any) -> None:
+    head = front_matter(read_adapter(trained.path))
+    assert "base_model" not in head and "license" not in head
+    card = render_card(read_run(trained.path), read_adapter(trained.path), "diffusers", "x.safetensors")
+    assert str(trained.base.parent) not in card and str(trained.path.parent) not in card
+
+
+def test_results_are_told_with_intervals_and_alarms(trained: Any) -> None:
+    card = render_card(read_run(trained.path), read_adapter(trained.path), "kohya", "x.safetensors")
+    assert (
+        "| Held-out identity | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) | +0.123 (+0.100 to +0.150) |"
+        in card
+    )
+    assert "after iteration 2: copying" in card and "raised none" not in card
+
+
+def test_results_of_another_checkpoint_are_not_told(trained: Any) -> None:
+    adapter = replace(read_adapter(trained.path), iteration=1)
+    card = render_card(read_run(trained.path), adapter, "kohya", "x.safetensors")
+    assert "+0.123" not in card and "not of this checkpoint" in card
+    averaged = replace(read_adapter(trained.path), is_average=True)
+    assert "+0.123" not in render_card(read_run(trained.path), averaged, "kohya", "x.safetensors")
+
+
+def test_text_from_outside_stays_text(trained: Any) -> None:
+    run = replace(read_run(trained.path), name=EVIL)
+    card = render_card(run, read_adapter(trained.path), "diffusers", "x.safetensors")
+    outside_code = re.sub(r"```python.*?^```$|```yaml.*?^```$", "", card, flags=re.S | re.M)
+    assert "<script" not in outside_code and not re.search(r"(?<!\\)\]\(javascript", outside_code)
+    assert "\n# title" not in card
+    assert "```" not in outside_code
+
+
+def test_escapes() -> None:
+    assert escape_markdown("a|b <c> *d* _e_\nf") == r"a\|b &lt;c&gt; \*d\* \_e\_ f"
+    assert code("a`b") == "``a`b``" and code("`") == "`` ` ``" and code("a\nb") == "`a b`"
+
+
+def test_a_prompt_cannot_leave_its_string_in_the_snippet(trained: Any) -> None:
+    samples = trained.path / "samples"
+    samples.mkdir()
+    prompt = 'x", print("gone"), "' + EVIL
+    rows = [{"prompt": prompt, "subject": None, "reference": "r.png", "target": None}]
+    (samples / "index.json").write_text(json.dumps({"rows": rows, "iterations": [0]}))
+    card = render_card(read_run(trained.path), read_adapter(trained.path), "diffusers", "x.safetensors")
+    found = re.search(r"^    prompt=(.*),$", card, re.M)
+    assert found is not None
+    assert eval(found[1]) == prompt  # noqa: S307 the test is that it is one string
+
+
+@pytest.mark.parametrize("family", ["flux1", "flux2"])
+def test_the_snippet_runs_and_draws_the_trainers_picture(
+    family: str, make_trained: Any, reference: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained(family, alpha=6.0)
+    folder = export_run(trained.path, "diffusers").parent
+    picture = Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
+    picture.save(folder / "reference.png")
+    (folder / family).symlink_to(trained.base)  # the card names the base by its folder's name
+    snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
+    assert snippet is not None
+    monkeypatch.chdir(folder)
+    exec(snippet[1], {})
+    found = torch.frombuffer(bytearray(Image.open("picture.png").tobytes()), dtype=torch.uint8)
+    policy = trained.policy
+    conditioning = policy.encode(["the subject on a beach at sunset"], [[reference]], 64, 64)
+    noise = [torch.Generator().manual_seed(0)]
+    ours = sample(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
+    expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwise(trained: Any) -> None:
+    adapter = on_base(trained, "black-forest-labs/FLUX.1-dev")
+    model = adapter.config.model.model_copy(
+        update={"reference_ids": "uno", "fuse_lora": "bytedance-research/UNO:dit_lora.safetensors"}
+    )
+    adapter = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
+    card = render_card(read_run(trained.path), adapter, "diffusers", "x.safetensors")
+    assert "```python" not in card and "--set model.reference_ids=uno" in card
+    assert "--set model.fuse_lora=bytedance-research/UNO:dit_lora.safetensors" in card
+    assert "merged into the base" in card

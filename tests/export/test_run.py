@@ -1,0 +1,165 @@
+"""`cgrpo export`: which adapter is written, what its header says, what is refused; no weights are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from customized_grpo.cli.main import main
+from customized_grpo.errors import UserError
+from customized_grpo.export import FORMAT_NAMES, export_run
+from customized_grpo.export.adapter import Layer, RunAdapter, read_adapter
+from customized_grpo.export.formats import FORMATS
+from customized_grpo.export.run import file_stem
+from customized_grpo.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(make_trained: Any) -> Any:
+    return make_trained("flux1", alpha=6.0)
+
+
+def export(*arguments: object) -> int:
+    try:
+        return main(["export", *map(str, arguments)])
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        return left.code
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())
+
+
+@pytest.mark.parametrize("family", ["flux1", "flux2", "qwen_edit"])
+def test_the_average_is_exported_under_its_own_layers_names(
+    family: str, make_trained: Any, tmp_path: Path
+) -> None:
+    trained = make_trained(family, average=True)
+    tensors = load_file(export_run(trained.path, "diffusers", out=tmp_path / "average"))
+    expected = trained.policy.adapter_tensors()
+    assert tensors.keys() == {f"transformer.{name}" for name in expected}
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[f"transformer.{name}"], tensor / 2), name
+    now = load_file(export_run(trained.path, "diffusers", out=tmp_path / "now", average=False))
+    assert all(torch.equal(now[f"transformer.{name}"], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_no_weights_of_the_base_are_read(average: bool, make_trained: Any, tmp_path: Path) -> None:
+    trained = make_trained("flux1", average=True)
+    weights = list(trained.base.rglob("*.safetensors"))
+    hidden = [Path(shutil.move(path, path.with_suffix(".hidden"))) for path in weights]
+    try:
+        export_run(trained.path, "kohya", out=tmp_path / "out", average=average)
+    finally:
+        for path in hidden:
+            shutil.move(path, path.with_suffix(".safetensors"))
+
+
+def test_a_named_checkpoint_is_exported(make_trained: Any, tmp_path: Path) -> None:
+    trained = make_trained("flux1", step=7)
+    assert (
+        metadata(export_run(trained.path, "diffusers", out=tmp_path / "a", step=7))["cgrpo.iteration"] == "7"
+    )
+    with pytest.raises(UserError, match="no committed checkpoint of step 3"):
+        export_run(trained.path, "diffusers", out=tmp_path / "b", step=3)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_header_says_what_the_file_is(trained: Any, tmp_path: Path) -> None:
+    files = {name: export_run(trained.path, name, out=tmp_path / name) for name in FORMAT_NAMES}
+    found = {name: metadata(file) for name, file in files.items()}
+    kohya = found["kohya"]
+    assert kohya["modelspec.architecture"] == "flux-1-dev/lora"
+    assert (kohya["ss_network_module"], kohya["ss_network_dim"], kohya["ss_network_alpha"]) == (
+        "networks.lora_flux", "4", "6",
+    )  # fmt: skip
+    assert found["comfyui"]["ss_network_alpha"] == "4"  # none is left: it is folded in
+    assert json.loads(found["diffusers"]["lora_adapter_metadata"])["transformer.lora_alpha"] == 6.0
+    assert kohya["ss_seed"] == "0" and kohya["ss_sd_model_name"] == "flux1"
+    assert len({header["modelspec.hash_sha256"] for header in found.values()}) == 3
+    for header in found.values():
+        assert str(trained.base.parent) not in json.dumps(header)  # no folders of this machine
+
+
+def test_the_hash_is_of_the_tensors(trained: Any, tmp_path: Path) -> None:
+    file = export_run(trained.path, "diffusers", out=tmp_path / "out")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    assert metadata(file)["modelspec.hash_sha256"] == f"0x{digest.hexdigest()}"
+
+
+# Refusals
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(trained.path) == 0
+    file = Path(capsys.readouterr().out.strip())
+    assert file == trained.path / "export" / "diffusers" / "pytorch_lora_weights.safetensors"
+    before = file.read_bytes()
+    assert export(trained.path) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_an_average_that_is_not_kept_is_refused(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(trained.path, "--ema", "--out", tmp_path) == 2
+    assert "train.ema_decay is null" in capsys.readouterr().err
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(trained.path, "--format", "a1111") == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in FORMAT_NAMES)
+
+
+def test_a_run_without_a_checkpoint_or_of_another_version_is_refused(recipe: Any, tmp_path: Path) -> None:
+    run = RunFolder.create(recipe(f"run.dir={tmp_path / 'run'}")).path
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        export_run(run, "diffusers")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "\nspeed: 3\n")
+    with pytest.raises(UserError, match="speed") as refused:
+        export_run(run, "diffusers")
+    assert "made by customized-grpo" in str(refused.value.hint)
+    assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("name", ["comfyui", "kohya"])
+@pytest.mark.parametrize("layer", ["norm_out.linear", "x_embedder"])
+def test_layers_that_a_format_has_no_name_for_are_refused(name: Any, layer: str, recipe: Any) -> None:
+    layers = {layer: Layer(torch.zeros(4, 8), torch.zeros(8, 4))}
+    adapter = RunAdapter(recipe(), 1, False, 4, 4.0, layers, {})
+    with pytest.raises(UserError, match=f"have no name there: {layer}"):
+        FORMATS[name](adapter)
+    assert set(FORMATS["diffusers"](adapter)) == {f"transformer.{layer}.lora_{x}.weight" for x in "AB"}
+
+
+def test_what_was_read_is_the_checkpoints(trained: Any) -> None:
+    adapter = read_adapter(trained.path)
+    assert (adapter.rank, adapter.alpha, adapter.iteration, adapter.is_average) == (4, 6.0, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("title", "stem"), [("my run", "my-run"), ("../../x", "x"), ("käse", "k-se"), ("..", "adapter")]
+)
+def test_the_file_is_named_after_the_run_and_stays_in_its_folder(title: str, stem: str) -> None:
+    assert file_stem(title) == stem

@@ -1,0 +1,182 @@
+"""Opening generators: runs, folders and what is refused; and drawing as the evaluation draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from customized_grpo.components import build_scorer
+from customized_grpo.config import Config, dump_config
+from customized_grpo.encoding import PromptEncoder
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.held_out import evaluate_policy
+from customized_grpo.generation import draw, open_generator
+from customized_grpo.generation.opening import source_settings
+from customized_grpo.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Recipe = Callable[..., Config]
+
+SMOKE = ["steps=4", "batch_size=2", "model.precision=fp32"]
+"""What makes of toybox the model of toybox-smoke."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generation")
+
+
+@pytest.fixture(scope="module")
+def tuned(recipe: Recipe, make_adapted: Any) -> Any:
+    return make_adapted(recipe())
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, recipe: Recipe, tuned: Any, make_run: Any) -> Path:
+    return make_run(recipe(f"run.dir={folder / 'toy'}"), tuned)
+
+
+def pictures(generator: Any, rows: Any, seed: int = 0, count: int = 1) -> torch.Tensor:
+    return torch.stack(list(draw(generator, rows, seed, count)))
+
+
+def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
+    run: Path, recipe: Recipe, tuned: Any, examples: Any
+) -> None:
+    config = recipe()
+    _, expected = evaluate_policy(
+        tuned,
+        examples,
+        build_scorer(config),
+        None,
+        encode=PromptEncoder(tuned, (64, 64)),
+        sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),
+        samples_per_prompt=2,
+        seed=7,
+        batch_size=config.evaluation.batch_size,
+    )
+    generator = open_generator(str(run))
+    assert torch.equal(pictures(generator, examples, seed=7, count=2), expected)
+    assert (generator.name, generator.size, generator.steps) == ("toy", (64, 64), config.rollout.steps)
+
+
+def test_base_is_the_model_without_what_the_run_learnt(run: Path, tuned: Any, examples: Any) -> None:
+    base = pictures(open_generator(str(run), base=True), examples)
+    assert torch.equal(base, pictures(open_generator("toybox", settings=SMOKE), examples))
+    assert (base - pictures(open_generator(str(run)), examples)).abs().max() > 1e-2
+
+
+def test_a_run_judged_by_its_average_is_opened_with_it(
+    folder: Path, recipe: Recipe, tuned: Any, make_run: Any
+) -> None:
+    config = recipe(f"run.dir={folder / 'ema'}", "train.ema_decay=0.9", "evaluation.use_ema=true")
+    halved = [parameter.detach() / 2 for parameter in tuned.trainable_parameters()]
+    opened = open_generator(str(make_run(config, tuned, average=halved)))
+    for expected, found in zip(halved, opened.policy.trainable_parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_a_row_draws_the_same_picture_whatever_else_is_drawn(run: Path, examples: Any) -> None:
+    generator = open_generator(str(run), settings=["batch_size=3"])
+    together = pictures(generator, examples, count=2)
+    alone = pictures(generator, examples[1:], count=1)
+    assert (together[2] - alone[0]).abs().max() < 1e-5
+    assert (together[2] - together[3]).abs().max() > 1e-2
+
+
+def test_rows_with_other_references_are_not_batched_together(run: Path, examples: Any) -> None:
+    import dataclasses
+
+    generator = open_generator(str(run), settings=["batch_size=4"])
+    two = dataclasses.replace(examples[1], references=examples[1].references * 2)
+    assert len(pictures(generator, [examples[0], two, examples[0]])) == 3
+
+
+def test_settings_replace_the_recipes_and_are_checked_like_one(run: Path) -> None:
+    found = source_settings(str(run), ["steps=3", "model.height=32", "model.guidance=1.5"])
+    assert (found.steps, found.model.height, found.model.guidance) == (3, 32, 1.5)
+    with pytest.raises(UserError) as refused:
+        source_settings(str(run), ["model.guidence=1", "steps=0", "model.height=33", "model.width"])
+    for words in (
+        "did you mean model.guidance?",
+        "steps: got 0",
+        "model.height: got 33",
+        "section.key=value",
+    ):
+        assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ({"_class_name": "FluxKontextPipeline"}, ("flux1", 2.5, 28)),
+        ({"_class_name": "FluxPipeline"}, ("flux1", 4.0, 25)),
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, ("flux2", 1.0, 4)),
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, ("flux2", 4.0, 50)),
+        ({"_class_name": "Flux2Pipeline"}, ("flux2", 4.0, 28)),
+        ({"_class_name": "QwenImageEditPlusPipeline"}, ("qwen_edit", 4.0, 40)),
+    ],
+)
+def test_a_folder_gets_what_its_model_card_says(
+    index: dict[str, Any], expected: tuple[str, float, int], tmp_path: Path
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = source_settings(str(tmp_path))
+    assert (found.model.family, found.model.guidance, found.steps) == expected
+    assert (found.model.height, found.model.width) == (1024, 1024)
+
+
+def test_an_unknown_class_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UserError, match="StableDiffusionPipeline"):
+        open_generator(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder"):
+        open_generator(str(tmp_path / "absent"))
+
+
+def test_a_run_without_a_checkpoint_is_refused_but_its_base_is_not(folder: Path, recipe: Recipe) -> None:
+    run = RunFolder.create(recipe(f"run.dir={folder / 'untrained'}")).path
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        open_generator(str(run))
+    assert open_generator(str(run), base=True).name == "untrained (base)"
+
+
+def test_a_run_of_another_version_is_refused_with_the_version(folder: Path, recipe: Recipe) -> None:
+    config = recipe(f"run.dir={folder / 'older'}")
+    run = RunFolder.create(config).path
+    (run / "config.yaml").write_text(dump_config(config) + "\nspeed: 3\n")
+    with pytest.raises(UserError, match="speed") as refused:
+        open_generator(str(run))
+    assert "made by customized-grpo" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("alpha", [None, 2.0])
+def test_a_saved_adapter_is_put_on_a_model_with_its_own_rank_and_scale(
+    alpha: float | None, folder: Path, recipe: Recipe, make_adapted: Any, examples: Any
+) -> None:
+    policy = make_adapted(
+        recipe("model.lora.rank=3", f"model.lora.alpha={'null' if alpha is None else alpha}")
+    )
+    saved = policy.save_lora(folder / f"saved-{alpha}")
+    generator = open_generator("toybox", settings=SMOKE, lora=saved.parent)
+    expected = pictures(type(generator)(policy, generator.model, 4, 2, ""), examples)
+    assert torch.equal(pictures(generator, examples), expected)
+    assert generator.model.lora.rank == 3
+
+
+def test_an_adapter_on_a_run_or_in_another_format_is_refused(run: Path, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = folder / "kohya.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}, other)
+    with pytest.raises(UserError, match="has an adapter of its own"):
+        open_generator(str(run), lora=other)
+    with pytest.raises(UserError, match="not an adapter of one rank") as refused:
+        open_generator("toybox", lora=other)
+    assert f"model.fuse_lora={other}" in str(refused.value.hint)

@@ -1,0 +1,170 @@
+"""What the scorer adds to its executors: rounding, overlap, waiting that can be given up, fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from types import ModuleType
+
+import pytest
+import torch
+
+from customized_grpo.config.executors import ThreadExecution
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import FunctionReward, ScoringBatch
+from customized_grpo.rewards.executors import (
+    InlineExecutor,
+    Scorer,
+    build_scorer,
+    check_fingerprints,
+    in_8_bits,
+)
+from customized_grpo.rewards.executors.thread import ThreadExecutor
+
+
+def mean(batch: ScoringBatch) -> torch.Tensor:
+    return batch.images.mean(dim=(1, 2, 3))
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("reward ")}
+
+
+def test_every_picture_and_mask_is_rounded_to_8_bits_once(tiny: ModuleType) -> None:
+    seen: list[ScoringBatch] = []
+
+    def look(batch: ScoringBatch) -> torch.Tensor:
+        seen.append(batch)
+        return mean(batch)
+
+    batch = dataclasses.replace(tiny.make_batch(2), image_masks=torch.full((2, 1, 64, 64), 0.3))
+    Scorer([InlineExecutor(FunctionReward("look", "quality", look))], ["stop"]).score(batch)
+    (found,) = seen
+    assert found.reference_masks is not None and found.image_masks is not None
+    pictures = [found.images, found.image_masks, *found.references[0], *found.reference_masks[0]]
+    for picture in pictures:
+        assert torch.equal((picture * 255).round() / 255, picture)
+    assert (found.images - batch.images).abs().max() <= 0.5 / 255 + 1e-7
+    again = in_8_bits(found)
+    assert torch.equal(again.images, found.images) and torch.equal(again.image_masks, found.image_masks)
+
+
+def test_a_thread_scores_while_the_trainer_goes_on(tiny: ModuleType) -> None:
+    may_go_on = threading.Event()
+
+    def wait_for_trainer(batch: ScoringBatch) -> torch.Tensor:
+        assert may_go_on.wait(60), "submit did not return before the scoring was done"
+        return mean(batch)
+
+    with Scorer([ThreadExecutor(FunctionReward("w", "quality", wait_for_trainer))], ["stop"]) as scorer:
+        scorer.submit(tiny.make_batch(2))
+        may_go_on.set()
+        assert scorer.collect().shape == (2, 1)
+
+
+def test_waiting_can_be_given_up(tiny: ModuleType) -> None:
+    release, scored = threading.Event(), []
+
+    def slow(batch: ScoringBatch) -> torch.Tensor:
+        release.wait(60)
+        scored.append(len(batch))
+        return mean(batch)
+
+    class Stop(Exception):
+        pass
+
+    def between() -> None:
+        raise Stop
+
+    scorer = Scorer([ThreadExecutor(FunctionReward("slow", "quality", slow))], ["stop"])
+    for _ in range(3):
+        scorer.submit(tiny.make_batch(2))
+    with pytest.raises(Stop):
+        scorer.collect(between)
+    assert threads() == {"reward slow_0"}
+    release.set()
+    assert scorer.score(tiny.make_batch(1)).shape == (1, 1)
+    assert scored == [2, 1]  # what was in work, and the new one; what waited was given up
+    scorer.close()
+    assert threads() == set() and scorer.collect().shape == (0, 1)
+
+
+def test_closing_leaves_no_thread(tiny: ModuleType) -> None:
+    begun, release, scored = threading.Event(), threading.Event(), []
+
+    def slow(batch: ScoringBatch) -> torch.Tensor:
+        begun.set()
+        release.wait(60)
+        scored.append(len(batch))
+        return mean(batch)
+
+    executor = ThreadExecutor(FunctionReward("slow", "quality", slow), release=release.set)
+    scorer = Scorer([executor], ["stop"])
+    for samples in (2, 3):
+        scorer.submit(tiny.make_batch(samples))
+    assert begun.wait(60)
+    scorer.close()
+    assert threads() == set() and scored[0] == 2
+
+
+def test_the_rewards_of_a_recipe_are_built_where_it_says() -> None:
+    thread = ThreadExecution(kind="thread")
+    configs = [
+        RewardConfig(name="own_rewards:brightness"),
+        RewardConfig(name="own_rewards:Own", executor=thread),
+    ]
+    with build_scorer(configs) as scorer:
+        assert [type(reward) for reward in scorer.rewards] == [InlineExecutor, ThreadExecutor]
+
+
+def test_a_reward_that_cannot_be_built_closes_those_before_it() -> None:
+    thread = ThreadExecution(kind="thread")
+    configs = [RewardConfig(name="own_rewards:Own", executor=thread), RewardConfig(name="no_such:Reward")]
+    with pytest.raises(UserError, match="no_such"):
+        build_scorer(configs)
+    assert threads() == set()
+
+
+def test_scoring_at_once_refuses_to_mix_with_what_was_submitted(tiny: ModuleType) -> None:
+    scorer = Scorer([InlineExecutor(FunctionReward("f", "quality", mean))], ["stop"])
+    scorer.submit(tiny.make_batch(2))
+    with pytest.raises(ValueError, match="collect"):
+        scorer.score(tiny.make_batch(2))
+
+
+def test_interrupting_the_program_passes_through_an_inline_reward(tiny: ModuleType) -> None:
+    def interrupted(batch: ScoringBatch) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Scorer([InlineExecutor(FunctionReward("f", "quality", interrupted))], ["drop"]).submit(
+            tiny.make_batch(1)
+        )
+
+
+def test_other_rewards_on_resume_are_refused_with_what_differs() -> None:
+    before = [{"name": "dino", "weights": "aa", "segment": "reference"}]
+    check_fingerprints(before, [dict(before[0])])
+    with pytest.raises(UserError) as caught:
+        check_fingerprints(before, [{"name": "dino", "weights": "bb", "segment": "reference", "noise": 0.1}])
+    assert "dino.weights: 'aa' before, 'bb' now" in str(caught.value)
+    assert "dino.noise: None before, 0.1 now" in str(caught.value) and "segment" not in str(caught.value)
+    with pytest.raises(UserError, match="began with 1 rewards and has 2"):
+        check_fingerprints(before, before * 2)
+
+
+def test_threads_take_their_batches_in_turn(tiny: ModuleType) -> None:
+    order: list[int] = []
+
+    def note(batch: ScoringBatch) -> torch.Tensor:
+        time.sleep(0.01 * (4 - len(batch)))
+        order.append(len(batch))
+        return mean(batch)
+
+    with Scorer([ThreadExecutor(FunctionReward("note", "quality", note))], ["stop"]) as scorer:
+        for samples in (1, 2, 3):
+            scorer.submit(tiny.make_batch(samples))
+        scorer.collect()
+    assert order == [1, 2, 3]

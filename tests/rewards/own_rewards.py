@@ -1,0 +1,81 @@
+"""Rewards of a user's own, as the recipes of these tests name them; on PYTHONPATH as `own_rewards`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import FunctionReward, ScoringBatch
+
+
+def _brightness(batch: ScoringBatch) -> torch.Tensor:
+    return batch.images.double().mean(dim=(1, 2, 3)).float().cpu()  # fp32 sums would depend on the layout
+
+
+brightness = FunctionReward("brightness", "quality", _brightness)
+
+
+class Own:
+    """A reward with an option."""
+
+    kind: Literal["quality"] = "quality"
+    name = "own"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        return _brightness(batch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": self.kind, **self.options}
+
+
+class Slow(Own):
+    """Takes `seconds`, and notes in the file `log` when it began."""
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        if "log" in self.options:
+            with open(self.options["log"], "a") as file:
+                file.write(f"{len(batch)}\n")
+        time.sleep(self.options["seconds"])
+        return super().score(batch)
+
+
+class Moody(Own):
+    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, or fails."""
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        scores = super().score(batch)
+        for number, row in enumerate(batch.meta):
+            mood = row.get("mood", "")
+            if mood == "refuses":
+                raise UserError(f"reward 'own': {batch.label(number)} lacks something", hint="Give it.")
+            if mood == "fails":
+                raise ValueError("no such file: /home/somebody/weights.bin")
+            if mood:
+                scores[number] = float(mood)
+        return scores
+
+
+class Dies(Own):
+    """Kills its process while scoring, as often as there are files left in the folder `lives`."""
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        for life in Path(self.options["lives"]).iterdir():
+            life.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(batch)
+
+
+class Environment(Own):
+    """Scores with the number in an environment variable."""
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        return torch.full((len(batch),), float(os.environ["OWN_NUMBER"]))

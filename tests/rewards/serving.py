@@ -1,0 +1,89 @@
+"""Real reward services on loopback: in a thread of the test, or as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.service.app import Limits, Service
+from customized_grpo.rewards.service.line import Line
+from customized_grpo.rewards.service.server import Server, listen
+
+HERE = Path(__file__).parent
+SOURCES = str(HERE.parents[1] / "src")
+LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    service: Service
+
+
+@contextlib.contextmanager
+def running(
+    configs: Sequence[RewardConfig],
+    limits: Limits = LIMITS,
+    *,
+    token: str | None = None,
+    merge: int = 0,
+    port: int = 0,
+) -> Iterator[Running]:
+    """Serve the rewards in a thread until the end of the block."""
+    lines = {config.name: Line([build_reward(config)], merge) for config in configs}
+    service = Service(lines, limits, token)
+    with listen("127.0.0.1", port) as listener:
+        server = Server(service)
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+        finally:
+            service.draining = True
+            thread.join()
+            for line in lines.values():
+                line.close()
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def process(
+    recipe: Path, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `cgrpo serve-rewards RECIPE` on a free port; gives the process and its URL."""
+    command = [sys.executable, "-m", "customized_grpo.cli.main", "serve-rewards", str(recipe), *options]
+    paths = os.pathsep.join([str(HERE), SOURCES])
+    child = subprocess.Popen(
+        [*command, *([] if "--port" in options else ["--port", "0"])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        found = re.search(r"at (http://\S+)$", line.strip())
+        assert found, f"{line}{child.communicate()}"
+        yield child, found[1]
+    finally:
+        child.kill()
+        child.communicate()

