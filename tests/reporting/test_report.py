@@ -287,3 +287,20 @@ def test_smoothing_keeps_constants_and_gaps() -> None:
 def test_iterations_to_show_keep_the_first_and_the_last() -> None:
     assert evenly(range(0, 101, 10), 5) == [0, 20, 50, 80, 100]
     assert evenly([0, 5], 9) == [0, 5]
+
+
+def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders) -> None:
+    run = run_folder("photos")
+    run.metrics(40)
+    run.summary()
+    file = run.path / "summary.json"
+    summary = json.loads(file.read_text())
+    for part in ("base", "tuned", "difference"):
+        summary[part] = {"reward/identity": summary[part]["reward/identity"]}
+    file.write_text(json.dumps(summary))
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    unjudged = [{k: v for k, v in line.items() if not k.startswith(("judge/", "monitor/"))} for line in lines]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in unjudged))
+    seen = page(run)
+    assert "No held-out judge took part" in seen.text and "reward/identity" in seen.text
+    assert "Nothing to compare yet" not in seen.text
