@@ -150,6 +150,14 @@ def test_a_subject_of_dreambench_without_folder_is_one_bad_row(
     assert reasons("dreambench", folder) == ["row 1: subject 'can' has no folder"]
 
 
+def test_a_source_behind_a_link_is_read_like_any_other(
+    tmp_path: Path, sources: ModuleType, drafts: Drafts
+) -> None:
+    sources.dreambench(tmp_path / "real", {"can": "can"})
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert len(drafts("dreambench", tmp_path / "link")) == 25
+
+
 def test_a_prompts_file_that_was_changed_is_refused(tmp_path: Path, sources: ModuleType, read: Read) -> None:
     folder = sources.dreambench(tmp_path, {"can": "can"})
     file = folder / "prompts_and_classes.txt"

@@ -23,6 +23,7 @@ from customized_grpo.data.adapters.base import (
     Picture,
     picture,
     read_json_list,
+    source_folder,
 )
 from customized_grpo.data.adapters.folder import choose_references
 from customized_grpo.data.adapters.names import LayoutName
@@ -38,7 +39,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     Raises:
         UserError: The folder has no readable `prompts_and_classes.txt`.
     """
-    folder = dreambench_folder(source)
+    folder = source_folder(dreambench_folder(source))
     benchmark = read_dreambench(folder, require_photos=False)
     choice = options.reference or "first"
     given = _given_references(Path(choice)) if choice.endswith(".json") else None
