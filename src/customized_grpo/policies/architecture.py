@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.families import FAMILIES
-from customized_grpo.policies.loading import INDEX, TOYBOX, hub_error
+from customized_grpo.policies.loading import INDEX, TOYBOX, download, read_json
 from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
@@ -91,19 +90,19 @@ def read_architecture(model: ModelConfig) -> Architecture:
     if folder.is_dir():
         return _of_family(_read(lambda name: folder / name, model, source), model)
     return _of_family(
-        _read(lambda name: _fetch(model.path, name), model, f"the configs of {model.path}"), model
+        _read(lambda name: download(model.path, name), model, f"the configs of {model.path}"), model
     )
 
 
 def _read(locate: Callable[[str], Path], model: ModelConfig, source: str) -> Architecture:
     """Read model_index.json and the configs it points to."""
-    index = _json(locate(INDEX), model.path)
+    index = read_json(locate(INDEX))
     pipeline = str(index.get("_class_name"))
     family = next((name for name, family in FAMILIES.items() if pipeline in family.classes), pipeline)
 
     def part(name: str) -> Part:
         library, class_name = index[name]
-        return Part(library, class_name, _json(locate(f"{name}/config.json"), model.path))
+        return Part(library, class_name, read_json(locate(f"{name}/config.json")))
 
     if family not in FAMILIES or not {"transformer", "vae"} <= index.keys():
         raise UserError(
@@ -119,36 +118,6 @@ def _read(locate: Callable[[str], Path], model: ModelConfig, source: str) -> Arc
         distilled=bool(index.get("is_distilled", False)),
         source=source,
     )
-
-
-def _json(file: Path, path: str) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model.path {path!r}: {file} is missing",
-            hint="model.path must be a folder in diffusers' layout; convert single-file checkpoints first.",
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    return loaded
-
-
-def _fetch(path: str, name: str) -> Path:
-    """Fetch one small file of a checkpoint on the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"model.path {path!r}: no such folder",
-            hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
-        )
-    with quiet():
-        try:
-            return Path(hf_hub_download(path, name))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise hub_error(path, error, file=name) from error
 
 
 def _of_family(found: Architecture, model: ModelConfig) -> Architecture:

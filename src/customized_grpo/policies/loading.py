@@ -143,11 +143,18 @@ def read_index(path: str) -> dict[str, Any]:
     Raises:
         UserError: There is none, it cannot be fetched, or it is not JSON.
     """
-    file = Path(path).expanduser() / INDEX
-    if not file.parent.is_dir():
-        file = _download_index(path)
+    folder = Path(path).expanduser()
+    return read_json(folder / INDEX if folder.is_dir() else download(path, INDEX))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a small JSON file of a checkpoint.
+
+    Raises:
+        UserError: It is missing or not JSON.
+    """
     try:
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{file}: no such file",
@@ -155,10 +162,15 @@ def read_index(path: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {error}") from error
-    return index
+    return content
 
 
-def _download_index(path: str) -> Path:
+def download(path: str, name: str) -> Path:
+    """Fetch one small file of a checkpoint on the hub.
+
+    Raises:
+        UserError: The path is no hub id, or the file cannot be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -169,9 +181,9 @@ def _download_index(path: str) -> Path:
         )
     with quiet():
         try:
-            return Path(hf_hub_download(path, INDEX))
+            return Path(hf_hub_download(path, name))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise hub_error(path, error) from error
+            raise hub_error(path, error, file=name) from error
 
 
 def hub_error(path: str, error: Exception, *, what: str | None = None, file: str = INDEX) -> UserError:
