@@ -62,10 +62,11 @@ def test_no_weights_of_the_base_are_read(average: bool, make_trained: Any, tmp_p
     weights = list(trained.base.rglob("*.safetensors"))
     hidden = [Path(shutil.move(path, path.with_suffix(".hidden"))) for path in weights]
     try:
-        export_run(trained.path, "kohya", out=tmp_path / "out", average=average)
+        exported = export_run(trained.path, "kohya", out=tmp_path / "out", average=average)
     finally:
         for path in hidden:
             shutil.move(path, path.with_suffix(".safetensors"))
+    assert weights and exported.stat().st_size > 0
 
 
 def test_a_named_checkpoint_is_exported(make_trained: Any, tmp_path: Path) -> None:
