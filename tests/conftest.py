@@ -41,7 +41,7 @@ def make_adapted() -> MakeAdapted:
     """Build a recipe's policy with an adapter that changes what it does; a fresh one does nothing."""
     import torch
 
-    from customized_grpo.components import build_policy
+    from customized_grpo.training.parts import build_policy
 
     def make(config: Config) -> Flux1Policy:
         policy = build_policy(config)
@@ -66,10 +66,10 @@ def examples() -> list[Example]:
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """Leave what a training leaves behind: the recipe, and a checkpoint with the policy's adapter."""
-    from customized_grpo.checkpoint.store import CheckpointStore
     from customized_grpo.config import config_hash
-    from customized_grpo.optimisation import name_average
-    from customized_grpo.run_folder import RunFolder, versions
+    from customized_grpo.policies.lora import name_average
+    from customized_grpo.runs.checkpoints import CheckpointStore
+    from customized_grpo.runs.folder import RunFolder, versions
 
     def make(config: Config, policy: Any, *, step: int = 2, average: Any = None) -> Path:
         folder = RunFolder.create(config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from customized_grpo.quiet import quiet
+from customized_grpo.libraries import quiet
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from customized_grpo.benchmarks.listing import BenchmarkRow
+from customized_grpo.benchmarks.rows import BenchmarkRow
 
 MakePhoto = Callable[..., Path]
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.benchmarks.encoders import Encoder
-from customized_grpo.benchmarks.listing import BenchmarkRow
 from customized_grpo.benchmarks.pictures import PictureFolder, generate
 from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol
+from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.benchmarks.scoring import check_scorable, score_pictures
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward

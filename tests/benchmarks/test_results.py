@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from customized_grpo.benchmarks.compare import compare
 from customized_grpo.benchmarks.encoders import JudgeEndpoint, combine, encoder_configs, judge_configs
-from customized_grpo.benchmarks.paired import compare
 from customized_grpo.benchmarks.protocol import differences
-from customized_grpo.benchmarks.published import published
+from customized_grpo.benchmarks.reported_scores import published
 from customized_grpo.benchmarks.results import Result, Table, make_result, read_result
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.statistics import clustered_bootstrap, clustered_test, paired_difference
+from customized_grpo.statistics.intervals import clustered_bootstrap, clustered_test, paired_difference
 
 PROTOCOL: dict[str, Any] = {
     "benchmark": "dreambenchpp", "data": "d", "steps": 4, "guidance": 2.5, "height": 64, "width": 64,

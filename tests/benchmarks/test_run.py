@@ -41,7 +41,7 @@ def status(*arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def pages() -> ModuleType:
-    return load("benchmark_pages", TESTS / "reporting" / "pages.py")
+    return load("benchmark_pages", TESTS / "pages" / "pages.py")
 
 
 @pytest.fixture

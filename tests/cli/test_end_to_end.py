@@ -145,8 +145,8 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr("customized_grpo.components.load_policy", load)
-    monkeypatch.setattr("customized_grpo.components.build_scorer", load)
+    monkeypatch.setattr("customized_grpo.training.parts.load_policy", load)
+    monkeypatch.setattr("customized_grpo.training.parts.build_scorer", load)
 
 
 @pytest.fixture

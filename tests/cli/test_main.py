@@ -36,9 +36,9 @@ def status(*arguments: str) -> int:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Stand in for the trainer, so that what reaches it can be seen."""
-    module = ModuleType("customized_grpo.trainer")
-    monkeypatch.setitem(sys.modules, "customized_grpo.trainer", module)
-    monkeypatch.setattr("customized_grpo.trainer", module, raising=False)
+    module = ModuleType("customized_grpo.training.trainer")
+    monkeypatch.setitem(sys.modules, "customized_grpo.training.trainer", module)
+    monkeypatch.setattr("customized_grpo.training.trainer", module, raising=False)
     return module
 
 

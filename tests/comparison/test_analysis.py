@@ -13,7 +13,7 @@ from customized_grpo.comparison.definitions import IDENTITY, PROMPT, PROXY
 from customized_grpo.comparison.front import Front
 from customized_grpo.comparison.tables import Tables
 from customized_grpo.comparison.verdicts import verdicts
-from customized_grpo.evaluation.crossed import crossed_interval, holm
+from customized_grpo.statistics.crossed import crossed_interval, holm
 
 SUBJECTS, SEEDS = 30, 5
 BASE = {IDENTITY: 0.5, PROMPT: 0.55, PROXY: 0.3}

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.checkpoint.runlock import RunLock
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.comparison.plan import Plan, make_plan
 from customized_grpo.comparison.runner import Runner, slots
-from customized_grpo.engine.signals import StopFlag
+from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.runs.lock import RunLock
 
 ARMS = """
 arms:

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from customized_grpo.engine.engine import Engine
-from customized_grpo.engine.signals import Interrupted, StopFlag
+from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 
 engine = Engine(torch.device("cpu"), timeout_s=60)

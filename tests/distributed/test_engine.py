@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import HERE, finish, torchrun
 
-from customized_grpo.engine.sharing import Share, padded_block
+from customized_grpo.engine.partition import Share, padded_block
 from customized_grpo.errors import UserError
 
 COUNTS = st.integers(1, 5)

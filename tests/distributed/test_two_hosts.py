@@ -16,8 +16,8 @@ import pytest
 import torch
 from launch import ENVIRONMENT, cgrpo, finish
 
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.reporting.metrics import read_metrics
+from customized_grpo.runs.checkpoints import CheckpointStore
 
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 RECIPE = ["train.iterations=1", "train.group_size=2", "rollout.steps=3", "run.process_timeout_s=60.0"]

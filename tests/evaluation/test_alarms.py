@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
-from customized_grpo.evaluation.statistics import Interval
+from customized_grpo.statistics.intervals import Interval
 
 NOW = Thresholds(patience=1)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data.examples import Example
-from customized_grpo.encoding import PromptEncoder
 from customized_grpo.evaluation.alarms import TrainingHealth
 from customized_grpo.evaluation.held_out import (
     HeldOutScores,
@@ -27,6 +26,7 @@ from customized_grpo.policies import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rollout.encoding import PromptEncoder
 
 IDS = ["a/0", "a/1", "b/0", "b/1"]
 SOUND = TrainingHealth({}, {}, {})

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.cli.main import main
-from customized_grpo.components import build_data, build_scorer, check_held_out
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
@@ -23,6 +22,7 @@ from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.rewards import FunctionReward, Reward, ScoringBatch, build_reward
 from customized_grpo.toybox.export import export_manifest
 from customized_grpo.toybox.source import ToyBoxSource
+from customized_grpo.training.parts import build_data, build_scorer, check_held_out
 
 DINO = Path(__file__).parents[2] / "src" / "customized_grpo" / "toybox" / "assets" / "dino"
 

@@ -13,11 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo import rollout
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
-from customized_grpo.encoding import PromptEncoder
-from customized_grpo.evaluation.statistics import clustered_bootstrap
 from customized_grpo.evaluation.step_gains import (
     Bounds,
     MetricGains,
@@ -30,7 +27,10 @@ from customized_grpo.policies import Conditioning, Flux1Policy
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
-from customized_grpo.rollout import Sampler
+from customized_grpo.rollout import collect as rollout
+from customized_grpo.rollout.collect import Sampler
+from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.statistics.intervals import clustered_bootstrap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

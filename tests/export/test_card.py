@@ -16,8 +16,8 @@ from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.export import export_run
 from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import code, escape_markdown, front_matter, render_card
-from customized_grpo.reporting.run_data import read_run
-from customized_grpo.rollout import sample
+from customized_grpo.pages.run_data import read_run
+from customized_grpo.rollout.collect import sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from customized_grpo.export import export_run
+from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_pipeline
-from customized_grpo.quiet import quiet
-from customized_grpo.rollout import sample
+from customized_grpo.rollout.collect import sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

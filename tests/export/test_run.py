@@ -19,7 +19,7 @@ from customized_grpo.export import FORMAT_NAMES, export_run
 from customized_grpo.export.adapter import Layer, RunAdapter, read_adapter
 from customized_grpo.export.formats import FORMATS
 from customized_grpo.export.run import file_stem
-from customized_grpo.run_folder import RunFolder
+from customized_grpo.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.reporting.metrics import Record, read_metrics
+from customized_grpo.runs.checkpoints import CheckpointStore
 
 STATE = ("iteration", "rollouts", "wasted_in_a_row", "skipped_in_a_row", "health", "history", "optimizer")
 

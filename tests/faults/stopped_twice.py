@@ -11,7 +11,7 @@ import sys
 import time
 
 from customized_grpo.cli.main import main
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.trainer import Trainer
 
 collect = Trainer.collect
 

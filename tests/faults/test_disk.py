@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from same_run import assert_same_run, lines, steps
 
-from customized_grpo import trainer
-from customized_grpo.checkpoint.runlock import RunLock
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.cli.main import main
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
-from customized_grpo.trainer import Trainer
+from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.runs.lock import RunLock
+from customized_grpo.training import trainer
+from customized_grpo.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

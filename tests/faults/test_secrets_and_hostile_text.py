@@ -1,7 +1,7 @@
 """A whole run with secrets around it and hostile text in it: the first come out nowhere, the second is inert.
 
 The keys of judges are in tests/rewards/test_judge_in_a_run.py, hostile text in every field of a report in
-tests/reporting/test_report.py.
+tests/pages/test_run_page.py.
 """
 
 from __future__ import annotations

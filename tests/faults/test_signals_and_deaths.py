@@ -1,6 +1,6 @@
 """A process that is told to stop, dies or hangs, in every phase: what the others do, and what resume makes.
 
-tests/test_trainer.py has the signals in rollout, reward and update of a single process.
+tests/training/test_trainer.py has the signals in rollout, reward and update of a single process.
 """
 
 from __future__ import annotations

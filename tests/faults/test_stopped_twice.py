@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from same_run import steps
 
-from customized_grpo.engine.signals import SAME_STOP_S
+from customized_grpo.engine.interrupts import SAME_STOP_S
 
 
 @pytest.mark.parametrize(("apart", "saved"), [(0.0, [0]), (SAME_STOP_S + 0.5, [])])

@@ -12,14 +12,15 @@ import pytest
 import torch
 from same_run import assert_same_run, events, lines, steps
 
-from customized_grpo import trainer
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
-from customized_grpo.optimisation import Signal, Updater
 from customized_grpo.rewards.base import FunctionReward
-from customized_grpo.signal_watch import find_waste
-from customized_grpo.trainer import Trainer
+from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.training import trainer
+from customized_grpo.training.signal import LearningSignal
+from customized_grpo.training.trainer import Trainer
+from customized_grpo.training.updater import Updater
+from customized_grpo.training.waste import find_waste
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,7 +59,7 @@ def find(recipe: Recipe, scores: list[list[float]], share: float = 0.5) -> Any:
     config = recipe(*SMALL)
     rewards = [FunctionReward(kind, kind, torch.zeros_like) for kind in ("identity", "prompt")]  # type: ignore[arg-type]
     table = torch.tensor(scores)
-    return find_waste(["dino", "clip_t"], table, Signal.of(config, rewards, table, 0), share)
+    return find_waste(["dino", "clip_t"], table, LearningSignal.of(config, rewards, table, 0), share)
 
 
 @pytest.mark.parametrize("scores", [GOOD, [[0.1, 0.4], [0.2, 0.4], [0.5, 0.2], [0.5, 0.2]]])

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.components import build_scorer
 from customized_grpo.config import Config, dump_config
-from customized_grpo.encoding import PromptEncoder
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.generation import draw, open_generator
 from customized_grpo.generation.opening import source_settings
-from customized_grpo.run_folder import RunFolder
+from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.runs.folder import RunFolder
+from customized_grpo.training.parts import build_scorer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

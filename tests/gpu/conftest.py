@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config.schema import LoraConfig, ModelConfig
+from customized_grpo.libraries import quiet
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.quiet import quiet
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def _load_file(path: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def gpu_case() -> Any:
     """The module that builds full-size models with random weights and measures them."""
-    return _load_file(ROOT / "benchmarks" / "gpu_case.py")
+    return _load_file(ROOT / "measurements" / "gpu_case.py")
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo import trainer
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.config import Config
 from customized_grpo.reporting.metrics import Record, read_metrics
-from customized_grpo.trainer import Trainer
+from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.training import trainer
+from customized_grpo.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 

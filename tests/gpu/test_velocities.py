@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import samplers
-from customized_grpo.optimisation import RATIO_TOLERANCE
 from customized_grpo.policies.base import Conditioning
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.rollout import Sampler
+from customized_grpo.rollout.collect import Sampler
+from customized_grpo.training.updater import RATIO_TOLERANCE
 
 pytestmark = pytest.mark.gpu
 

@@ -15,9 +15,9 @@ from customized_grpo.config import load_config
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
-from customized_grpo.planning.plan import make_plan
+from customized_grpo.planning.estimate import make_plan
 from customized_grpo.policies import load_policy
-from customized_grpo.policies.architecture import read_architecture
+from customized_grpo.policies.loading import read_architecture
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 
 TOLERANCE = 0.05

@@ -10,8 +10,8 @@ import pytest
 
 from customized_grpo.config import load_config, preset_names
 from customized_grpo.config.loading import preset_summaries
+from customized_grpo.planning.estimate import make_fit, make_plan
 from customized_grpo.planning.memory import GIB
-from customized_grpo.planning.plan import make_fit, make_plan
 
 REAL = [name for name in preset_names() if not name.startswith("toybox")]
 

@@ -60,8 +60,8 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from customized_grpo.rollout import step_plan
-    from customized_grpo.trainer import train
+    from customized_grpo.rollout.collect import step_plan
+    from customized_grpo.training.trainer import train
 
     samples: Counter[bool] = Counter()
     forward = FluxTransformer2DModel.forward

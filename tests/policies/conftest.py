@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config.schema import LoraConfig, ModelConfig
+from customized_grpo.libraries import quiet
 from customized_grpo.policies import Flux1Policy, load_policy
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.quiet import quiet
 
 MakePolicy = Callable[..., Flux1Policy]
 MakeImage = Callable[..., Tensor]

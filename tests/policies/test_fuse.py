@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import quiet
 from customized_grpo.policies.fuse import fuse_lora
-from customized_grpo.quiet import quiet
 
 RANK = 2
 

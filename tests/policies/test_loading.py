@@ -20,9 +20,9 @@ from torch import Tensor
 
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import quiet
 from customized_grpo.policies import Flux1Policy, load_policy
 from customized_grpo.policies.loading import load_pipeline, pick_device
-from customized_grpo.quiet import quiet
 
 MakePolicy = Callable[..., Flux1Policy]
 

@@ -8,7 +8,8 @@ import torch
 
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.policies.architecture import n_parameters, read_architecture
+from customized_grpo.policies.architecture import n_parameters
+from customized_grpo.policies.loading import read_architecture
 from customized_grpo.policies.published import CHECKPOINTS, build_transformer
 
 # transformer, autoencoder, text encoders, in 10^9 parameters: model cards and sizes of the published files

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import quiet
 from customized_grpo.policies import Conditioning
 from customized_grpo.policies.qwen_edit import QwenEditPolicy, load_processor
-from customized_grpo.quiet import quiet
 
 MakePolicy = Callable[..., QwenEditPolicy]
 MakeImage = Callable[..., Tensor]

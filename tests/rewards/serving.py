@@ -17,7 +17,7 @@ from typing import Any
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.service.app import Limits, Service
-from customized_grpo.rewards.service.line import Line
+from customized_grpo.rewards.service.queue import Line
 from customized_grpo.rewards.service.server import Server, listen
 
 HERE = Path(__file__).parent

@@ -28,10 +28,11 @@ from PIL import Image
 
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards import Reward, RewardError, ScoringBatch, build_reward, judge_client, score_all
-from customized_grpo.rewards.judge_answers import read_score
-from customized_grpo.rewards.judge_client import Failure
-from customized_grpo.rewards.rubrics import RUBRICS, Rubric
+from customized_grpo.rewards import Reward, RewardError, ScoringBatch, build_reward, score_all
+from customized_grpo.rewards.judge import client as judge_client
+from customized_grpo.rewards.judge.answers import read_score
+from customized_grpo.rewards.judge.client import Failure
+from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
 
 KEY = "sk-secret-0123456789"
 GOOD = '{"score": 3}'

@@ -12,7 +12,7 @@ from types import ModuleType
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.data.masks import LAYOUTS
 from customized_grpo.rewards.face import FaceOptions
-from customized_grpo.rewards.judge import JudgeOptions
+from customized_grpo.rewards.judge.reward import JudgeOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-must-not-be-seen-anywhere"

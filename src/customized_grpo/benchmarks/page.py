@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from customized_grpo.benchmarks.paired import Comparison
-from customized_grpo.benchmarks.published import published
+from customized_grpo.benchmarks.compare import Comparison
+from customized_grpo.benchmarks.reported_scores import published
 from customized_grpo.benchmarks.results import Result
-from customized_grpo.reporting.cells import interval_plot
-from customized_grpo.reporting.page import data_uri, environment, interval_text, number, write_page
-from customized_grpo.reporting.run_data import Interval
+from customized_grpo.pages.page import data_uri, environment, write_page
+from customized_grpo.pages.plots.cells import interval_plot
+from customized_grpo.pages.plots.numbers import Interval, interval_text, number
 
 METRICS = {
     "dino_v1": "DINO",

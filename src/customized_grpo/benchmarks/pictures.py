@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from customized_grpo.benchmarks.listing import BenchmarkRow
 from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol, differences
+from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.images import open_image
 from customized_grpo.errors import UserError
 from customized_grpo.reporting.images import to_pil

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from customized_grpo.benchmarks.listing import BenchmarkRow
+from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.errors import UserError
 
 ReferenceMode = Literal["single", "all"]

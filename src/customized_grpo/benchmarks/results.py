@@ -16,7 +16,7 @@ import numpy as np
 
 from customized_grpo.benchmarks.encoders import DERIVED, Floats
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.statistics import FEW_CLUSTERS, clustered_bootstrap, clustered_test
+from customized_grpo.statistics.intervals import FEW_CLUSTERS, clustered_bootstrap, clustered_test
 
 FORMAT = 1
 

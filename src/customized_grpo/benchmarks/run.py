@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from customized_grpo.benchmarks.compare import Comparison, compare
 from customized_grpo.benchmarks.encoders import (
     DEFAULTS,
     JUDGED,
@@ -19,9 +20,7 @@ from customized_grpo.benchmarks.encoders import (
     encoder_configs,
     judge_configs,
 )
-from customized_grpo.benchmarks.listing import BenchmarkRow, choose_rows, list_rows, shard
 from customized_grpo.benchmarks.page import Shown, write_benchmark_page
-from customized_grpo.benchmarks.paired import Comparison, compare
 from customized_grpo.benchmarks.pictures import Drawing, PictureFolder, generate
 from customized_grpo.benchmarks.protocol import (
     GeneratorStamp,
@@ -33,16 +32,17 @@ from customized_grpo.benchmarks.protocol import (
     data_hash,
 )
 from customized_grpo.benchmarks.results import Result, Table, make_result, read_result
+from customized_grpo.benchmarks.rows import BenchmarkRow, choose_rows, list_rows, shard
 from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_pictures
 from customized_grpo.data.examples import Example
 from customized_grpo.data.images import open_image, resize_cover, to_tensor
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.generation import Generator, draw, open_generator
+from customized_grpo.pages.page import replace_file
+from customized_grpo.pages.run_page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
-from customized_grpo.reporting.page import replace_file
-from customized_grpo.reporting.report import evenly
 from customized_grpo.rewards import build_reward, check_rewards
 from customized_grpo.rewards.features import weights_hash
 

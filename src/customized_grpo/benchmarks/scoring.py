@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.benchmarks.encoders import Encoder, Floats, combine
-from customized_grpo.benchmarks.listing import BenchmarkRow
 from customized_grpo.benchmarks.pictures import Drawing, PictureFolder
 from customized_grpo.benchmarks.protocol import ReferenceMode, Segment
+from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import ScoringBatch, score_all

@@ -71,7 +71,7 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
     """
     if file is None:
         return
-    from customized_grpo.run_folder import RunFolder
+    from customized_grpo.runs.folder import RunFolder
 
     try:
         RunFolder(file.parent).write_json(file.name, value)

@@ -46,6 +46,6 @@ def schema(
     format: Annotated[SchemaFormat, typer.Option(help="JSON Schema, or a page to read.")] = SchemaFormat.json,
 ) -> None:
     """Print every knob with its type, range, default and meaning."""
-    from customized_grpo.config.document import markdown, schema_json
+    from customized_grpo.config.reference import markdown, schema_json
 
     print(schema_json() if format is SchemaFormat.json else markdown(), end="")

@@ -13,8 +13,8 @@ from customized_grpo.cli.common import table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.doctor import Diagnosis, RewardHealth
     from customized_grpo.evaluation.step_gains import MetricGains, StepGains
+    from customized_grpo.training.doctor import Diagnosis, RewardHealth
 
 SOURCES = {"reward": "training rewards", "judge": "held-out judges"}
 
@@ -44,7 +44,7 @@ def doctor(
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UserError(f"--json {json_file}: not a file in an existing folder")
 
-    from customized_grpo.doctor import diagnose
+    from customized_grpo.training.doctor import diagnose
 
     diagnosis = diagnose(config, prompts)
     print(render(diagnosis))
@@ -55,7 +55,7 @@ def doctor(
 
 
 def _write(file: Path, diagnosis: Diagnosis) -> None:
-    from customized_grpo.run_folder import RunFolder
+    from customized_grpo.runs.folder import RunFolder
 
     try:
         RunFolder(file.parent).write_json(file.name, diagnosis.to_json())

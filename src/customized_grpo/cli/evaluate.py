@@ -12,7 +12,7 @@ from customized_grpo.cli.common import check_run, results_table, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.benchmarks.paired import Comparison
+    from customized_grpo.benchmarks.compare import Comparison
     from customized_grpo.benchmarks.results import Result
 
 Benchmark = Literal["dreambench", "dreambenchpp", "omnicontext", "manifest"]
@@ -159,14 +159,14 @@ def evaluate(
 
 
 def _evaluate_run(run: Path, samples: int | None, seed: int | None) -> None:
-    from customized_grpo.evaluation.run import evaluate as judge
+    from customized_grpo.training.evaluate import evaluate as judge
 
     result = judge(run, samples_per_prompt=samples, seed=seed)
     print(results_table(result["base"], result["tuned"], result["difference"]))
 
 
 def _compare(after: Path, before: Path, across: Sequence[str]) -> None:
-    from customized_grpo.benchmarks.paired import compare
+    from customized_grpo.benchmarks.compare import compare
     from customized_grpo.benchmarks.results import read_result
 
     print(_comparison_table(compare(read_result(before), read_result(after), across)))

@@ -12,8 +12,8 @@ from customized_grpo.cli.common import table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
+    from customized_grpo.planning.estimate import Advice, Plan
     from customized_grpo.planning.memory import Memory
-    from customized_grpo.planning.plan import Advice, Plan
 
 
 def plan(
@@ -49,8 +49,8 @@ def plan(
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UserError(f"--json {json_file}: not a file in an existing folder")
 
+    from customized_grpo.planning.estimate import make_fit, make_plan
     from customized_grpo.planning.memory import GIB
-    from customized_grpo.planning.plan import make_fit, make_plan
 
     found = make_plan(config, processes=processes, references=references)
     print(render(found, f"{recipe}: {config.model.path}", tflops))

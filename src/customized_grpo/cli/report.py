@@ -9,6 +9,6 @@ def report(run: Run) -> None:
     """Write report.html, finished run or not."""
     check_run(run)
 
-    from customized_grpo.reporting.report import write_report
+    from customized_grpo.pages.run_page import write_report
 
     print(write_report(run))

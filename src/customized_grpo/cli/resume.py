@@ -23,6 +23,6 @@ def resume(
     """
     check_run(run)
 
-    from customized_grpo.trainer import resume as continue_run
+    from customized_grpo.training.trainer import resume as continue_run
 
     raise typer.Exit(continue_run(run, step))

@@ -31,7 +31,7 @@ def pretrain(
     ] = None,
 ) -> None:
     """Train a part of ToyBox as the shipped weights were."""
-    from customized_grpo.toybox import pretrain as pretraining
+    from customized_grpo.pretraining import stages as pretraining
 
     pretraining.main(stage.value, out, samples=samples)
 

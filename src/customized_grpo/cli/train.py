@@ -22,6 +22,6 @@ def train(
 
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.trainer import train as run
+    from customized_grpo.training.trainer import train as run
 
     raise typer.Exit(run(config))

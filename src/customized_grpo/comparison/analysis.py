@@ -8,7 +8,7 @@ from typing import Any
 from customized_grpo.comparison.definitions import IDENTITY, METRICS, PROMPT
 from customized_grpo.comparison.front import Front
 from customized_grpo.comparison.tables import Floats, Tables
-from customized_grpo.evaluation.crossed import crossed_interval, holm
+from customized_grpo.statistics.crossed import crossed_interval, holm
 
 QUADRANTS = ("conflict", "both_positive", "both_negative")
 

@@ -16,8 +16,8 @@ from scipy.special import stdtrit
 
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT, REFERENCE
 from customized_grpo.comparison.tables import Tables
-from customized_grpo.evaluation.crossed import crossed_weights, draw_means
-from customized_grpo.evaluation.hypervolume import hypervolumes, margins, pareto_front
+from customized_grpo.statistics.crossed import crossed_weights, draw_means
+from customized_grpo.statistics.hypervolume import hypervolumes, margins, pareto_front
 
 Floats = NDArray[np.float64]
 DRAWS = 2000

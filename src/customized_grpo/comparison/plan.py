@@ -18,7 +18,7 @@ from typing import Any
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.config import Config, diff_configs, load_config
 from customized_grpo.errors import UserError
-from customized_grpo.run_folder import RunFolder
+from customized_grpo.runs.folder import RunFolder
 
 PLAN = "plan.json"
 

@@ -16,12 +16,12 @@ from customized_grpo.comparison.results import collect
 from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.comparison.verdicts import verdicts
 from customized_grpo.config import dump_config
-from customized_grpo.engine.signals import Interrupted, StopFlag
+from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.pages.comparison_markdown import comparison_markdown
+from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.policies.loading import pick_device
-from customized_grpo.reporting.comparison_markdown import comparison_markdown
-from customized_grpo.reporting.comparison_page import write_comparison_page
-from customized_grpo.run_folder import RunFolder
+from customized_grpo.runs.folder import RunFolder
 
 RESULTS, PAGE, SUMMARY, DOCTOR = "results.json", "comparison.html", "comparison.md", "doctor.json"
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from customized_grpo.checkpoint.runlock import RunLock
-from customized_grpo.checkpoint.store import CheckpointStore
 from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.config import dump_config
-from customized_grpo.engine.signals import StopFlag
+from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.runs.lock import RunLock
 
 POLL_S = 0.2
 RETRY_S = 2.0

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
-from customized_grpo.config.document import ITEM, generic, knobs
 from customized_grpo.config.fields import Section
 from customized_grpo.config.mistakes import explain, listed, nearest
 from customized_grpo.config.names import ADVANTAGE_NAMES, ADVANTAGE_OPTIONS, SCHEDULE_NAMES, SCHEDULE_OPTIONS
+from customized_grpo.config.reference import ITEM, generic, knobs
 from customized_grpo.config.schema import Config
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError

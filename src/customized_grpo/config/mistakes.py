@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from customized_grpo.config.checks import Mistake
-from customized_grpo.config.document import Knob, generic, knobs
+from customized_grpo.config.reference import Knob, generic, knobs
 
 _WANTED = {
     "bool_type": "write true or false",

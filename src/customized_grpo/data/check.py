@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.gallery import Facts, Gallery
+from customized_grpo.data.image_facts import Facts, Gallery
 from customized_grpo.data.manifest import Row, scan_manifest
 from customized_grpo.data.split import subject_of
 from customized_grpo.data.survey import Entry, Survey, survey

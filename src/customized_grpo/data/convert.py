@@ -24,8 +24,8 @@ from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Layout
 from customized_grpo.data.adapters.names import MaskChoice
 from customized_grpo.data.manifest import Row, RowProblem, write_manifest
 from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
-from customized_grpo.data.store import Store
 from customized_grpo.data.survey import Entry, Survey, survey
+from customized_grpo.data.writer import Store
 from customized_grpo.errors import UserError
 
 MAX_LISTED = 1000  # bad rows in a message; a data set that is half downloaded has a million

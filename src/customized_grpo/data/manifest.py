@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from customized_grpo.data.gallery import Facts, Gallery, mask_size_problem
+from customized_grpo.data.image_facts import Facts, Gallery, mask_size_problem
 from customized_grpo.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from customized_grpo.data.gallery import Facts
+from customized_grpo.data.image_facts import Facts
 
 LONG_PROMPT = 50  # words; about the 77 tokens that CLIP reads
 

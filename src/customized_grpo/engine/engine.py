@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from customized_grpo.engine.sharing import Share
+from customized_grpo.engine.partition import Share
 from customized_grpo.errors import UserError
 
 BUCKET = 64 * 2**20  # bytes of gradients added up in one exchange

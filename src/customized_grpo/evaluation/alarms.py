@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from customized_grpo.evaluation.statistics import Interval
+from customized_grpo.statistics.intervals import Interval
 
 
 class TrainingHealth(NamedTuple):

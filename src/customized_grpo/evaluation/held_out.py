@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from customized_grpo.evaluation import monitors
 from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
-from customized_grpo.evaluation.statistics import Interval, clustered_bootstrap, paired_difference
 from customized_grpo.rewards.base import ScoringBatch
-from customized_grpo.rollout import sample_examples
+from customized_grpo.rollout.collect import sample_examples
+from customized_grpo.statistics import monitors
+from customized_grpo.statistics.intervals import Interval, clustered_bootstrap, paired_difference
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
-    from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
     from customized_grpo.rewards.executors import Scorer
+    from customized_grpo.rollout.encoding import PromptEncoder
 
 KINDS = ("prompt", "identity")
 MIN_CLUSTERS = 2

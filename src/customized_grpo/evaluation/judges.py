@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation import monitors
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
 from customized_grpo.rewards.features import FeatureCache, content_key
 from customized_grpo.rewards.preprocessing import quantise
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
+from customized_grpo.statistics import monitors
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RewardConfig

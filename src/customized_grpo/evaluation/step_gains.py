@@ -23,15 +23,15 @@ from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from customized_grpo.evaluation.held_out import KINDS, MIN_CLUSTERS, Judges, _columns
-from customized_grpo.evaluation.statistics import clustered_bootstrap
-from customized_grpo.rollout import Sampler, predicted_images, step_plan
+from customized_grpo.rollout.collect import Sampler, predicted_images, step_plan
+from customized_grpo.statistics.intervals import clustered_bootstrap
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RolloutConfig
     from customized_grpo.data.examples import Example
-    from customized_grpo.encoding import PromptEncoder
     from customized_grpo.policies.base import Policy
     from customized_grpo.rewards.executors import Scorer
+    from customized_grpo.rollout.encoding import PromptEncoder
 
 METRICS = ("reward/prompt", "reward/identity", "judge/prompt", "judge/identity")
 N_BOOT, LEVEL = 2000, 0.95

@@ -18,10 +18,11 @@ from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.export.adapter import RunAdapter
 from customized_grpo.export.bases import LICENCES, is_hub_id, public_name
 from customized_grpo.export.formats import FormatName
+from customized_grpo.pages.page import TEMPLATES
+from customized_grpo.pages.plots.numbers import interval_text, number
+from customized_grpo.pages.run_data import RunData
+from customized_grpo.pages.run_page import HEADLINES, findings
 from customized_grpo.policies.loading import TOYBOX
-from customized_grpo.reporting.page import TEMPLATES, interval_text, number
-from customized_grpo.reporting.report import HEADLINES, findings
-from customized_grpo.reporting.run_data import RunData
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
 TRAINING_SECTIONS = ("rollout", "advantage", "schedule", "train")

@@ -12,9 +12,9 @@ from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import render_card
 from customized_grpo.export.formats import FORMATS, FormatName
 from customized_grpo.export.metadata import header
+from customized_grpo.pages.page import write_page
+from customized_grpo.pages.run_data import read_run
 from customized_grpo.policies.lora import FILE_NAME
-from customized_grpo.reporting.page import write_page
-from customized_grpo.reporting.run_data import read_run
 
 
 def export_run(

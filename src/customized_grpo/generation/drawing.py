@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from customized_grpo.encoding import PromptEncoder
-from customized_grpo.rollout import sample_examples
+from customized_grpo.rollout.collect import sample_examples
+from customized_grpo.rollout.encoding import PromptEncoder
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example

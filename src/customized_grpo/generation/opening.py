@@ -14,10 +14,11 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.generation.published import known_classes, published_settings
-from customized_grpo.generation.runs import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
-from customized_grpo.policies.loading import INDEX, TOYBOX, load_policy, read_index
+from customized_grpo.hub import INDEX
+from customized_grpo.policies.loading import TOYBOX, load_policy, read_index
 from customized_grpo.policies.lora import read_shape
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.runs.reading import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)

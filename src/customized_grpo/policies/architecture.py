@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from customized_grpo.errors import UserError
-from customized_grpo.policies.families import FAMILIES
-from customized_grpo.policies.loading import INDEX, TOYBOX, download, read_json
-from customized_grpo.quiet import quiet
+from customized_grpo.libraries import quiet
 
 if TYPE_CHECKING:
-    from customized_grpo.config.schema import ModelConfig
+    pass
 
 
 @dataclass(frozen=True)
@@ -66,67 +62,6 @@ class Architecture:
     text_encoders: tuple[Part, ...]
     distilled: bool
     source: str
-
-
-def read_architecture(model: ModelConfig) -> Architecture:
-    """Return what the checkpoint of a recipe consists of; reads small JSON files at most.
-
-    Published checkpoints are known by their hub id (`published.CHECKPOINTS`), so that neither the hub nor the
-    permission to download a gated one is needed.
-
-    Raises:
-        UserError: The checkpoint is missing, unreachable, or of another family.
-    """
-    from customized_grpo.policies.published import CHECKPOINTS
-
-    if (known := CHECKPOINTS.get(model.path)) is not None:
-        return _of_family(known, model)
-    if model.path == TOYBOX:
-        from customized_grpo.toybox import assets
-
-        folder, source = assets.ASSETS / "base", "the weights that come with the package"
-    else:
-        folder, source = Path(model.path).expanduser(), f"the configs in {model.path}"
-    if folder.is_dir():
-        return _of_family(_read(lambda name: folder / name, model, source), model)
-    return _of_family(
-        _read(lambda name: download(model.path, name), model, f"the configs of {model.path}"), model
-    )
-
-
-def _read(locate: Callable[[str], Path], model: ModelConfig, source: str) -> Architecture:
-    """Read model_index.json and the configs it points to."""
-    index = read_json(locate(INDEX))
-    pipeline = str(index.get("_class_name"))
-    family = next((name for name, family in FAMILIES.items() if pipeline in family.classes), pipeline)
-
-    def part(name: str) -> Part:
-        library, class_name = index[name]
-        return Part(library, class_name, read_json(locate(f"{name}/config.json")))
-
-    if family not in FAMILIES or not {"transformer", "vae"} <= index.keys():
-        raise UserError(
-            f"model.path {model.path!r}: {INDEX} says {pipeline}, which is of no known family",
-            hint=f"Known families: {', '.join(FAMILIES)}.",
-        )
-    encoders = [name for name in index if name.startswith("text_encoder") and index[name][0] is not None]
-    return Architecture(
-        family=family,
-        transformer=part("transformer"),
-        vae=part("vae"),
-        text_encoders=tuple(part(name) for name in encoders),
-        distilled=bool(index.get("is_distilled", False)),
-        source=source,
-    )
-
-
-def _of_family(found: Architecture, model: ModelConfig) -> Architecture:
-    if found.family != model.family:
-        raise UserError(
-            f"model.path {model.path!r} is of family {found.family}, model.family says {model.family}",
-            hint=f"Set model.family={found.family}, or name a checkpoint of {model.family}.",
-        )
-    return found
 
 
 @contextmanager

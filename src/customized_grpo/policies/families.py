@@ -10,8 +10,8 @@ import torch
 
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.flux2 import Flux2Policy
+from customized_grpo.policies.offload import Offload
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.placement import Offload
 from customized_grpo.policies.qwen_edit import QwenEditPolicy, load_processor
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.offload import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.pipeline_policy import (
     PipelinePolicy,
     Precision,
     linear_shift,
     reference_shapes,
 )
-from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import PATCH, Grid, pack, unpack
 
 if TYPE_CHECKING:

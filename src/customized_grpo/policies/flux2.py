@@ -33,8 +33,8 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.offload import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
-from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import Grid, pack, unpack
 
 if TYPE_CHECKING:

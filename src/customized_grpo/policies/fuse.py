@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.hub import hub_error
+from customized_grpo.libraries import quiet
 from customized_grpo.policies.lora import PICKLED, SHOWN
-from customized_grpo.quiet import quiet
 
 PREFIX = "transformer."
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -58,8 +59,6 @@ def _find(source: str) -> Path:
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    from customized_grpo.policies.loading import hub_error
 
     with quiet():
         try:

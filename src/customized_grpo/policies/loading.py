@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from customized_grpo.errors import UserError
+from customized_grpo.hub import INDEX, download, read_json
+from customized_grpo.libraries import quiet
+from customized_grpo.policies.architecture import Architecture, Part
 from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.fuse import fuse_lora
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision
+from customized_grpo.policies.published import CHECKPOINTS
 from customized_grpo.policies.quantisation import check_quantisation, quantise
 from customized_grpo.policies.sharding import shard
-from customized_grpo.quiet import quiet
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
 
 TOYBOX = "toybox"
-INDEX = "model_index.json"
 
 
 def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> PipelinePolicy:
@@ -147,75 +149,6 @@ def read_index(path: str) -> dict[str, Any]:
     return read_json(folder / INDEX if folder.is_dir() else download(path, INDEX))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a small JSON file of a checkpoint.
-
-    Raises:
-        UserError: It is missing or not JSON.
-    """
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file}: no such file",
-            hint="model.path must be a folder in diffusers' layout; convert single-file checkpoints first.",
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    return content
-
-
-def download(path: str, name: str) -> Path:
-    """Fetch one small file of a checkpoint on the hub.
-
-    Raises:
-        UserError: The path is no hub id, or the file cannot be had.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"model.path {path!r}: no such folder",
-            hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
-        )
-    with quiet():
-        try:
-            return Path(hf_hub_download(path, name))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise hub_error(path, error, file=name) from error
-
-
-def hub_error(path: str, error: Exception, *, what: str | None = None, file: str = INDEX) -> UserError:
-    """Say why a file of a checkpoint could not be had from the hub, and what to do about it.
-
-    Args:
-        path: The hub id.
-        error: What the hub's library raised.
-        what: The setting that asked for it; None means model.path.
-        file: Name of the file.
-    """
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError as NotFound
-
-    what = what or f"model.path {path!r}"
-    if isinstance(error, GatedRepoError):
-        return UserError(
-            f"{what}: the checkpoint is gated",
-            hint=f"Accept its licence at https://huggingface.co/{path}, then log in: hf auth login.",
-        )
-    if isinstance(error, LocalEntryNotFoundError):
-        return UserError(
-            f"{what}: no such folder, not in the download cache, and the hub cannot be reached ({file})",
-            hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
-        )
-    if isinstance(error, NotFound):
-        return UserError(f"{what}: no such folder, and no such checkpoint on the hub, or a private one")
-    if isinstance(error, EntryNotFoundError):
-        return UserError(f"{what}: the checkpoint has no {file}", hint="Name one in diffusers' layout.")
-    return UserError(f"{what}: {file} could not be fetched: {error}")
-
-
 def transformer_layers(model: ModelConfig) -> list[str]:
     """Return the names of all modules of a model's transformer, in their order, from its config alone.
 
@@ -237,3 +170,62 @@ def transformer_layers(model: ModelConfig) -> list[str]:
             transformer_class.load_config(path, subfolder="transformer")
         )
     return [name for name, _ in transformer.named_modules()]
+
+
+def read_architecture(model: ModelConfig) -> Architecture:
+    """Return what the checkpoint of a recipe consists of; reads small JSON files at most.
+
+    Published checkpoints are known by their hub id (`published.CHECKPOINTS`), so that neither the hub nor the
+    permission to download a gated one is needed.
+
+    Raises:
+        UserError: The checkpoint is missing, unreachable, or of another family.
+    """
+    if (known := CHECKPOINTS.get(model.path)) is not None:
+        return _of_family(known, model)
+    if model.path == TOYBOX:
+        from customized_grpo.toybox import assets
+
+        folder, source = assets.ASSETS / "base", "the weights that come with the package"
+    else:
+        folder, source = Path(model.path).expanduser(), f"the configs in {model.path}"
+    if folder.is_dir():
+        return _of_family(_read(lambda name: folder / name, model, source), model)
+    return _of_family(
+        _read(lambda name: download(model.path, name), model, f"the configs of {model.path}"), model
+    )
+
+
+def _read(locate: Callable[[str], Path], model: ModelConfig, source: str) -> Architecture:
+    """Read model_index.json and the configs it points to."""
+    index = read_json(locate(INDEX))
+    pipeline = str(index.get("_class_name"))
+    family = next((name for name, family in FAMILIES.items() if pipeline in family.classes), pipeline)
+
+    def part(name: str) -> Part:
+        library, class_name = index[name]
+        return Part(library, class_name, read_json(locate(f"{name}/config.json")))
+
+    if family not in FAMILIES or not {"transformer", "vae"} <= index.keys():
+        raise UserError(
+            f"model.path {model.path!r}: {INDEX} says {pipeline}, which is of no known family",
+            hint=f"Known families: {', '.join(FAMILIES)}.",
+        )
+    encoders = [name for name in index if name.startswith("text_encoder") and index[name][0] is not None]
+    return Architecture(
+        family=family,
+        transformer=part("transformer"),
+        vae=part("vae"),
+        text_encoders=tuple(part(name) for name in encoders),
+        distilled=bool(index.get("is_distilled", False)),
+        source=source,
+    )
+
+
+def _of_family(found: Architecture, model: ModelConfig) -> Architecture:
+    if found.family != model.family:
+        raise UserError(
+            f"model.path {model.path!r} is of family {found.family}, model.family says {model.family}",
+            hint=f"Set model.family={found.family}, or name a checkpoint of {model.family}.",
+        )
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.quiet import quiet
+from customized_grpo.libraries import quiet
 from customized_grpo.seeding import generator
 
 ADAPTER = "default"
@@ -265,3 +265,15 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the moving average under the names it has in checkpoints."""
+    return {f"{i:04d}": value for i, value in enumerate(average)}
+
+
+@torch.no_grad()
+def load_average(target: Sequence[Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy a saved average into tensors in the order of the policy's trainable parameters."""
+    for name, value in name_average(target).items():
+        value.copy_(saved[name])

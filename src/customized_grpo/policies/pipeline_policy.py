@@ -16,7 +16,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.placement import Offload, Placement
+from customized_grpo.policies.offload import Offload, Placement
 from customized_grpo.policies.tokens import PATCH, Grid
 
 Precision = Literal["fp32", "bf16"]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from customized_grpo.errors import UserError
-from customized_grpo.quiet import quiet
+from customized_grpo.libraries import quiet
 
 Quantisation = Literal["nf4", "int8", "fp8"]
 

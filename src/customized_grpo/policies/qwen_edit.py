@@ -37,13 +37,13 @@ from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.offload import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.pipeline_policy import (
     PipelinePolicy,
     Precision,
     linear_shift,
     reference_shapes,
 )
-from customized_grpo.policies.placement import EVERYTHING_STAYS, Offload
 from customized_grpo.policies.tokens import PATCH, pack, unpack
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from customized_grpo.onnx_model import Array
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.faces import FaceDetector, FaceRecogniser
 from customized_grpo.rewards.features import content_key
+from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
 from customized_grpo.rewards.preprocessing import quantise
-from customized_grpo.rewards.remembered import Remembered
 
 NAME = "face"
 CACHED_REFERENCES = 4096

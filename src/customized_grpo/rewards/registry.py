@@ -14,7 +14,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
-from customized_grpo.rewards.judge import JudgeOptions, JudgeReward
+from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
 

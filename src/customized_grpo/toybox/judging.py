@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from customized_grpo.data.examples import Example
-from customized_grpo.evaluation import monitors
+from customized_grpo.statistics import monitors
 from customized_grpo.toybox import assets, judges
 
 GROUPS = {

@@ -102,7 +102,7 @@ OWNER = """
 import os, signal, sys, torch
 from customized_grpo.config.executors import RayExecution
 from customized_grpo.config.schema import RewardConfig
-from customized_grpo.engine.signals import Interrupted, StopFlag
+from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.rewards import ScoringBatch
 from customized_grpo.rewards.executors import build_scorer
 place = RayExecution(kind="ray", env={"PYTHONPATH": os.environ["PYTHONPATH"]})

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward, ScoringBatch
-from customized_grpo.rewards.service.line import Line
 from customized_grpo.rewards.service.pictures import PictureError, decode_png, encode_png, pixel_count
+from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.references import ReferenceStore
 from customized_grpo.rewards.service.server import check_access, listen
-from customized_grpo.rewards.service.store import ReferenceStore
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import RewardError
 from customized_grpo.rewards.service.intake import Refusal, named_references, parse, to_batch
-from customized_grpo.rewards.service.line import Line
 from customized_grpo.rewards.service.pictures import PictureError, pixel_count
-from customized_grpo.rewards.service.store import ReferenceStore
+from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.references import ReferenceStore
 from customized_grpo.rewards.service.wire import (
     PROBLEM_TYPE,
     PROTOCOL,

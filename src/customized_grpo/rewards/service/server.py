@@ -14,7 +14,7 @@ import uvicorn
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.service.app import Limits, Service, build_app
-from customized_grpo.rewards.service.line import Line
+from customized_grpo.rewards.service.queue import Line
 
 MIN_TOKEN = 16  # characters
 KEEP_ALIVE_S = 60  # longer than a rollout batch mostly takes, so that connections are used again

@@ -1,0 +1,340 @@
+"""One case of measurements/gpu.py, measured in this process; the last output line is the result as JSON.
+
+    python measurements/gpu_case.py flux1              # on the first CUDA device, full size
+    python measurements/gpu_case.py flux1 --tiny --device cpu
+
+Transformer and autoencoder are of the published classes and sizes, with random weights made on the device:
+how fast they are does not depend on what they have learned. Text encoders are left out; their embeddings are
+drawn. All else is what `cgrpo train` runs: the preset's adapter, sampler, rollout and update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import torch
+from overhead import Stopwatches
+from random_models import all_shrunk, build_policy
+
+from customized_grpo.algorithms import samplers, schedules
+from customized_grpo.config import Config, load_config
+from customized_grpo.data.examples import Example
+from customized_grpo.engine.engine import Engine
+from customized_grpo.errors import UserError
+from customized_grpo.planning.estimate import Plan, make_plan
+from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
+from customized_grpo.planning.replay import LiveBytes
+from customized_grpo.policies.out_of_memory import explained
+from customized_grpo.rollout import collect as rollout
+from customized_grpo.rollout.collect import Trajectory
+from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.seeding import generator
+from customized_grpo.training.signal import LearningSignal
+from customized_grpo.training.updater import Updater
+
+CARD_GIB = 23.6
+"""What torch sees of a 24 GB card (GeForce RTX 4090)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        preset: The recipe that gives adapter, precision, batches and what saves memory.
+        compiled: Whether the transformer's blocks are compiled.
+        card_gib: The process gets no more memory than a card of this size has; None: all there is.
+        expected_s: Seconds it should take on an H100, start and compilation included; an estimate.
+    """
+
+    preset: str
+    compiled: bool = False
+    card_gib: float | None = None
+    expected_s: int = 60
+
+
+CASES = {
+    "flux1": Case("flux1-kontext", expected_s=75),
+    "flux1-compiled": Case("flux1-kontext", compiled=True, expected_s=150),
+    "flux1-24gb": Case("flux1-kontext-24gb", card_gib=CARD_GIB, expected_s=85),
+    "klein": Case("flux2-klein", expected_s=60),
+    "klein-compiled": Case("flux2-klein", compiled=True, expected_s=100),
+    "klein-24gb": Case("flux2-klein-24gb", card_gib=CARD_GIB, expected_s=60),
+}
+
+SHORTENED = (
+    "train.prompts_per_iteration=1",  # one group
+    "rollout.steps=4",
+    "rollout.sde_window.size=1",  # one trained step: rollout and update then take comparable time
+    "model.text_encoders=keep",  # there are none, so nothing changes places
+)
+TINY = ("model.height=64", "model.width=64", "model.max_text_tokens=16", "model.lora.rank=4")
+MATMUL = {False: 8192, True: 256}
+"""Side of the square matrices whose product gives the card's rate, by whether it is tiny."""
+
+
+# Measuring
+
+
+class Meter(Protocol):
+    """Counts the bytes of tensors that are alive."""
+
+    def take(self) -> int:
+        """Return the most that were alive at once since the last call, and begin anew."""
+        ...
+
+
+class CudaMeter:
+    """Asks torch's allocator."""
+
+    def take(self) -> int:
+        """Return the peak since the last call, in bytes."""
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+class CpuMeter(LiveBytes):
+    """Watches every operation, as torch's allocator for CPUs keeps no count; that takes time."""
+
+    def take(self) -> int:
+        """Return the peak since the last call, in bytes."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Meter]:
+    """Count the memory of a device inside the block."""
+    if device.type == "cuda":
+        yield CudaMeter()
+        return
+    with CpuMeter() as meter:
+        yield meter
+
+
+class Phases(Stopwatches):
+    """Stopwatches that keep the peaks of memory, too.
+
+    Args:
+        meter: Counts it.
+
+    Attributes:
+        peaks: Most bytes that were alive at once, by label.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self.meter = meter
+        self.peaks: defaultdict[str, int] = defaultdict(int)
+
+    def lap(self) -> None:
+        """Book time and memory since the last change under the label that runs."""
+        super().lap()
+        peak = self.meter.take()
+        if self.labels:
+            self.peaks[self.labels[-1]] = max(self.peaks[self.labels[-1]], peak)
+
+
+class Bench:
+    """A recipe's iteration on one drawn prompt with one drawn reference.
+
+    Args:
+        config: The recipe.
+        device: Where it runs.
+        meter: Counts the device's memory.
+    """
+
+    def __init__(self, config: Config, device: torch.device, meter: Meter) -> None:
+        self.config, self.meter = config, meter
+        self.policy = build_policy(config, device)
+        size = (config.model.height, config.model.width)
+        self.encode = PromptEncoder(self.policy, size)
+        self.sampler = rollout.build_sampler(self.policy, config.rollout, *size)
+        self.updater = Updater(
+            self.policy,
+            self.sampler,
+            Engine(device),
+            config.train,
+            config.advantage,
+            config.model.precision,
+        )
+        reference = torch.rand(3, *size, generator=generator(0, "reference"))
+        self.example = Example("drawn", "a drawn prompt", (reference,), None, None, "drawn")
+
+    def collect(self, batch_size: int, group_size: int) -> Trajectory:
+        """Draw a group in batches of so many samples."""
+        config = self.config
+        settings = config.rollout.model_copy(update={"batch_size": batch_size})
+        return rollout.collect(
+            self.policy,
+            self.sampler,
+            [self.example],
+            settings,
+            encode=self.encode,
+            group_size=group_size,
+            plan=rollout.step_plan(settings, config.train.trained_fraction, 0, config.run.seed),
+            seeds=(config.run.seed, 0),
+        )
+
+    def signal(self) -> LearningSignal:
+        """Return drawn advantages: what an update costs does not depend on them."""
+        config = self.config
+        drawn = torch.randn(config.train.group_size, 2, generator=generator(0, "advantages"))
+        weights = schedules.prompt_weights(
+            config.schedule.name, config.rollout.steps, **config.schedule.options()
+        )
+        return LearningSignal(drawn, drawn, torch.ones(len(drawn), dtype=torch.bool), weights)
+
+    def deviation(self, trajectory: Trajectory) -> float:
+        """Return the largest |ratio - 1| of training's batches against the rollout's log-probabilities."""
+        largest = 0.0
+        for k, step in enumerate(trajectory.steps):
+            for rows in trajectory.batches(slice(0, len(trajectory)), self.config.train.micro_batch_size):
+                conditioning = trajectory.conditioning_of(rows)
+                x, x_next = trajectory.x[k, rows], trajectory.x_next[k, rows]
+                mean, std = self.sampler.transition(self.policy, x, step, conditioning)  # with gradients
+                log_prob = samplers.log_prob(x_next, mean, std).detach()
+                off_by = (log_prob - trajectory.log_prob[k, rows]).exp() - 1
+                largest = max(largest, float(off_by.abs().max()))
+        return largest
+
+    def iteration(self) -> tuple[Phases, float]:
+        """Draw a group and update on it; returns what it took and its largest deviation from ratio 1."""
+        policy, optimizer = self.policy, self.updater.optimizer
+        train, watches = self.config.train, Phases(self.meter)
+        with (
+            patch.object(policy, "encode", watches.timed("encode", policy.encode)),
+            patch.object(policy, "decode", watches.timed("decode", policy.decode)),
+            patch.object(optimizer, "step", watches.timed("optimizer step", optimizer.step)),
+        ):
+            with watches.run("rollout"):
+                trajectory = self.collect(self.config.rollout.batch_size, train.group_size)
+            with watches.run("update"):
+                report = self.updater.update(trajectory, self.signal(), 0)
+        assert len(report.grad_norms) == 1, report
+        return watches, report.first.deviation
+
+    def one_by_one(self) -> tuple[float, float]:
+        """Draw the group one sample at a time; returns (seconds without decoding, deviation from ratio 1)."""
+        self.collect(1, 1)  # a compiled block is another one for a single sample
+        watches, policy = Phases(self.meter), self.policy
+        with (
+            patch.object(policy, "encode", watches.timed("encode", policy.encode)),
+            patch.object(policy, "decode", watches.timed("decode", policy.decode)),
+            watches.run("rollout"),
+        ):
+            trajectory = self.collect(1, self.config.train.group_size)
+        return watches.seconds["rollout"], self.deviation(trajectory)
+
+
+def matmul_rate(device: torch.device, side: int, repeats: int = 20) -> float:
+    """Return 10^12 operations a second of bf16 products of square matrices, the best of five series."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(6):  # the first one warms up
+        _synchronise(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        _synchronise(device)
+        best = max(best, repeats * 2 * side**3 / (time.perf_counter() - start) / 1e12)
+    return best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def limit_memory(card_gib: float) -> None:
+    """Give this process what a smaller card has for torch's allocator: its size without CUDA's own share."""
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (card_gib * GIB - CONTEXT_BYTES) / total))
+
+
+def planned(plan: Plan, phase: str) -> int:
+    """Return the planned peak of a phase without the models that this benchmark leaves out."""
+    parts = plan.memory.parts
+    return plan.memory.phases[phase] - parts["rewards"] - parts["text encoders"]
+
+
+def measure(config: Config, device: torch.device, card_gib: float | None = None) -> dict[str, Any]:
+    """Measure a recipe on one drawn prompt.
+
+    Args:
+        config: The recipe.
+        device: Where it runs.
+        card_gib: Size of the card that it must fit, in GiB; None: as much as there is.
+
+    Returns:
+        Seconds, work and memory by phase, and the deviations from ratio 1.
+    """
+    plan = make_plan(config)
+    batches = {
+        "train.micro_batch_size": config.train.micro_batch_size,
+        "rollout.batch_size": config.rollout.batch_size,
+    }
+    with metered(device) as meter, explained(config.model, batches):
+        bench = Bench(config, device, meter)
+        if card_gib is not None and device.type == "cuda":
+            limit_memory(card_gib)
+        bench.iteration()  # compiles, chooses kernels, fills the caches
+        watches, deviation = bench.iteration()
+        alone_s, alone_deviation = bench.one_by_one()
+    seconds, prompts = watches.seconds, plan.batches.prompts
+    operations = {"rollout": plan.passes.rollout, "update": plan.passes.update}
+    return {
+        "parameters": plan.parameters.base,
+        "batch": config.rollout.batch_size,
+        "samples": plan.batches.samples,
+        "seconds": dict(seconds),
+        "iteration_s": sum(seconds.values()),
+        "images_per_s": plan.batches.samples / sum(seconds.values()),
+        "tflops": {
+            phase: n * prompts * plan.flops_per_pass / 1e12 / seconds[phase]
+            for phase, n in operations.items()
+        },
+        "peaks": {
+            phase: {"measured": n, "planned": planned(plan, phase)} for phase, n in watches.peaks.items()
+        },
+        "ratio_deviation": {"same batches": deviation, "one by one": alone_deviation},
+        "one_by_one_s": alone_s,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure one case and print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
+    parser.add_argument("--tiny", action="store_true", help="small models, to try the benchmark itself")
+    options = parser.parse_args(arguments)
+    case, device = CASES[options.case], torch.device(options.device)
+    settings = [*SHORTENED, f"model.device={device}", f"model.compile={str(case.compiled).lower()}"]
+    config = load_config(case.preset, [*settings, *(TINY if options.tiny else ())])
+    rate = matmul_rate(device, MATMUL[options.tiny])
+    try:
+        with all_shrunk() if options.tiny else nullcontext():
+            result = measure(config, device, case.card_gib)
+    except UserError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    facts = {"case": options.case, "device": name, "torch": torch.__version__, "matmul_tflops": rate}
+    print(json.dumps({**facts, **result}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

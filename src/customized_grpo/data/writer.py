@@ -1,0 +1,177 @@
+"""Places the pictures and masks of a converted data set, each opened once on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from customized_grpo.data.adapters.base import Cut, MaskFile, Picture
+from customized_grpo.data.image_facts import Facts, facts_of, mask_size_problem
+from customized_grpo.data.images import check_mask, decode_image, open_alpha, open_image, open_mask
+from customized_grpo.data.manifest import RowProblem
+from customized_grpo.errors import UserError
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A picture of the converted data set.
+
+    Attributes:
+        path: Where it lies, or would.
+        facts: Its size and digest.
+    """
+
+    path: Path
+    facts: Facts
+
+
+class Store:
+    """The folders `images` and `masks` of a data set in the making.
+
+    Every method raises RowProblem for a picture that cannot be used, and UserError when the disk refuses.
+
+    Args:
+        folder: The data set.
+        link: Hard-link files that stay as they are instead of copying them.
+        dry: Open and check everything, write nothing.
+    """
+
+    def __init__(self, folder: Path, *, link: bool = False, dry: bool = False) -> None:
+        self.folder, self.link, self.dry = folder, link, dry
+        self._placed: dict[Path, Placed | RowProblem] = {}
+        self._masks: dict[Path, RowProblem | None] = {}
+        self._whole: tuple[Path | bytes, Image.Image] | None = None  # the last image that parts were cut from
+
+    def picture(self, picture: Picture) -> Placed:
+        """Place a picture: a file is copied or linked unchanged, a part of an image written as JPEG."""
+        path = self.folder / "images" / picture.name
+        if path not in self._placed:
+            try:
+                self._placed[path] = self._place(picture, path)
+            except RowProblem as problem:
+                self._placed[path] = problem
+        placed = self._placed[path]
+        if isinstance(placed, RowProblem):
+            raise placed
+        return placed
+
+    def mask(self, mask: MaskFile, reference: Placed) -> Path:
+        """Place a mask that the source ships, in the size of its reference."""
+        path = self.folder / "masks" / mask.name
+        place = self._place_nonzero if mask.nonzero else self._place_standard
+        return self._once(path, lambda: place(mask.path, path, reference.facts.size))
+
+    def alpha_mask(self, picture: Picture) -> Path:
+        """Write the transparency of a reference as its mask."""
+        path = self.folder / "masks" / f"{picture.name}.png"
+        return self._once(path, lambda: self._place_alpha(picture, path))
+
+    def _once(self, path: Path, place: Callable[[], None]) -> Path:
+        """Place a mask when a row names it for the first time, and remember what came of it."""
+        if path not in self._masks:
+            try:
+                place()
+                self._masks[path] = None
+            except RowProblem as problem:
+                self._masks[path] = problem
+        known = self._masks[path]
+        if known is not None:
+            raise known
+        return path
+
+    def _place(self, picture: Picture, path: Path) -> Placed:
+        if picture.cut is not None:
+            part = self._open_whole(picture, picture.cut).crop(picture.cut.box)
+            self._write(part, path)
+            return Placed(path, facts_of(part))
+        source = picture.source
+        if isinstance(source, bytes):
+            raise ValueError("a picture that is not cut comes from a file")
+        with _as_row_problem():
+            facts = facts_of(open_image(source))
+        self._copy(source, path)
+        return Placed(path, facts)
+
+    def _open_whole(self, picture: Picture, cut: Cut) -> Image.Image:
+        """Return the image a picture is cut from; its neighbour usually is cut from the same one."""
+        source = picture.source
+        if self._whole is None or self._whole[0] is not source:
+            with _as_row_problem():
+                if isinstance(source, bytes):
+                    image = decode_image(source, Path(picture.name))
+                else:
+                    image = open_image(source)
+            self._whole = (source, image)
+        size = self._whole[1].size
+        if size != cut.whole:
+            raise RowProblem(
+                f"its image is {size[0]} x {size[1]} pixels, not {cut.whole[0]} x {cut.whole[1]}"
+            )
+        return self._whole[1]
+
+    def _place_nonzero(self, source: Path, path: Path, size: tuple[int, int]) -> None:
+        with _as_row_problem():
+            grey = open_image(source).convert("L")
+            mask = grey.point(lambda value: 255 * (value > 0)).resize(size, Image.Resampling.NEAREST)
+            check_mask(mask, source)
+        self._write(mask, path)
+
+    def _place_standard(self, source: Path, path: Path, size: tuple[int, int]) -> None:
+        with _as_row_problem():
+            mask = open_mask(source)
+        if mask.size != size:
+            raise RowProblem(mask_size_problem(source, mask.size, size))
+        self._copy(source, path)
+
+    def _place_alpha(self, picture: Picture, path: Path) -> None:
+        source = picture.source
+        if picture.cut is not None or isinstance(source, bytes):
+            raise RowProblem("its reference is cut from an image without transparency to make a mask of")
+        with _as_row_problem():
+            alpha = open_alpha(source)
+            if alpha is None:
+                raise RowProblem(f"{source} has no transparency to make a mask of")
+            check_mask(alpha, source)
+        self._write(alpha, path)
+
+    def _copy(self, source: Path, path: Path) -> None:
+        if self.dry:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.link:
+                os.link(source.resolve(), path)
+            else:
+                shutil.copyfile(source, path)
+        except OSError as error:
+            hint = "Files can be linked within one file system only; leave out --link." if self.link else None
+            raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
+
+    def _write(self, image: Image.Image, path: Path) -> None:
+        if self.dry:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".png":
+                image.save(path)
+            else:
+                image.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _as_row_problem() -> Iterator[None]:
+    """Make a file that is no usable image a problem of its row."""
+    try:
+        yield
+    except UserError as error:
+        raise RowProblem(error.message) from error

@@ -1,0 +1,64 @@
+"""Pictures for one cell of a table, as inline SVG: an interval around 0, and shares of a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from customized_grpo.pages.plots import svg
+from customized_grpo.pages.plots.scales import Scale
+
+
+def interval_plot(
+    mean: float,
+    low: float | None,
+    high: float | None,
+    limit: float,
+    *,
+    tone: str,
+    title: str,
+    start: float | None = None,
+) -> Markup:
+    """A point with its interval, zero marked.
+
+    Args:
+        mean: Where the point stands.
+        low: Lower end of the interval, or None for none.
+        high: Upper end.
+        limit: Right end of the axis, > 0; the same in all rows that are to be compared.
+        tone: Name of a colour variable.
+        title: Read out by screen readers.
+        start: Left end of the axis, <= 0; -limit by default.
+    """
+    scale = Scale(-limit if start is None else start, limit, 4, 156)
+    parts = [Markup('<line class="zero" x1="{0}" x2="{0}" y1="1" y2="21"/>').format(svg.px(scale(0.0)))]
+    if low is not None and high is not None:
+        ends = svg.px(scale(max(low, scale.low))), svg.px(scale(min(high, limit)))
+        whisker = '<line class="whisker" x1="{}" x2="{}" y1="11" y2="11"/>'
+        parts.append(Markup(whisker).format(*ends))
+    parts.append(Markup('<circle class="point" cx="{}" cy="11" r="4"/>').format(svg.px(scale(mean))))
+    group = Markup('<g style="--c:var(--{})">{}</g>').format(tone, Markup("").join(parts))
+    return svg.picture((160, 22), title, [group], css="chart cell")
+
+
+def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, title: str) -> Markup:
+    """One bar divided among (name, colour, share), with a tick to compare the first share with.
+
+    Args:
+        parts: Shares in [0, 1] that add up to at most 1, from the left.
+        tick: The share at which the tick stands, or None for none.
+        title: Read out by screen readers.
+    """
+    scale = Scale(0.0, 1.0, 1, 239)
+    shapes, left = [], 0.0
+    for name, colour, share in parts:
+        bar = '<rect class="bar" style="--c:var(--{})" x="{}" y="3" width="{}" height="10">'
+        width = max(scale(left + share) - scale(left) - 1, 0)
+        shapes.append(Markup(bar).format(colour, svg.px(scale(left)), svg.px(width)))
+        shapes.append(Markup("<title>{} {}</title></rect>").format(name, f"{share:.1%}"))
+        left += share
+    if tick is not None:
+        line = '<line class="null" x1="{0}" x2="{0}" y1="0" y2="16"><title>null {1}</title></line>'
+        shapes.append(Markup(line).format(svg.px(scale(tick)), f"{tick:.1%}"))
+    return svg.picture((240, 16), title, shapes, css="chart share")

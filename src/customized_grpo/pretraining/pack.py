@@ -1,0 +1,112 @@
+"""Last stage: trained parts -> the assets of the package, with their card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.pretraining import measure
+from customized_grpo.pretraining.encoders import MEAN, SIZE, STD
+from customized_grpo.rewards import build_reward
+from customized_grpo.toybox import assets
+
+STAGES = ("vae", "clean", "mixture", "dino", "clip", "subject_encoder", "attribute_classifier")
+REWARDS = {"dino": "reference", "clip_t": "none"}
+
+
+def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
+    """Copy the weights in `out` to the package's assets (bf16, all but the autoencoder) and measure them.
+
+    All is written and measured beside `target`, which is replaced at the end: a failure leaves it as it was.
+
+    Args:
+        out: Folder of the earlier stages.
+        target: Folder to fill; whatever is there is replaced.
+        prompts: Prompts on which the base is measured.
+    """
+    new = target.with_name(f"{target.name}.new")
+    if new.exists():
+        shutil.rmtree(new)
+    _copy_weights(out, new)
+    with assets.reading_from(new):
+        _write_card(out, new, prompts)
+    if target.exists():
+        shutil.rmtree(target)
+    new.rename(target)
+    assets.card.cache_clear()
+
+
+def _copy_weights(out: Path, target: Path) -> None:
+    from diffusers import FluxKontextPipeline
+
+    (target / "judges").mkdir(parents=True)
+    pipe = FluxKontextPipeline.from_pretrained(out / "base-mixture", local_files_only=True)
+    for module in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
+        module.to(torch.bfloat16)
+    pipe.save_pretrained(target / "base")
+    _forget_folders(target / "base")
+    for name in assets.REWARD_MODELS:
+        shutil.copytree(out / name, target / name)
+        _copy_as_bf16(out / name / "model.safetensors", target / name / "model.safetensors")
+        (target / name / "preprocessor_config.json").write_text(
+            json.dumps(_preprocessor(name), indent=2) + "\n"
+        )
+    for name in ("subject_encoder", "attribute_classifier"):
+        _copy_as_bf16(out / f"{name}.safetensors", target / "judges" / f"{name}.safetensors")
+
+
+def _copy_as_bf16(source: Path, target: Path) -> None:
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(source).items()}
+    save_file(weights, target, {"format": "pt"})
+
+
+def _forget_folders(base: Path) -> None:
+    """Drop what diffusers notes of where the weights came from: a folder that exists on one machine only."""
+    for file in (base / "model_index.json", *base.glob("*/config.json")):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _preprocessor(name: str) -> dict[str, Any]:
+    kind = {"dino": "BitImageProcessor", "clip": "CLIPImageProcessor"}[name]
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": SIZE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": SIZE, "width": SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
+
+
+def _write_card(out: Path, target: Path, prompts: int) -> None:
+    """Write how the parts were made, then what they measure; judges first, for the base needs them."""
+    card: dict[str, Any] = {
+        "recipe": "cgrpo toybox pretrain vae | encoders | clean | mixture | pack",
+        "stages": {name: json.loads((out / f"{name}.card.json").read_text()) for name in STAGES},
+        "judges": measure.measure_judges(*assets.load_judges()),
+    }
+    file = target / "card.json"
+    file.write_text(json.dumps(card, indent=2) + "\n")
+    card["vae"] = measure.measure_vae(assets.load_base_pipeline().vae)
+    card["rewards"] = measure.measure_rewards([build_reward(_reward(name)) for name in REWARDS])
+    card["base"] = measure.measure_base(prompts)
+    file.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _reward(name: str) -> Any:
+    from customized_grpo.config.schema import RewardConfig
+
+    return RewardConfig(name=name, path="toybox", segment=REWARDS[name])  # type: ignore[arg-type]

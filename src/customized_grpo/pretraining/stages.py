@@ -1,0 +1,54 @@
+"""The stages of ToyBox's pretraining by name, for the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from customized_grpo.errors import UserError
+
+NEEDS = {
+    "vae": (),
+    "encoders": ("vae",),
+    "clean": ("vae",),
+    "mixture": ("base-clean",),
+    "pack": (
+        "base-mixture",
+        "dino",
+        "clip",
+        "subject_encoder.safetensors",
+        "attribute_classifier.safetensors",
+    ),
+}
+
+
+def main(stage: str, out: Path, *, samples: int | None) -> None:
+    """Run one stage into `out`.
+
+    Args:
+        stage: A key of NEEDS.
+        out: Folder for the weights of all stages.
+        samples: Training samples; None means what the shipped weights saw.
+
+    Raises:
+        UserError: An earlier stage is missing.
+    """
+    missing = [part for part in NEEDS[stage] if not (out / part).exists()]
+    if missing:
+        raise UserError(f"stage {stage} needs {', '.join(missing)} in {out}", "Run the earlier stages first.")
+    options = {} if samples is None else {"samples": samples}
+    if stage == "vae":
+        from customized_grpo.pretraining.vae import train_vae
+
+        train_vae(out, **options)
+    elif stage == "encoders":
+        from customized_grpo.pretraining.encoders import train_encoders
+
+        train_encoders(out, **options)
+    elif stage == "pack":
+        from customized_grpo.pretraining.pack import pack
+
+        pack(out)
+    else:
+        from customized_grpo.pretraining.generator import train_generator
+
+        train_generator(out, stage, **options)

@@ -1,0 +1,237 @@
+"""`judge`: a vision-language model behind any OpenAI-compatible endpoint (vLLM, SGLang, hosted).
+
+Range 0 to the rubric's scale. A sample that could not be judged is NaN and counted by reason; a batch in
+which none could be stops the step. Judges are rarely exactly repeatable: a picture is asked about once per
+process, but a resumed run asks again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+import os
+from collections import Counter
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from PIL import Image
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.base import Kind, RewardError, ScoringBatch
+from customized_grpo.rewards.features import content_key
+from customized_grpo.rewards.judge.answers import read_score
+from customized_grpo.rewards.judge.client import Failure, JudgeClient, check_url
+from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
+from customized_grpo.rewards.lru import Remembered
+from customized_grpo.rewards.options import RewardOptions
+from customized_grpo.rewards.preprocessing import quantise
+
+NAME = "judge"
+CACHED_SCORES = 65536
+MAX_TOKENS = 32  # of the answer: {"score": 3} in any tokenizer
+TOP_TOKENS = 20  # as many as OpenAI and vLLM give
+
+logger = logging.getLogger(__name__)
+
+
+class JudgeOptions(RewardOptions):
+    """How the judge is reached and what it is asked."""
+
+    url: Annotated[str, AfterValidator(check_url)]
+    """Address of the API, for example http://localhost:8000/v1, without user, password or query."""
+    model: Annotated[str, Field(min_length=1)]
+    """Name of the model, as the endpoint knows it."""
+    rubric: Literal["identity", "prompt"] | None = None
+    """Built-in rubric, which scores from 0 to 4; null asks `text` instead."""
+    text: Annotated[str, Field(min_length=1)] | None = None
+    """Rubric of your own: what is judged and what each score means."""
+    kind: Kind | None = None
+    """Kind of your own rubric: identity is shown the references too, prompt the prompt, quality neither."""
+    scale: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Best score of your own rubric (the worst is 0); null means 4; log-probabilities are used up to 9."""
+    log_probs: bool = True
+    """Whether to ask for log-probabilities; false for an endpoint that refuses them, and then scores tie."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed sent with each request; the temperature is 0."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests under way at once."""
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Longest time for one attempt, in seconds; what takes longer is not asked again."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 4
+    """Further attempts after a connection error or status 408, 429 or 5xx."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable that holds the API key; null sends none."""
+
+    @model_validator(mode="after")
+    def _check_rubric(self) -> JudgeOptions:
+        if (self.rubric is None) == (self.text is None):
+            raise ValueError("give either rubric or text")
+        if self.rubric is not None and (self.kind is not None or self.scale is not None):
+            raise ValueError(
+                "kind and scale belong to a rubric of your own (text); a built-in one has its own"
+            )
+        if self.text is not None and self.kind is None:
+            raise ValueError("text needs a kind: identity, prompt or quality")
+        return self
+
+    def the_rubric(self) -> Rubric:
+        """Return the built-in rubric or one's own."""
+        if self.rubric is not None:
+            return RUBRICS[self.rubric]
+        assert self.text is not None and self.kind is not None, "checked above"
+        return Rubric(self.kind, self.text, 4 if self.scale is None else self.scale)
+
+
+class JudgeReward:
+    """Scores in [0, scale] by a model that is asked about each picture.
+
+    Args:
+        options: The endpoint and the rubric.
+
+    Raises:
+        UserError: The environment variable with the key is not set, or cannot be a key.
+    """
+
+    name = NAME
+
+    def __init__(self, options: JudgeOptions) -> None:
+        self.options = options
+        self.rubric = options.the_rubric()
+        self.kind: Kind = self.rubric.kind
+        self._client = JudgeClient(
+            options.url,
+            key=_read_key(options.api_key_env),
+            concurrency=options.concurrency,
+            timeout_s=options.timeout_s,
+            retries=options.retries,
+        )
+        self._scores: Remembered[float] = Remembered(CACHED_SCORES)
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        """Return scores [B], fp32, on the CPU; NaN where the judge gave none.
+
+        Raises:
+            UserError: A reference that the rubric needs is missing.
+            RewardError: No sample of the batch could be scored.
+        """
+        if self.kind == "identity":
+            for row, references in enumerate(batch.references):
+                if not references:
+                    raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+        keys = [self._key(batch, row) for row in range(len(batch))]
+        found = {key: self._scores[key] for key in keys if key in self._scores}
+        asked = {key: row for row, key in enumerate(keys) if key not in found}
+        answers = self._ask(batch, list(asked.values()))
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        for key, answer in zip(asked, answers, strict=True):
+            if not isinstance(answer, Failure):
+                found[key] = self._scores[key] = answer
+        self._report(len(batch), len(asked), failures)
+        if not found:
+            raise self._error(failures)
+        return torch.tensor([found.get(key, float("nan")) for key in keys], dtype=torch.float32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the address, the model's name and the rubric; what the endpoint runs is its own affair."""
+        parts = urlsplit(self.options.url)
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "url": parts.netloc + parts.path,
+            "model": self.options.model,
+            "rubric": self.rubric.hash(),
+            "scale": self.rubric.scale,
+            "log_probs": self.options.log_probs,
+            "seed": self.options.seed,
+        }
+
+    def _key(self, batch: ScoringBatch, row: int) -> bytes:
+        """Return the hash of all that the judge is shown of a sample."""
+        digest = hashlib.sha256(content_key(quantise(batch.images[row])))
+        if self.kind == "prompt":
+            digest.update(batch.prompts[row].encode())
+        if self.kind == "identity":
+            digest.update(b"".join(content_key(quantise(image)) for image in batch.references[row]))
+        return digest.digest()
+
+    def _ask(self, batch: ScoringBatch, rows: list[int]) -> list[float | Failure]:
+        bodies = [self._body(batch, row) for row in rows]
+        answers = [
+            answer if isinstance(answer, Failure) else read_score(answer, self.rubric.scale)
+            for answer in self._client.ask(bodies)
+        ]
+        return [
+            Failure(answer.reason, self._client.redact(answer.excerpt))
+            if isinstance(answer, Failure)
+            else answer
+            for answer in answers
+        ]
+
+    def _body(self, batch: ScoringBatch, row: int) -> dict[str, Any]:
+        references = batch.references[row] if self.kind == "identity" else []
+        log_probs = {"logprobs": True, "top_logprobs": TOP_TOKENS} if self.options.log_probs else {}
+        return {
+            "model": self.options.model,
+            "messages": self.rubric.messages(
+                data_url(batch.images[row]), [data_url(image) for image in references], batch.prompts[row]
+            ),
+            "response_format": self.rubric.response_format(),
+            "temperature": 0,
+            "seed": self.options.seed,
+            "max_tokens": MAX_TOKENS,
+            **log_probs,
+        }
+
+    def _report(self, samples: int, asked: int, failures: list[Failure]) -> None:
+        counts = Counter(failure.reason for failure in failures)
+        reasons = "".join(f"; {count} x {reason}" for reason, count in sorted(counts.items()))
+        level = logging.WARNING if failures else logging.INFO
+        logger.log(
+            level,
+            "judge (%s): %d samples, %d asked, %d failed%s",
+            self.kind,
+            samples,
+            asked,
+            len(failures),
+            reasons,
+        )
+
+    def _error(self, failures: list[Failure]) -> RewardError:
+        counts = Counter(failure.reason for failure in failures)
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
+        said = next((failure.excerpt for failure in failures if failure.excerpt), "")
+        quoted = f"\n  it said: {json.dumps(said, ensure_ascii=False)}" if said else ""
+        return RewardError(
+            f"reward {self.name!r}: {self._client.endpoint} scored none of {len(failures)} samples: "
+            f"{reasons}{quoted}",
+            "Check that it runs, serves the model in `model`, takes pictures and follows JSON schemas; "
+            "a key is read from the variable named by `api_key_env`.",
+        )
+
+
+def data_url(image: Tensor) -> str:
+    """Return a picture [3, H, W] in [0, 1] as a data URL of a PNG: no loss, and little time spent on size."""
+    file = io.BytesIO()
+    pixels = quantise(image).permute(1, 2, 0).contiguous().cpu().numpy()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _read_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "")
+    if not key:
+        raise UserError(
+            f"reward {NAME!r}: the environment variable {variable} is not set",
+            f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env if none is needed.",
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"reward {NAME!r}: the environment variable {variable} holds what cannot be a key")
+    return key

@@ -1,0 +1,86 @@
+"""What one training iteration says about itself: the numbers of its line in metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from customized_grpo.algorithms import conflict
+from customized_grpo.algorithms.advantages import KINDS
+from customized_grpo.evaluation.alarms import TrainingHealth
+from customized_grpo.statistics import monitors
+from customized_grpo.training.signal import LearningSignal
+
+
+class Clock:
+    """Seconds of the phases of one iteration."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.phases: dict[str, float] = {}
+        self._inside = 0.0  # of phases that ended inside the one that runs
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block as a phase; a phase inside another counts as its own only."""
+        before, outside, self._inside = time.monotonic(), self._inside, 0.0
+        yield
+        seconds = time.monotonic() - before
+        self.phases[name] = self.phases.get(name, 0.0) + seconds - self._inside
+        self._inside = outside + seconds
+
+    def metrics(self) -> dict[str, float]:
+        """Return seconds by phase, and of the whole iteration."""
+        phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
+        return {**phases, "time/iteration_s": time.monotonic() - self.start}
+
+
+def signal_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
+    """Return means and in-group spread of both rewards, quadrants and their null, and gaps in the signal."""
+    rewards = signal.rewards
+    spread = rewards.reshape(-1, group_size, len(KINDS)).std(1).nanmean(0)
+    rho = monitors.reward_correlation(rewards, group_size)
+    return {
+        **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(KINDS)},
+        **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(KINDS)},
+        **{f"advantage/{name}": share for name, share in conflict.quadrants(signal.advantages).items()},
+        "advantage/rho": rho,
+        "advantage/conflict_null": math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+        "health/zero_std_groups": float(monitors.zero_std_share(rewards, group_size).max()),
+        "health/nan_samples": float(monitors.nan_share(rewards).max()),
+    }
+
+
+def signal_health(signal: LearningSignal, group_size: int) -> dict[str, float]:
+    """Return the share of groups without signal, "zero/KIND", and of unscored samples, "nan/KIND".
+
+    Also "reward/KIND", the mean reward of the samples; left out where none was scored.
+    """
+    zero = monitors.zero_std_share(signal.rewards, group_size)
+    missing = monitors.nan_share(signal.rewards)
+    means = signal.rewards.nanmean(0)
+    return {
+        **{f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)},
+        **{f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)},
+        **{f"reward/{kind}": float(means[k]) for k, kind in enumerate(KINDS) if means[k].isfinite()},
+    }
+
+
+def mean_health(iterations: Sequence[dict[str, float]]) -> TrainingHealth:
+    """Return the means of several iterations' `signal_health`."""
+
+    def means(what: str) -> dict[str, float]:
+        found = {kind: [i[f"{what}/{kind}"] for i in iterations if f"{what}/{kind}" in i] for kind in KINDS}
+        return {kind: sum(values) / len(values) for kind, values in found.items() if values}
+
+    return TrainingHealth(means("zero"), means("nan"), means("reward"))
+
+
+def pixel_diversities(images: Tensor, group_size: int) -> Tensor:
+    """Return how far apart each group's pictures are, in the directions of their centred pixels [N / G]."""
+    pixels = images.flatten(1).cpu() - 0.5
+    return monitors.in_group_diversity(pixels, group_size)

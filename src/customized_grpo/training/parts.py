@@ -1,0 +1,170 @@
+"""From a recipe to the parts of a run, with every cheap check before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+import torch
+
+from customized_grpo.config import Config
+from customized_grpo.config.schema import ManifestData, ToyboxData
+from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.manifest import load_manifest
+from customized_grpo.engine.engine import Engine
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
+from customized_grpo.evaluation.judges import RewardJudges, build_judges
+from customized_grpo.libraries import quiet
+from customized_grpo.policies.loading import load_policy, pick_device
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.rewards import check_rewards, executors, needs_masks
+from customized_grpo.rewards.executors import Scorer
+
+if TYPE_CHECKING:
+    from customized_grpo.data.manifest import Row
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on and rows to hold out."""
+
+    train: ExampleSource
+    held_out: Sequence[Example]
+    judges: Judges | None
+
+
+def build_data(config: Config) -> Data:
+    """Check and open the data of a recipe.
+
+    Raises:
+        UserError: Lists every bad row at once.
+    """
+    data, size = config.data, (config.model.height, config.model.width)
+    check_judge_configs(config)
+    if isinstance(data, ToyboxData):
+        return _toybox(data, size)
+    if isinstance(data, ManifestData):
+        masks = any(needs_masks(reward) for reward in config.rewards)
+        train = load_manifest(data.train, require_masks=masks)
+        judged = masks or any(needs_masks(judge) for judge in config.evaluation.judges)
+        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=judged)
+        if len({row.subject or row.id for row in held_out}) == 1:
+            raise UserError(
+                f"{data.held_out}: all rows are about one subject, so no interval can be given",
+                "Hold out at least two subjects (eight or more for intervals that deserve trust).",
+            )
+        if config.model.shard:
+            _check_equal_work([*train, *held_out])
+        source = ManifestSource(held_out, *size)
+        examples = [source[i] for i in range(len(source))]
+        judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        return Data(ManifestSource(train, *size), examples, judges)
+    assert_never(data)
+
+
+def _check_equal_work(rows: Sequence[Row]) -> None:
+    """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
+    wanted = len(rows[0].references)
+    if other := [row.id for row in rows if len(row.references) != wanted]:
+        raise UserError(
+            f"row {rows[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
+            "With model.shard=true all processes call the model equally often, which takes rows with the "
+            "same number of references.",
+        )
+
+
+def check_judge_configs(config: Config) -> None:
+    """Refuse judges that are training rewards by name, and judges where ToyBox has its own.
+
+    Raises:
+        UserError: Names them.
+    """
+    judges = config.evaluation.judges
+    if judges and isinstance(config.data, ToyboxData):
+        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", "Leave them out.")
+    if elsewhere := [judge.name for judge in judges if judge.executor.kind != "inline"]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(elsewhere)} has an executor, but judges run in the trainer",
+            "Leave executor out.",
+        )
+    trained = [(reward.name, reward.path, reward.options) for reward in config.rewards]
+    if same := [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]:
+        raise UserError(
+            f"evaluation.judges: {', '.join(same)} is a training reward as well, so it is not held out",
+            "Choose a judge with another model, such as another encoder's path.",
+        )
+
+
+def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
+    with quiet():
+        from customized_grpo.toybox.judging import ToyBoxJudges
+        from customized_grpo.toybox.models import IMAGE_SIZE
+        from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
+
+    if size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise UserError(
+            f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} pictures, the model makes {size[0]}x{size[1]}",
+            f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
+        )
+    if data.held_out_subjects < MIN_CLUSTERS:
+        raise UserError(
+            "data.held_out_subjects=1: intervals resample subjects and need at least two",
+            f"Set data.held_out_subjects={MIN_CLUSTERS} or more.",
+        )
+    train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
+    held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
+    return Data(train, [held_out[i] for i in range(len(held_out))], ToyBoxJudges())
+
+
+def build_engine(config: Config) -> Engine:
+    """Join the processes that were launched, one or more, and check that they can share the work.
+
+    Raises:
+        UserError: The groups cannot be shared evenly, or one accelerator is named for several processes.
+    """
+    engine = Engine(pick_device(config.model.device), config.run.process_timeout_s)
+    if engine.world_size > 1 and ":" in config.model.device:
+        raise UserError(
+            f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",
+            "Use model.device=auto: every process takes its own.",
+        )
+    engine.share(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
+    return engine
+
+
+def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
+    """Build the rewards of a recipe where they shall run; models of this process by default on its device.
+
+    The result is to be closed.
+
+    Raises:
+        UserError: A kind is missing, or a reward cannot be built.
+    """
+    check_rewards(config.rewards)
+    scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
+    kinds = {reward.kind for reward in scorer.rewards}
+    for kind in ("prompt", "identity"):
+        if kind not in kinds:
+            scorer.close()
+            raise UserError(
+                f"rewards: there is no {kind} reward",
+                f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
+            )
+    return scorer
+
+
+def check_held_out(data: Data, scorer: Scorer) -> None:
+    """Refuse judges that share a model with a training reward.
+
+    Raises:
+        UserError: Names them.
+    """
+    if isinstance(data.judges, RewardJudges):
+        data.judges.check_apart(scorer.fingerprints())
+
+
+def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:
+    """Load the generator and put the run's fresh adapter on it, by default on the recipe's device."""
+    return load_policy(config.model, seed=config.run.seed, device=device)

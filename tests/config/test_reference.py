@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from customized_grpo.config.reference import Knob, knobs, markdown, schema_json
+
+
+@pytest.mark.parametrize("knob", knobs(), ids=lambda knob: knob.path)
+def test_every_knob_has_a_sentence(knob: Knob) -> None:
+    assert len(knob.sentence) > 15 and knob.sentence.endswith(".")
+
+
+def test_a_field_of_one_kind_says_so_and_paths_are_unique() -> None:
+    paths = [knob.path for knob in knobs()]
+    assert len(paths) == len(set(paths))
+    owners = {knob.path: knob.owner for knob in knobs()}
+    assert owners["data.train"] == "manifest" and owners["data.subjects"] == "toybox"
+    assert owners["data.kind"] is None and "rewards.N.weight" in owners
+
+
+def test_the_json_schema_carries_types_bounds_and_sentences() -> None:
+    schema = json.loads(schema_json())
+    group_size = schema["$defs"]["TrainConfig"]["properties"]["group_size"]
+    assert (group_size["type"], group_size["minimum"]) == ("integer", 2)
+    assert group_size["description"].startswith("Samples per prompt")
+    assert schema["additionalProperties"] is False
+
+
+def test_the_reference_page_has_a_row_for_every_knob() -> None:
+    page = markdown()
+    for knob in knobs():
+        assert (f"| `{knob.path}` |" if "." in knob.path else f"## {knob.path}\n") in page
+    assert "| `train.trained_fraction` | number > 0 and <= 1 | `0.6` |" in page

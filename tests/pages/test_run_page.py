@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from customized_grpo.errors import UserError
+from customized_grpo.pages.plots.numbers import Interval
+from customized_grpo.pages.run_figures import bin_means, rolling_mean
+from customized_grpo.pages.run_page import TEMPLATES, evenly, write_report
+
+from .conftest import PROMPTS, RunFolder
+from .pages import Page, assert_nothing_is_fetched
+
+Folders = Callable[[str], RunFolder]
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
+
+
+def page(run: RunFolder) -> Page:
+    return Page.of_file(write_report(run.path))
+
+
+def test_the_report_lies_in_the_run_folder_and_nothing_else_is_left(full_run: RunFolder) -> None:
+    before = {path.name for path in full_run.path.iterdir()}
+    assert write_report(full_run.path) == full_run.path / "report.html"
+    assert {path.name for path in full_run.path.iterdir()} - before == {"report.html"}
+
+
+def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:
+    assert page(full_run).headings == [
+        "Before and after", "Words used here", "Samples",
+        "Learning curves", "Training reward: prompt following", "Training reward: identity",
+        "Held-out judge: prompt following", "Held-out judge: identity",
+        "What the model draws", "What samples are", "Prompt accuracy by part",
+        "The learning signal", "Do the two rewards agree?", "Prompt and identity weight by step",
+        "Spread of the rewards within a group", "Spread of the pictures within a group",
+        "Reward-hacking monitors", "Copy score", "Background similarity", "Diversity",
+        "Image statistics against the base",
+        "Policy health", "Largest ratio deviation", "Clipped share", "Gradient norm", "KL to the base",
+        "Where the time went", "Training time", "Alarms and events", "Settings and versions",
+    ]  # fmt: skip
+
+
+def test_every_figure_says_how_to_read_it(full_run: RunFolder) -> None:
+    seen = page(full_run)
+    assert len(seen.of("figcaption")) == len(seen.of("figure")) > 15
+
+
+def test_nothing_is_fetched_from_anywhere(full_run: RunFolder) -> None:
+    assert_nothing_is_fetched(page(full_run))
+
+
+def test_the_policy_of_the_page_allows_its_own_script_only(full_run: RunFolder) -> None:
+    import base64
+    import hashlib
+
+    seen = page(full_run)
+    policy = next(meta["content"] for meta in seen.of("meta") if "http-equiv" in meta) or ""
+    script = re.search(r"<script>(.*)</script>", seen.source, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_hostile_text_from_the_run_is_shown_and_not_run(run_folder: Folders) -> None:
+    run = run_folder("<b>name<b>")
+    run.metrics(40)
+    run.samples((0, 40))
+    index = json.loads((run.path / "samples" / "index.json").read_text())
+    for row in index["rows"]:
+        row |= {"prompt": HOSTILE, "subject": HOSTILE}
+    (run.path / "samples" / "index.json").write_text(json.dumps(index))
+    config = (run.path / "config.yaml").read_text().replace("device: cpu", f"device: '{HOSTILE}'")
+    (run.path / "config.yaml").write_text(config)
+    (run.path / "versions.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    event = {"kind": "event", "iteration": 30, "rollouts": 1, "event": "alarm", "message": HOSTILE}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    seen = page(run)
+    assert len(seen.of("script")) == 1 and seen.source.count("<script>") == 1
+    assert not any(name.startswith("on") for _, attributes in seen.tags for name in attributes)
+    assert all((image["src"] or "").startswith("data:") for image in seen.of("img"))
+    assert "<b>name<b>" in seen.text and seen.text.count('alert("1")') >= 2 * len(index["rows"]) + 4
+
+
+def test_verdicts_follow_from_the_intervals(full_run: RunFolder) -> None:
+    full_run.summary(
+        judge__identity=(0.05, 0.03, 0.07),
+        judge__prompt=(-0.05, -0.07, -0.03),
+        monitor__copy_score=(-0.02, -0.04, -0.01),
+        monitor__background_similarity=(0.02, -0.01, 0.05),
+    )
+    seen = page(full_run)
+    verdicts = re.findall(r'verdict (\w+)">([^<]+)<', seen.source)
+    assert [quality for quality, _ in verdicts] == ["better", "worse", "better", "unclear"]
+    assert verdicts[1][1].endswith("down, worse") and verdicts[2][1].endswith("down, better")
+    assert verdicts[3][1] == "not distinguishable from 0"
+    assert "Competitive degradation: the identity reward rose while" in seen.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.2, "up"),
+        (-0.2, -0.1, "down"),
+        (-0.1, 0.1, "not distinguishable from 0"),
+        (0.0, 0.1, "not distinguishable from 0"),
+        (-0.1, 0.0, "not distinguishable from 0"),
+        (None, None, "no interval"),
+    ],
+)
+def test_a_difference_counts_only_when_its_interval_leaves_out_0(
+    low: float | None, high: float | None, verdict: str
+) -> None:
+    assert Interval(0.05, low, high).verdict == verdict
+
+
+def test_an_unclear_result_is_not_called_a_rise(full_run: RunFolder) -> None:
+    full_run.summary(judge__identity=(0.01, -0.02, 0.04))
+    assert "Held-out identity cannot be told from the base: +0.010 (95 % interval" in page(full_run).text
+
+
+def test_an_unfinished_run_claims_no_interval(run_folder: Folders) -> None:
+    run = run_folder("young")
+    run.metrics(40)
+    seen = page(run)
+    assert "unfinished: iteration 40 of 200" in seen.text
+    assert "no paired interval has been computed yet" in seen.text and "no interval" in seen.text
+    assert "rose by" not in seen.text and "better" not in [row.get("class") for row in seen.of("td")]
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+def test_the_first_iterations_already_make_a_report(run_folder: Folders, iterations: int) -> None:
+    run = run_folder("first")
+    run.metrics(iterations)
+    seen = page(run)
+    assert "Nothing to compare yet" in seen.text and "Held-out judge: identity" in seen.headings
+
+
+def test_a_run_that_has_written_no_record_yet_makes_a_report(run_folder: Folders) -> None:
+    run = run_folder("empty")
+    (run.path / "metrics.jsonl").touch()
+    assert "unfinished: iteration 0 of 200" in page(run).text
+
+
+def test_without_modes_and_without_evaluation_their_figures_are_left_out(run_folder: Folders) -> None:
+    run = run_folder("plain")
+    run.metrics(40, modes=False)
+    assert "What samples are" not in page(run).headings
+    bare = run_folder("bare")
+    bare.metrics(40, evals=False)
+    headings = page(bare).headings
+    assert "Training reward: identity" in headings and "Do the two rewards agree?" in headings
+    assert not any(heading.startswith("Held-out") for heading in headings)
+
+
+def test_nulls_in_the_metrics_leave_gaps_not_errors(run_folder: Folders) -> None:
+    run = run_folder("gaps")
+    run.metrics(30)
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records[::3]:
+        record |= {key: None for key in record if "/" in key}
+    (run.path / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    assert "Training reward: identity" in page(run).headings
+
+
+def test_the_schedule_figure_shows_the_weights_training_uses(full_run: RunFolder) -> None:
+    from customized_grpo.algorithms.schedules import prompt_weights
+
+    shown = re.findall(r"step (\d+): prompt ([\d.]+)", page(full_run).source)
+    weights = prompt_weights("tdw", 8)
+    assert shown == [(str(step), f"{weights[step]:.2f}") for step in range(8)]
+
+
+def test_the_null_of_the_quadrants_is_drawn_dotted(full_run: RunFolder) -> None:
+    seen = page(full_run)
+    assert 'class="line dotted"' in seen.source and "arccos(ρ)/π" in seen.text
+
+
+def test_samples_show_reference_prompt_base_and_iterations(full_run: RunFolder) -> None:
+    seen = page(full_run)
+    alts = [image["alt"] for image in seen.of("img")]
+    assert alts.count("Reference picture of the subject") == len(PROMPTS)
+    assert alts.count("Drawn by the base model") == alts.count("Drawn by the tuned model") == len(PROMPTS)
+    assert alts.count("Drawn by iteration 60") == len(PROMPTS)
+    assert all(prompt in seen.text for prompt in PROMPTS)
+
+
+def test_the_pictures_are_those_of_the_row_and_iteration(full_run: RunFolder) -> None:
+    import base64
+
+    path = full_run.path / "samples" / "iteration_000060" / "02.png"
+    expected = base64.b64encode(path.read_bytes()).decode()
+    strips = [image for image in page(full_run).of("img") if image["alt"] == "Drawn by iteration 60"]
+    assert strips[2]["src"] == f"data:image/png;base64,{expected}"
+
+
+def test_large_samples_are_scaled_down(run_folder: Folders) -> None:
+    import base64
+    import io
+
+    run = run_folder("large")
+    run.metrics(1)
+    run.samples((0,), side=600)
+    source = page(run).of("img")[0]["src"] or ""
+    assert source.startswith("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
+        assert image.size == (256, 256)
+
+
+@pytest.mark.parametrize("name", ["../config.yaml", "/etc/passwd", "absent.png", "index.json", ""])
+def test_a_sample_that_is_no_picture_of_the_folder_is_refused(full_run: RunFolder, name: str) -> None:
+    index = json.loads((full_run.path / "samples" / "index.json").read_text())
+    index["rows"][0]["reference"] = name
+    (full_run.path / "samples" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError):
+        write_report(full_run.path)
+
+
+def test_a_picture_outside_the_folder_is_refused_even_if_it_is_one(full_run: RunFolder) -> None:
+    Image.new("RGB", (4, 4)).save(full_run.path / "private.png")
+    index = json.loads((full_run.path / "samples" / "index.json").read_text())
+    index["rows"][0]["reference"] = "../private.png"
+    (full_run.path / "samples" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no picture in"):
+        write_report(full_run.path)
+
+
+def test_without_javascript_only_the_slider_is_missing(full_run: RunFolder) -> None:
+    slider = next(label for label in page(full_run).of("label"))
+    assert "hidden" in slider
+
+
+def test_the_page_cares_for_dark_and_for_paper(full_run: RunFolder) -> None:
+    source = page(full_run).source
+    assert "prefers-color-scheme: dark" in source and "@media print" in source
+
+
+def test_every_colour_in_use_is_defined_in_every_theme(full_run: RunFolder) -> None:
+    used = set(re.findall(r"var\(--(\w+)", page(full_run).source)) - {"c", "columns"}
+    themes = re.findall(r":root \{([^}]*)\}", (TEMPLATES / "charts.css").read_text())
+    assert len(themes) == 3
+    for theme in themes:
+        assert used <= set(re.findall(r"--(\w+):", theme))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", "{", "summary.json: not JSON"),
+        (
+            "summary.json",
+            '{"base": {"a": 1}, "tuned": {"a": 1}, "difference": {"a": 1}}',
+            "mean, low and high",
+        ),
+        ("versions.json", "[]", "object"),
+        ("config.yaml", "a: [", "config.yaml"),
+        ("samples/index.json", '{"rows": 1}', "rows and iterations"),
+    ],
+)
+def test_a_damaged_file_is_named(full_run: RunFolder, name: str, content: str, message: str) -> None:
+    (full_run.path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_report(full_run.path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
+
+
+def test_long_runs_do_not_make_long_curves() -> None:
+    x, y = bin_means([float(i) for i in range(10_000)], [float(i) for i in range(10_000)], 240)
+    assert len(x) <= 240 and x == y and sum(y) / len(y) == pytest.approx(4999.5, rel=0.01)
+
+
+def test_smoothing_keeps_constants_and_gaps() -> None:
+    assert rolling_mean([2.0, 2.0, None, 2.0], 3) == [2.0, 2.0, None, 2.0]
+    assert rolling_mean([0.0, 3.0, 0.0], 3) == [1.5, 1.0, 1.5]
+
+
+def test_iterations_to_show_keep_the_first_and_the_last() -> None:
+    assert evenly(range(0, 101, 10), 5) == [0, 20, 50, 80, 100]
+    assert evenly([0, 5], 9) == [0, 5]
+
+
+def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders) -> None:
+    run = run_folder("photos")
+    run.metrics(40)
+    run.summary()
+    file = run.path / "summary.json"
+    summary = json.loads(file.read_text())
+    for part in ("base", "tuned", "difference"):
+        summary[part] = {"reward/identity": summary[part]["reward/identity"]}
+    file.write_text(json.dumps(summary))
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    unjudged = [{k: v for k, v in line.items() if not k.startswith(("judge/", "monitor/"))} for line in lines]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in unjudged))
+    seen = page(run)
+    assert "No held-out judge took part" in seen.text and "reward/identity" in seen.text
+    assert "Nothing to compare yet" not in seen.text

@@ -1,0 +1,268 @@
+"""The doctor through the command line: what it measures is what training would, and what it finds wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from customized_grpo.algorithms.sars import sars_pull
+from customized_grpo.cli.main import main
+from customized_grpo.config import Config
+from customized_grpo.evaluation.step_gains import StepGains
+from customized_grpo.reporting.metrics import read_metrics
+from customized_grpo.rollout import collect as rollout
+from customized_grpo.training import doctor, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Recipe = Callable[..., Config]
+OWN_REWARDS = """
+import math
+import torch
+from customized_grpo.rewards import FunctionReward
+
+def ones(batch):
+    return torch.ones(len(batch))
+
+def blind(batch):
+    return torch.full((len(batch),), math.nan)
+
+constant = FunctionReward("constant", "identity", ones)
+blind_one = FunctionReward("blind", "identity", blind)
+"""
+
+
+def status(*arguments: str) -> int:
+    try:
+        return main(["doctor", *arguments])
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        return left.code
+
+
+def read(file: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+# A healthy recipe
+
+TWO_SUBJECTS = "data.subjects=64"  # the first two prompts then are about different ones, as intervals need
+HEALTHY = [TWO_SUBJECTS, "train.group_size=4", "advantage.gamma=0.3", "train.ratio_normalisation=true"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("doctor")
+
+
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> str:
+    """What the doctor says of a healthy recipe, asked in an otherwise empty folder."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        assert status("toybox-smoke", *HEALTHY, "--prompts", "2", "--json", "found.json") == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def findings(printed: str, folder: Path) -> dict[str, Any]:
+    return read(folder / "found.json")
+
+
+def test_a_healthy_recipe_is_examined_and_no_other_file_is_left(
+    findings: dict[str, Any], folder: Path
+) -> None:
+    assert findings["problems"] == []
+    assert findings["ratio_deviation"] <= findings["ratio_tolerance"] == 1e-5
+    assert [path.name for path in folder.rglob("*")] == ["found.json"]
+
+
+def test_what_is_measured_is_the_first_iteration_of_training(
+    findings: dict[str, Any], tmp_path: Path, recipe: Recipe
+) -> None:
+    config = recipe(*HEALTHY, "train.iterations=1", f"run.dir={tmp_path / 'run'}")
+    assert trainer.train(config) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    line: dict[str, Any] = next(line for line in lines if line["kind"] == "train")
+    assert findings["samples"] == line["rollouts"]
+    for reward in findings["rewards"]:
+        assert reward["mean"] == line[f"reward/{reward['kind']}"]
+        assert reward["group_std"] == line[f"reward/{reward['kind']}_group_std"]
+    for ours, theirs in {
+        "rho": "advantage/rho",
+        "conflict": "advantage/conflict",
+        "conflict_null": "advantage/conflict_null",
+        "ratio_deviation": "policy/ratio_max_deviation",
+    }.items():
+        assert findings[ours] == line[theirs], ours
+
+
+def test_step_gains_are_of_the_same_samples_and_read_back(findings: dict[str, Any]) -> None:
+    gains = StepGains.from_json(findings["step_gains"])
+    assert (gains.rows, gains.samples, len(gains.sigmas)) == (2, 8, 5)
+    for reward in findings["rewards"]:
+        scores = gains.metrics[f"reward/{reward['kind']}"].scores
+        assert scores[-1] == pytest.approx(reward["mean"], abs=1e-6)
+    assert {"judge/prompt", "judge/identity"} <= gains.metrics.keys()
+
+
+def test_sars_is_put_as_constant_weights(findings: dict[str, Any]) -> None:
+    sars = findings["sars"]
+    pull = sars_pull(findings["rho"], 4)
+    assert (sars["gamma"], sars["pull"]) == (0.3, pytest.approx(pull))
+    scale = 1 + 0.6 * pull
+    assert sars["step_scale"] == pytest.approx(scale)
+    trained = findings["step_gains"]["prompt_weights"][:-1]
+    weights = [0.5, min(trained), max(trained)]
+    assert sars["weights"] == [pytest.approx([w, (w + 0.3 * pull) / scale]) for w in weights]
+
+
+def test_everything_is_printed(findings: dict[str, Any], printed: str) -> None:
+    lines = printed.splitlines()
+    assert lines[0].startswith("2 prompts, 4 samples each")
+    for reward in findings["rewards"]:
+        row = next(line.split() for line in lines if line.startswith(reward["name"]))
+        assert row[1:] == [
+            reward["kind"], f"{reward['mean']:.3f}", f"{reward['group_std']:.3f}", "0.0%", "0.0%"
+        ]  # fmt: skip
+    assert f"rho = {findings['rho']:+.3f}" in printed
+    assert f"{findings['conflict']:.1%} of the samples ({findings['conflict_null']:.1%} in" in printed
+    assert f"SARS at gamma 0.3 pulls towards equal weights by k = {findings['sars']['pull']:.3f}" in printed
+    gains = findings["step_gains"]
+    steps = [line.split() for line in lines if line[:1].isdigit()][1:5]
+    for number, (step, sigma, weight, prompt, *_) in enumerate(steps):
+        assert (step, sigma) == (str(number), f"{gains['sigmas'][number]:.3f}")
+        assert weight == f"{gains['prompt_weights'][number]:.3f}"
+        assert prompt == f"{gains['metrics']['reward/prompt']['gain'][number]:+.3f}"
+    assert sum(line.startswith("centre") for line in lines) == 2, "one table by rewards, one by judges"
+    assert lines[-1] == findings["premise"]
+
+
+# What is wrong, and how to mend it
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """An override that replaces the identity reward by one of OWN_REWARDS."""
+    (tmp_path / "rewards_of_ones_own.py").write_text(OWN_REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    clip = "{name: clip_t, segment: none, path: toybox}"
+    return lambda name: f'rewards=[{{name: "rewards_of_ones_own:{name}"}}, {clip}]'
+
+
+def examine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str
+) -> tuple[int, list[str], dict[str, Any], str]:
+    """Return exit status, the printed problems with their fixes, the findings, and stderr."""
+    file = tmp_path / "found.json"
+    code = status("toybox-smoke", TWO_SUBJECTS, *overrides, "--prompts", "2", "--json", str(file))
+    printed = capsys.readouterr()
+    _, _, problems = printed.out.partition("\nproblem: ")
+    return code, problems.splitlines(), read(file), printed.err
+
+
+def test_a_constant_reward_is_found(
+    own: Callable[[str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, (problem, fix), found, error = examine(capsys, tmp_path, own("constant"))
+    assert code == 2
+    assert "reward 'constant'" in problem and "100% of the groups" in problem
+    assert fix.startswith("    fix: ") and "rollout.eta" in fix
+    assert error == "error: 1 problem found; see above for what to do\n"
+    assert found["problems"] == [{"problem": problem, "fix": fix.removeprefix("    fix: ")}]
+    assert (found["rho"], found["conflict_null"], found["sars"]) == (None, None, None)
+    assert found["rewards"][0]["zero_std_groups"] == 1
+
+
+def test_with_no_score_at_all_there_is_nothing_to_measure_and_no_crash(
+    own: Callable[[str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, (problem, _), found, _ = examine(capsys, tmp_path, own("blind_one"))
+    assert code == 2
+    assert "'blind' could not score 100%" in problem
+    assert found["ratio_deviation"] is None
+    assert found["step_gains"]["metrics"].keys() == {"reward/prompt", "judge/prompt", "judge/identity"}
+
+
+@pytest.mark.parametrize("change", [-1e-3, math.nan])
+def test_a_policy_that_trains_on_other_transitions_than_it_drew_is_found(
+    change: float, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect = rollout.collect
+
+    def drift(*arguments: Any, **options: Any) -> rollout.Trajectory:
+        trajectory = collect(*arguments, **options)
+        log_prob = trajectory.log_prob.clone()
+        log_prob[-1, 3] += change
+        return dataclasses.replace(trajectory, log_prob=log_prob)
+
+    monkeypatch.setattr(rollout, "collect", drift)
+    code, (problem, fix), found, _ = examine(capsys, tmp_path)
+    assert code == 2
+    assert "deviates from 1 by " + ("nan" if math.isnan(change) else "1.0e-03") in problem
+    assert "train.micro_batch_size" in fix
+    assert found["ratio_deviation"] == (None if math.isnan(change) else pytest.approx(1e-3, rel=0.01))
+
+
+def test_more_prompts_an_iteration_than_rows_are_found() -> None:
+    assert doctor.data_problems(4, 4) == []
+    (found,) = doctor.data_problems(5, 4)
+    assert "train.prompts_per_iteration=5" in found.problem and "4 training rows" in found.problem
+    assert "to 4 or less" in found.fix
+
+
+def test_what_alarms_would_let_pass_is_no_problem_and_quality_is_not_trained_on() -> None:
+    good = doctor.RewardHealth("judge", "prompt", 0.5, 0.1, zero_std_groups=0.5, nan_samples=0.05)
+    useless = dataclasses.replace(good, kind="quality", zero_std_groups=1.0)
+    assert doctor.reward_problems([good, useless]) == []
+    bad = [dataclasses.replace(good, zero_std_groups=0.51), dataclasses.replace(good, nan_samples=0.051)]
+    assert len(doctor.reward_problems(bad)) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rho"),
+    [
+        (["train.group_size=3"], 0.1),
+        (["advantage.name=linear"], 0.1),
+        (["advantage.name=sars_no_flip"], 0.1),
+        ([], math.nan),
+        ([], 1.0),
+    ],
+)
+def test_where_sars_has_no_constant_weights_none_are_given(
+    recipe: Recipe, overrides: list[str], rho: float
+) -> None:
+    weights = torch.tensor([0.7, 0.3, 0.9])
+    assert doctor.sars_worth(recipe("train.group_size=4", *overrides), rho, weights) is None
+    worth = doctor.sars_worth(recipe("train.group_size=4"), 0.1, weights)
+    assert worth is not None and [w for w, _ in worth.weights] == pytest.approx([0.5, 0.3, 0.7])
+
+
+# The command line
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr("customized_grpo.training.parts.build_data", load)
+    for file in (tmp_path / "absent" / "found.json", tmp_path):
+        assert status("toybox-smoke", "--json", str(file)) == 2
+        assert str(file) in capsys.readouterr().err
+
+
+def test_intervals_need_two_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("toybox-smoke", "--prompts", "1") == 2
+    assert "--prompts" in capsys.readouterr().err
