@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from customized_grpo import __version__
-from customized_grpo.cli import common
+from customized_grpo.cli.evaluate import results_table
 from customized_grpo.cli.main import main
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
@@ -20,7 +20,7 @@ HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
 
 
 def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "customized_grpo.cli.main", *arguments]
+    command = [sys.executable, "-m", "customized_grpo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -100,6 +100,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "train",
         "resume",
         "evaluate",
+        "benchmark",
         "export",
         "generate",
         "report",
@@ -235,10 +236,24 @@ def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
     assert "1 --mask for 2 --reference" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["toybox", "--benchmark", "dreambench", "--data", "x"], "cgrpo benchmark run"),
+        (["tuned/results.json", "--against=base/results.json"], "cgrpo benchmark compare"),
+    ],
+)
+def test_an_option_that_moved_is_answered_with_the_new_command(
+    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("evaluate", *arguments) == 2
+    assert command in capsys.readouterr().err
+
+
 def test_results_are_a_table_with_intervals() -> None:
     def column(mean: float) -> dict[str, dict[str, float]]:
         return {"judge/identity": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}
 
-    table = common.results_table(column(0.5), column(0.75), column(0.25)).splitlines()
+    table = results_table(column(0.5), column(0.75), column(0.25)).splitlines()
     assert table[0].split() == ["base", "tuned", "difference"]
     assert table[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"
