@@ -88,20 +88,22 @@ def _sampler_explores(name: str, eta: float) -> str | None:
 
 
 def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
-    from customized_grpo.algorithms.rules import check_rule
+    from customized_grpo.algorithms.rules import Rule, check_rule
 
     try:
-        check_rule(read_part(extensions.load("rule", name), options), group_size)
+        rule: type[Rule] = extensions.load("rule", name)
+        check_rule(read_part(rule, options), group_size)
     except ValueError as error:
         return f"{name!r} {error}"
     return None
 
 
 def _schedule_works(name: str, options: Mapping[str, Any], steps: int) -> str | None:
-    from customized_grpo.algorithms.schedules import check_schedule
+    from customized_grpo.algorithms.schedules import Schedule, check_schedule
 
     try:
-        check_schedule(read_part(extensions.load("schedule", name), options), steps)
+        schedule: type[Schedule] = extensions.load("schedule", name)
+        check_schedule(read_part(schedule, options), steps)
     except ValueError as error:
         return f"{name!r} {error} (rollout.steps={steps})"
     return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -12,6 +12,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from customized_grpo import extensions
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.fields import Section, Text
+
+Part = TypeVar("Part", bound=Section)
 
 
 class Choice(Section):
@@ -42,16 +44,25 @@ class Choice(Section):
         part = load_part(cls.KIND, name)
         neighbours = set(cls.model_fields) - {"name", "options"}
         # Both raise pydantic's own error, whose places pydantic puts below `options`.
-        refuse_unknown_options(name, part, options, neighbours)
+        refuse_unknown_options(name, part, options, neighbours, extensions.registry(cls.KIND))
         checked: dict[str, Any] = read_part(part, options).model_dump(mode="json")
         return checked
+
+    @classmethod
+    def fields_for(cls, name: Any) -> set[str]:
+        """Return the fields of this section, and the options of the part of that name if there is one."""
+        fields = set(cls.model_fields) - {"options"}
+        try:
+            return fields | set(extensions.load(cls.KIND, str(name)).model_fields)
+        except UserError:  # an unknown name is refused when the section is checked
+            return fields
 
     def build(self) -> Any:
         """Return the part with its options."""
         return read_part(load_part(self.KIND, self.name), self.options)
 
 
-def gather_options(section: Any, fields: Mapping[str, Any]) -> Any:
+def gather_options(section: Any, fields: Collection[str]) -> Any:
     """Return a section as a recipe writes it, with the keys that are none of its fields moved to `options`.
 
     So `advantage.gamma=.4` is short for `advantage.options.gamma=.4`, without a table of the options that
@@ -84,7 +95,7 @@ def load_part(kind: str, name: str) -> Any:
         raise PydanticCustomError("part", "{text}", {"text": text}) from error
 
 
-def read_part(part: type[Section], options: Mapping[str, Any]) -> Section:
+def read_part(part: type[Part], options: Mapping[str, Any]) -> Part:
     """Return a part with these options: strict, but by the rules of JSON, whose lists may stand for tuples.
 
     Raises:
@@ -94,15 +105,20 @@ def read_part(part: type[Section], options: Mapping[str, Any]) -> Section:
 
 
 def refuse_unknown_options(
-    name: str, part: type[Section], options: Mapping[str, Any], neighbours: set[str]
+    name: str,
+    part: type[Section],
+    options: Mapping[str, Any],
+    neighbours: Collection[str],
+    others: Mapping[str, type[Section]],
 ) -> None:
-    """Refuse options that a part does not have, with the nearest name that there is.
+    """Refuse options that a part does not have, and say which part has them or the nearest name there is.
 
     Args:
         name: Of the part.
         part: Its class.
         options: What the recipe gives.
         neighbours: Fields of the section, of which one may be misspelt.
+        others: The package's parts of this kind, by name.
 
     Raises:
         pydantic.ValidationError: One error for each unknown option.
@@ -113,7 +129,10 @@ def refuse_unknown_options(
         if key in known:
             continue
         close = nearest(key, [*known, *neighbours])
-        if close is not None:
+        owners = [other for other, owner in others.items() if key in owner.model_fields]
+        if owners:
+            text = f"not an option of {name}, only of {', '.join(owners)}"
+        elif close is not None:
             text = f"{name} has no such option; did you mean {close}?"
         elif known:
             text = f"{name} has no such option; it has {', '.join(known)}"

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -57,9 +57,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
-    for (section, _), fields_of in CHOICES.items():
-        if section != "data":
-            data[section] = gather_options(data.get(section, {}), fields_of(None) | {"options"})
+    for section, choice in (("advantage", AdvantageConfig), ("schedule", ScheduleConfig)):
+        data[section] = gather_options(data.get(section, {}), choice.model_fields)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -93,10 +92,13 @@ def config_hash(config: Config) -> str:
 def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
     before, after = _leaves(old), _leaves(new)
-    paths = dict.fromkeys((*before, *after))
-    return [
-        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
-    ]
+    differences = []
+    for path in dict.fromkeys((*before, *after)):
+        values = before.get(path), after.get(path)
+        # a choice without options has an empty mapping where the other has its options, listed one by one
+        if values[0] != values[1] and {} not in values:
+            differences.append((path, *values))
+    return differences
 
 
 def preset_summaries() -> dict[str, str]:
@@ -260,15 +262,23 @@ def _index(items: list[Any], key: str) -> int | None:
 
 
 def _forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Drop the options of the recipe's choice when an override makes another.
+    """Drop what belonged to the recipe's choice when an override makes another.
 
     `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to remove
-    gamma. Options that are overrides themselves are written later, and so still refused if they do not apply.
+    gamma. Options that both choices have stay. Those that are overrides themselves are written later, and
+    so still refused if they do not apply.
     """
     section = data.get(path[0])
     if path not in CHOICES or not isinstance(section, dict) or section.get(path[1]) == value:
         return
-    for key in set(section) - CHOICES[path](value):
+    staying = CHOICES[path](value)
+    _keep(section, {*staying, "options"})
+    if isinstance(section.get("options"), dict):
+        _keep(section["options"], staying)
+
+
+def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
+    for key in set(section) - set(keys):
         del section[key]
 
 
@@ -279,12 +289,12 @@ def _fields_of_source(kind: Any) -> set[str]:
     return set().union(*(source.model_fields for source in chosen))
 
 
-CHOICES: Mapping[tuple[str, str], Callable[[Any], set[str]]] = {
+CHOICES: Mapping[tuple[str, ...], Callable[[Any], set[str]]] = {
     ("data", "kind"): _fields_of_source,
-    ("advantage", "name"): lambda name: set(AdvantageConfig.model_fields) - {"options"},
-    ("schedule", "name"): lambda name: set(ScheduleConfig.model_fields) - {"options"},
+    ("advantage", "name"): AdvantageConfig.fields_for,
+    ("schedule", "name"): ScheduleConfig.fields_for,
 }
-"""Fields that choose what their section holds, each with the fields of the section that the choice keeps."""
+"""Fields that choose what their section holds, each with the fields and options that a choice has."""
 
 
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
