@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from customized_grpo.config.mistakes import nearest
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, nearest
 from customized_grpo.rewards.base import KINDS, Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
