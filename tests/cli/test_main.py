@@ -16,7 +16,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
 
-HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
+MODEL_LIBRARIES = {"diffusers", "transformers", "peft", "accelerate", "matplotlib"}
 
 
 def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,27 +50,8 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["train", "--help"],
-        ["doctor", "--help"],
-        ["plan", "--help"],
-        ["config", "presets"],
-        ["config", "show", "toybox"],
-        ["config", "schema"],
-        ["train", "toybx"],
-        ["serve-rewards", "--help"],
-        ["serve-rewards", "toybx"],
-        ["doctor", "toybox", "--json", "no/such/folder/found.json"],
-        ["data", "--help"],
-        ["data", "convert", "--help"],
-        ["data", "check", "data", "--json", "no/such/folder/found.json"],
-    ],
-    ids=" ".join,
-)
-def test_help_config_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
+def imported(arguments: list[str]) -> set[str]:
+    """Return the names of the modules that are loaded after a command."""
     code = f"""
 import sys
 from customized_grpo.cli.main import main
@@ -78,11 +59,47 @@ try:
     main({arguments!r})
 except SystemExit:
     pass
-heavy = {HEAVY!r} & set(sys.modules)
-assert not heavy, heavy
+print("modules:", *sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+    return set(result.stdout.rpartition("modules:")[2].split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["doctor", "--help"],
+        ["plan", "--help"],
+        ["benchmark", "run", "--help"],
+        ["serve-rewards", "--help"],
+        ["data", "--help"],
+        ["data", "convert", "--help"],
+        ["data", "check", "data", "--json", "no/such/folder/found.json"],
+        ["evaluate", "no/such/run"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
+    assert not imported(arguments) & {"torch", "numpy", *MODEL_LIBRARIES}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "presets"],
+        ["config", "show", "toybox"],
+        ["config", "schema"],
+        ["train", "toybx"],
+        ["serve-rewards", "toybx"],
+        ["doctor", "toybox", "--json", "no/such/folder/found.json"],
+    ],
+    ids=" ".join,
+)
+def test_reading_a_recipe_imports_no_library_of_models(arguments: list[str]) -> None:
+    assert not imported(arguments) & MODEL_LIBRARIES
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
