@@ -19,7 +19,6 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -118,7 +117,7 @@ def load(kind: str, name: str) -> Any:
     if is_dotted(name):
         part = _import_trusted(KINDS[kind].noun, name)
     elif name in registry(kind):
-        return registry(kind)[name]
+        part = registry(kind)[name]
     elif name in _installed(KINDS[kind].group):
         part = _load_installed(KINDS[kind], name)
     else:
@@ -181,7 +180,6 @@ def _import_trusted(noun: str, path: str) -> Any:
     return value
 
 
-@cache
 def _installed(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
