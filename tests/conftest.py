@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,20 @@ if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
     from customized_grpo.policies import Flux1Policy
 
-TEST_MODULES = ("own_rewards", "my_rewards", "no_such", "no_such_module_at_all", "constant_reward", "mine")
-"""Modules that recipes of tests name by dotted path."""
+# Modules that recipes of tests name by dotted path; children of the tests inherit it.
+TEST_MODULES = (
+    "own_rewards",
+    "my_rewards",
+    "my_own_rewards",
+    "no_such",
+    "no_such_module_at_all",
+    "constant_reward",
+    "mine",
+)
+os.environ["CGRPO_TRUST"] = ",".join(TEST_MODULES)
 
 Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]
-
-
-@pytest.fixture(autouse=True)
-def trusted_test_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow recipes of tests to name the modules that tests write or bring."""
-    monkeypatch.setenv("CGRPO_TRUST", ",".join(TEST_MODULES))
 
 
 @pytest.fixture(scope="module")

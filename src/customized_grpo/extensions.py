@@ -214,7 +214,7 @@ def _unknown(kind: str, name: str) -> UserError:
     known = names(kind)
     close = nearest(name, known)
     suggestion = "" if close is None else f" (did you mean {close}?)"
-    return UserError(f"{name!r} is not known{suggestion}; known: {', '.join(known)}")
+    return UserError(f"there is no {KINDS[kind].noun} {name!r}{suggestion}; known: {', '.join(known)}")
 
 
 def _resolve(path: str) -> Any:
