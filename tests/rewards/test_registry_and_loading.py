@@ -72,7 +72,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="no reward 'dinoo' \\(did you mean dino\\?\\)") as caught:
         build_reward(RewardConfig(name="dinoo"))
-    assert "clip_i, clip_t, dino" in str(caught.value)
+    assert "known: dino, dino_seg, " in str(caught.value)
 
 
 def test_a_name_is_registered_once() -> None:
