@@ -13,10 +13,11 @@ from customized_grpo.errors import UserError
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
 
 
-def _trust(modules: list[str]) -> list[str]:
-    from customized_grpo import extensions
+def _trust(modules: list[str] | None) -> list[str] | None:
+    if modules:
+        from customized_grpo import extensions
 
-    extensions.trust(modules)
+        extensions.trust(modules)
     return modules
 
 
