@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import check_source, table
+from customized_grpo.cli.common import Trust, check_source, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def run(
         Path | None, typer.Option(help="results.json of an earlier benchmark run to compare with.")
     ] = None,
     across: Across = None,
+    trust: Trust = None,
 ) -> None:
     """Score a generator on a benchmark.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from customized_grpo.cli.common import Run, check_run, table
+from customized_grpo.cli.common import Run, Trust, check_run, table
 from customized_grpo.errors import UserError
 
 Intervals = Mapping[str, Mapping[str, float]]
@@ -52,6 +52,7 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the initial noise; by default the recipe's.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Evaluate a run on its held-out prompts.
 
