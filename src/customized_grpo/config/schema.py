@@ -311,8 +311,9 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: Annotated[tuple[RewardConfig, ...], Field(strict=False, min_length=1)]
     """The rewards: at least one of kind identity and one of kind prompt."""
-    advantage: AdvantageConfig = AdvantageConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    # Made when needed: a default looks up its rule or schedule, which imports torch.
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
