@@ -136,7 +136,7 @@ class ToyboxData(Section):
     subjects: Count = 256
     """Number of subjects to train on."""
     seed: Seed = 0
-    """Seed of the world: the same seed gives the same subjects and prompts, whatever the run's seed is."""
+    """Seed of the world: the same seed gives the same subjects and prompts for every run.seed."""
     held_out_subjects: Annotated[int, Field(ge=2)] = 24
     """Number of subjects used for evaluation only."""
     held_out_prompts_per_subject: Count = 2
@@ -199,7 +199,7 @@ class RewardConfig(Section):
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
-    """Further arguments of the reward: those a registered one declares, or whatever your own takes."""
+    """Further arguments of the reward: those it declares, or the arguments of your own class."""
     executor: ExecutorConfig = InlineExecution(kind="inline")
     """Where the reward runs: in the trainer, in a thread of it, in Ray actors, or in a reward service."""
     on_failure: Literal["stop", "drop"] = "stop"
@@ -318,7 +318,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
-    """Experiment trackers to report to besides the run folder; each needs its extra installed."""
+    """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
