@@ -18,7 +18,7 @@ from customized_grpo.cli.main import main
 
 def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "customized_grpo.cli.main", *arguments],
+        [sys.executable, "-m", "customized_grpo", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

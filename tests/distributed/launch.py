@@ -38,9 +38,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, s
 def cgrpo(processes: int, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run the command in that many processes; one is started without torchrun."""
     if processes > 1:
-        return finish(torchrun(processes, "-m", "customized_grpo.cli.main", *arguments, env=env))
+        return finish(torchrun(processes, "-m", "customized_grpo", *arguments, env=env))
     done = subprocess.run(
-        [sys.executable, "-m", "customized_grpo.cli.main", *arguments],
+        [sys.executable, "-m", "customized_grpo", *arguments],
         capture_output=True,
         text=True,
         env={**ENVIRONMENT, **(env or {})},

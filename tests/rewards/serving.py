@@ -69,7 +69,7 @@ def process(
     recipe: Path, *options: str, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `cgrpo serve-rewards RECIPE` on a free port; gives the process and its URL."""
-    command = [sys.executable, "-m", "customized_grpo.cli.main", "serve-rewards", str(recipe), *options]
+    command = [sys.executable, "-m", "customized_grpo", "serve-rewards", str(recipe), *options]
     paths = os.pathsep.join([str(HERE), SOURCES])
     child = subprocess.Popen(
         [*command, *([] if "--port" in options else ["--port", "0"])],

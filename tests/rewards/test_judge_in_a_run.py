@@ -25,7 +25,7 @@ def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(
         options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: JUDGE_KEY}}"
         rewards = f"rewards=[{{name: dino, path: toybox}}, {{name: judge, options: {options}}}]"
         done = subprocess.run(
-            [sys.executable, "-m", "customized_grpo.cli.main", "train", "toybox-smoke"]
+            [sys.executable, "-m", "customized_grpo", "train", "toybox-smoke"]
             + [f"run.dir={tmp_path / 'run'}", rewards, "train.iterations=1"],
             capture_output=True,
             text=True,
