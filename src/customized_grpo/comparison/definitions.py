@@ -1,4 +1,4 @@
-"""Metrics and terms of a comparison; the terms were defined before any result was seen and are on its page."""
+"""Metrics and terms of a comparison; the terms were defined before any result was seen."""
 
 from __future__ import annotations
 
