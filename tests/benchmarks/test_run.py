@@ -1,4 +1,4 @@
-"""`cgrpo evaluate --benchmark` as a user types it: with real models, a judge over HTTP, and hostile names."""
+"""`cgrpo benchmark` as a user types it: with real models, a judge over HTTP, and hostile names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from customized_grpo.benchmarks.run import Request, default_folder, run_benchmar
 from customized_grpo.cli.main import main
 from dreambooth import save_photo
 
+RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
 
 
@@ -43,9 +44,9 @@ def judge() -> Iterator[JudgeEndpoint]:
 def test_a_benchmark_is_drawn_scored_written_and_compared(
     dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--benchmark", "dreambench", "--data", str(dreambench), *ENCODERS]
+    data = ["--data", str(dreambench), *ENCODERS]
     first, second = tmp_path / "four", tmp_path / "two"
-    assert status("evaluate", "toybox", "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
+    assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     out, err = capsys.readouterr()
     assert "16 pictures drawn, 0 were there already" in err
     assert "warning: Fewer than 8 subjects" in out and "accessory" in out
@@ -56,16 +57,16 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     assert f"{found.summary[0]['metrics']['dino']['mean']:.3f}" in out
 
     before = (first / "results.json").read_bytes()
-    assert status("evaluate", "toybox", "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
+    assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     assert "0 pictures drawn, 16 were there already" in capsys.readouterr().err
     assert (first / "results.json").read_bytes() == before
 
     against = ["--out", str(second), "--against", str(first / "results.json")]
-    assert status("evaluate", "toybox", "steps=2", *data, *against) == 2
+    assert status(*RUN, "steps=2", *data, *against) == 2
     assert "steps: 4, 2" in capsys.readouterr().err
-    assert status("evaluate", "toybox", "steps=2", *data, *against, "--across", "steps") == 0
+    assert status(*RUN, "steps=2", *data, *against, "--across", "steps") == 0
     assert "Only 8 of 16 pictures are in both results" in capsys.readouterr().out
-    assert status("evaluate", "toybox", "steps=2", *data, "--out", str(first)) == 2
+    assert status(*RUN, "steps=2", *data, "--out", str(first)) == 2
     assert "holds pictures made otherwise" in capsys.readouterr().err
 
     seen = html_page.Page.of_file(second / "report.html")
@@ -76,11 +77,11 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
 def test_results_are_compared_without_any_model(
     dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--benchmark", "dreambench", "--data", str(dreambench), *ENCODERS, "steps=2"]
-    assert status("evaluate", "toybox", *data, "--out", str(tmp_path / "a")) == 0
+    data = ["--data", str(dreambench), *ENCODERS, "steps=2"]
+    assert status(*RUN, *data, "--out", str(tmp_path / "a")) == 0
     capsys.readouterr()
     file = str(tmp_path / "a" / "results.json")
-    assert status("evaluate", file, "--against", file) == 0
+    assert status("benchmark", "compare", file, file) == 0
     out = capsys.readouterr().out
     assert "warning: Both results are of the same weights." in out and "+0.000 [+0.000, +0.000]" in out
 
@@ -110,23 +111,20 @@ def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "x"], "--data: only used with --benchmark"),
-        (["steps=3"], "settings: only used with --benchmark"),
-        (["--benchmark", "dreambench"], "--benchmark dreambench needs --data"),
-        (["--benchmark", "omnicontext", "--data", "x"], "cannot be read"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--encoder", "dina=toybox"], "did you mean"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--judge-url", "u"], "needed together"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--across", "data"], "--across data"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--segment", "reference"], "have no masks"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--subject", "cat"], "no 'cat'"),
+        (["dreambench"], "Missing option '--data'"),
+        (["omnicontext", "--data", "x"], "cannot be read"),
+        (["dreambench", "--data", "DATA", "--encoder", "dina=toybox"], "did you mean"),
+        (["dreambench", "--data", "DATA", "--judge-url", "u"], "needed together"),
+        (["dreambench", "--data", "DATA", "--across", "data"], "--across data"),
+        (["dreambench", "--data", "DATA", "--segment", "reference"], "have no masks"),
+        (["dreambench", "--data", "DATA", "--subject", "cat"], "no 'cat'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(
     dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    out = ["--out", str(tmp_path / "out")] if "--benchmark" in arguments else []
     words = [str(dreambench) if word == "DATA" else word for word in arguments]
-    assert status("evaluate", "toybox", *words, *out) == 2
+    assert status("benchmark", "run", "toybox", *words, "--out", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

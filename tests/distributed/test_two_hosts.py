@@ -56,7 +56,7 @@ def start(host: str, rank: int, folder: Path) -> subprocess.Popen[str]:
             *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)),
             *("--master_addr", ADDRESSES[0], "--master_port", "29511"),
-            *("-m", "customized_grpo.cli.main", "train", "toybox-smoke", f"run.dir={folder}", *RECIPE),
+            *("-m", "customized_grpo", "train", "toybox-smoke", f"run.dir={folder}", *RECIPE),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

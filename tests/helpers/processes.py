@@ -10,7 +10,7 @@ from typing import Any
 
 HELPERS = Path(__file__).parent
 SOURCES = HELPERS.parents[1] / "src"
-CGRPO = ("-m", "customized_grpo.cli.main")
+CGRPO = ("-m", "customized_grpo")
 
 
 def child_environment(**changes: str) -> dict[str, str]:
