@@ -56,13 +56,14 @@ def test_each_reward_has_its_environment_and_closing_ends_its_actors(
     serving.wait_until(lambda: ray_cluster.available_resources().get("CPU") == 6)
 
 
-def test_what_an_actor_gets_is_what_the_recipe_says() -> None:
+def test_what_an_actor_gets_is_what_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGRPO_TRUST", "mine")
     place = RayExecution(
         kind="ray", gpus_per_actor=0.25, cpus_per_actor=3, pip=("hpsv3==1.0",), env={"A": "b"}
     )
     options = actor_options(place)
     assert (options["num_gpus"], options["num_cpus"]) == (0.25, 3)
-    assert options["runtime_env"] == {"env_vars": {"A": "b"}, "pip": ["hpsv3==1.0"]}
+    assert options["runtime_env"] == {"env_vars": {"A": "b", "CGRPO_TRUST": "mine"}, "pip": ["hpsv3==1.0"]}
 
 
 def test_a_reward_that_an_actor_cannot_build_is_the_same_message_as_here(
@@ -138,6 +139,6 @@ def test_a_cluster_of_our_own_ends_with_a_signal_in_the_middle_of_scoring(
         env=child_environment(**own),
         start_new_session=True,
     )
-    assert child.wait(timeout=120) == 143
+    assert child.wait(timeout=1000) == 143
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)  # nobody of its group is left
