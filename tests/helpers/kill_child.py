@@ -1,4 +1,4 @@
-"""Run by test_checkpoints.py: forks one saver per kill point, each SIGKILLs itself there; prints their number.
+"""Run by test_checkpoints.py: forks a saver per kill point, which SIGKILLs itself there; prints their number.
 
 A kill point is the instant before or after any fsync, rename, file write or deletion inside the second save.
 """
