@@ -75,7 +75,7 @@ def test_arms_are_paired_so_that_shared_luck_cancels() -> None:
     paired = tables.paired("a", "b", IDENTITY)
     assert paired is not None and paired.shape == (SEEDS, SUBJECTS)
     inside = crossed_interval(paired)
-    alone = crossed_interval(tables.after["a"][IDENTITY])
+    alone = crossed_interval(tables.arms["a"].after[IDENTITY])
     assert inside.low > 0.008 and inside.high < 0.012  # the difference is .010
     assert alone.high - alone.low > 20 * (inside.high - inside.low)
 
