@@ -12,8 +12,8 @@ from pathlib import Path
 
 from customized_grpo.pages.comparison_data import read_comparison
 from customized_grpo.pages.comparison_figures import curves, pareto
+from customized_grpo.pages.figures import Figure
 from customized_grpo.pages.page import TEMPLATES
-from customized_grpo.pages.run_figures import Figure
 from customized_grpo.pages.step_figures import step_section
 
 SHEETS = ("charts.css", "comparison.css")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from customized_grpo.benchmarks.compare import compare
+from customized_grpo.benchmarks.compare import compare_results
 from customized_grpo.benchmarks.encoders import JudgeEndpoint, combine, encoder_configs, judge_configs
 from customized_grpo.benchmarks.protocol import differences
-from customized_grpo.benchmarks.reported_scores import published
+from customized_grpo.benchmarks.reported_scores import reported_tables
 from customized_grpo.benchmarks.results import Result, Table, make_result, read_result
 from customized_grpo.errors import UserError
 from customized_grpo.statistics.intervals import clustered_bootstrap, clustered_test, paired_difference
@@ -99,12 +99,12 @@ def test_other_files_are_no_results(tmp_path: Path, content: str) -> None:
 
 def test_a_difference_is_paired_and_far_narrower_than_the_two_intervals() -> None:
     before, after = result(), result(shift=0.01, name="tuned")
-    cp = next(d for d in compare(before, after).differences if d.metric == "cp")
+    cp = next(d for d in compare_results(before, after).differences if d.metric == "cp")
     assert cp.test.interval.mean == pytest.approx(0.01)
     assert cp.test.interval.high - cp.test.interval.low < 1e-9
     unpaired = before.summary[0]["metrics"]["cp"]
     assert unpaired["high"] - unpaired["low"] > 0.1
-    product = next(d for d in compare(before, after).differences if d.metric == "cp_x_pf")
+    product = next(d for d in compare_results(before, after).differences if d.metric == "cp_x_pf")
     assert product.after - product.before == pytest.approx(0.01 * before.table.columns["pf"].mean())
     assert product.test.interval.mean == pytest.approx(product.after - product.before)
 
@@ -120,14 +120,14 @@ def test_only_common_rows_count_and_are_matched_by_id() -> None:
         [table.prompt_types[n] for n in turned],
         {metric: values[turned] for metric, values in table.columns.items()},
     )
-    found = compare(before, replace(after, table=part))
+    found = compare_results(before, replace(after, table=part))
     assert found.differences[0].test.interval.mean == pytest.approx(0.1)
     assert found.differences[0].test.interval.rows == 36
     assert any("Only 36 of 40 pictures" in text for text in found.warnings)
 
 
 def test_p_values_are_corrected_for_the_number_of_metrics() -> None:
-    found = compare(result(), result(shift=0.003, name="tuned"))
+    found = compare_results(result(), result(shift=0.003, name="tuned"))
     by_name = {d.metric: d for d in found.differences}
     smallest = min(d.test.p for d in found.differences)
     assert min(d.p_holm for d in found.differences) == pytest.approx(min(1.0, 3 * smallest))
@@ -153,23 +153,23 @@ def test_p_values_are_corrected_for_the_number_of_metrics() -> None:
 )
 def test_results_of_different_protocols_are_not_subtracted(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError) as refused:
-        compare(result(), result(**changes))
+        compare_results(result(), result(**changes))
     assert named in refused.value.message
 
 
 def test_settings_of_the_generator_may_differ_if_the_user_says_so() -> None:
     other = result(steps=8, seed=3)
     with pytest.raises(UserError) as refused:
-        compare(result(), other)
+        compare_results(result(), other)
     assert refused.value.hint == "If that is meant: --across seed --across steps."
-    assert compare(result(), other, ["steps", "seed"]).differences
+    assert compare_results(result(), other, ["steps", "seed"]).differences
     with pytest.raises(UserError, match="--across encoders"):
-        compare(result(), other, ["encoders"])
+        compare_results(result(), other, ["encoders"])
 
 
 def test_two_subjects_must_be_common() -> None:
     with pytest.raises(UserError, match="4 pictures of 1 subjects in common"):
-        compare(result(), result(subjects=1))
+        compare_results(result(), result(subjects=1))
 
 
 def test_differences_name_what_only_one_side_has() -> None:
@@ -245,8 +245,8 @@ def test_encoders_are_named_once_with_a_path_or_without() -> None:
 
 
 def test_published_numbers_have_a_source_and_a_protocol() -> None:
-    tables = published("dreambench")
-    assert tables and published("manifest") == []
+    tables = reported_tables("dreambench")
+    assert tables and reported_tables("manifest") == []
     for table in tables:
         assert table.source and table.protocol
         assert all(len(scores) == len(table.columns) for _, scores in table.rows)

@@ -11,9 +11,9 @@ import pytest
 import html_page
 import judge_server
 from customized_grpo.benchmarks.encoders import JudgeEndpoint
-from customized_grpo.benchmarks.page import render_benchmark
+from customized_grpo.benchmarks.page import render_benchmark_page
 from customized_grpo.benchmarks.results import read_result
-from customized_grpo.benchmarks.run import Request, default_folder, run_benchmark
+from customized_grpo.benchmarks.run import BenchmarkRequest, default_folder, run_benchmark
 from customized_grpo.cli.main import main
 from dreambooth import save_photo
 
@@ -94,7 +94,7 @@ def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
         caption = tmp_path / "captions" / "object" / f"{stem}.txt"
         caption.parent.mkdir(parents=True, exist_ok=True)
         caption.write_text("\n".join(["a cup", *(f"a cup, version {n}" for n in range(9))]))
-    request = Request(
+    request = BenchmarkRequest(
         "toybox", "dreambenchpp", tmp_path, out=tmp_path / "out", judge=judge, limit=4, settings=["steps=2"]
     )
     outcome = run_benchmark(request)
@@ -130,7 +130,7 @@ def test_mistakes_are_told_before_anything_is_drawn(
 
 
 def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_path: Path) -> None:
-    request = Request(
+    request = BenchmarkRequest(
         "toybox",
         "dreambench",
         dreambench,
@@ -142,6 +142,6 @@ def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_
     assert outcome is not None
     _, found, _ = outcome
     found.generator["name"] = "<script>alert(1)</script>"  # type: ignore[index]
-    seen = html_page.Page(render_benchmark(found, None, []))
+    seen = html_page.Page(render_benchmark_page(found, None, []))
     assert not seen.of("script") and "<script>alert(1)</script>" in seen.text
     assert default_folder("../../etc/passwd", "dreambench") == Path("runs/dreambench-..-..-etc-passwd")

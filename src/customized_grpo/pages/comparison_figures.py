@@ -1,4 +1,4 @@
-"""The figures of a comparison: the plane of the two qualities, and training curves.
+"""The figures of a comparison: the plane of identity and prompt following, and training curves.
 
 A figure whose numbers were not measured is left out.
 """
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from customized_grpo.pages.comparison_data import Arm, ComparisonData, Record
+from customized_grpo.pages.comparison_data import ArmView, ComparisonData, Pair, Record
+from customized_grpo.pages.curves import bin_means, rolling_mean, smoothing_window
+from customized_grpo.pages.figures import Figure, Section, existing
 from customized_grpo.pages.plots import charts
-from customized_grpo.pages.plots.charts import Level, Line, XAxis
+from customized_grpo.pages.plots.charts import Level, Line, XAxis, measured
 from customized_grpo.pages.plots.scales import domain
 from customized_grpo.pages.plots.scatter import Point, scatter
-from customized_grpo.pages.run_figures import Figure, Section, bin_means, rolling_mean
 
 NAMED = 9
 """Arms whose names fit beside their points; with more of them only the numbers stand there."""
@@ -24,8 +25,17 @@ NAMED = 9
 LONGEST_NAME = 20
 """Characters of a name in a chart."""
 
-WIDE, NAMES = (500, 240), 160
-"""Size of the main charts, and of it the room for names."""
+LONGEST_NAME_IN_PLANE = 26
+"""Characters of a name in the plane, which is larger."""
+
+MAX_DOTS = 12
+"""Evaluations up to which each is marked by a dot."""
+
+WIDE = (500, 240)
+"""Width and height of the main charts."""
+
+NAMES_WIDTH = 160
+"""Part of that width for the names of the arms."""
 
 SMALL = (360, 172)
 """Size of the small charts, three abreast."""
@@ -33,36 +43,50 @@ SMALL = (360, 172)
 
 @dataclass(frozen=True)
 class Pareto:
-    """The plane of the two qualities, and the arms to explain where it shows only their numbers."""
+    """The plane of the two qualities.
+
+    Attributes:
+        figure: The plane.
+        legend: The arms to name below it, where it shows only their numbers.
+    """
 
     figure: Figure
-    legend: Sequence[Arm]
+    legend: Sequence[ArmView]
 
 
 def pareto(data: ComparisonData) -> Pareto | None:
-    """Identity against prompt following, one point an arm; None before an arm has both."""
+    """Return identity against prompt following, one point an arm; None before an arm has both."""
     pair = data.pair
     if pair is None:
         return None
-    rest = [arm for arm in data.arms if arm.weight is None and _point(data, arm, "") is not None]
-    rest.sort(key=lambda arm: not arm.highlighted)
-    numbered = len(rest) > NAMED
-    points = [_point(data, arm, str(arm.number) if numbered else shorten(arm.title, 26)) for arm in rest]
-    front = [_point(data, arm, f"w={arm.weight:g}") for arm in data.front]
-    base = [data.base.get(metric) for metric in (pair.identity, pair.prompt)]
-    beside: list[Point] = []
-    if base[0] is not None and base[1] is not None:
-        cross = Point("base", base[0], base[1], "base", "base", "cross")
-        (beside if data.base_counts else points).append(cross)
+    others = [arm for arm in data.arms if arm.weight is None and _is_measured(arm, pair)]
+    others.sort(key=lambda arm: not arm.highlighted)
+    numbered = len(others) > NAMED
+    points: list[Point] = []
+    for arm in others:
+        label = str(arm.number) if numbered else shorten(arm.title, LONGEST_NAME_IN_PLANE)
+        points += _points(arm, pair, label)
+    front: list[Point] = []
+    for arm in data.front:
+        front += _points(arm, pair, f"w={arm.weight:g}")
+    beside: list[Point] = []  # dominates like the front, but is not joined to it
+    base_identity = data.base.get(pair.identity)
+    base_prompt = data.base.get(pair.prompt)
+    if base_identity is not None and base_prompt is not None:
+        cross = Point("base", base_identity, base_prompt, "base", "base", "cross")
+        if data.base_counts:
+            beside.append(cross)
+        else:
+            points.append(cross)
     picture = scatter(
-        [point for point in points if point is not None],
+        points,
         beside=beside,
-        front=[point for point in front if point is not None],
+        front=front,
         title=f"{pair.prompt_name} against {pair.identity_name.lower()}, by arm",
         x_label=pair.identity_name.lower(),
         y_label=pair.prompt_name.lower(),
     )
-    legend = sorted(rest, key=lambda arm: arm.number) if numbered else ()
+    legend = sorted(others, key=lambda arm: arm.number) if numbered else ()
     return Pareto(Figure("Identity against prompt", picture, _plane_caption(data)), legend)
 
 
@@ -81,29 +105,43 @@ def _plane_caption(data: ComparisonData) -> str:
     return caption + "The cross is the base model. The numbers are in the table below."
 
 
-def _point(data: ComparisonData, arm: Arm, label: str) -> Point | None:
-    assert data.pair is not None
-    x, y = (arm.interval("final", metric) for metric in (data.pair.identity, data.pair.prompt))
+def _is_measured(arm: ArmView, pair: Pair) -> bool:
+    return bool(arm.measurement("final", pair.identity) and arm.measurement("final", pair.prompt))
+
+
+def _points(arm: ArmView, pair: Pair, label: str) -> list[Point]:
+    """Return the point of an arm with the dots of its runs; nothing before it has both qualities."""
+    x = arm.measurement("final", pair.identity)
+    y = arm.measurement("final", pair.prompt)
     if x is None or y is None:
-        return None
+        return []
     seeds = []
     for run in arm.finished:
         last = run["evals"][-1] if run.get("evals") else {}
-        values = last.get(data.pair.identity), last.get(data.pair.prompt)
-        if values[0] is not None and values[1] is not None:
-            seeds.append((float(values[0]), float(values[1])))
+        identity = last.get(pair.identity)
+        prompt = last.get(pair.prompt)
+        if identity is not None and prompt is not None:
+            seeds.append((float(identity), float(prompt)))
     shape = "ring" if arm.weight is not None else "disc"
-    return Point(arm.title, x, y, arm.colour, label, shape, seeds)
+    return [Point(arm.title, x, y, arm.colour, label, shape, seeds)]
 
 
 def shorten(words: str, longest: int = LONGEST_NAME) -> str:
-    """The words, cut where a chart has no room for more."""
+    """Return the words, cut where a chart has no room for more."""
     return words if len(words) <= longest else words[: longest - 1].rstrip() + "\u2026"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A curve to draw: which records hold it ("evals" or "train"), under which key, and how to read it."""
+class CurveSpec:
+    """A curve to draw.
+
+    Attributes:
+        kind: The records that hold it: "evals" or "train".
+        key: Metric in the records.
+        title: Heading of the figure.
+        caption: How to read it.
+        least: Smallest range of the y axis, so that a change too small to matter does not fill the chart.
+    """
 
     kind: str
     key: str
@@ -113,14 +151,14 @@ class Measure:
 
 
 COPYING = (
-    Measure(
+    CurveSpec(
         "evals",
         "monitor/copy_score",
         "Copy score",
         "0: as far from the reference as another honest picture of the subject; 1: the reference itself.",
         0.1,
     ),
-    Measure(
+    CurveSpec(
         "evals",
         "monitor/background_similarity",
         "Background similarity",
@@ -129,13 +167,13 @@ COPYING = (
     ),
 )
 SPREAD = (
-    Measure(
+    CurveSpec(
         "train",
         "reward/prompt_group_std",
         "Spread of the prompt reward",
         "Standard deviation among the samples of one prompt. Near 0, normalising by it only amplifies noise.",
     ),
-    Measure(
+    CurveSpec(
         "train",
         "reward/identity_group_std",
         "Spread of the identity reward",
@@ -144,144 +182,188 @@ SPREAD = (
 )
 
 
-def _qualities(data: ComparisonData) -> list[Measure]:
+def _qualities(data: ComparisonData) -> list[CurveSpec]:
     if data.pair is None:
         return []
     higher = "Higher is better."
     return [
-        Measure("evals", data.pair.identity, data.pair.identity_name, higher, 0.05),
-        Measure("evals", data.pair.prompt, data.pair.prompt_name, higher, 0.05),
+        CurveSpec("evals", data.pair.identity, data.pair.identity_name, higher, 0.05),
+        CurveSpec("evals", data.pair.prompt, data.pair.prompt_name, higher, 0.05),
     ]
 
 
 def curves(data: ComparisonData) -> Section:
     """Training curves of the highlighted arms; without figures before a run has finished."""
     arms = [arm for arm in data.arms if arm.highlighted]
-    drawn = [_curves(data, arms, measure) for measure in (*_qualities(data), *COPYING, *SPREAD)]
     lead = (
         "Means over the finished runs of an arm; bands reach from the lowest to the highest seed, so they "
         "are no confidence intervals. The last two are from training, as rolling means; the others are "
         "held-out measures. Axes show the range that occurs; most do not start at 0."
     )
-    return Section("Training curves", lead, [figure for figure in drawn if figure is not None])
+    specs = [*_qualities(data), *COPYING, *SPREAD]
+    figures = [_curves(data, arms, spec) for spec in specs]
+    return Section("Training curves", lead, existing(*figures))
 
 
-def _curves(data: ComparisonData, arms: Sequence[Arm], measure: Measure) -> Figure | None:
-    lines = [_line(arm, measure, shorten(arm.title), arm.colour, arm.weight is not None) for arm in arms]
-    found = [line for line in lines if line is not None]
-    if not found:
+def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> Figure | None:
+    lines: list[Line] = []
+    for arm in arms:
+        lines += _lines(arm, spec, shorten(arm.title), arm.colour)
+    if not lines:
         return None
-    base = data.base.get(measure.key) if measure.kind == "evals" else None
+    base = data.base.get(spec.key) if spec.kind == "evals" else None
     picture = charts.line_chart(
-        found,
-        _axis(found),
-        title=measure.title,
+        lines,
+        _axis(lines),
+        title=spec.title,
         levels=[Level("base", base.mean)] if base is not None else [],
-        least=measure.least,
+        least=spec.least,
         size=WIDE,
-        labels=NAMES,
+        labels=NAMES_WIDTH,
     )
-    return Figure(measure.title, picture, measure.caption)
+    return Figure(spec.title, picture, spec.caption)
 
 
 def _axis(lines: Sequence[Line]) -> XAxis:
     return XAxis("rollouts", max(max(line.x) for line in lines))
 
 
-def _line(arm: Arm, measure: Measure, name: str, colour: str, dashed: bool = False) -> Line | None:
-    found = mean_curve(arm.finished, measure.kind, measure.key)
-    if found is None:
-        return None
-    x, mean, low, high = found
-    alone = len(arm.finished) == 1
-    return Line(
+def _lines(arm: ArmView, spec: CurveSpec, name: str, colour: str, *, dash_front: bool = True) -> list[Line]:
+    """Return the curve of an arm; nothing when no run has the metric."""
+    curve = mean_curve(arm.finished, spec.kind, spec.key)
+    if curve is None:
+        return []
+    alone = len(arm.finished) == 1  # one seed has no range
+    line = Line(
         name,
-        x,
-        mean,
+        curve.x,
+        curve.mean,
         colour,
-        low=None if alone else low,
-        high=None if alone else high,
-        style="dashed" if dashed else "solid",
-        dots=measure.kind == "evals" and len(x) <= 12,
+        low=None if alone else curve.low,
+        high=None if alone else curve.high,
+        style="dashed" if dash_front and arm.weight is not None else "solid",
+        dots=spec.kind == "evals" and len(curve.x) <= MAX_DOTS,
         show_value=False,
     )
+    return [line]
 
 
-def mean_curve(
-    runs: Sequence[Record], kind: str, key: str
-) -> tuple[list[float], list[float], list[float], list[float]] | None:
-    """A metric against rollouts over several runs, each position over the runs that have it there.
+@dataclass(frozen=True)
+class MeanCurve:
+    """A metric over several runs.
+
+    Attributes:
+        x: Rollouts, ascending.
+        mean: Mean over the runs that have a value there.
+        low: The lowest of them.
+        high: The highest of them.
+    """
+
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
+    """Return a metric against rollouts over several runs; None when no run has it.
 
     Args:
         runs: Runs as in results.json.
         kind: "evals", or "train" for rolling means of every run.
         key: The metric.
-
-    Returns:
-        (rollouts, means, lowest, highest), or None when no run has the metric.
     """
-    columns: dict[float, list[float]] = defaultdict(list)
+    by_rollouts: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         records = run.get(kind) or ()
         x = [float(record["rollouts"]) for record in records]
         y = [record.get(key) for record in records]
         if kind == "train" and x:
             x, y = bin_means(x, y)
-            y = rolling_mean(y, len(y) // 16 * 2 + 1)
-        for at, value in zip(x, y, strict=True):
+            y = rolling_mean(y, smoothing_window(len(y)))
+        for rollouts, value in zip(x, y, strict=True):
             if value is not None:
-                columns[at].append(float(value))
-    if not columns:
+                by_rollouts[rollouts].append(float(value))
+    if not by_rollouts:
         return None
-    x = sorted(columns)
-    means = [sum(columns[at]) / len(columns[at]) for at in x]
-    return x, means, [min(columns[at]) for at in x], [max(columns[at]) for at in x]
+    positions = sorted(by_rollouts)
+    columns = [by_rollouts[position] for position in positions]
+    return MeanCurve(
+        positions,
+        [sum(values) / len(values) for values in columns],
+        [min(values) for values in columns],
+        [max(values) for values in columns],
+    )
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The small curves of one arm, side by side."""
+    """The small charts of one arm, side by side.
 
-    arm: Arm
+    Attributes:
+        arm: The arm.
+        pictures: Charts as inline SVG.
+    """
+
+    arm: ArmView
     pictures: Sequence[Markup]
 
 
+@dataclass(frozen=True)
+class _SmallChart:
+    """One column of the strips: a chart with one or two curves.
+
+    Attributes:
+        title: Title after the arm's.
+        specs: Its curves.
+        names: (name, colour) of each curve.
+    """
+
+    title: str
+    specs: Sequence[CurveSpec]
+    names: Sequence[tuple[str, str]]
+
+
 def strips(data: ComparisonData) -> list[Strip]:
-    """Small curves of every arm that is not highlighted, with the same axes for all."""
-    kinds: list[tuple[str, Sequence[Measure], Sequence[tuple[str, str]]]] = [
-        ("qualities", _qualities(data), (("identity", "identity"), ("prompt", "prompt"))),
-        ("copying", COPYING, (("copy", "copied"), ("background", "plain"))),
-        ("spread", SPREAD, (("prompt", "prompt"), ("identity", "identity"))),
+    """Return small charts of every arm that is not highlighted, with the same axes for all."""
+    columns = [
+        _SmallChart("qualities", _qualities(data), (("identity", "identity"), ("prompt", "prompt"))),
+        _SmallChart("copying", COPYING, (("copy", "copied"), ("background", "plain"))),
+        _SmallChart("spread", SPREAD, (("prompt", "prompt"), ("identity", "identity"))),
     ]
     arms = [arm for arm in data.arms if not arm.highlighted and arm.finished]
-    drawn = [_small_charts(arms, *kind) for kind in kinds]
-    found = [Strip(arm, [by_arm[arm.name] for by_arm in drawn if arm.name in by_arm]) for arm in arms]
-    return [strip for strip in found if strip.pictures]
+    drawn = [_small_charts(arms, column) for column in columns]
+    rows = []
+    for arm in arms:
+        pictures = [by_arm[arm.name] for by_arm in drawn if arm.name in by_arm]
+        if pictures:
+            rows.append(Strip(arm, pictures))
+    return rows
 
 
-def _small_charts(
-    arms: Sequence[Arm], title: str, measures: Sequence[Measure], styles: Sequence[tuple[str, str]]
-) -> dict[str, Markup]:
-    """One chart an arm, by name, with common axes; `styles` are (name, colour) of the measures."""
-    lines = {
-        arm.name: [
-            line
-            for measure, style in zip(measures, styles, strict=False)
-            if (line := _line(arm, measure, *style)) is not None
-        ]
-        for arm in arms
-    }
-    every = [line for found in lines.values() for line in found]
-    values = [
-        v for line in every for part in (line.y, line.low, line.high) for v in part or () if v is not None
-    ]
+def _small_charts(arms: Sequence[ArmView], chart: _SmallChart) -> dict[str, Markup]:
+    """Return one chart an arm, by its name, with common axes."""
+    lines_of: dict[str, list[Line]] = {}
+    all_lines: list[Line] = []
+    for arm in arms:
+        lines: list[Line] = []
+        for spec, (name, colour) in zip(chart.specs, chart.names, strict=False):
+            lines += _lines(arm, spec, name, colour, dash_front=False)
+        all_lines += lines
+        if lines:
+            lines_of[arm.name] = lines
+    values: list[float] = []
+    for line in all_lines:
+        values += measured(line.y) + measured(line.low) + measured(line.high)
     if not values:
         return {}
-    axis, y_range = _axis(every), domain(values, least=0.05)
-    return {
-        arm.name: charts.line_chart(
-            lines[arm.name], axis, title=f"{arm.title}: {title}", y_range=y_range, size=SMALL
-        )
-        for arm in arms
-        if lines[arm.name]
-    }
+    axis = _axis(all_lines)
+    y_range = domain(values, least=0.05)
+    pictures = {}
+    for arm in arms:
+        if arm.name in lines_of:
+            title = f"{arm.title}: {chart.title}"
+            pictures[arm.name] = charts.line_chart(
+                lines_of[arm.name], axis, title=title, y_range=y_range, size=SMALL
+            )
+    return pictures

@@ -24,14 +24,15 @@ class Scale:
 
 
 def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tuple[float, float]:
-    """The range an axis must span to show all values, with some air and never of zero width.
+    """Return the range that an axis must span to show all values, with some air and never of zero width.
 
     Args:
         values: At least one finite number.
         pad: Air on each side, as a share of the range. A side at 0 with no negative values gets none.
         least: Smallest width; a narrower range is widened evenly.
     """
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     air = (high - low) * pad
     if high - low + 2 * air < least:
         air = (least - (high - low)) / 2
@@ -50,8 +51,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         raise ValueError(f"an axis needs low < high, got {low} and {high}")
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    steps = (power, power * 2, power * 5, power * 10)
+    # 1e-9 on each side: a tick that rounding puts just outside the range still belongs to it.
+    step = next(step for step in steps if step >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
 
@@ -83,8 +87,9 @@ def compact(value: float) -> str:
         return signed(f"{mantissa.removesuffix('.0')}e{int(exponent)}")
     if size >= 1000:
         return signed(f"{value:,.0f}")
-    decimals = 3 if size < 10 else 1 if size < 100 else 0
-    return signed(f"{value:.{decimals}f}")
+    if size >= 100:
+        return signed(f"{value:.0f}")
+    return signed(f"{value:.1f}" if size >= 10 else f"{value:.3f}")
 
 
 def signed(text: str) -> str:
