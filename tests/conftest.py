@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
-    from customized_grpo.policies import Flux1Policy
+    from customized_grpo.policies.flux1 import Flux1Policy
 
 Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]

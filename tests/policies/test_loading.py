@@ -21,8 +21,8 @@ from torch import Tensor
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
-from customized_grpo.policies import Flux1Policy, load_policy
-from customized_grpo.policies.loading import load_pipeline, pick_device
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.loading import load_pipeline, load_policy, pick_device
 
 MakePolicy = Callable[..., Flux1Policy]
 
