@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms.advantages import combine, group_advantages
+from customized_grpo.algorithms.advantages import group_advantages
 from customized_grpo.algorithms.conflict import matched_constant_weights
+from customized_grpo.algorithms.rules import Linear, Rule, Sars, combine
 
 SUBJECT, CONTEXT = 6, 6
 LEAK, SPREAD = 0.35, 0.15
@@ -51,9 +52,7 @@ def rewards(x: Tensor, reference: Tensor) -> Tensor:
     return torch.stack([prompt, identity], dim=-1)
 
 
-def train(
-    rule: str, prompt_weight: float, *, step_scale: float = 1.0, seeds: int = 24, **options: float
-) -> Outcome:
+def train(rule: Rule, prompt_weight: float, *, step_scale: float = 1.0, seeds: int = 24) -> Outcome:
     """Train one policy per seed with plain policy gradient and return where they end."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(seeds, 1, SUBJECT, generator=generator) / SUBJECT**0.5
@@ -63,7 +62,7 @@ def train(
         noise = torch.randn(seeds, GROUPS * GROUP_SIZE, SUBJECT + CONTEXT, generator=generator)
         scores = rewards(mean + SPREAD * noise, reference).flatten(0, 1)
         advantages = group_advantages(scores, GROUP_SIZE)
-        advantage = combine(rule, advantages, weights, rewards=scores, group_size=GROUP_SIZE, **options)
+        advantage = combine(rule, advantages, weights, rewards=scores, group_size=GROUP_SIZE)
         gradient = (advantage.reshape(seeds, -1, 1) * noise).mean(1, keepdim=True)
         mean = mean + step_scale * LEARNING_RATE * gradient
     subject, context = mean.squeeze(1).split([SUBJECT, CONTEXT], dim=-1)
@@ -81,10 +80,10 @@ def main() -> None:
     for prompt_weight in (0.38, 0.40, 0.42):
         matched = matched_constant_weights(prompt_weight, 0.4, CORRELATION, GROUP_SIZE)
         ends = {
-            "linear": train("linear", prompt_weight),
-            "sars, gamma .4": train("sars", prompt_weight, gamma=0.4),
-            "sars, gamma 1": train("sars", prompt_weight, gamma=1.0),
-            "linear, matched": train("linear", matched.prompt, step_scale=matched.step_scale),
+            "linear": train(Linear(), prompt_weight),
+            "sars, gamma .4": train(Sars(gamma=0.4), prompt_weight),
+            "sars, gamma 1": train(Sars(gamma=1.0), prompt_weight),
+            "linear, matched": train(Linear(), matched.prompt, step_scale=matched.step_scale),
         }
         for label, end in ends.items():
             scores = "".join(f"{float(v.mean()):>10.2f}" for v in (end.identity, end.measured_identity))

@@ -190,9 +190,7 @@ class Bench:
         """Return drawn advantages: what an update costs does not depend on them."""
         config = self.config
         drawn = torch.randn(config.train.group_size, 2, generator=generator(0, "advantages"))
-        weights = schedules.prompt_weights(
-            config.schedule.name, config.rollout.steps, **config.schedule.options()
-        )
+        weights = schedules.prompt_weights(config.schedule.build(), config.rollout.steps)
         return LearningSignal(drawn, drawn, torch.ones(len(drawn), dtype=torch.bool), weights)
 
     def deviation(self, trajectory: Trajectory) -> float:

@@ -1,17 +1,26 @@
-"""Errors that are meant for the person at the keyboard."""
+"""Errors that are meant for the person at the keyboard, and spelling suggestions for them."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A mistake the user can fix; the command line prints it as one message and exits with status 2.
 
     Args:
-        message: What is wrong, naming the file, key or number.
-        hint: How to fix it, as a sentence; None when the message already says so.
+        message: What is wrong, naming the file, key or number; no full stop at its end.
+        hint: How to fix it, in full sentences; None when the message already says so.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
         self.hint = hint
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that is spelt most like `word`, or None when none is close."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return close[0] if close else None

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from customized_grpo.algorithms.advantages import combine, group_advantages
+from customized_grpo.algorithms.advantages import group_advantages
 from customized_grpo.algorithms.conflict import conflict_null, matched_constant_weights, quadrants
+from customized_grpo.algorithms.rules import Linear, Sars, SarsMatched, combine
 from customized_grpo.algorithms.sars import sars_bonus, sars_pull
 
 G = 12
@@ -65,7 +66,7 @@ def test_sars_on_linear_rewards_is_a_pull_towards_equal_weights(correlation: flo
 
     w_p, gamma = 0.3, 0.4
     weights = torch.tensor([w_p, 1 - w_p], dtype=torch.float64)
-    gradient = (combine("sars", advantages, weights, gamma=gamma)[:, None] * noise).mean(0)
+    gradient = (combine(Sars(gamma=gamma), advantages, weights)[:, None] * noise).mean(0)
     unit = float((advantages[:, 0] * rewards[:, 0]).mean())
     pull = gamma * sars_pull(correlation)
     expected = (w_p + pull) * prompt_direction + (1 - w_p + pull) * identity_direction
@@ -91,10 +92,10 @@ def test_matched_weights_are_the_direction_and_length_of_sars():
 def test_the_matched_rule_is_those_weights_at_that_length_whatever_the_step_weighs(prompt_weight: float):
     advantages = group_advantages(correlated_rewards(0.2, groups=4), G)
     weights = torch.tensor([prompt_weight, 1 - prompt_weight], dtype=torch.float64)
-    rule = combine("sars_matched", advantages, weights, group_size=G, gamma=0.7, correlation=0.2)
+    rule = combine(SarsMatched(gamma=0.7, correlation=0.2), advantages, weights, group_size=G)
     matched = matched_constant_weights(prompt_weight, 0.7, 0.2, G)
     constant = torch.tensor([matched.prompt, matched.identity], dtype=torch.float64)
-    naive = combine("linear", advantages, constant, group_size=G)
+    naive = combine(Linear(), advantages, constant, group_size=G)
     torch.testing.assert_close(rule, matched.step_scale * naive)
 
 

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.algorithms.advantages import combine, group_advantages
+from customized_grpo.algorithms.advantages import group_advantages
 from customized_grpo.algorithms.objective import gaussian_kl, normalised_log_ratio, policy_loss
-from customized_grpo.algorithms.samplers import log_prob, transition
+from customized_grpo.algorithms.rules import Linear as LinearRule
+from customized_grpo.algorithms.rules import combine
+from customized_grpo.algorithms.samplers import SAMPLERS, log_prob
+from customized_grpo.algorithms.schedules import Linear as LinearSchedule
 from customized_grpo.algorithms.schedules import prompt_weights
 
 B, D = 6, 5
@@ -22,9 +25,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_first_pass_has_ratio_one_and_nothing_clipped():
     x, velocity = draw(B, D).float(), draw(B, D, seed=1).float()
-    mean, std = transition("dance", x, velocity, 0.8, 0.7, 0.4, 0.93)
+    mean, std = SAMPLERS["dance"](x, velocity, 0.8, 0.7, 0.4, 0.93)
     x_next = mean + std * draw(B, D, seed=2).float()
-    replayed = transition("dance", x, velocity, 0.8, 0.7, 0.4, 0.93)
+    replayed = SAMPLERS["dance"](x, velocity, 0.8, 0.7, 0.4, 0.93)
     result = policy_loss(log_prob(x_next, *replayed), log_prob(x_next, mean, std), draw(B).float(), 1e-5)
     assert torch.equal(result.ratio, torch.ones(B))
     assert float(result.clip_fraction) == 0
@@ -57,7 +60,7 @@ def test_gradient_at_ratio_one_is_minus_a_z_over_std():
     eta, s, t = 0.4, 0.8, 0.7
 
     def mean_of(parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return transition("dance", x, torch.sin(x * parameter), s, t, eta, 0.93)
+        return SAMPLERS["dance"](x, torch.sin(x * parameter), s, t, eta, 0.93)
 
     mean, std = mean_of(theta)
     x_next = (mean + std * z).detach()
@@ -128,11 +131,11 @@ def test_shapes_and_ranges_are_checked(call):
 def test_per_reward_advantages_reach_the_loss_with_the_weights_of_their_step():
     # Two rewards, two steps of other weights: collapsing rewards per sample first cannot give this.
     advantages = group_advantages(draw(12, 2), 12)
-    weights = prompt_weights("linear", 3, start=1.0, end=0.25)
+    weights = prompt_weights(LinearSchedule(start=1.0, end=0.25), 3)
     losses = []
     for step in (0, 1):
         w_p = weights[step]
-        advantage = combine("linear", advantages, torch.stack([w_p, 1 - w_p]))
+        advantage = combine(LinearRule(), advantages, torch.stack([w_p, 1 - w_p]))
         log_prob_ = torch.zeros(12, dtype=torch.float64, requires_grad=True)
         policy_loss(log_prob_, torch.zeros(12, dtype=torch.float64), advantage, CLIP).loss.backward()
         losses.append(-12 * log_prob_.grad)

@@ -32,7 +32,7 @@ def test_every_shipped_arm_is_a_valid_recipe_of_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", arm_set_names())
 def test_the_front_has_seven_constant_weights_with_the_papers_two(name: str) -> None:
     front = [load_config("toybox", arm.settings()) for arm in load_arms(name) if arm.role == "front"]
-    weights = [recipe.schedule.prompt_weight for recipe in front]
+    weights = [recipe.schedule.options["prompt_weight"] for recipe in front]
     assert len(set(weights)) >= 7 and {0.5, 0.6} <= set(weights)  # 1:1 and 1:1.5
     assert {(recipe.advantage.name, recipe.schedule.name) for recipe in front} == {("linear", "constant")}
 
@@ -48,7 +48,9 @@ def test_the_full_set_has_what_the_claim_calls_for() -> None:
     rules = {recipe.advantage.name for recipe in recipes.values()}
     assert {"sum_then_normalise", "gdpo", "gd2po_hard", "gd2po_snr", "min", "identity_gate"} <= rules
     gammas = {
-        r.advantage.gamma for r in recipes.values() if (r.advantage.name, r.schedule.name) == ("sars", "tdw")
+        r.advantage.options["gamma"]
+        for r in recipes.values()
+        if (r.advantage.name, r.schedule.name) == ("sars", "tdw")
     }
     assert gammas == {0.1, 0.2, 0.4, 0.7, 1.0}
     assert any(recipe.train.kl_weight > 0 for recipe in recipes.values())

@@ -39,7 +39,7 @@ def test_runs_of_a_seed_differ_in_the_overrides_of_their_arms_alone(plan: MakePl
 
     naive, sars = plan().runs()[:2]
     changed = {path for path, _, _ in diff_configs(naive.config, sars.config)}
-    assert changed == {"run.dir", "advantage.name", "advantage.gamma"}
+    assert changed == {"run.dir", "advantage.name", "advantage.options.gamma"}
 
 
 def test_a_bad_override_names_its_arm(plan: MakePlan) -> None:

@@ -51,7 +51,7 @@ def test_another_choice_forgets_the_options_of_the_one_it_replaces(tmp_path: Pat
         "extends: base.yaml\nadvantage: {name: linear}\ndata: {kind: manifest, train: a.jsonl}\n",
     )
     config = load_config(mine)
-    assert config.advantage.gamma is None and config.data.kind == "manifest"
+    assert config.advantage.options == {} and config.data.kind == "manifest"
 
 
 @pytest.mark.parametrize(

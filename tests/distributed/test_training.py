@@ -23,7 +23,6 @@ RECIPE = [
     "train.ema_decay=0.5",
     "train.kl_weight=0.01",
     "advantage.name=gdpo",
-    "advantage.gamma=null",
     "rollout.batch_size=2",
     "train.micro_batch_size=2",
     "evaluation.every=1",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from customized_grpo.algorithms.samplers import SAMPLERS
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.evaluation.step_gains import (
@@ -115,7 +116,7 @@ def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
         "prompt_weights": WEIGHTS,
         **changes,
     }
-    return measure_step_gains(policy, Sampler("dance", 0.8, SIGMAS), **arguments)
+    return measure_step_gains(policy, Sampler(SAMPLERS["dance"], 0.8, SIGMAS), **arguments)
 
 
 # The oracle

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import samplers
+from customized_grpo.algorithms.samplers import SAMPLERS
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.collect import Sampler
@@ -73,7 +74,7 @@ def test_the_first_ratio_is_1_exactly_in_equal_batches_and_nearly_in_others(
 ) -> None:
     policy = load(family, precision=precision)
     group = encoded(policy, images).index([0]).repeat_interleave(GROUP)
-    sampler = Sampler("dance", 0.4, policy.sigmas(4, policy.n_tokens(64, 64)))
+    sampler = Sampler(SAMPLERS["dance"], 0.4, policy.sigmas(4, policy.n_tokens(64, 64)))
     x = noise(policy, GROUP)
     with torch.no_grad():
         mean, std = sampler.transition(policy, x, 1, group)

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from customized_grpo.algorithms.rules import Linear, Sars
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "toy_degradation.py"
 
 
@@ -27,9 +29,9 @@ def toy() -> Iterator[ModuleType]:
 
 
 def test_naive_weights_collapse_where_sars_does_not(toy: ModuleType):
-    naive = toy.train("linear", 0.40)
-    shaped = toy.train("sars", 0.40, gamma=0.4)
-    strong = toy.train("sars", 0.40, gamma=1.0)
+    naive = toy.train(Linear(), 0.40)
+    shaped = toy.train(Sars(gamma=0.4), 0.40)
+    strong = toy.train(Sars(gamma=1.0), 0.40)
     collapsed = [float((end.prompt < 0).float().mean()) for end in (naive, shaped, strong)]
     assert collapsed[0] > 0.75
     assert collapsed[1] < 0.4
@@ -38,7 +40,7 @@ def test_naive_weights_collapse_where_sars_does_not(toy: ModuleType):
 
 
 def test_the_collapse_is_copying_and_not_identity(toy: ModuleType):
-    naive, safe = toy.train("linear", 0.36), toy.train("linear", 0.50)
+    naive, safe = toy.train(Linear(), 0.36), toy.train(Linear(), 0.50)
     assert (naive.prompt < 0).all() and (safe.prompt > 0).all()
     assert (naive.measured_identity > safe.measured_identity + 0.3).all()
     torch.testing.assert_close(naive.identity, safe.identity, atol=0.05, rtol=0)

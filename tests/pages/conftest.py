@@ -30,19 +30,20 @@ rollout:
   sde_window:
 advantage:
   name: sars
-  gamma: 0.4
+  options:
+    gamma: 0.4
   clip: 5.0
 schedule:
   name: tdw
-  prompt_weight:
-  start:
-  end:
+  options: {}
 train:
   iterations: 200
   prompts_per_iteration: 24
   group_size: 12
   learning_rate: 1.5e-4
 """
+
+WEIGHTS = [0.7, 0.7, 0.68, 0.55, 0.37, 0.31, 0.3, 0.5]
 
 PROMPTS = [
     "a toy wearing a red party hat with a blue ball on the left on a checkered green floor at night",
@@ -60,6 +61,7 @@ class RunFolder:
         self.random = random.Random(7)
         path.mkdir(parents=True)
         (path / "config.yaml").write_text(CONFIG)
+        (path / "schedule.json").write_text(json.dumps({"prompt_weights": WEIGHTS}))
         (path / "versions.json").write_text(
             json.dumps({"customized_grpo": "0.1.0", "python": "3.12.4", "torch": "2.13.0", "git": None})
         )

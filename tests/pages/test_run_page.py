@@ -13,7 +13,7 @@ from customized_grpo.pages.plots.numbers import Interval
 from customized_grpo.pages.run_figures import bin_means, rolling_mean
 from customized_grpo.pages.run_page import TEMPLATES, evenly, write_report
 
-from .conftest import PROMPTS, RunFolder
+from .conftest import PROMPTS, WEIGHTS, RunFolder
 from .pages import Page, assert_nothing_is_fetched
 
 Folders = Callable[[str], RunFolder]
@@ -170,11 +170,13 @@ def test_nulls_in_the_metrics_leave_gaps_not_errors(run_folder: Folders) -> None
 
 
 def test_the_schedule_figure_shows_the_weights_training_uses(full_run: RunFolder) -> None:
-    from customized_grpo.algorithms.schedules import prompt_weights
-
     shown = re.findall(r"step (\d+): prompt ([\d.]+)", page(full_run).source)
-    weights = prompt_weights("tdw", 8)
-    assert shown == [(str(step), f"{weights[step]:.2f}") for step in range(8)]
+    assert shown == [(str(step), f"{WEIGHTS[step]:.2f}") for step in range(8)]
+
+
+def test_a_run_without_written_weights_has_no_schedule_figure(full_run: RunFolder) -> None:
+    (full_run.path / "schedule.json").unlink()
+    assert "Prompt and identity weight by step" not in page(full_run).headings
 
 
 def test_the_null_of_the_quadrants_is_drawn_dotted(full_run: RunFolder) -> None:

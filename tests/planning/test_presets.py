@@ -58,7 +58,11 @@ def test_the_papers_values_are_in_its_preset() -> None:
     assert (train.learning_rate, train.weight_decay, train.max_grad_norm) == (2e-5, 1.1e-4, 1.0)
     assert (train.kl_weight, train.ema_decay) == (0.0, None)
     assert [reward.name for reward in config.rewards] == ["dino", "hpsv3"]
-    assert (config.advantage.name, config.advantage.gamma, config.schedule.name) == ("sars", 0.4, "tdw")
+    assert (config.advantage.name, config.advantage.options, config.schedule.name) == (
+        "sars",
+        {"gamma": 0.4},
+        "tdw",
+    )
 
 
 def test_advice_is_the_setting_that_was_missing_and_nothing_else() -> None:

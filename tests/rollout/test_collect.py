@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.algorithms import samplers
+from customized_grpo.algorithms.samplers import ODE
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.policies.conditioning import Conditioning
@@ -217,7 +218,7 @@ def test_noise_is_drawn_inside_the_window_only(
     config = recipe()
     start = draw(policy, config, examples).x[0]
     windowed = draw(policy, config, examples, plan=({1}, [1]), keep_means=True)
-    ode = rollout.Sampler("ode", 0.0, windowed.sigmas)
+    ode = rollout.Sampler(ODE, 0.0, windowed.sigmas)
     everyone = windowed.conditioning_of(slice(0, len(windowed)))
     assert windowed.mean is not None
     with torch.no_grad():

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms import advantages, schedules
+from customized_grpo.algorithms import advantages
+from customized_grpo.algorithms.rules import Rule, combine
+from customized_grpo.algorithms.schedules import Tdw, prompt_weights
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
@@ -22,7 +24,7 @@ from customized_grpo.rollout import collect as rollout
 from customized_grpo.rollout.collect import Sampler, Trajectory
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.training import parts as components
-from customized_grpo.training import updater as optimisation
+from customized_grpo.training import signal
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import Updater, UpdateReport
 
@@ -99,7 +101,7 @@ def make_parts(
             advantages.group_advantages(rewards, GROUP),
             rewards,
             advantages.valid_samples(rewards, GROUP),
-            schedules.prompt_weights("tdw", STEPS),
+            prompt_weights(Tdw(), STEPS),
         )
         engine = Engine(policy.device)
         updater = Updater(policy, sampler, engine, config.train, config.advantage, config.model.precision)
@@ -220,15 +222,14 @@ def test_two_advantages_reach_every_step_with_the_weights_of_its_true_index(
         log_prob=trajectory.log_prob[rows],
     )
     seen: list[tuple[Tensor, Tensor]] = []
-    combine = advantages.combine
 
-    def spy(name: str, values: Tensor, weights: Tensor, **options: Any) -> Tensor:
+    def spy(rule: Rule, values: Tensor, weights: Tensor, **options: Any) -> Tensor:
         seen.append((values, weights))
-        return combine(name, values, weights, **options)
+        return combine(rule, values, weights, **options)
 
-    monkeypatch.setattr(optimisation.adv, "combine", spy)
+    monkeypatch.setattr(signal, "combine", spy)
     parts.updater.update(shuffled, parts.signal, 0)
-    weights = schedules.prompt_weights("tdw", STEPS)
+    weights = prompt_weights(Tdw(), STEPS)
     assert weights.unique().numel() > 4, "the test needs weights that tell steps apart"
     assert [float(w[0]) for _, w in seen] == [float(weights[step]) for step in order]
     assert [float(w[1]) for _, w in seen] == [float(1 - weights[step]) for step in order]

@@ -5,31 +5,29 @@ x0 = x - s v is the data and x1 = x + (1 - s) v the noise that it implies. D = s
 written as the ODE mean plus a multiple of x1 that is exactly 0 at eta = 0.
 
     x' = (1 - s') x0 + s' x1                                         ODE (Euler)
-    x' = (1 - s') x0 + s' g x1 + s' f z,   f^2 + g^2 = 1             CPS, DDIM and the exact SDEs: the noise
-    of
+    x' = (1 - s') x0 + s' g x1 + s' f z,   f^2 + g^2 = 1             CPS, DDIM and the exact SDEs: noise of
                                                                      the right level, partly renewed
     x' = x - D v - (e^2 / 2)(D / s) x1 + e sqrt(D) z                 Dance and Flow: Euler-Maruyama
 
 Arguments common to all: x [B, ...] and velocity of the same shape, in any dtype; sigma and sigma_next, floats
 or tensors [] or [B], 1 >= sigma > sigma_next >= 0; eta >= 0, the strength of the noise. All arithmetic is in
 float32 (float64 when x is), because half precision cannot tell neighbouring noise levels apart. `mean` has
-the shape of x; `std` is [] or [B, 1, ...]. For trajectories use `transition`, which also ends them.
+the shape of x; `std` is [] or [B, 1, ...]. For trajectories use a `Transition`,
+which also ends them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms.registry import lookup
-
 Level = float | Tensor
 Gaussian = tuple[Tensor, Tensor]
-Sampler = Callable[[Tensor, Tensor, Level, Level, Level, Level | None], Gaussian]
+StepFunction = Callable[[Tensor, Tensor, Level, Level, Level, Level | None], Gaussian]
 
 
 def ode(
@@ -60,10 +58,10 @@ def flow(
     """Flow-GRPO's SDE (arXiv 2505.05470): e^2 = eta^2 s / (1 - s), m and std as Dance with e for eta.
 
     At s = 1, 1 - s is replaced by 1 - sigma_max with sigma_max = sigmas[1], so the first std is exactly eta.
-    A first sigma between sigma_max and 1 is treated alike.
+    A first sigma between sigma_max and 1 is treated the same way.
     """
     step = _Step.of(x, velocity, sigma, sigma_next, eta)
-    # Without sigma_max there is nothing to replace s = 1 by; `transition` always gives it.
+    # Without sigma_max there is nothing to replace s = 1 by; `Transition` always gives it.
     top = step.sigma if sigma_max is None else torch.minimum(step.sigma, step.level(sigma_max))
     share = step.delta / (1 - top)
     mean = step.euler - step.eta.square() / 2 * share * step.noise
@@ -114,54 +112,61 @@ def flow_exact(
     return step.decay(step.eta.square() / 2 * step.log_odds_ratio)
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ode": ode,
-    "dance": dance,
-    "flow": flow,
-    "cps": cps,
-    "ddim": ddim,
-    "dance_exact": dance_exact,
-    "flow_exact": flow_exact,
-}
-"""Every sampler by name. Add to it to make a sampler of your own selectable."""
+@dataclass(frozen=True)
+class Transition:
+    """A sampler: how one step of a trajectory is drawn, and how strong its noise may be.
 
-
-def transition(
-    name: str,
-    x: Tensor,
-    velocity: Tensor,
-    sigma: Level,
-    sigma_next: Level,
-    eta: float,
-    sigma_max: Level,
-) -> Gaussian:
-    """Return (mean, std) of one step of a trajectory; a step to sigma_next = 0 is always the ODE's.
-
-    Noise added by the last step would stay in the image, and its log-density would be that of the noise. Used
-    alike in rollout and in training, which is what makes the first ratio exactly 1.
-
-    Args:
-        name: A key of `SAMPLERS`.
-        x: [B, ...], the state at sigma.
-        velocity: The model's output there, of x's shape.
-        sigma: s, a float or a tensor [] or [B].
-        sigma_next: s' < s, likewise.
-        eta: Strength of the noise, >= 0 (in [0, 1] for "cps" and "ddim").
-        sigma_max: sigmas[1] of the schedule, used by "flow" at s = 1.
-
-    Returns:
-        mean [B, ...] and std, [] or [B, 1, ...]; in float32, or float64 if x is.
-
-    Raises:
-        ValueError: Unknown sampler, eta outside its range, or levels out of order.
+    Attributes:
+        step: `step(x, velocity, sigma, sigma_next, eta, sigma_max) -> (mean, std)`, as `dance`.
+        max_eta: Largest eta for which it is defined; 0 for one that draws no noise.
     """
-    sampler = lookup(SAMPLERS, name, "sampler")
-    if not 0 <= eta <= (1 if name in {"cps", "ddim"} else math.inf):
-        raise ValueError(f"eta out of range for sampler {name!r}: {eta}")
-    level = _like(x, sigma_next)
-    # Not torch.where(..., 0.0, eta): two Python numbers would make a float32 of eta even for float64 states.
-    strength = torch.where(level == 0, 0.0, _like(x, eta))
-    return sampler(x, velocity, sigma, sigma_next, strength, sigma_max)
+
+    step: StepFunction
+    max_eta: float = math.inf
+
+    def __call__(
+        self, x: Tensor, velocity: Tensor, sigma: Level, sigma_next: Level, eta: float, sigma_max: Level
+    ) -> Gaussian:
+        """Return (mean, std) of one step of a trajectory; a step to sigma_next = 0 is always the ODE's.
+
+        Noise added by the last step would stay in the image, and its log-density would be that of the noise.
+        Rollout and training both come here, which is what makes the first ratio exactly 1.
+
+        Args:
+            x: [B, ...], the state at sigma.
+            velocity: The model's output there, of x's shape.
+            sigma: s, a float or a tensor [] or [B].
+            sigma_next: s' < s, of the same form.
+            eta: Strength of the noise, in [0, max_eta].
+            sigma_max: sigmas[1] of the schedule, used by `flow` at s = 1.
+
+        Returns:
+            mean [B, ...] and std, [] or [B, 1, ...]; in float32, or float64 if x is.
+
+        Raises:
+            ValueError: Eta outside its range, or levels out of order.
+        """
+        if not 0 <= eta <= self.max_eta:
+            raise ValueError(f"eta must be in [0, {self.max_eta:g}], got {eta}")
+        level = _like(x, sigma_next)
+        # Not torch.where(..., 0.0, eta): two Python numbers would make eta float32 even for float64 x.
+        strength = torch.where(level == 0, 0.0, _like(x, eta))
+        return self.step(x, velocity, sigma, sigma_next, strength, sigma_max)
+
+
+ODE = Transition(ode, max_eta=0.0)
+"""The step without noise."""
+
+SAMPLERS: Mapping[str, Transition] = {
+    "ode": ODE,
+    "dance": Transition(dance),
+    "flow": Transition(flow),
+    "cps": Transition(cps, max_eta=1.0),
+    "ddim": Transition(ddim, max_eta=1.0),
+    "dance_exact": Transition(dance_exact),
+    "flow_exact": Transition(flow_exact),
+}
+"""Every sampler of the package by its name in recipes."""
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -4,236 +4,197 @@ Early steps lay out the scene, so they favour the prompt; middle steps draw the 
 Progress is u = i / T at the TRUE index i of a step among T, whatever the order, subset or window in which
 steps are trained: build the table once with `prompt_weights` and index it by the step. Step T - 1 is never
 trained.
+
+A schedule is a class: its fields are its options. `SCHEDULES` has every schedule by name; one of your own is
+a subclass of `Schedule` (docs/extending.md).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from customized_grpo.algorithms.registry import check_options, lookup
+from customized_grpo.fields import Section, Share
 
 
-@overload
-def tdw(
-    progress: float,
-    *,
-    first_break: float = ...,
-    second_break: float = ...,
-    centre: float = ...,
-    slope: float = ...,
-    early: float = ...,
-    middle: float = ...,
-    late: float = ...,
-) -> float: ...
+class Schedule(Section, ABC):
+    """The prompt weight at every denoising step; the fields of a subclass are its options."""
+
+    @abstractmethod
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        """Return the prompt weight of every step, [T] in [0, 1].
+
+        Args:
+            n_steps: T, the number of transitions; step T - 1 is never trained.
+            seed: Another one in every iteration, for schedules that draw their weights.
+        """
 
 
-@overload
-def tdw(
-    progress: Tensor,
-    *,
-    first_break: float = ...,
-    second_break: float = ...,
-    centre: float = ...,
-    slope: float = ...,
-    early: float = ...,
-    middle: float = ...,
-    late: float = ...,
-) -> Tensor: ...
-
-
-def tdw(
-    progress: float | Tensor,
-    *,
-    first_break: float = 0.24,
-    second_break: float = 0.88,
-    centre: float = 0.4,
-    slope: float = 20.0,
-    early: float = 0.7,
-    middle: float = 0.3,
-    late: float = 0.5,
-) -> float | Tensor:
-    """Time-dependent weighting: the prompt weight w_p(u).
+class Tdw(Schedule):
+    """Time-dependent weighting (arXiv 2510.18263): the prompt weight w_p(u) at progress u.
 
         u < .24         .7
         .24 <= u < .88  .3 + (.7 - .3) * (1 - sigmoid(20 * (u - .4)))
         u >= .88        .5
 
-    Args:
-        progress: u in [0, 1], a float or a floating-point tensor of any shape.
-        first_break: Progress at which the prompt weight starts to fall.
-        second_break: Progress at which it jumps to `late`.
-        centre: Progress at which the fall is half done.
-        slope: Steepness of the fall, per unit of progress.
-        early: Prompt weight before `first_break`, in [0, 1].
-        middle: Prompt weight that the fall approaches, in [0, 1].
-        late: Prompt weight from `second_break` on, in [0, 1].
-
-    Returns:
-        What came in: a float, or a tensor of the same shape and dtype.
-
-    Raises:
-        ValueError: Progress or a weight outside [0, 1], or the breaks out of order.
-
-    Source: arXiv 2510.18263, TDW; the paper's breaks 6, 22 and centre 10 of 25 steps, slope .8 a step.
+    The defaults are the paper's: breaks 6 and 22 and centre 10 of 25 steps, slope .8 a step.
     """
-    if not isinstance(progress, Tensor):
-        options = {"first_break": first_break, "second_break": second_break, "centre": centre, "slope": slope}
-        u = torch.tensor(progress, dtype=torch.float64)
-        return float(tdw(u, early=early, middle=middle, late=late, **options))
-    if not bool(((progress >= 0) & (progress <= 1)).all()):
-        raise ValueError("progress must be in [0, 1]")
-    if not 0 <= first_break <= second_break <= 1:
-        raise ValueError(f"need 0 <= first_break <= second_break <= 1, got {first_break} and {second_break}")
-    for weight in (early, middle, late):
-        _weight(weight)
-    fall = middle + (early - middle) * (1 - torch.sigmoid(slope * (progress - centre)))
-    return torch.where(progress < first_break, early, torch.where(progress < second_break, fall, late))
+
+    first_break: Share = 0.24
+    """Progress at which the prompt weight starts to fall."""
+    second_break: Share = 0.88
+    """Progress at which it jumps to `late`."""
+    centre: float = 0.4
+    """Progress at which the fall is half done."""
+    slope: float = 20.0
+    """Steepness of the fall, per unit of progress."""
+    early: Share = 0.7
+    """Prompt weight before `first_break`."""
+    middle: Share = 0.3
+    """Prompt weight that the fall approaches."""
+    late: Share = 0.5
+    """Prompt weight from `second_break` on."""
+
+    @model_validator(mode="after")
+    def _check_breaks(self) -> Self:
+        if self.first_break > self.second_break:
+            raise ValueError(
+                f"first_break must be at most second_break, got {self.first_break} and {self.second_break}"
+            )
+        return self
+
+    def at(self, progress: Tensor) -> Tensor:
+        """Return the prompt weight at progress in [0, 1], of the same shape and dtype.
+
+        Raises:
+            ValueError: Progress outside [0, 1].
+        """
+        if not bool(((progress >= 0) & (progress <= 1)).all()):
+            raise ValueError("progress must be in [0, 1]")
+        fall = self.middle + (self.early - self.middle) * (
+            1 - torch.sigmoid(self.slope * (progress - self.centre))
+        )
+        late = torch.where(progress < self.second_break, fall, self.late)
+        return torch.where(progress < self.first_break, self.early, late)
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        return self.at(_progress(n_steps))
 
 
-def progress_of_sigma(sigma: float | Tensor, sigmas: Tensor) -> Tensor:
-    """Return the progress u of noise levels: the piecewise-linear inverse of u = i / T -> sigmas[i].
-
-    Args:
-        sigma: Noise levels, any shape, within [sigmas[-1], sigmas[0]].
-        sigmas: [T + 1], strictly decreasing, T >= 1.
-
-    Returns:
-        Progress in [0, 1], of sigma's shape and of the dtype of `sigmas`; exactly i / T at sigmas[i].
-
-    Raises:
-        ValueError: `sigmas` not strictly decreasing, or sigma outside its range.
-    """
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()):
-        raise ValueError("sigmas must be [T + 1] and strictly decreasing")
-    level = torch.as_tensor(sigma, dtype=sigmas.dtype, device=sigmas.device)
-    if not bool(((level >= sigmas[-1]) & (level <= sigmas[0])).all()):
-        raise ValueError(f"sigma must be within [{float(sigmas[-1])}, {float(sigmas[0])}]")
-    n_steps = len(sigmas) - 1
-    step = torch.searchsorted(-sigmas, -level.contiguous(), right=True).sub(1).clamp(0, n_steps - 1)
-    fraction = (sigmas[step] - level) / (sigmas[step] - sigmas[step + 1])
-    return (step + fraction) / n_steps
-
-
-def tdw_of_sigma(sigma: float | Tensor, sigmas: Tensor, **options: float) -> Tensor:
-    """Return `tdw` at noise levels, for algorithms that draw the time afresh and follow no trajectory.
-
-    Args:
-        sigma: Noise levels, any shape.
-        sigmas: [T + 1], the schedule that defines progress, as in `progress_of_sigma`.
-        options: Those of `tdw`.
-
-    Raises:
-        ValueError: As `progress_of_sigma` and `tdw`.
-    """
-    check_options(tdw, options, "tdw")
-    return tdw(progress_of_sigma(sigma, sigmas), **options)
-
-
-def tdw_table(
-    n_steps: int,
-    *,
-    first_break: float = 0.24,
-    second_break: float = 0.88,
-    centre: float = 0.4,
-    slope: float = 20.0,
-    early: float = 0.7,
-    middle: float = 0.3,
-    late: float = 0.5,
-) -> Tensor:
-    """`tdw` at every step; its options."""
-    options = {"first_break": first_break, "second_break": second_break, "centre": centre, "slope": slope}
-    return tdw(_progress(n_steps), early=early, middle=middle, late=late, **options)
-
-
-def constant(n_steps: int, *, prompt_weight: float = 0.5) -> Tensor:
-    """The same prompt weight at every step."""
-    return torch.full_like(_progress(n_steps), _weight(prompt_weight))
-
-
-def tdw_mean(n_steps: int) -> Tensor:
+class TdwMean(Tdw):
     """Constant at TDW's mean over the trained steps: the control for "it is only the average weight"."""
-    return constant(n_steps, prompt_weight=float(tdw_table(n_steps)[:-1].mean()))
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        table = super().__call__(n_steps, seed)
+        return torch.full_like(table, float(table[:-1].mean()))
 
 
-def inverse_tdw(n_steps: int) -> Tensor:
+class InverseTdw(Tdw):
     """TDW reversed in time over the trained steps, which keeps its mean: the control for the order."""
-    table = tdw_table(n_steps)
-    return torch.cat([table[:-1].flip(0), table[-1:]])
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        table = super().__call__(n_steps, seed)
+        return torch.cat([table[:-1].flip(0), table[-1:]])
 
 
-def shuffled_tdw(n_steps: int, *, seed: int = 0, permutation: Sequence[int] | None = None) -> Tensor:
+class ShuffledTdw(Tdw):
     """TDW read at a permuted position, as the released code did: same values and mean, no relation to time.
 
-    Args:
-        n_steps: T.
-        seed: Draws the permutation of the trained steps; derive it from (run seed, iteration) to have a fresh
-            one each iteration.
-        permutation: The permutation itself, of 0 .. T - 2; `seed` is then not used.
+    Every iteration has another permutation of the trained steps.
     """
-    table = tdw_table(n_steps)
-    if permutation is None:
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        table = super().__call__(n_steps, seed)
         order = torch.randperm(n_steps - 1, generator=torch.Generator().manual_seed(seed))
-    elif sorted(permutation) == list(range(n_steps - 1)):
-        order = torch.tensor(permutation)
-    else:
-        raise ValueError(f"permutation must hold each of 0 .. {n_steps - 2} once, got {list(permutation)}")
-    return torch.cat([table[:-1][order], table[-1:]])
+        return torch.cat([table[:-1][order], table[-1:]])
 
 
-def linear(n_steps: int, *, start: float = 0.7, end: float = 0.3) -> Tensor:
+class Constant(Schedule):
+    """The same prompt weight at every step: naive GRPO."""
+
+    prompt_weight: Share = 0.5
+    """The prompt weight; identity gets the rest."""
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        return torch.full_like(_progress(n_steps), self.prompt_weight)
+
+
+class Linear(Schedule):
     """Linear in progress, from `start` at u = 0 to `end` at u = 1 (where the trajectory ends)."""
-    progress = _progress(n_steps)
-    return _weight(start) + (_weight(end) - start) * progress
+
+    start: Share = 0.7
+    """Prompt weight at the first step."""
+    end: Share = 0.3
+    """Prompt weight at the end of the trajectory."""
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        return self.start + (self.end - self.start) * _progress(n_steps)
 
 
-Schedule = Callable[..., Tensor]
-"""`schedule(n_steps, *, option=default, ...) -> [n_steps]`; the keyword-only parameters are its options."""
+class Table(Schedule):
+    """The prompt weights themselves, one for every step."""
 
-SCHEDULES: dict[str, Schedule] = {
-    "tdw": tdw_table,
-    "constant": constant,
-    "inverse_tdw": inverse_tdw,
-    "shuffled_tdw": shuffled_tdw,
-    "linear": linear,
-    "tdw_mean": tdw_mean,
+    prompt_weights: Annotated[tuple[Share, ...], Field(min_length=2)]
+    """Prompt weight of each of the rollout.steps, the noisiest first; the last one never counts."""
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        if len(self.prompt_weights) != n_steps:
+            raise ValueError(f"has {len(self.prompt_weights)} prompt_weights for {n_steps} steps")
+        return torch.tensor(self.prompt_weights, dtype=torch.float64)
+
+
+SCHEDULES: Mapping[str, type[Schedule]] = {
+    "tdw": Tdw,
+    "constant": Constant,
+    "inverse_tdw": InverseTdw,
+    "shuffled_tdw": ShuffledTdw,
+    "linear": Linear,
+    "tdw_mean": TdwMean,
+    "table": Table,
 }
-"""Every schedule by name. Add to it to make a schedule of your own selectable."""
+"""Every schedule of the package by its name in recipes."""
 
 
-def prompt_weights(name: str, n_steps: int, **options: Any) -> Tensor:
+def prompt_weights(schedule: Schedule, n_steps: int, seed: int = 0) -> Tensor:
     """Return the prompt weight of every step, to be indexed by the step's true index.
 
     Args:
-        name: A key of `SCHEDULES`.
+        schedule: The schedule, with its options.
         n_steps: T >= 2, the number of transitions.
-        options: The schedule's own options; see its docstring.
+        seed: Of the iteration; only schedules that draw their weights depend on it.
 
     Returns:
         [T] in float32; w_id = 1 - w_p.
 
     Raises:
-        ValueError: Unknown schedule or option, T < 2, or a weight outside [0, 1].
+        ValueError: T < 2, or the schedule does not give T weights in [0, 1].
     """
-    schedule = lookup(SCHEDULES, name, "schedule")
-    check_options(schedule, options, f"schedule {name!r}")
-    weights = schedule(n_steps, **options)
+    weights = schedule(n_steps, seed)
     if weights.shape != (n_steps,) or not bool(((weights >= 0) & (weights <= 1)).all()):
-        raise ValueError(f"schedule {name!r} must give {n_steps} weights in [0, 1], gave {weights.tolist()}")
+        raise ValueError(f"must give {n_steps} weights in [0, 1], gave {weights.tolist()}")
     return weights.float()
+
+
+def check_schedule(schedule: Schedule, n_steps: int) -> None:
+    """Try a schedule, so that a faulty one is refused before anything is loaded.
+
+    Raises:
+        ValueError: It fails for this number of steps.
+    """
+    try:
+        prompt_weights(schedule, n_steps)
+    except ValueError:
+        raise
+    except Exception as error:  # a schedule may be foreign code: its failure is the user's to read
+        raise ValueError(f"fails for {n_steps} steps: {type(error).__name__}: {error}") from error
 
 
 def _progress(n_steps: int) -> Tensor:
     if n_steps < 2:
         raise ValueError(f"n_steps must be at least 2 (the last step is never trained), got {n_steps}")
     return torch.arange(n_steps, dtype=torch.float64) / n_steps
-
-
-def _weight(value: float) -> float:
-    if not (math.isfinite(value) and 0 <= value <= 1):
-        raise ValueError(f"a prompt weight must be in [0, 1], got {value}")
-    return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.config.names import ADVANTAGE_OPTIONS, SCHEDULE_OPTIONS
+from customized_grpo import extensions
+from customized_grpo.config.choice import read_part
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,37 @@ def _updates_are_whole_groups(updates: int, prompts: int) -> str | None:
     )
 
 
-def _sampler_explores(sampler: str, eta: float) -> str | None:
-    if sampler == "ode":
-        return "'ode' draws no noise and leaves nothing to train; take a stochastic one, for example dance"
+def _sampler_explores(name: str, eta: float) -> str | None:
+    sampler = extensions.load("sampler", name)
+    if sampler.max_eta == 0:
+        return f"{name!r} draws no noise and leaves nothing to train; use a stochastic one, for example dance"
     if eta == 0:
-        return f"{sampler!r} with rollout.eta=0 draws no noise and leaves nothing to train; set it above 0"
-    if sampler in ("cps", "ddim") and eta > 1:
-        return f"{sampler!r} needs rollout.eta of at most 1, got {eta:g}"
+        return f"{name!r} with rollout.eta=0 draws no noise and leaves nothing to train; set it above 0"
+    if eta > sampler.max_eta:
+        return f"{name!r} needs rollout.eta of at most {sampler.max_eta:g}, got {eta:g}"
     return None
 
 
-def _group_has_a_pull(name: str, group_size: int) -> str | None:
-    if name != "sars_matched" or group_size >= 4:
-        return None
-    return f"'sars_matched' is known for groups of 4 and more, train.group_size is {group_size}"
+def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
+    from customized_grpo.algorithms.rules import Rule, check_rule
+
+    try:
+        rule: type[Rule] = extensions.load("rule", name)
+        check_rule(read_part(rule, options), group_size)
+    except ValueError as error:
+        return f"{name!r} {error}"
+    return None
+
+
+def _schedule_works(name: str, options: Mapping[str, Any], steps: int) -> str | None:
+    from customized_grpo.algorithms.schedules import Schedule, check_schedule
+
+    try:
+        schedule: type[Schedule] = extensions.load("schedule", name)
+        check_schedule(read_part(schedule, options), steps)
+    except ValueError as error:
+        return f"{name!r} {error} (rollout.steps={steps})"
+    return None
 
 
 def _window_fits(size: int | None, start: int | None, steps: int) -> str | None:
@@ -108,26 +126,13 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
-def _option_checks(section: str, options: Mapping[str, Mapping[str, float]]) -> Iterator[Check]:
-    for option in sorted({option for has in options.values() for option in has}):
-        users = [name for name, has in options.items() if option in has]
-
-        def problem(value: float | None, name: str, users: list[str] = users) -> str | None:
-            if value is None or name in users:
-                return None
-            return f"not used by {section}.name={name}, only by {', '.join(users)}; leave it out or null"
-
-        yield Check((f"{section}.{option}", f"{section}.name"), problem)
-
-
 CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
-    Check(("advantage.name", "train.group_size"), _group_has_a_pull),
+    Check(("advantage.name", "advantage.options", "train.group_size"), _rule_works),
+    Check(("schedule.name", "schedule.options", "rollout.steps"), _schedule_works),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
-    *_option_checks("advantage", ADVANTAGE_OPTIONS),
-    *_option_checks("schedule", SCHEDULE_OPTIONS),
 )
 """Every rule."""

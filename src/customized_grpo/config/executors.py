@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from customized_grpo.config.fields import Count, CountOrZero, NonNegative, Positive, Section, Text
+from customized_grpo.fields import Count, CountOrZero, NonNegative, Positive, Section, Text
 
 
 def _service_url(value: str) -> str:

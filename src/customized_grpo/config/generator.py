@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from customized_grpo.config.fields import Count, Section
 from customized_grpo.config.loading import apply_overrides, parse_overrides
 from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
+from customized_grpo.fields import Count, Section
 
 
 class GeneratorSettings(Section):

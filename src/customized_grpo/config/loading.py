@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
-from customized_grpo.config.fields import Section
-from customized_grpo.config.mistakes import explain, listed, nearest
-from customized_grpo.config.names import ADVANTAGE_NAMES, ADVANTAGE_OPTIONS, SCHEDULE_NAMES, SCHEDULE_OPTIONS
-from customized_grpo.config.reference import ITEM, generic, knobs
-from customized_grpo.config.schema import Config
+from customized_grpo.config.choice import gather_options
+from customized_grpo.config.mistakes import explain, listed
+from customized_grpo.config.reference import ITEM, generic
+from customized_grpo.config.schema import AdvantageConfig, Config, ManifestData, ScheduleConfig, ToyboxData
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.fields import Section
 
 EXTENDS = "extends"
 """Key of a recipe that names the recipe it starts from."""
@@ -57,6 +57,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
+    for section, choice in (("advantage", AdvantageConfig), ("schedule", ScheduleConfig)):
+        data[section] = gather_options(data.get(section, {}), choice.model_fields)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -90,10 +92,13 @@ def config_hash(config: Config) -> str:
 def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
     before, after = _leaves(old), _leaves(new)
-    paths = dict.fromkeys((*before, *after))
-    return [
-        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
-    ]
+    differences = []
+    for path in dict.fromkeys((*before, *after)):
+        values = before.get(path), after.get(path)
+        # a choice without options has an empty mapping where the other has its options, listed one by one
+        if values[0] != values[1] and {} not in values:
+            differences.append((path, *values))
+    return differences
 
 
 def preset_summaries() -> dict[str, str]:
@@ -259,29 +264,37 @@ def _index(items: list[Any], key: str) -> int | None:
 def _forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     """Drop what belonged to the recipe's choice when an override makes another.
 
-    `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to take gamma
-    back. Options given as overrides themselves are kept, and so still refused if they do not apply.
+    `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to remove
+    gamma. Options that both choices have stay. Those that are overrides themselves are written later, and
+    so still refused if they do not apply.
     """
-    choices = _choices().get(path, {})
-    if (
-        not isinstance(value, str)
-        or value not in choices
-        or not isinstance(section := data.get(path[0]), dict)
-    ):
+    section = data.get(path[0])
+    if path not in CHOICES or not isinstance(section, dict) or section.get(path[1]) == value:
         return
-    for option in {option for options in choices.values() for option in options} - set(choices[value]):
-        section.pop(option, None)
+    staying = CHOICES[path](value)
+    _keep(section, {*staying, "options"})
+    if isinstance(section.get("options"), dict):
+        _keep(section["options"], staying)
 
 
-def _choices() -> dict[tuple[str, ...], dict[str, Sequence[str]]]:
-    """Return, for each field that decides which of its neighbours apply, its choices and their options."""
-    data = [knob for knob in knobs() if knob.path.startswith("data.")]
-    owned = [(knob.owner, knob.path.rpartition(".")[2]) for knob in data if knob.owner]
-    return {
-        ("data", "kind"): {kind: [key for owner, key in owned if owner == kind] for kind, _ in owned},
-        ("advantage", "name"): {name: list(ADVANTAGE_OPTIONS.get(name, ())) for name in ADVANTAGE_NAMES},
-        ("schedule", "name"): {name: list(SCHEDULE_OPTIONS.get(name, ())) for name in SCHEDULE_NAMES},
-    }
+def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
+    for key in set(section) - set(keys):
+        del section[key]
+
+
+def _fields_of_source(kind: Any) -> set[str]:
+    """Return the fields of a data source; those of all sources for an unknown one, which is refused later."""
+    sources: dict[Any, type[Section]] = {"toybox": ToyboxData, "manifest": ManifestData}
+    chosen = [sources[kind]] if kind in sources else list(sources.values())
+    return set().union(*(source.model_fields for source in chosen))
+
+
+CHOICES: Mapping[tuple[str, ...], Callable[[Any], set[str]]] = {
+    ("data", "kind"): _fields_of_source,
+    ("advantage", "name"): AdvantageConfig.fields_for,
+    ("schedule", "name"): ScheduleConfig.fields_for,
+}
+"""Fields that choose what their section holds, each with the fields and options that a choice has."""
 
 
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
@@ -295,7 +308,10 @@ def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str
             section = {} if name in broken else copy.deepcopy(data.get(name, {}))
             for path in broken:
                 _remove(section, path.split(".")[1:] if path.startswith(f"{name}.") else [])
-            values[name] = type(field.default).model_validate(section).model_dump()
+            try:
+                values[name] = type(field.default).model_validate(section).model_dump()
+            except ValidationError:  # without its broken fields it is another choice, whose options differ
+                values[name] = field.default.model_dump()
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from customized_grpo.config.checks import Mistake
 from customized_grpo.config.reference import Knob, generic, knobs
+from customized_grpo.errors import nearest
 
 _WANTED = {
     "bool_type": "write true or false",
@@ -33,12 +33,6 @@ _BOUNDS = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at lea
 def explain(errors: Iterable[ErrorDetails]) -> list[Mistake]:
     """Return one mistake per pydantic error, in the same order, without those of rules across fields."""
     return [Mistake(".".join(path), _text(path, error)) for error in errors if (path := _path(error))]
-
-
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """Return the name closest to `word`, or None when none is close."""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 def _path(error: ErrorDetails) -> tuple[str, ...]:
@@ -74,6 +68,8 @@ def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
         return _about(path, f"must be given: {' or '.join(sorted(_kinds(path[:-1])))}")
     if kind in ("literal_error", "union_tag_invalid"):
         return _unknown_name(error)
+    if kind == "part":  # what a part that is chosen by name says of itself
+        return error["msg"]
     got = f"got {_shown(error['input'])}"
     if kind in _BOUNDS:
         key, word = _BOUNDS[kind]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from customized_grpo.config.fields import MAX_SEED
 from customized_grpo.config.schema import Config
+from customized_grpo.fields import MAX_SEED
 
 Schema = Mapping[str, Any]
 

@@ -6,15 +6,15 @@ from it. Nothing is converted silently: a number in quotes, an unknown key or a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from customized_grpo.config.checks import cross_field_mistakes
+from customized_grpo.config.choice import Choice, load_part
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
-from customized_grpo.config.fields import (
+from customized_grpo.fields import (
     Count,
     CountOrZero,
     FilePath,
@@ -27,14 +27,14 @@ from customized_grpo.config.fields import (
     Share,
     Text,
 )
-from customized_grpo.config.names import (
-    ADVANTAGE_OPTIONS,
-    RULE_ARGUMENTS,
-    SCHEDULE_OPTIONS,
-    AdvantageName,
-    SamplerName,
-    ScheduleName,
-)
+
+
+def _known_sampler(name: str) -> str:
+    load_part("sampler", name)
+    return name
+
+
+SamplerName = Annotated[Text, AfterValidator(_known_sampler)]
 
 
 class RunConfig(Section):
@@ -174,7 +174,7 @@ class RolloutConfig(Section):
     steps: Annotated[int, Field(ge=2)] = 25
     """Denoising steps of a sample; the last one draws no noise and is never trained."""
     sampler: SamplerName = "dance"
-    """Kind of stochastic step."""
+    """Kind of stochastic step: one of the package's, or your own."""
     eta: NonNegative = 0.4
     """Noise scale of the stochastic steps, in the sampler's own convention (no unit)."""
     shared_noise: bool = True
@@ -206,65 +206,24 @@ class RewardConfig(Section):
     """What a failing reward does: stop ends the run, drop leaves the samples it was asked about unscored."""
 
 
-class _Selected(Section):
-    """A section whose `name` decides which of its options apply; the others stay null."""
-
-    OPTIONS: ClassVar[Mapping[str, Mapping[str, float]]]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        name = values.get("name", cls.model_fields["name"].default)
-        defaults = cls.OPTIONS.get(name, {}) if isinstance(name, str) else {}
-        return {
-            **values,
-            **{option: default for option, default in defaults.items() if values.get(option) is None},
-        }
-
-    def options(self) -> dict[str, float]:
-        """Return the options that apply to the chosen name, with their values."""
-        values = self.model_dump()
-        return {option: values[option] for option in self.OPTIONS.get(values["name"], {})}
-
-
-class AdvantageConfig(_Selected):
+class AdvantageConfig(Choice):
     """How the prompt advantage and the identity advantage become one."""
 
-    OPTIONS = ADVANTAGE_OPTIONS
+    KIND: ClassVar[str] = "rule"
 
-    name: AdvantageName = "sars"
-    """Rule that combines the two advantages; sars is Customized-GRPO, linear is naive GRPO."""
-    gamma: NonNegative | None = None
-    """Largest bonus or penalty of the sars rules, in units of the advantage; null means .4, or unused."""
-    correlation: Annotated[float, Field(gt=-1, lt=1)] | None = None
-    """Correlation of the two rewards in groups that sars_matched reckons with; null means 0, or unused."""
+    name: Text = "sars"
+    """Rule that combines the two advantages: sars is Customized-GRPO, linear is naive GRPO; or your own."""
     clip: Positive = 5.0
     """Bound on the magnitude of the combined advantage, in standard deviations of the group."""
-    tau: float | None = None
-    """Identity reward below which identity_gate punishes, in its units; null means .7, or unused."""
-    snr_threshold: Share | None = None
-    """|A_p + A_id| / (|A_p| + |A_id|) below which gd2po_snr drops a sample; null means .2, or unused."""
-
-    def options(self) -> dict[str, float]:
-        """Return the options of the chosen rule, under the names `advantages.combine` knows them by."""
-        return {RULE_ARGUMENTS.get(key, key): value for key, value in super().options().items()}
 
 
-class ScheduleConfig(_Selected):
+class ScheduleConfig(Choice):
     """How much the prompt advantage weighs against identity at each denoising step."""
 
-    OPTIONS = SCHEDULE_OPTIONS
+    KIND: ClassVar[str] = "schedule"
 
-    name: ScheduleName = "tdw"
-    """Prompt weight as a function of the step; tdw is Customized-GRPO, constant is naive GRPO."""
-    prompt_weight: Share | None = None
-    """Prompt weight of the constant schedule, identity gets the rest (no unit); null means .5, or unused."""
-    start: Share | None = None
-    """Prompt weight of the linear schedule at the first step (no unit); null means .7, or unused."""
-    end: Share | None = None
-    """Prompt weight of the linear schedule at the last step (no unit); null means .3, or unused."""
+    name: Text = "tdw"
+    """Prompt weight of each step: tdw is Customized-GRPO, constant is naive GRPO; or your own."""
 
 
 class TrainConfig(Section):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from customized_grpo.config.names import SCHEDULE_OPTIONS
 from customized_grpo.errors import UserError
 from customized_grpo.pages.plots.numbers import Interval
 
@@ -210,13 +209,18 @@ def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) ->
 
 def _weight(arm: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     """The constant prompt weight of an arm of the front: its own, the recipe's, or the default."""
-    for value in (
-        (arm.get("overrides") or {}).get("schedule.prompt_weight"),
-        (config.get("schedule") or {}).get("prompt_weight"),
-    ):
+    overrides = arm.get("overrides") or {}
+    schedule = config.get("schedule") or {}
+    places = (
+        overrides.get("schedule.prompt_weight"),
+        overrides.get("schedule.options.prompt_weight"),
+        (schedule.get("options") or {}).get("prompt_weight"),
+        schedule.get("prompt_weight"),  # results written before options had a section of their own
+    )
+    for value in places:
         if value is not None:
             return float(value)
-    return SCHEDULE_OPTIONS["constant"]["prompt_weight"]
+    return 0.5  # the default of the schedule "constant"
 
 
 def _pair(arms: Sequence[Arm]) -> Pair | None:

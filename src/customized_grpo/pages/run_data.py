@@ -35,7 +35,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run folder, read. `train`, `evals` and `events` are the records of metrics.jsonl by kind."""
+    """A run folder, read. `train`, `evals` and `events` are the records of metrics.jsonl by kind.
+
+    `prompt_weights` are the schedule's weights of every denoising step, as the run wrote them down when it
+    started, so that a report needs neither torch nor the code of a foreign schedule.
+    """
 
     name: str
     config: dict[str, Any]
@@ -47,6 +51,7 @@ class RunData:
     comparisons: dict[str, Comparison]
     summary: dict[str, Any]
     samples: Samples | None
+    prompt_weights: list[float] | None
 
     def setting(self, path: str) -> Any:
         """A resolved setting such as "train.iterations"; None when the config does not have it."""
@@ -93,6 +98,7 @@ def read_run(run_dir: Path) -> RunData:
         comparisons=_from_summary(run_dir / "summary.json", summary) if summary else _from_evals(evals),
         summary=summary,
         samples=_read_samples(run_dir / "samples"),
+        prompt_weights=_read_object(run_dir / "schedule.json").get("prompt_weights"),
     )
 
 

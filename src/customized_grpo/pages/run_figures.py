@@ -262,17 +262,11 @@ def _diversity(run: RunData) -> Figure | None:
 
 
 def _schedule(run: RunData) -> Figure | None:
-    """The schedule's weights, asked of the very function that training uses."""
-    name, steps = run.setting("schedule.name"), run.setting("rollout.steps")
-    if not isinstance(name, str) or not isinstance(steps, int):
+    """The schedule's weights, as the run wrote them down when it started."""
+    name, weights = run.setting("schedule.name"), run.prompt_weights
+    if not isinstance(name, str) or weights is None:
         return None
-    from customized_grpo.algorithms.schedules import (
-        prompt_weights,
-    )  # imports torch: only when a chart needs it
-
-    settings = run.setting("schedule")
-    options = {key: value for key, value in settings.items() if key != "name" and value is not None}
-    weights = prompt_weights(name, steps, **options).tolist()
+    steps = len(weights)
     window = run.setting("rollout.sde_window") or {}
     fixed = window.get("shift_every") == 0
     first, size = (window.get("start", 0), window.get("size", steps)) if fixed else (0, steps)

@@ -110,7 +110,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     rate = run.setting("train.learning_rate")
     facts: list[tuple[str, Any]] = [
         ("advantage", run.setting("advantage.name")),
-        ("gamma", run.setting("advantage.gamma")),
+        ("gamma", run.setting("advantage.options.gamma")),
         ("schedule", run.setting("schedule.name")),
         ("sampler", run.setting("rollout.sampler")),
         ("steps", run.setting("rollout.steps")),

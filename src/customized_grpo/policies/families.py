@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from customized_grpo.config.fields import Section
-from customized_grpo.errors import UserError
+from customized_grpo import extensions
+from customized_grpo.fields import Section
 from customized_grpo.policies.options import Flux1Options, Flux2Options, NoOptions
 from customized_grpo.policies.other_programs import (
     OtherPrograms,
@@ -118,14 +118,13 @@ FAMILIES: Mapping[str, Family] = {"flux1": FLUX1, "flux2": FLUX2, "qwen_edit": Q
 
 
 def get_family(name: str) -> Family:
-    """Return a family by its name in a recipe; the only look-up.
+    """Return a family by its name in a recipe, or by the dotted path of one from outside.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: See `extensions.load`.
     """
-    if name not in FAMILIES:
-        raise UserError(f"model.family {name!r} is not known", hint=f"Known are {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+    family: Family = extensions.load("family", name)
+    return family
 
 
 def read_options(model: ModelConfig) -> Section:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from customized_grpo.config.fields import Count, Section
+from customized_grpo.fields import Count, Section
 
 ReferenceIds = Literal["kontext", "uno"]
 

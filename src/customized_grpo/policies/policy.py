@@ -27,7 +27,7 @@ from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import PATCH, Grid, pack
 
 if TYPE_CHECKING:
-    from customized_grpo.config.fields import Section
+    from customized_grpo.fields import Section
     from customized_grpo.policies.architecture import Architecture, CallShape
 
 

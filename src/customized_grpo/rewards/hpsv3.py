@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from customized_grpo.config.fields import Text
 from customized_grpo.errors import UserError
+from customized_grpo.fields import Text
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import weights_hash
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, question

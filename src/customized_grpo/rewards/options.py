@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from customized_grpo.config.fields import Section
-from customized_grpo.config.mistakes import nearest
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.fields import Section
 
 
 class RewardOptions(Section):

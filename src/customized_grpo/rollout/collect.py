@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from customized_grpo import extensions
 from customized_grpo.algorithms import samplers
+from customized_grpo.algorithms.samplers import ODE, Transition
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.seeding import generator
@@ -101,12 +103,12 @@ class Sampler:
     """A stochastic sampler on one noise schedule; rollout and training go through its `transition`.
 
     Attributes:
-        name: One of `samplers.SAMPLERS`.
+        stochastic: How a step with noise is drawn.
         eta: Its noise scale.
         sigmas: Noise levels [T + 1], fp32.
     """
 
-    name: str
+    stochastic: Transition
     eta: float
     sigmas: Tensor
 
@@ -122,14 +124,16 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Return what `transition` does, given the policy's velocity [B, L, C] at x."""
         sigma, sigma_next = float(self.sigmas[step]), float(self.sigmas[step + 1])
-        name = self.name if noisy else "ode"
-        return samplers.transition(name, x, velocity, sigma, sigma_next, self.eta, float(self.sigmas[1]))
+        sigma_max = float(self.sigmas[1])
+        if noisy:
+            return self.stochastic(x, velocity, sigma, sigma_next, self.eta, sigma_max)
+        return ODE(x, velocity, sigma, sigma_next, 0.0, sigma_max)
 
 
 def build_sampler(policy: Policy, config: RolloutConfig, height: int, width: int) -> Sampler:
     """Return the recipe's sampler on the checkpoint's own noise schedule."""
     sigmas = policy.sigmas(config.steps, policy.n_tokens(height, width))
-    return Sampler(config.sampler, config.eta, sigmas)
+    return Sampler(extensions.load("sampler", config.sampler), config.eta, sigmas)
 
 
 def step_plan(
@@ -336,7 +340,7 @@ def sample(
         Images [N, 3, H, W] in [0, 1].
     """
     size = (conditioning.height, conditioning.width)
-    ode = Sampler("ode", 0.0, sigmas)
+    ode = Sampler(ODE, 0.0, sigmas)
     images = []
     for start in range(0, len(generators), batch_size):
         rows = slice(start, min(start + batch_size, len(generators)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from customized_grpo.algorithms import advantages as adv
 from customized_grpo.algorithms import conflict
+from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.engine.engine import Engine
@@ -35,9 +36,6 @@ from customized_grpo.training.updater import RATIO_TOLERANCE, Updater
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.rollout.collect import Trajectory
-
-SARS_RULES = {"sars", "sars_recentred", "sars_matched"}
-"""Rules whose mean gradient is the one that `conflict.matched_constant_weights` describes."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +277,12 @@ def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -
 
 def sars_worth(config: Config, rho: float, weights: Tensor) -> SarsWorth | None:
     """Return what the recipe's SARS amounts to at correlation rho; weights [T] are the schedule's."""
-    group_size, gamma = config.train.group_size, config.advantage.gamma
-    if config.advantage.name not in SARS_RULES or gamma is None or group_size < 4 or not -1 < rho < 1:
+    rule = config.advantage.build()
+    group_size = config.train.group_size
+    # SARS and what derives from it: their mean gradient is the one that matched_constant_weights describes.
+    if not isinstance(rule, Sars) or group_size < SarsMatched.min_group_size or not -1 < rho < 1:
         return None
+    gamma = rule.gamma
     trained = weights[:-1]  # the last step never is
     matched = [
         (weight, conflict.matched_constant_weights(weight, gamma, rho, group_size))

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from customized_grpo.algorithms.schedules import prompt_weights
 from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import prompt_indices
@@ -188,6 +189,8 @@ class Trainer:
         self.metrics: MetricsWriter | None = None
         if is_main:
             self.store.sweep()
+            schedule = prompt_weights(config.schedule.build(), config.rollout.steps)
+            self.folder.write_json("schedule.json", {"prompt_weights": schedule.tolist()})
             recipe = config.model_dump(mode="json")
             trackers = stack.enter_context(closing(Trackers(config.trackers, path, recipe)))
             self.metrics = stack.enter_context(

@@ -18,6 +18,7 @@ from customized_grpo.algorithms import objective, samplers
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
+    from customized_grpo.algorithms.rules import Rule
     from customized_grpo.config.schema import AdvantageConfig, TrainConfig
     from customized_grpo.engine.engine import Engine
     from customized_grpo.policies.policy import Policy
@@ -102,6 +103,7 @@ class Updater:
     ) -> None:
         self.policy, self.sampler, self.engine = policy, sampler, engine
         self.train, self.advantage, self.precision = train, advantage, precision
+        self.rule: Rule = advantage.build()
         self.parameters = policy.trainable_parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -191,7 +193,7 @@ class Updater:
         mine, valid = own.stop - own.start, chosen.valid[own]
         rows = slice(update * mine, (update + 1) * mine)
         for k, step in enumerate(trajectory.steps):
-            advantage = chosen.combined(step, trajectory.group_size, self.advantage)[own]
+            advantage = chosen.combined(step, self.rule, trajectory.group_size, self.advantage.clip)[own]
             for part in trajectory.batches(rows, self.train.micro_batch_size):
                 inside = slice(part.start - rows.start, part.stop - rows.start)
                 yield self._loss(trajectory, k, part, advantage[inside], valid[inside], total)

@@ -1,4 +1,4 @@
-"""What every section of the config is made of: strict sections and the types of single values."""
+"""Strict settings: the base class of sections and of the options of parts, and types of single values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ Regex = Annotated[str, AfterValidator(_regex)]
 
 
 class Section(BaseModel):
-    """A part of the config: strict types, no unknown keys, no infinities, no changes after loading."""
+    """Settings with strict types, no unknown keys, no infinities and no changes after loading.
+
+    The sentence under a field is its help: messages and the reference page are made from it.
+    """
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
