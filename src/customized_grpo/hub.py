@@ -79,3 +79,14 @@ def hub_error(path: str, error: Exception, *, what: str | None = None, file: str
     if isinstance(error, EntryNotFoundError):
         return UserError(f"{what}: the checkpoint has no {file}", hint="Name one in diffusers' layout.")
     return UserError(f"{what}: {file} could not be fetched: {error}")
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether a model's path is an id of the hub, not a folder here or "toybox"."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
+
+
+def public_name(path: str) -> str:
+    """Return what to call a model or file in public: a hub id, or the last part of a path of this machine."""
+    repository, colon, _ = path.partition(":")
+    return path if is_hub_id(repository if colon else path) else Path(path).name

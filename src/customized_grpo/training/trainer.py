@@ -35,6 +35,7 @@ from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.lora import load_average, name_average
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.provenance import Provenance
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
@@ -531,7 +532,7 @@ class Trainer:
         if not self.engine.is_main:
             return
         with self.result():
-            self.policy.save_lora(self.folder.path / "lora")
+            self.policy.save_lora(self.folder.path / "lora", Provenance.from_config(self.config).to_header())
         facts = {
             "iterations": self.iteration,
             "rollouts": self.state.rollouts,
