@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_tensors
 from customized_grpo.libraries import quiet
 from customized_grpo.seeding import generator
 
@@ -136,9 +136,7 @@ def save_file(transformer: Any, folder: Path, header: Mapping[str, str]) -> Path
     config = transformer.peft_config[ADAPTER].to_dict()
     for_diffusers = {FILE_PREFIX + key: value for key, value in config.items()}
     adapter = json.dumps(for_diffusers, indent=2, sort_keys=True, default=sorted)  # sets have no JSON
-    file = folder / FILE_NAME
-    safetensors.torch.save_file(tensors, file, {"format": "pt", METADATA_KEY: adapter, **header})
-    return file
+    return write_tensors(folder / FILE_NAME, tensors, {"format": "pt", METADATA_KEY: adapter, **header})
 
 
 def load_file(transformer: Any, path: Path) -> None:
