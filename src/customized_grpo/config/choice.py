@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from customized_grpo import extensions
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.fields import Section, Text
-
-Part = TypeVar("Part", bound=Section)
+from customized_grpo.fields import Section, Text, read_section
 
 
 class Choice(Section):
@@ -42,11 +39,7 @@ class Choice(Section):
             return options
         name = info.data["name"]
         part = load_part(cls.KIND, name)
-        neighbours = set(cls.model_fields) - {"name", "options"}
-        # Both raise pydantic's own error, whose places pydantic puts below `options`.
-        refuse_unknown_options(name, part, options, neighbours, extensions.registry(cls.KIND))
-        checked: dict[str, Any] = read_part(part, options).model_dump(mode="json")
-        return checked
+        return complete_options(name, part, options, cls.model_fields, extensions.registry(cls.KIND))
 
     @classmethod
     def fields_for(cls, name: Any) -> set[str]:
@@ -59,7 +52,7 @@ class Choice(Section):
 
     def build(self) -> Any:
         """Return the part with its options."""
-        return read_part(load_part(self.KIND, self.name), self.options)
+        return read_section(load_part(self.KIND, self.name), self.options)
 
 
 def gather_options(section: Any, fields: Collection[str]) -> Any:
@@ -95,53 +88,49 @@ def load_part(kind: str, name: str) -> Any:
         raise PydanticCustomError("part", "{text}", {"text": text}) from error
 
 
-def read_part(part: type[Part], options: Mapping[str, Any]) -> Part:
-    """Return a part with these options: strict, but by the rules of JSON, whose lists may stand for tuples.
-
-    Raises:
-        pydantic.ValidationError: An option is unknown, missing or wrong.
-    """
-    return part.model_validate_json(json.dumps(options))
-
-
-def refuse_unknown_options(
+def complete_options(
     name: str,
-    part: type[Section],
+    section: type[Section],
     options: Mapping[str, Any],
     neighbours: Collection[str],
     others: Mapping[str, type[Section]],
-) -> None:
-    """Refuse options that a part does not have, and say which part has them or the nearest name there is.
+) -> dict[str, Any]:
+    """Return options checked and with defaults filled in, as plain values.
 
     Args:
         name: Of the part.
-        part: Its class.
+        section: Its options.
         options: What the recipe gives.
-        neighbours: Fields of the section, of which one may be misspelt.
-        others: The package's parts of this kind, by name.
+        neighbours: Fields beside the options, of which one may be misspelt.
+        others: Options of the package's parts of this kind, by name.
 
     Raises:
-        pydantic.ValidationError: One error for each unknown option.
+        pydantic.ValidationError: An option is unknown, missing or wrong; its place is that of the option.
     """
-    known = list(part.model_fields)
     errors: list[InitErrorDetails] = []
     for key, value in options.items():
-        if key in known:
-            continue
-        close = nearest(key, [*known, *neighbours])
-        owners = [other for other, owner in others.items() if key in owner.model_fields]
-        if owners:
-            text = f"not an option of {name}, only of {', '.join(owners)}"
-        elif close is not None:
-            text = f"{name} has no such option; did you mean {close}?"
-        elif known:
-            text = f"{name} has no such option; it has {', '.join(known)}"
-        else:
-            text = f"{name} has no options"
-        errors.append(
-            InitErrorDetails(
-                type=PydanticCustomError("part", "{text}", {"text": text}), loc=(key,), input=value
-            )
-        )
+        if key not in section.model_fields:
+            text = _unknown_option(name, key, list(section.model_fields), neighbours, others)
+            reason = PydanticCustomError("part", "{text}", {"text": text})
+            errors.append(InitErrorDetails(type=reason, loc=(key,), input=value))
     if errors:
         raise ValidationError.from_exception_data(name, errors)
+    return read_section(section, options).model_dump(mode="json")
+
+
+def _unknown_option(
+    name: str,
+    key: str,
+    known: list[str],
+    neighbours: Collection[str],
+    others: Mapping[str, type[Section]],
+) -> str:
+    owners = [other for other, section in others.items() if key in section.model_fields]
+    if owners:
+        return f"not an option of {name}, only of {', '.join(owners)}"
+    close = nearest(key, [*known, *neighbours])
+    if close is not None:
+        return f"{name} has no such option; did you mean {close}?"
+    if known:
+        return f"{name} has no such option; it has {', '.join(known)}"
+    return f"{name} has no options"

@@ -23,7 +23,14 @@ from customized_grpo.config.checks import Mistake, cross_field_mistakes
 from customized_grpo.config.choice import gather_options
 from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.reference import ITEM, generic
-from customized_grpo.config.schema import AdvantageConfig, Config, ManifestData, ScheduleConfig, ToyboxData
+from customized_grpo.config.schema import (
+    AdvantageConfig,
+    Config,
+    ManifestData,
+    ModelConfig,
+    ScheduleConfig,
+    ToyboxData,
+)
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.fields import Section
@@ -57,8 +64,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
-    for section, choice in (("advantage", AdvantageConfig), ("schedule", ScheduleConfig)):
-        data[section] = gather_options(data.get(section, {}), choice.model_fields)
+    for section, choice in SECTIONS_WITH_OPTIONS.items():
+        if section in data:
+            data[section] = gather_options(data[section], choice.model_fields)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -289,8 +297,16 @@ def _fields_of_source(kind: Any) -> set[str]:
     return set().union(*(source.model_fields for source in chosen))
 
 
+SECTIONS_WITH_OPTIONS: Mapping[str, type[Section]] = {
+    "model": ModelConfig,
+    "advantage": AdvantageConfig,
+    "schedule": ScheduleConfig,
+}
+"""Sections whose options may stand beside what they belong to."""
+
 CHOICES: Mapping[tuple[str, ...], Callable[[Any], set[str]]] = {
     ("data", "kind"): _fields_of_source,
+    ("model", "family"): ModelConfig.fields_for,
     ("advantage", "name"): AdvantageConfig.fields_for,
     ("schedule", "name"): ScheduleConfig.fields_for,
 }

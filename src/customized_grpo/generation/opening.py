@@ -16,7 +16,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
 from customized_grpo.policies.checkpoint_files import read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
-from customized_grpo.policies.families import FAMILIES, write_options
+from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.lora import read_shape
 from customized_grpo.policies.policy import Policy
@@ -130,7 +130,7 @@ def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]
         "max_text_tokens": sampling.max_text_tokens,
         "height": sampling.height,
         "width": sampling.width,
-        **write_options(sampling.options),
+        "options": dict(sampling.options),
     }
     return {"model": model, "steps": sampling.steps, "batch_size": 1}
 
