@@ -19,8 +19,6 @@ from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.offload import Offload, Placement
 from customized_grpo.rollout.encoding import PromptEncoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 
 

@@ -11,11 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from customized_grpo import extensions
 from customized_grpo.config.checks import cross_field_mistakes
 from customized_grpo.config.choice import Choice, complete_options, load_part
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
-from customized_grpo.errors import UserError
 from customized_grpo.fields import (
     Count,
     CountOrZero,
@@ -115,19 +113,7 @@ class ModelConfig(Section):
     def _check_options(cls, options: dict[str, JsonValue], info: ValidationInfo) -> dict[str, Any]:
         if "family" not in info.data:  # the family is wrong, and that is said already
             return options
-        name = info.data["family"]
-        others = {family: part.options for family, part in extensions.registry("family").items()}
-        own = load_part("family", name).options
-        return complete_options(name, own, options, cls.model_fields, others)
-
-    @classmethod
-    def fields_for(cls, family: Any) -> set[str]:
-        """Return the fields of this section, and the options of the family of that name if there is one."""
-        fields = set(cls.model_fields) - {"options"}
-        try:
-            return fields | set(extensions.load("family", str(family)).options.model_fields)
-        except UserError:  # an unknown family is refused when the section is checked
-            return fields
+        return complete_options("family", info.data["family"], options)
 
     @model_validator(mode="after")
     def _check_shards_are_plain(self) -> ModelConfig:
