@@ -201,7 +201,11 @@ def test_settings_replace_those_in_an_adapters_file(recipe: Recipe) -> None:
     file = LoraFile(rank=4, alpha=4.0, target="x", header=header)
     opened = source_settings("toybox", ["model.guidance=1.5", "steps=7"], file)
     assert (opened.model.guidance, opened.steps) == (1.5, 7)
-    assert (opened.model.mu, opened.model.reference_ids, opened.model.precision) == (0.5, "uno", "fp32")
+    assert (opened.model.mu, opened.model.options, opened.model.precision) == (
+        0.5,
+        {"reference_ids": "uno"},
+        "fp32",
+    )
 
 
 def test_flux1_dev_is_drawn_as_the_paper_trains_it_with_and_without_an_adapter() -> None:
@@ -212,7 +216,7 @@ def test_flux1_dev_is_drawn_as_the_paper_trains_it_with_and_without_an_adapter()
     tuned = source_settings(config.model.path, [], file)
     for opened in (base, tuned):
         model = opened.model
-        assert (model.guidance, model.reference_ids, opened.steps) == (3.5, "uno", 25)
+        assert (model.guidance, model.options["reference_ids"], opened.steps) == (3.5, "uno", 25)
         assert model.mu == pytest.approx(math.log(3))
     assert (base.model.fuse_lora, tuned.model.fuse_lora) == (None, config.model.fuse_lora)
     assert (tuned.model.height, tuned.model.width) == (512, 512)

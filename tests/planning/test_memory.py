@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, folders: dict[str, str]) -> ModelConfi
     return ModelConfig(
         family=family,
         path=folders[family],
-        text_layers=(1, 2, 3) if family == "flux2" else None,
+        options={"text_layers": [1, 2, 3]} if family == "flux2" else {},
         guidance=guidance,
         height=64,
         width=64,

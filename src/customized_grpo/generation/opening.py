@@ -17,7 +17,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
 from customized_grpo.policies.checkpoint_files import read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
-from customized_grpo.policies.families import FAMILIES, get_family, write_options
+from customized_grpo.policies.families import FAMILIES, get_family
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.lora import LoraFile, describe_file
 from customized_grpo.policies.policy import Policy
@@ -160,10 +160,9 @@ def _of_checkpoint(source: str, settings: Sequence[str]) -> dict[str, Any]:
 
 def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]:
     """Return settings as `generator_settings` takes them."""
-    values = asdict(sampling)
-    steps = values.pop("steps")
-    options = write_options(values.pop("options"))
-    return {"model": {"path": source, "family": family, **values, **options}, "steps": steps, "batch_size": 1}
+    model = {"path": source, "family": family, **asdict(sampling)}
+    steps = model.pop("steps")
+    return {"model": model, "steps": steps, "batch_size": 1}
 
 
 def _known_pipelines() -> list[str]:

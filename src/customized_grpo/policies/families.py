@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from customized_grpo import extensions
-from customized_grpo.fields import Section
+from customized_grpo.fields import Section, read_section
 from customized_grpo.policies.options import Flux1Options, Flux2Options, NoOptions
 from customized_grpo.policies.other_programs import (
     OtherPrograms,
@@ -55,7 +55,7 @@ class Family:
 
 
 def _flux1_call(model: ModelConfig) -> list[str] | None:
-    if model.reference_ids == "uno":
+    if model.options.get("reference_ids") == "uno":
         return None  # no pipeline of diffusers places references on the diagonal
     one_megapixel = "# without these two the pipeline draws one megapixel, whatever it is asked for"
     return [
@@ -67,8 +67,9 @@ def _flux1_call(model: ModelConfig) -> list[str] | None:
 
 def _flux2_call(model: ModelConfig) -> list[str]:
     call = embedded_guidance_call(model)
-    if model.text_layers is not None:
-        call.append(f"text_encoder_out_layers={list(model.text_layers)},")
+    text_layers = model.options.get("text_layers")
+    if text_layers is not None:
+        call.append(f"text_encoder_out_layers={text_layers},")
     return call
 
 
@@ -128,12 +129,5 @@ def get_family(name: str) -> Family:
 
 
 def read_options(model: ModelConfig) -> Section:
-    """Return the family's own options as a recipe's `model` section has them."""
-    options = get_family(model.family).options
-    values: dict[str, Any] = {name: getattr(model, name, None) for name in options.model_fields}
-    return options(**{name: value for name, value in values.items() if value is not None})
-
-
-def write_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a recipe's `model` section that set a family's own options."""
-    return dict(options)
+    """Return the family's own options of a recipe's `model` section."""
+    return read_section(get_family(model.family).options, model.options)
