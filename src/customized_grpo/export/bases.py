@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.config.schema import ModelConfig
+from customized_grpo.hub import is_hub_id
 from customized_grpo.policies.loading import TOYBOX
 
 HUB = "https://huggingface.co"
@@ -64,11 +65,6 @@ _FAMILY_ARCHITECTURES = {"flux1": "flux-1-dev", "flux2": "flux-2", "qwen_edit": 
 def architecture(model: ModelConfig) -> str:
     """Return `modelspec.architecture` of an adapter, by the names that sd-scripts and musubi-tuner write."""
     return f"{_ARCHITECTURES.get(model.path, _FAMILY_ARCHITECTURES[model.family])}/lora"
-
-
-def is_hub_id(path: str) -> bool:
-    """Return whether a model's path is an id of the hub, not a folder here or "toybox"."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
 
 
 def public_name(path: str) -> str:
