@@ -22,7 +22,7 @@ from customized_grpo.evaluation.held_out import (
     summary,
     train_gaps,
 )
-from customized_grpo.policies import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer

@@ -19,7 +19,7 @@ from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Flux1Policy
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rollout import collect as rollout
 from customized_grpo.rollout.collect import Sampler, Trajectory
 from customized_grpo.rollout.encoding import PromptEncoder

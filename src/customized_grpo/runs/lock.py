@@ -42,9 +42,9 @@ class RunLock:
         assert self._descriptor is not None, "the lock is not held"
         return self._descriptor
 
-    def __enter__(self) -> RunLock:
+    def acquire(self) -> None:
         """Take the lock or raise UserError at once; never wait."""
-        assert self._descriptor is None, "a RunLock is entered once at a time"
+        assert self._descriptor is None, "a RunLock is taken once at a time"
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -67,6 +67,17 @@ class RunLock:
             os.close(descriptor)
             raise UserError(f"cannot lock {self.path}: {error.strerror}.") from error
         self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back."""
+        assert self._descriptor is not None, "the lock is not held"
+        # The file stays: were it unlinked, a second and a third trainer could lock two different files.
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> RunLock:
+        """Take the lock, see `acquire`."""
+        self.acquire()
         return self
 
     def __exit__(
@@ -76,10 +87,7 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         """Release the lock."""
-        assert self._descriptor is not None
-        # The file stays: were it unlinked, a second and a third trainer could lock two different files.
-        os.close(self._descriptor)
-        self._descriptor = None
+        self.release()
 
 
 def _owner() -> bytes:

@@ -9,7 +9,7 @@ from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.lora import load_average
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from customized_grpo.runs.folder import RunFolder
 
@@ -53,7 +53,7 @@ def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     return store.load(newest if step is None else step)
 
 
-def load_run(run_dir: Path) -> tuple[Config, PipelinePolicy]:
+def load_run(run_dir: Path) -> tuple[Config, Policy]:
     """Return the recipe and the policy of a run, as its newest checkpoint has it.
 
     With evaluation.use_ema the adapter is the average, which is what the run itself evaluates.
@@ -68,7 +68,7 @@ def load_run(run_dir: Path) -> tuple[Config, PipelinePolicy]:
     return config, policy
 
 
-def load_checkpoint(policy: PipelinePolicy, checkpoint: Checkpoint, *, average: bool) -> None:
+def load_checkpoint(policy: Policy, checkpoint: Checkpoint, *, average: bool) -> None:
     """Overwrite the adapter with a checkpoint's, or with its moving average.
 
     Raises:

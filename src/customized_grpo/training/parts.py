@@ -18,7 +18,7 @@ from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
 from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards import check_rewards, executors, needs_masks
 from customized_grpo.rewards.executors import Scorer
 
@@ -165,6 +165,6 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
         data.judges.check_apart(scorer.fingerprints())
 
 
-def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:
+def build_policy(config: Config, device: torch.device | None = None) -> Policy:
     """Load the generator and put the run's fresh adapter on it, by default on the recipe's device."""
     return load_policy(config.model, seed=config.run.seed, device=device)

@@ -18,8 +18,8 @@ from customized_grpo.config import Config, config_hash, diff_configs
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
-from customized_grpo.policies.base import Policy
 from customized_grpo.policies.lora import load_average, name_average
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards.executors import Scorer, check_fingerprints
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import versions

@@ -34,6 +34,7 @@ from customized_grpo.evaluation.held_out import HeldOutScores
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.lora import load_average, name_average
 from customized_grpo.policies.out_of_memory import explained
+from customized_grpo.policies.policy import Policy
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.progress import Progress, progress
@@ -126,7 +127,7 @@ class Trainer:
         engine: Engine,
         data: components.Data,
         scorer: Scorer,
-        policy: Any,
+        policy: Policy,
     ) -> None:
         self.config, self.folder, self.engine = config, folder, engine
         self.data, self.scorer, self.policy = data, scorer, policy

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from customized_grpo.algorithms.rules import Rule
     from customized_grpo.config.schema import AdvantageConfig, TrainConfig
     from customized_grpo.engine.engine import Engine
-    from customized_grpo.policies.base import Policy
+    from customized_grpo.policies.policy import Policy
     from customized_grpo.rollout.collect import Sampler, Trajectory
     from customized_grpo.training.signal import LearningSignal
 
