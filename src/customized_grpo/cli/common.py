@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from customized_grpo import files
 from customized_grpo.errors import UserError
+from customized_grpo.hub import is_hub_id
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
 
@@ -54,8 +56,8 @@ def check_source(source: str) -> None:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
     """
     path = Path(source)
-    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if path.exists() or source == "toybox" or (is_hub_id and not any(path.parent.glob("*/config.yaml"))):
+    is_beside_runs = any(path.parent.glob("*/config.yaml"))
+    if path.exists() or source == "toybox" or (is_hub_id(source) and not is_beside_runs):
         return
     check_run(path)
 
@@ -88,10 +90,8 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
     """
     if file is None:
         return
-    from customized_grpo.runs.folder import RunFolder
-
     try:
-        RunFolder(file.parent).write_json(file.name, value)
+        files.write_json(file, value)
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
 from customized_grpo.rewards.features import FeatureCache, content_key
-from customized_grpo.rewards.preprocessing import quantise
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
 from customized_grpo.statistics import monitors
 
@@ -133,7 +133,7 @@ class RewardJudges:
 
     def _photo_features(self, photos: Sequence[Tensor], encoder: Encoder) -> Tensor:
         """Return features [N, D] on the CPU; each photo is encoded once, alone, as sizes may differ."""
-        keys = [content_key(quantise(photo)) for photo in photos]
+        keys = [content_key(to_uint8(photo)) for photo in photos]
         return self._cache.get(
             keys,
             lambda wanted: torch.cat([encoder(photos[i][None].to(self._device)).cpu() for i in wanted]),
