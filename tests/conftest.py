@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
     from customized_grpo.policies import Flux1Policy
+
+# Modules that recipes of tests name by dotted path; children of the tests inherit it.
+TEST_MODULES = (
+    "own_rewards",
+    "my_rewards",
+    "my_own_rewards",
+    "no_such",
+    "no_such_module_at_all",
+    "constant_reward",
+    "mine",
+)
+os.environ["CGRPO_TRUST"] = ",".join(TEST_MODULES)
 
 Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]

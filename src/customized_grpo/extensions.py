@@ -19,7 +19,6 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -118,7 +117,7 @@ def load(kind: str, name: str) -> Any:
     if is_dotted(name):
         part = _import_trusted(KINDS[kind].noun, name)
     elif name in registry(kind):
-        return registry(kind)[name]
+        part = registry(kind)[name]
     elif name in _installed(KINDS[kind].group):
         part = _load_installed(KINDS[kind], name)
     else:
@@ -181,7 +180,6 @@ def _import_trusted(noun: str, path: str) -> Any:
     return value
 
 
-@cache
 def _installed(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
@@ -216,7 +214,7 @@ def _unknown(kind: str, name: str) -> UserError:
     known = names(kind)
     close = nearest(name, known)
     suggestion = "" if close is None else f" (did you mean {close}?)"
-    return UserError(f"{name!r} is not known{suggestion}; known: {', '.join(known)}")
+    return UserError(f"there is no {KINDS[kind].noun} {name!r}{suggestion}; known: {', '.join(known)}")
 
 
 def _resolve(path: str) -> Any:

@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Options
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.adapters.registry import LAYOUTS
 
 Read = Callable[..., list[Item]]
@@ -31,7 +30,7 @@ def read() -> Read:
     """Read a source; options by keyword."""
 
     def read(name: str, source: Path, **options: object) -> list[Item]:
-        return list(LAYOUTS[LayoutName(name)].read(source, Options(**options)))  # type: ignore[arg-type]
+        return list(LAYOUTS[name].read(source, Options(**options)))  # type: ignore[arg-type]
 
     return read
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data.adapters.base import Options
-from customized_grpo.data.adapters.names import LayoutName, MaskChoice
+from customized_grpo.data.adapters.names import MaskChoice
 from customized_grpo.data.adapters.registry import LAYOUTS
 from customized_grpo.data.convert import MAX_LISTED, Choices, check_source, convert
 from customized_grpo.data.images import open_image, open_mask
@@ -28,7 +28,7 @@ from customized_grpo.errors import UserError
 
 
 def run(name: str, source: Path, out: Path, options: dict[str, Any] | None = None, **choices: Any) -> Survey:
-    return convert(LAYOUTS[LayoutName(name)], source, out, Options(**(options or {})), Choices(**choices))
+    return convert(LAYOUTS[name], source, out, Options(**(options or {})), Choices(**choices))
 
 
 def rows_of(out: Path, name: str = "manifest.jsonl", *, require_masks: bool = False) -> list[Row]:
@@ -57,7 +57,7 @@ def published(tmp_path: Path, sources: ModuleType) -> dict[str, tuple[Path, dict
     }
 
 
-@pytest.mark.parametrize("name", [layout.value for layout in LayoutName])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_becomes_a_manifest_that_training_reads(
     name: str, tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
@@ -327,10 +327,9 @@ import os, signal, sys
 from pathlib import Path
 from customized_grpo.data import convert
 from customized_grpo.data.adapters.base import Options
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.adapters.registry import LAYOUTS
 convert.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-convert.convert(LAYOUTS[LayoutName.uno], Path(sys.argv[1]), Path(sys.argv[2]), Options(), convert.Choices())
+convert.convert(LAYOUTS["uno"], Path(sys.argv[1]), Path(sys.argv[2]), Options(), convert.Choices())
 """
 
 
@@ -347,10 +346,10 @@ def test_a_dry_check_of_a_source_finds_the_same_and_writes_nothing(
     tmp_path: Path, spoilt: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     before = tree(tmp_path)
-    found = check_source(LAYOUTS[LayoutName.uno], spoilt, Options(), MaskChoice.shipped)
+    found = check_source(LAYOUTS["uno"], spoilt, Options(), MaskChoice.shipped)
     assert [problem.split(":")[0] for problem in found.problems] == ["row 2", "row 3", "row 4"]
     for name, (source, options) in published.items():
-        dry = check_source(LAYOUTS[LayoutName(name)], source, Options(**options), MaskChoice.shipped)
+        dry = check_source(LAYOUTS[name], source, Options(**options), MaskChoice.shipped)
         assert tree(tmp_path) == before
         wet = run(name, source, tmp_path / "out" / name, options)
         assert dry == wet
@@ -359,7 +358,7 @@ def test_a_dry_check_of_a_source_finds_the_same_and_writes_nothing(
 
 def test_nothing_left_is_a_problem_of_a_dry_check(tmp_path: Path, sources: ModuleType) -> None:
     source = sources.uno_1m(tmp_path, [1.0])
-    found = check_source(LAYOUTS[LayoutName.uno_1m], source, Options(), MaskChoice.shipped)
+    found = check_source(LAYOUTS["uno-1m"], source, Options(), MaskChoice.shipped)
     assert found.problems == ["no row is left (1 score_final < 3.5)"]
 
 

@@ -1,4 +1,4 @@
-"""What several verbs share: the RUN argument, and results as a table."""
+"""What several verbs share: the RUN argument, the option --trust, and results as a table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ import typer
 from customized_grpo.errors import UserError
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
+
+
+def _trust(modules: list[str] | None) -> list[str] | None:
+    if modules:
+        from customized_grpo import extensions
+
+        extensions.trust(modules)
+    return modules
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="MODULE",
+        callback=_trust,
+        help="Allow the recipe to name parts in this Python module of yours; may be repeated.",
+    ),
+]
+"""Allows code by dotted path, see `extensions`; it has done its work when the verb begins."""
 
 Intervals = Mapping[str, Mapping[str, float]]
 """{metric: {"mean", "low", "high"}}, low and high bounding the 95 % interval."""

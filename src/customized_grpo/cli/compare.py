@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from customized_grpo.cli.common import Trust
+
 
 def compare(
     recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
@@ -33,6 +35,7 @@ def compare(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, write the page of what there is.")
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Train arms x seeds of a recipe and say what differs.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import table
+from customized_grpo.cli.common import Trust, table
 
 app = typer.Typer(help="Show what a run would use, and what there is to set.", no_args_is_help=True)
 
@@ -26,6 +26,7 @@ def show(
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Check a recipe and print every value a run would use, as YAML."""
     from customized_grpo.config import dump_config, load_config

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import check_json_file, write_json_file
+from customized_grpo.cli.common import Trust, check_json_file, write_json_file
 from customized_grpo.cli.data_masks import masks
-from customized_grpo.data.adapters.names import LayoutName, MaskChoice, SubjectChoice
+from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ JsonFile = Annotated[
 
 @app.command()
 def convert(
-    layout: Annotated[LayoutName, typer.Argument(help="Layout of the source; docs/data.md describes each.")],
+    layout: Annotated[
+        str, typer.Argument(help="Layout of the source, see docs/data.md; or your own, package.module:NAME.")
+    ],
     source: Annotated[Path, typer.Argument(help="Folder or list of the published data set.")],
     out: Annotated[Path, typer.Argument(help="New or empty folder to write to.")],
     held_out: Annotated[
@@ -75,6 +77,7 @@ def convert(
     min_quality: MinQuality = None,
     subject: Subject = None,
     json_file: JsonFile = None,
+    trust: Trust = None,
 ) -> None:
     """Make a folder to train on from a published data set.
 
@@ -84,7 +87,7 @@ def convert(
     For example: cgrpo data convert dreambench dreambooth/dataset data/dreambench --held-out 8
     """
     check_json_file(json_file)
-    from customized_grpo.data.adapters.registry import LAYOUTS
+    from customized_grpo import extensions
     from customized_grpo.data.convert import Choices
     from customized_grpo.data.convert import convert as convert_source
     from customized_grpo.data.split import HeldOut
@@ -97,7 +100,7 @@ def convert(
         seed=seed,
     )
     options = _options(images, prompts, reference, min_score, min_quality, subject)
-    found = convert_source(LAYOUTS[layout], source, out, options, choices)
+    found = convert_source(extensions.load("adapter", layout), source, out, options, choices)
     print(render(found))
     print(f"\nwritten: {out}")
     write_json_file(json_file, found.to_json())
@@ -115,7 +118,7 @@ def check(
         bool, typer.Option("--require-masks", help="A row without masks is a problem.")
     ] = False,
     layout: Annotated[
-        LayoutName | None, typer.Option(help="Check a published data set as convert would read it.")
+        str | None, typer.Option(help="Check a published data set as convert would read it.")
     ] = None,
     masks: Masks = MaskChoice.shipped,
     images: Images = None,
@@ -125,6 +128,7 @@ def check(
     min_quality: MinQuality = None,
     subject: Subject = None,
     json_file: JsonFile = None,
+    trust: Trust = None,
 ) -> None:
     """Show what a data set holds and what is wrong with it.
 
@@ -138,7 +142,7 @@ def check(
     if layout is None:
         found = _check_manifests(source, held_out, require_masks, options, masks)
     else:
-        from customized_grpo.data.adapters.registry import LAYOUTS
+        from customized_grpo import extensions
         from customized_grpo.data.convert import check_source
 
         if held_out is not None or require_masks:
@@ -146,7 +150,7 @@ def check(
                 "--held-out and --require-masks are about manifests, not about a --layout",
                 "Convert the data set first, then check the result.",
             )
-        found = check_source(LAYOUTS[layout], source, options, masks)
+        found = check_source(extensions.load("adapter", layout), source, options, masks)
     print(render(found))
     write_json_file(json_file, found.to_json())
     if count := len(found.problems):

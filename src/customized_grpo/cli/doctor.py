@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import table
+from customized_grpo.cli.common import Trust, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def doctor(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings to this file.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Examine a recipe without training it.
 

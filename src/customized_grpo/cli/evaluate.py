@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from customized_grpo.cli.common import check_run, results_table, table
+from customized_grpo.cli.common import Trust, check_run, results_table, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def evaluate(
             help="Compare although steps, guidance, height, width or seed differ; may be repeated.",
         ),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Judge a run, or any generator on a benchmark.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, check_run
+from customized_grpo.cli.common import Run, Trust, check_run
 
 
 class Format(StrEnum):
@@ -34,6 +34,7 @@ def export(
             "--ema/--no-ema", help="The moving average or not; by default what the run is judged by."
         ),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Write the adapter and its model card.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import check_files, check_source
+from customized_grpo.cli.common import Trust, check_files, check_source
 from customized_grpo.errors import UserError
 
 
@@ -41,6 +41,7 @@ def generate(
     grid: Annotated[
         bool, typer.Option("--grid", help="Also one labelled picture of all, beside the base's.")
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Generate pictures.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import table
+from customized_grpo.cli.common import Trust, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def plan(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan to this file.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Say what a recipe will cost: batches, work and memory.
 

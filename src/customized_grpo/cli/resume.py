@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, check_run
+from customized_grpo.cli.common import Run, Trust, check_run
 
 
 def resume(
@@ -15,6 +15,7 @@ def resume(
         int | None,
         typer.Option("--from", min=0, help="Iteration to go back to; later checkpoints are set aside."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Continue an interrupted run exactly.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from customized_grpo.cli.common import Trust
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def serve_rewards(
             min=0, help="Samples of several requests scored together; 0: none, scores repeat exactly."
         ),
     ] = 0,
+    trust: Trust = None,
 ) -> None:
     """Score pictures for trainers elsewhere.
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from customized_grpo.cli.common import Trust
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
@@ -13,6 +15,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Train a new run and write its report.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from customized_grpo.errors import UserError, nearest
+from customized_grpo import extensions
+from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import KINDS, Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
@@ -78,16 +78,20 @@ def register_with(
 
 
 def check_rewards(configs: Iterable[RewardConfig]) -> None:
-    """Check names and options of a recipe's rewards, loading nothing.
+    """Check names and options of a recipe's rewards, loading no model.
+
+    Rewards of your own are imported, if they run in this process.
 
     Raises:
-        UserError: Lists every unknown name and every wrong option of registered rewards.
+        UserError: Lists every unknown name, untrusted module and wrong option of registered rewards.
     """
     mistakes: list[UserError] = []
     for config in configs:
         try:
-            if ":" not in config.name:
-                read_options(config.name, _registered(config.name).options, config.options)
+            if config.name in REWARDS:
+                read_options(config.name, REWARDS[config.name].options, config.options)
+            elif config.executor.kind in ("inline", "thread") or not extensions.is_dotted(config.name):
+                extensions.load("reward", config.name)
         except UserError as error:
             mistakes.append(error)
     if mistakes:
@@ -116,34 +120,13 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
 
 
 def _build(config: RewardConfig, device: torch.device) -> Reward:
-    if ":" in config.name:
-        return _build_own(config.name, dict(config.options))
-    return _registered(config.name).build(config, device)
-
-
-def _registered(name: str) -> Registered:
-    if name in REWARDS:
-        return REWARDS[name]
-    close = nearest(name, REWARDS)
-    guess = f" (did you mean {close!r}?)" if close else ""
-    raise UserError(
-        f"unknown reward {name!r}{guess}",
-        hint=f"There are {', '.join(sorted(REWARDS))}; one of your own is written package.module:Name.",
-    )
+    if config.name in REWARDS:
+        return REWARDS[config.name].build(config, device)
+    return _build_own(config.name, dict(config.options))
 
 
 def _build_own(path: str, options: dict[str, Any]) -> Reward:
-    module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"reward {path!r}: importing {module_name!r} failed: {error}",
-            hint="Install the package, or run with PYTHONPATH set to the folder that holds it.",
-        ) from error
-    if not hasattr(module, attribute):
-        raise UserError(f"reward {path!r}: the module {module_name!r} has no {attribute!r}")
-    named = getattr(module, attribute)
+    named = extensions.load("reward", path)
     finished = isinstance(named, Reward) and not isinstance(named, type)
     if finished and options:
         raise UserError(f"reward {path!r} is finished and takes no options; name its class instead")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from customized_grpo.data.adapters.names import LayoutName, SubjectChoice
+from customized_grpo.data.adapters.names import SubjectChoice
 from customized_grpo.data.manifest import RowProblem, kind_of, resolve_path
 from customized_grpo.errors import UserError
 
@@ -135,7 +135,7 @@ class Layout:
         read: Reads a source; raises UserError when the source as a whole is not of this layout.
     """
 
-    name: LayoutName
+    name: str
     title: str
     licence: str
     takes: frozenset[str]

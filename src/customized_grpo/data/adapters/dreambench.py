@@ -26,7 +26,6 @@ from customized_grpo.data.adapters.base import (
     source_folder,
 )
 from customized_grpo.data.adapters.folder import choose_references
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.adapters.uno import reference_paths
 from customized_grpo.data.dreambench import dreambench_folder, read_dreambench
 from customized_grpo.data.manifest import RowProblem
@@ -96,7 +95,7 @@ def _given_references(file: Path) -> dict[str, list[str]]:
 
 
 LAYOUT = Layout(
-    name=LayoutName.dreambench,
+    name="dreambench",
     title="DreamBench: DreamBooth's photos with prompts_and_classes.txt",
     licence="CC BY 4.0; credits are in its references_and_licenses.txt",
     takes=frozenset({"reference"}),

@@ -26,7 +26,6 @@ from customized_grpo.data.adapters.base import (
     read_lines,
     source_folder,
 )
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.manifest import RowProblem
 from customized_grpo.errors import UserError
 
@@ -128,7 +127,7 @@ def _masks(folder: Path, references: Sequence[Picture]) -> tuple[MaskFile, ...]:
 
 
 LAYOUT = Layout(
-    name=LayoutName.folder,
+    name="folder",
     title="your own: a folder per subject, and --prompts",
     licence="your own",
     takes=frozenset({"prompts", "reference"}),

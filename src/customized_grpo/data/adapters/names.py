@@ -1,20 +1,8 @@
-"""The layouts by name, for the command line: this module imports nothing heavy."""
+"""Choices of `cgrpo data` by name; this module imports nothing heavy."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-
-
-class LayoutName(StrEnum):
-    """A published layout that `cgrpo data` reads."""
-
-    syncd = "syncd"
-    syncd_pairs = "syncd-pairs"
-    subjects200k = "subjects200k"
-    uno_1m = "uno-1m"
-    uno = "uno"
-    folder = "folder"
-    dreambench = "dreambench"
 
 
 class MaskChoice(StrEnum):

@@ -37,7 +37,6 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.manifest import RowProblem, resolve_path
 from customized_grpo.errors import UserError
 
@@ -138,7 +137,7 @@ def _parquet_rows(folder: Path) -> Iterator[object]:
 
 
 LAYOUT = Layout(
-    name=LayoutName.subjects200k,
+    name="subjects200k",
     title="Subjects200K: parquet files, or images with metadata.jsonl",
     licence="Apache-2.0",
     takes=frozenset({"min_quality"}),

@@ -32,7 +32,6 @@ from customized_grpo.data.adapters.base import (
     read_json_list,
     source_folder,
 )
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.manifest import RowProblem
 from customized_grpo.errors import UserError
 
@@ -121,7 +120,7 @@ def mask_of(folder: Path, reference: Picture) -> MaskFile | None:
 
 
 LAYOUT = Layout(
-    name=LayoutName.syncd,
+    name="syncd",
     title="SynCD: groups of views with metadata*.json and masks/",
     licence="see huggingface.co/datasets/nupurkmr9/syncd; made with FLUX.1-dev, whose licence bounds its use",
     takes=frozenset(),

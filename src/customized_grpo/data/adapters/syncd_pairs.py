@@ -25,7 +25,6 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.adapters.syncd import mask_of
 from customized_grpo.data.manifest import RowProblem
 
@@ -65,7 +64,7 @@ def _draft(folder: Path, number: int, raw: object) -> Draft:
 
 
 LAYOUT = Layout(
-    name=LayoutName.syncd_pairs,
+    name="syncd-pairs",
     title="the paper's JSON list of SynCD pairs; --images is the folder of the pictures",
     licence="pictures: as syncd; the list's repository names no licence",
     takes=frozenset({"images"}),

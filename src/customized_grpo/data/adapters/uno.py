@@ -25,7 +25,7 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.adapters.names import LayoutName, SubjectChoice
+from customized_grpo.data.adapters.names import SubjectChoice
 from customized_grpo.data.manifest import RowProblem
 
 
@@ -70,7 +70,7 @@ def reference_paths(item: object) -> list[str]:
 
 
 LAYOUT = Layout(
-    name=LayoutName.uno,
+    name="uno",
     title="UNO's JSON list of {prompt, image_paths, image_tgt_path}",
     licence="whatever its pictures have",
     takes=frozenset({"images", "subject"}),

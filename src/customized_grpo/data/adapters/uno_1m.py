@@ -34,7 +34,6 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.adapters.names import LayoutName
 from customized_grpo.data.manifest import RowProblem
 from customized_grpo.errors import UserError
 
@@ -100,7 +99,7 @@ def _picture(folder: Path, key: str, name: str) -> Picture:
 
 
 LAYOUT = Layout(
-    name=LayoutName.uno_1m,
+    name="uno-1m",
     title="UNO-1M: images/ and labels/*.json",
     licence="Apache-2.0",
     takes=frozenset({"min_score"}),

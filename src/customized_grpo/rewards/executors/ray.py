@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customized_grpo import extensions
 from customized_grpo.config.executors import RayExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
@@ -131,7 +132,10 @@ def import_ray() -> Any:
 
 def actor_options(place: RayExecution) -> dict[str, Any]:
     """Return how Ray is to run an actor: its share of the hardware, its environment, and its second life."""
-    environment: dict[str, Any] = {"env_vars": dict(place.env)} if place.env else {}
+    # Actors of a cluster do not inherit this process's environment. What the user trusts comes last: a recipe
+    # cannot widen it.
+    trusted = ",".join(extensions.trusted_modules())
+    environment: dict[str, Any] = {"env_vars": {**place.env, extensions.TRUST: trusted}}
     if place.pip:
         environment["pip"] = list(place.pip)
     return {
