@@ -212,8 +212,8 @@ def _contact(rank: int) -> Iterator[None]:
     except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
         raise UserError(
             f"process {rank} lost contact with the others: {str(error).splitlines()[0]}",
-            hint="One of them has failed or is too slow; its own message says why. The last checkpoint is intact: "
-            "start again with `cgrpo resume`.",
+            hint="One of them has failed or is too slow; its own message says why. The last checkpoint is "
+            "intact: start again with `cgrpo resume`.",
         ) from error
 
 

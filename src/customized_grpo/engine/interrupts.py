@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a flag that the training loop checks, so that all processes save and leave together."""
+"""SIGTERM and Ctrl-C as a flag that the loop checks, so that all processes save and leave together."""
 
 from __future__ import annotations
 

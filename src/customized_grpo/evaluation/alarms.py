@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from customized_grpo.statistics.intervals import Interval
 
-
 PATIENCE = 2
 """Evaluations in a row at which the condition of an alarm must hold."""
 

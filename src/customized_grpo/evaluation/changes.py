@@ -13,8 +13,11 @@ from customized_grpo.evaluation.scores import DIVERSITY, HeldOutScores
 from customized_grpo.statistics.intervals import Interval
 
 SMALLEST_SPREAD = 0.05
-"""Floor of the spread that a shift is measured in. Image statistics lie in [0, 1]; one that hardly varies over
-the base's images (no bright pixels anywhere, say) must not raise an alarm for a change that nobody would see."""
+"""Floor of the spread that a shift is measured in.
+
+Image statistics lie in [0, 1]; one that hardly varies over the base's images (no bright pixels anywhere, say)
+must not raise an alarm for a change that nobody would see.
+"""
 
 OTHER_MONITORS = ("monitor/copy_score", "monitor/background_similarity", DIVERSITY)
 """Monitors that are no image statistics and have conditions of their own."""

@@ -77,9 +77,7 @@ class HeldOutEvaluation:
     @property
     def n_batches(self) -> int:
         """Return the number of batches of this process."""
-        return count_batches(
-            self.own_examples, self.settings.samples_per_prompt, self.settings.batch_size
-        )
+        return count_batches(self.own_examples, self.settings.samples_per_prompt, self.settings.batch_size)
 
     def evaluate(self, before_batch: Callable[[], None] = lambda: None) -> tuple[HeldOutScores, Tensor]:
         """Draw and judge the held-out images.

@@ -1,10 +1,10 @@
 """At which denoising steps the scores of a sample arise: the premise of TDW, measured.
 
-TDW weights the prompt early and identity late, on the premise that this is when each is decided. Before step i
-of T the policy already predicts the clean sample, x0 = x_i - sigma_i v(x_i, sigma_i). The score of the
+TDW weights the prompt early and identity late, on the premise that this is when each is decided. Before step
+i of T the policy already predicts the clean sample, x0 = x_i - sigma_i v(x_i, sigma_i). The score of the
 prediction rises along the trajectory, and its rise from step i to i + 1 is the gain of step i, whose progress
-is u_i = (i + 1/2) / T. The gains telescope to the score of the sample minus that of the first prediction, which
-is made from noise alone. The last step's gain is 0, because it ends in its own prediction.
+is u_i = (i + 1/2) / T. The gains telescope to the score of the sample minus that of the first prediction,
+which is made from noise alone. The last step's gain is 0, because it ends in its own prediction.
 
 Legend: P prompts, G samples each, N = P x G samples, T steps, C subjects.
 """

@@ -113,7 +113,7 @@ def _of_recipe(config: Any) -> dict[str, Any]:
     """Return what a recipe evaluates with."""
     return {
         "model": config.model.model_dump(mode="json"),
-        "steps": config.evaluation.steps or config.rollout.steps,
+        "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
     }
 

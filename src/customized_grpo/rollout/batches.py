@@ -1,7 +1,7 @@
 """Which samples are drawn or trained together, and which prompt a sample belongs to.
 
-Two index spaces meet here: P prompts, and their N = P x G samples, G of each prompt in a row. Sample n belongs
-to prompt n // G.
+Two index spaces meet here: P prompts, and their N = P x G samples, G of each prompt in a row. Sample n
+belongs to prompt n // G.
 """
 
 from __future__ import annotations

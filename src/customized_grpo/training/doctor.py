@@ -1,7 +1,7 @@
 """`cgrpo doctor`: load a recipe once, examine one iteration's samples, and report what is wrong with it.
 
-The samples are those of the first iteration of training, except for the number of prompts. Nothing is trained,
-and nothing is written.
+The samples are those of the first iteration of training, except for the number of prompts. Nothing is
+trained, and nothing is written.
 
 Legend: P prompts, G samples each, N = P x G samples, K rewards, T denoising steps.
 """

@@ -247,9 +247,7 @@ class Trainer:
             config.rollout,
             encoder=self.parts.encoder,
             group_size=group_size,
-            plan=plan_steps(
-                config.rollout, config.train.trained_fraction, self.iteration, config.run.seed
-            ),
+            plan=plan_steps(config.rollout, config.train.trained_fraction, self.iteration, config.run.seed),
             noise_key=NoiseKey(config.run.seed, self.iteration),
             keep_means=config.train.ratio_normalisation,
             before_batch=self.stop.batch_check(n_batches),
@@ -331,10 +329,13 @@ class Trainer:
             )
 
     def evaluate_if_due(self) -> None:
-        """Evaluate after an iteration for which the recipe asks it, once; stop if an alarm says so."""
+        """Evaluate after an iteration for which the recipe asks it, once."""
         is_new = self.evaluator.last_iteration < self.iteration
-        if not (is_new and self.is_due(self.config.evaluation.every)):
-            return
+        if is_new and self.is_due(self.config.evaluation.every):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Measure the policy; stop at an alarm if the recipe says so."""
         alarms = self.evaluator.evaluate()
         if alarms and self.config.evaluation.on_alarm == "stop":
             self.give_up(f"stopped by alarm {alarms[0].name}: {alarms[0].message}")

@@ -148,7 +148,8 @@ class Updater:
         if not statistics.deviation <= self.ratio_tolerance:  # also for NaN
             raise UserError(
                 f"an iteration's first pass must have ratio 1, but deviates by {statistics.deviation:.2e} "
-                f"(limit {self.ratio_tolerance:.0e}): rollout and training do not compute the same transition",
+                f"(limit {self.ratio_tolerance:.0e}): "
+                "rollout and training do not compute the same transition",
                 hint="Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32.",
             )
 

@@ -1,7 +1,7 @@
 """Iterations that teach nothing: the reason, in words, and what to do about it.
 
-One such iteration can happen. The trainer counts them, warns of the first, and stops when there are too many in
-a row, because every one of them costs as much as a useful one.
+One such iteration can happen. The trainer counts them, warns of the first, and stops when there are too many
+in a row, because every one of them costs as much as a useful one.
 
 Legend: N samples of all processes, K rewards.
 """
