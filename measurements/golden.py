@@ -93,7 +93,7 @@ def trajectory(overrides: list[str]) -> dict[str, str]:
     """Train one case and return the digests of what it left."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        cgrpo = [sys.executable, "-m", "customized_grpo.cli.main"]
+        cgrpo = [sys.executable, "-m", "customized_grpo"]
         command = [*cgrpo, "train", "toybox-smoke", f"run.dir={run}", *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, capture_output=True, env=environment)

@@ -55,7 +55,7 @@ def service(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(RECIPE)
-        command = [sys.executable, "-m", "customized_grpo.cli.main", "serve-rewards", str(recipe)]
+        command = [sys.executable, "-m", "customized_grpo", "serve-rewards", str(recipe)]
         child = subprocess.Popen([*command, "--port", "0", *options], stdout=subprocess.PIPE, text=True)
         try:
             assert child.stdout is not None

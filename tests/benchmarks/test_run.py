@@ -1,33 +1,24 @@
-"""`cgrpo evaluate --benchmark` as a user types it: with real models, a judge over HTTP, and hostile names."""
+"""`cgrpo benchmark` as a user types it: with real models, a judge over HTTP, and hostile names."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import html_page
+import judge_server
 from customized_grpo.benchmarks.encoders import JudgeEndpoint
 from customized_grpo.benchmarks.page import render_benchmark
 from customized_grpo.benchmarks.results import read_result
 from customized_grpo.benchmarks.run import Request, default_folder, run_benchmark
 from customized_grpo.cli.main import main
+from dreambooth import save_photo
 
-TESTS = Path(__file__).parents[1]
+RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def status(*arguments: str) -> int:
@@ -39,29 +30,23 @@ def status(*arguments: str) -> int:
         return left.code
 
 
-@pytest.fixture(scope="module")
-def pages() -> ModuleType:
-    return load("benchmark_pages", TESTS / "pages" / "pages.py")
-
-
 @pytest.fixture
 def judge() -> Iterator[JudgeEndpoint]:
     """A real server whose answer depends on the seed: 2, 3 or 4 of 4."""
-    server = load("benchmark_judge_server", TESTS / "rewards" / "judge_server.py")
 
     def answer(handler: object, body: dict[str, int]) -> None:
-        handler.answer(server.completion(json.dumps({"score": 2 + body["seed"]})))  # type: ignore[attr-defined]
+        handler.answer(judge_server.completion(json.dumps({"score": 2 + body["seed"]})))  # type: ignore[attr-defined]
 
-    with server.serving(answer) as running:
+    with judge_server.serving(answer) as running:
         yield JudgeEndpoint(running.url, "vlm")
 
 
 def test_a_benchmark_is_drawn_scored_written_and_compared(
-    dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pages: ModuleType
+    dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--benchmark", "dreambench", "--data", str(dreambench), *ENCODERS]
+    data = ["--data", str(dreambench), *ENCODERS]
     first, second = tmp_path / "four", tmp_path / "two"
-    assert status("evaluate", "toybox", "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
+    assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     out, err = capsys.readouterr()
     assert "16 pictures drawn, 0 were there already" in err
     assert "warning: Fewer than 8 subjects" in out and "accessory" in out
@@ -72,40 +57,40 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     assert f"{found.summary[0]['metrics']['dino']['mean']:.3f}" in out
 
     before = (first / "results.json").read_bytes()
-    assert status("evaluate", "toybox", "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
+    assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     assert "0 pictures drawn, 16 were there already" in capsys.readouterr().err
     assert (first / "results.json").read_bytes() == before
 
     against = ["--out", str(second), "--against", str(first / "results.json")]
-    assert status("evaluate", "toybox", "steps=2", *data, *against) == 2
+    assert status(*RUN, "steps=2", *data, *against) == 2
     assert "steps: 4, 2" in capsys.readouterr().err
-    assert status("evaluate", "toybox", "steps=2", *data, *against, "--across", "steps") == 0
+    assert status(*RUN, "steps=2", *data, *against, "--across", "steps") == 0
     assert "Only 8 of 16 pictures are in both results" in capsys.readouterr().out
-    assert status("evaluate", "toybox", "steps=2", *data, "--out", str(first)) == 2
+    assert status(*RUN, "steps=2", *data, "--out", str(first)) == 2
     assert "holds pictures made otherwise" in capsys.readouterr().err
 
-    seen = pages.Page.of_file(second / "report.html")
-    pages.assert_nothing_is_fetched(seen)
+    seen = html_page.Page.of_file(second / "report.html")
+    html_page.assert_nothing_is_fetched(seen)
     assert len(seen.of("img")) == 6 and "Compared with toybox" in seen.text and "UNO" in seen.text
 
 
 def test_results_are_compared_without_any_model(
     dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--benchmark", "dreambench", "--data", str(dreambench), *ENCODERS, "steps=2"]
-    assert status("evaluate", "toybox", *data, "--out", str(tmp_path / "a")) == 0
+    data = ["--data", str(dreambench), *ENCODERS, "steps=2"]
+    assert status(*RUN, *data, "--out", str(tmp_path / "a")) == 0
     capsys.readouterr()
     file = str(tmp_path / "a" / "results.json")
-    assert status("evaluate", file, "--against", file) == 0
+    assert status("benchmark", "compare", file, file) == 0
     out = capsys.readouterr().out
     assert "warning: Both results are of the same weights." in out and "+0.000 [+0.000, +0.000]" in out
 
 
 def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
-    tmp_path: Path, photo: object, judge: JudgeEndpoint
+    tmp_path: Path, judge: JudgeEndpoint
 ) -> None:
     for stem in ("00", "01"):
-        photo(tmp_path / "images" / "object" / f"{stem}.jpg", (200, 80, 40))  # type: ignore[operator]
+        save_photo(tmp_path / "images" / "object" / f"{stem}.jpg", (200, 80, 40))
         caption = tmp_path / "captions" / "object" / f"{stem}.txt"
         caption.parent.mkdir(parents=True, exist_ok=True)
         caption.write_text("\n".join(["a cup", *(f"a cup, version {n}" for n in range(9))]))
@@ -126,30 +111,25 @@ def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "x"], "--data: only used with --benchmark"),
-        (["steps=3"], "settings: only used with --benchmark"),
-        (["--benchmark", "dreambench"], "--benchmark dreambench needs --data"),
-        (["--benchmark", "omnicontext", "--data", "x"], "cannot be read"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--encoder", "dina=toybox"], "did you mean"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--judge-url", "u"], "needed together"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--across", "data"], "--across data"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--segment", "reference"], "have no masks"),
-        (["--benchmark", "dreambench", "--data", "DATA", "--subject", "cat"], "no 'cat'"),
+        (["dreambench"], "Missing option '--data'"),
+        (["omnicontext", "--data", "x"], "cannot be read"),
+        (["dreambench", "--data", "DATA", "--encoder", "dina=toybox"], "did you mean"),
+        (["dreambench", "--data", "DATA", "--judge-url", "u"], "needed together"),
+        (["dreambench", "--data", "DATA", "--across", "data"], "--across data"),
+        (["dreambench", "--data", "DATA", "--segment", "reference"], "have no masks"),
+        (["dreambench", "--data", "DATA", "--subject", "cat"], "no 'cat'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(
     dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    out = ["--out", str(tmp_path / "out")] if "--benchmark" in arguments else []
     words = [str(dreambench) if word == "DATA" else word for word in arguments]
-    assert status("evaluate", "toybox", *words, *out) == 2
+    assert status("benchmark", "run", "toybox", *words, "--out", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_names_from_outside_are_escaped_and_make_no_paths(
-    dreambench: Path, tmp_path: Path, pages: ModuleType
-) -> None:
+def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_path: Path) -> None:
     request = Request(
         "toybox",
         "dreambench",
@@ -162,6 +142,6 @@ def test_names_from_outside_are_escaped_and_make_no_paths(
     assert outcome is not None
     _, found, _ = outcome
     found.generator["name"] = "<script>alert(1)</script>"  # type: ignore[index]
-    seen = pages.Page(render_benchmark(found, None, []))
+    seen = html_page.Page(render_benchmark(found, None, []))
     assert not seen.of("script") and "<script>alert(1)</script>" in seen.text
     assert default_folder("../../etc/passwd", "dreambench") == Path("runs/dreambench-..-..-etc-passwd")

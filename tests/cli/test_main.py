@@ -11,16 +11,16 @@ from types import ModuleType
 import pytest
 
 from customized_grpo import __version__
-from customized_grpo.cli import common
+from customized_grpo.cli.evaluate import results_table
 from customized_grpo.cli.main import main
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
 
-HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "numpy"}
+MODEL_LIBRARIES = {"diffusers", "transformers", "peft", "accelerate", "matplotlib"}
 
 
 def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "customized_grpo.cli.main", *arguments]
+    command = [sys.executable, "-m", "customized_grpo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -50,27 +50,8 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["train", "--help"],
-        ["doctor", "--help"],
-        ["plan", "--help"],
-        ["config", "presets"],
-        ["config", "show", "toybox"],
-        ["config", "schema"],
-        ["train", "toybx"],
-        ["serve-rewards", "--help"],
-        ["serve-rewards", "toybx"],
-        ["doctor", "toybox", "--json", "no/such/folder/found.json"],
-        ["data", "--help"],
-        ["data", "convert", "--help"],
-        ["data", "check", "data", "--json", "no/such/folder/found.json"],
-    ],
-    ids=" ".join,
-)
-def test_help_config_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
+def imported(arguments: list[str]) -> set[str]:
+    """Return the names of the modules that are loaded after a command."""
     code = f"""
 import sys
 from customized_grpo.cli.main import main
@@ -78,11 +59,47 @@ try:
     main({arguments!r})
 except SystemExit:
     pass
-heavy = {HEAVY!r} & set(sys.modules)
-assert not heavy, heavy
+print("modules:", *sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+    return set(result.stdout.rpartition("modules:")[2].split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["doctor", "--help"],
+        ["plan", "--help"],
+        ["benchmark", "run", "--help"],
+        ["serve-rewards", "--help"],
+        ["data", "--help"],
+        ["data", "convert", "--help"],
+        ["data", "check", "data", "--json", "no/such/folder/found.json"],
+        ["evaluate", "no/such/run"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
+    assert not imported(arguments) & {"torch", "numpy", *MODEL_LIBRARIES}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "presets"],
+        ["config", "show", "toybox"],
+        ["config", "schema"],
+        ["train", "toybx"],
+        ["serve-rewards", "toybx"],
+        ["doctor", "toybox", "--json", "no/such/folder/found.json"],
+    ],
+    ids=" ".join,
+)
+def test_reading_a_recipe_imports_no_library_of_models(arguments: list[str]) -> None:
+    assert not imported(arguments) & MODEL_LIBRARIES
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
@@ -100,6 +117,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "train",
         "resume",
         "evaluate",
+        "benchmark",
         "export",
         "generate",
         "report",
@@ -235,10 +253,24 @@ def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
     assert "1 --mask for 2 --reference" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["toybox", "--benchmark", "dreambench", "--data", "x"], "cgrpo benchmark run"),
+        (["tuned/results.json", "--against=base/results.json"], "cgrpo benchmark compare"),
+    ],
+)
+def test_an_option_that_moved_is_answered_with_the_new_command(
+    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("evaluate", *arguments) == 2
+    assert command in capsys.readouterr().err
+
+
 def test_results_are_a_table_with_intervals() -> None:
     def column(mean: float) -> dict[str, dict[str, float]]:
         return {"judge/identity": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}
 
-    table = common.results_table(column(0.5), column(0.75), column(0.25)).splitlines()
+    table = results_table(column(0.5), column(0.75), column(0.25)).splitlines()
     assert table[0].split() == ["base", "tuned", "difference"]
     assert table[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"

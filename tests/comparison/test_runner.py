@@ -33,7 +33,7 @@ RECIPE = ("toybox-smoke", "train.iterations=3", "checkpoint.every=1")
 def command(folder: Path, *options: str) -> list[str]:
     (folder / "arms.yaml").write_text(ARMS)
     arms = ["--arms", str(folder / "arms.yaml"), "--seeds", "1", "--out", str(folder / "out")]
-    return [sys.executable, "-m", "customized_grpo.cli.main", "compare", *RECIPE, *arms, *options]
+    return [sys.executable, "-m", "customized_grpo", "compare", *RECIPE, *arms, *options]
 
 
 def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

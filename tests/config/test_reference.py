@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from customized_grpo import extensions
 from customized_grpo.config.reference import Knob, knobs, markdown, schema_json
 
 
@@ -33,3 +34,13 @@ def test_the_reference_page_has_a_row_for_every_knob() -> None:
     for knob in knobs():
         assert (f"| `{knob.path}` |" if "." in knob.path else f"## {knob.path}\n") in page
     assert "| `train.trained_fraction` | number > 0 and <= 1 | `0.6` |" in page
+
+
+@pytest.mark.parametrize(("section", "kind"), [("advantage", "rule"), ("schedule", "schedule")])
+def test_the_reference_page_lists_every_option_of_every_rule_and_schedule(section: str, kind: str) -> None:
+    table = markdown().partition(f"## {section}.name\n")[2].partition("\n## ")[0]
+    for name, part in extensions.registry(kind).items():
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        for option, field in part.model_fields.items():
+            assert f"`{option}` (" in row
+            assert field.description is not None and field.description in row.replace(r"\|", "|")

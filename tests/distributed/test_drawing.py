@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launch import cgrpo
 from PIL import Image, ImageChops
+
+from processes import cgrpo
 
 
 def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:
     status, printed = cgrpo(1, "toybox", "export", str(tmp_path / "toys"), "--subjects", "3")
     assert status == 0, printed
     manifest = tmp_path / "toys" / "manifest.jsonl"
-    benchmark = ["--benchmark", "manifest", "--data", str(manifest), "--encoder", "dino=toybox"]
+    options = ["--data", str(manifest), "--encoder", "dino=toybox", "--limit", "5"]
     results = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
         status, printed = cgrpo(
-            processes, "evaluate", "toybox", "steps=2", *benchmark, "--limit", "5", "--out", str(out)
+            processes, "benchmark", "run", "toybox", "manifest", "steps=2", *options, "--out", str(out)
         )
         assert status == 0, printed
         assert printed.count("results: ") == 1, "only the main process tells"

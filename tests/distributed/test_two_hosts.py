@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, cgrpo, finish
 
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
+from processes import cgrpo, child_environment, finish
 
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 RECIPE = ["train.iterations=1", "train.group_size=2", "rollout.steps=3", "run.process_timeout_s=60.0"]
@@ -56,12 +56,12 @@ def start(host: str, rank: int, folder: Path) -> subprocess.Popen[str]:
             *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)),
             *("--master_addr", ADDRESSES[0], "--master_port", "29511"),
-            *("-m", "customized_grpo.cli.main", "train", "toybox-smoke", f"run.dir={folder}", *RECIPE),
+            *("-m", "customized_grpo", "train", "toybox-smoke", f"run.dir={folder}", *RECIPE),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "cable0"},
+        env=child_environment(GLOO_SOCKET_IFNAME="cable0"),
     )
 
 

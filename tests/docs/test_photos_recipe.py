@@ -31,7 +31,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_the_recipe_trains_and_its_run_is_evaluated_on_dreambench(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="the extra lite is not installed")
-    cgrpo = ("-m", "customized_grpo.cli.main")
+    cgrpo = ("-m", "customized_grpo")
     run(tmp_path, *cgrpo, "data", "convert", "dreambench", str(PHOTOS), "photos/data", "--held-out", "8")
     held_out = tmp_path / "photos/data/held_out.jsonl"
     rows = held_out.read_text().splitlines()
@@ -44,7 +44,7 @@ def test_the_recipe_trains_and_its_run_is_evaluated_on_dreambench(tmp_path: Path
     (line,) = [line for line in lines if line["kind"] == "train"]
     assert line["policy/ratio_max_deviation"] < 1e-5 and line["policy/grad_norm"] > 0
     assert line["reward/identity_group_std"] > 0 and line["reward/prompt_group_std"] > 0
-    benchmark = ("--benchmark", "dreambench", "--data", str(PHOTOS), "--encoder", "lite", "--limit", "4")
-    run(tmp_path, *cgrpo, "evaluate", "photos/run", *benchmark, "--out", "result")
+    options = ("--data", str(PHOTOS), "--encoder", "lite", "--limit", "4")
+    run(tmp_path, *cgrpo, "benchmark", "run", "photos/run", "dreambench", *options, "--out", "result")
     assert json.loads((tmp_path / "result/results.json").read_text())["protocol"]
     shutil.rmtree(tmp_path / "photos")

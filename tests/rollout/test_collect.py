@@ -23,8 +23,6 @@ from customized_grpo.rollout.ode import sample_images
 from customized_grpo.rollout.sampler import Sampler, StepPlan, build_sampler, plan_steps
 from customized_grpo.rollout.trajectory import Trajectory
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 GROUP = 3
 SIZE = (64, 64)

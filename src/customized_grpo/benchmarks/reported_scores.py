@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = Path(__file__).with_name("published.json")
+FILE = Path(__file__).with_name("reported_scores.json")
 
 
 @dataclass(frozen=True)

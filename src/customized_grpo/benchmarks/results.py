@@ -137,7 +137,7 @@ def read_result(file: Path) -> Result:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is not the result of a benchmark ({error!r})",
-            "It is the results.json that cgrpo evaluate SOURCE --benchmark NAME wrote.",
+            hint="Give the results.json that `cgrpo benchmark run` wrote.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`cgrpo evaluate SOURCE --benchmark NAME`: list, draw what is missing, score, and write result and page."""
+"""`cgrpo benchmark run`: list, draw what is missing, score, and write result and page."""
 
 from __future__ import annotations
 

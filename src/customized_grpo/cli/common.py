@@ -32,9 +32,6 @@ Trust = Annotated[
 ]
 """Allows code by dotted path, see `extensions`; it has done its work when the verb begins."""
 
-Intervals = Mapping[str, Mapping[str, float]]
-"""{metric: {"mean", "low", "high"}}, low and high bounding the 95 % interval."""
-
 
 def check_run(run: Path) -> Path:
     """Return `run` if it is the folder of a run.
@@ -99,21 +96,8 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
         raise UserError(f"--json {file}: {error.strerror}") from error
 
 
-def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> str:
-    """Return the metrics as aligned text: base, tuned and their difference, each with its 95 % interval."""
-    rows = [["", "base", "tuned", "difference"]]
-    rows += [
-        [metric, *(_interval(column[metric]) for column in (base, tuned, difference))] for metric in base
-    ]
-    return table(rows)
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned text."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

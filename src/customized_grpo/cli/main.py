@@ -15,6 +15,7 @@ import typer
 
 from customized_grpo import __version__
 from customized_grpo.cli import (
+    benchmark,
     compare,
     config,
     data,
@@ -42,11 +43,12 @@ app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("train")(train.train)
 app.command("resume")(resume.resume)
-app.command("evaluate")(evaluate.evaluate)
+app.command("evaluate", cls=evaluate.EvaluateCommand)(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")
@@ -92,7 +94,3 @@ def _visible(text: str) -> str:
     """Escape control characters, which must not drive the terminal, and hide passwords in addresses."""
     text = _PASSWORD.sub("[hidden]@", text)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

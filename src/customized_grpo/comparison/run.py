@@ -80,7 +80,7 @@ def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
     recipe = plan.folder / "recipes" / "base.yaml"
     recipe.parent.mkdir(exist_ok=True)
     recipe.write_text(dump_config(plan.base))
-    command = [sys.executable, "-m", "customized_grpo.cli.main", "doctor", str(recipe)]
+    command = [sys.executable, "-m", "customized_grpo", "doctor", str(recipe)]
     done = subprocess.run(
         [*command, "--json", str(plan.folder / DOCTOR)], env={**os.environ, **environment}, check=False
     )

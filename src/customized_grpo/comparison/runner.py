@@ -135,7 +135,7 @@ class Runner:
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "customized_grpo.cli.main", *self._verb(run)],
+                [sys.executable, "-m", "customized_grpo", *self._verb(run)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from customized_grpo import extensions
 from customized_grpo.config.schema import Config
 from customized_grpo.fields import MAX_SEED
 
@@ -60,20 +61,45 @@ def schema_json() -> str:
 
 
 def markdown() -> str:
-    """Return the reference page: a table of every knob with its type, default and sentence."""
-    lines = ["# Every knob of a recipe", "", f"`extends`: {EXTENDS}"]
+    """Return the reference page: a table of every setting with its type, default and sentence."""
+    lines = ["# Every setting of a recipe", "", f"`extends`: {EXTENDS}"]
     for knob in knobs():
         if "." in knob.path:
-            only = f" (only for `kind: {knob.owner}`)" if knob.owner else ""
-            default = "required" if knob.default is None else f"`{knob.default}`" if knob.default else ""
-            lines.append(f"| `{knob.path}` | {knob.type} | {default} | {_cell(knob.sentence)}{only} |")
+            lines.append(_row(knob))
             continue
         lines += ["", f"## {knob.path}", "", knob.sentence, ""]
         if knob.is_section:
-            lines += ["| knob | type | default | |", "|---|---|---|---|"]
+            lines += ["| setting | type | default | |", "|---|---|---|---|"]
         else:
             lines.append(f"A {knob.type}; `{knob.default}` when not given.")
+    lines += _parts("advantage", "rule")
+    lines += _parts("schedule", "schedule")
     return "\n".join(lines) + "\n"
+
+
+def _parts(section: str, kind: str) -> list[str]:
+    """Return a table of the parts that `name` of a section chooses from, each with its options."""
+    lines = [
+        "",
+        f"## {section}.name",
+        "",
+        f"| name | what | options under `{section}.options` |",
+        "|---|---|---|",
+    ]
+    for name, part in extensions.registry(kind).items():
+        what = (part.__doc__ or "").partition("\n")[0]
+        options = []
+        for option, field in part.model_fields.items():
+            default = "required" if field.is_required() else json.dumps(field.default)
+            options.append(f"`{option}` ({default}): {field.description}")
+        lines.append(f"| `{name}` | {_cell(what)} | {_cell('<br>'.join(options))} |")
+    return lines
+
+
+def _row(knob: Knob) -> str:
+    only = f" (only for `kind: {knob.owner}`)" if knob.owner else ""
+    default = "required" if knob.default is None else f"`{knob.default}`" if knob.default else ""
+    return f"| `{knob.path}` | {knob.type} | {default} | {_cell(knob.sentence)}{only} |"
 
 
 def _cell(text: str) -> str:

@@ -27,10 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from interrupted_train import install
-
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
@@ -39,6 +35,7 @@ from customized_grpo.rewards.executors import Scorer
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
 from customized_grpo.training.losses import LossTerm, UpdateLoss
+from interrupted_train import install
 
 # phase: (method of Trainer, what is called in it, finished iterations at that time)
 PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
