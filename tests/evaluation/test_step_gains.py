@@ -163,13 +163,13 @@ def test_rewards_of_one_kind_are_averaged_by_weight(recipe: Recipe) -> None:
 def test_it_can_be_stopped_before_every_batch(recipe: Recipe) -> None:
     calls = []
 
-    def between() -> None:
+    def before_batch() -> None:
         calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(recipe, "rollout.batch_size=2", between=between)
+        measure(recipe, "rollout.batch_size=2", before_batch=before_batch)
     assert len(calls) == 3
 
 

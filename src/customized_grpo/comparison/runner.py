@@ -20,6 +20,7 @@ from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import RunLock
 
 POLL_S = 0.2
@@ -114,7 +115,7 @@ class Runner:
                 continue
             self.pending.remove(run)
             if run.summary() is not None:  # another comparison has finished it meanwhile
-                claim.__exit__(None, None, None)
+                claim.release()
                 self.finished()
                 continue
             self._start(run, free.pop(), claim)
@@ -125,10 +126,12 @@ class Runner:
     def _claim(self, run: PlannedRun) -> RunLock | None:
         folder = self.plan.folder / "claims" / run.name
         folder.mkdir(parents=True, exist_ok=True)
+        claim = RunLock(folder)
         try:
-            return RunLock(folder).__enter__()
+            claim.acquire()
         except UserError:
             return None
+        return claim
 
     def _start(self, run: PlannedRun, slot: int, claim: RunLock) -> None:
         log = self._log(run)
@@ -153,13 +156,13 @@ class Runner:
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(exist_ok=True)
         recipe.write_text(dump_config(run.config))
-        overwrite = str(run.folder.is_run()).lower()  # killed before its first checkpoint
+        overwrite = str(is_run_folder(path)).lower()  # killed before its first checkpoint
         return ["train", str(recipe), f"run.overwrite={overwrite}"]
 
     def _collect(self) -> None:
         for active in [active for active in self.active if active.process.poll() is not None]:
             self.active.remove(active)
-            active.claim.__exit__(None, None, None)
+            active.claim.release()
             if active.run.summary() is None:
                 self.failed.append(active.run)
                 self.say(f"{active.run.name} failed, see {self._log(active.run)}")
@@ -179,7 +182,7 @@ class Runner:
             active.process.terminate()
         for active in self.active:
             active.process.wait()
-            active.claim.__exit__(None, None, None)
+            active.claim.release()
 
     def _log(self, run: PlannedRun) -> Path:
         return self.plan.folder / "logs" / f"{run.name}.log"

@@ -18,7 +18,8 @@ from customized_grpo.hub import INDEX
 from customized_grpo.policies.loading import TOYBOX, load_policy, read_index
 from customized_grpo.policies.lora import read_shape
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.runs.reading import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_generator(
     Raises:
         UserError: The source, a setting or the adapter is not what it should be.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
     checked = source_settings(source, settings)
     adapter = checked.model.lora
@@ -93,12 +94,12 @@ def source_settings(source: str, settings: Sequence[str] = ()) -> GeneratorSetti
     Raises:
         UserError: The source is neither a run nor a known checkpoint, or a setting is wrong.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return generator_settings(source, _of_recipe(run_config(Path(source))), settings)
     if source == TOYBOX:
         return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
     if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
-        raise UserError(f"{source} is neither the folder of a run nor a model: no {CONFIG}, no {INDEX}")
+        raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     index = read_index(source)
     defaults = published_settings(source, index)
     if defaults is None:

@@ -11,14 +11,13 @@ and only the main process writes.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from customized_grpo.algorithms.schedules import prompt_weights
-from customized_grpo.config import Config, load_config
+from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
@@ -35,6 +34,7 @@ from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
+from customized_grpo.runs.reading import run_config
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
@@ -77,7 +77,7 @@ def resume(run_dir: Path, step: int | None = None) -> int:
     Raises:
         UserError: There is nothing to continue, or it is not the run of this folder's config.
     """
-    config = load_config(str(run_dir / "config.yaml"), [f"run.dir={json.dumps(str(run_dir))}"])
+    config = run_config(run_dir)
     engine = build_engine(config)
     with ExitStack() as stack:
 
