@@ -249,7 +249,8 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         in_partial = PARTIAL in str(path)
         assert not in_partial or path.is_dir() or path.stat().st_size > 0, "synced before it was written"
-        events.append(f"fsync {path.name}")
+        draft = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.draft", path.name)
+        events.append(f"fsync draft of {draft[1]}" if draft else f"fsync {path.name}")
         fsync(descriptor)
 
     def recorded_replace(source: Path, target: Path) -> None:
@@ -262,11 +263,9 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     store.save(2, *content(2))
+    files = ["adapter.safetensors", "optimizer.safetensors", "state.json", "COMMIT.json"]
     assert events == [
-        "fsync adapter.safetensors",
-        "fsync optimizer.safetensors",
-        "fsync state.json",
-        "fsync COMMIT.json",
+        *(f"{event} {file}" for file in files for event in ("fsync draft of", "rename")),
         "fsync .partial-step_000002",
         "rename step_000002",
         "fsync checkpoints",
