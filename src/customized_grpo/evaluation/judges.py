@@ -1,7 +1,7 @@
-"""Held-out judges for rows of your own: rewards that training never sees, and copying by their encoder.
+"""Held-out judges for rows of your own: rewards that training does not use, and a copy score.
 
-ToyBox brings judges of its own; photos get theirs from `evaluation.judges`. With them the report, the alarms
-and `compare` work on photos as they do on ToyBox.
+ToyBox has judges of its own; the judges of photos are configured in `evaluation.judges`. With them the
+report, the alarms and `compare` work on photos as they do on ToyBox.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ CACHED_PHOTOS = 4096
 
 
 class RewardJudges:
-    """Judges made of rewards.
+    """Held-out judges that are rewards.
 
-    Columns (each [B], fp32; NaN where a row lacks what is needed):
-        judge/identity, judge/prompt: mean of the judges of that kind, weighted as the recipe says. Identity
-            is likeness to the row's target, another true picture of the subject, when every row has one: a
-            copy of the reference then earns no more than an honest picture. Otherwise it is likeness to the
+    Columns (each [B], fp32; NaN where a row has no target or masks that it needs):
+        judge/prompt, judge/identity: Mean of the judges of that kind, weighted as the recipe says. If every
+            row has a target, another photo of the subject, identity is similarity to it: a copy of the
+            reference then scores no higher than an honest image. Otherwise it is similarity to the
             references, and a copy scores best: read it beside the copy score.
-        monitor/copy_score: 0 honest, 1 a literal copy of a reference, -1 the target itself; by the encoder of
-            the first identity judge that has one. Needs a target. Of several references the nearest counts.
-        monitor/background_similarity: of picture and first reference, outside the reference's mask. Where the
-            subject is in the generated picture is not known, so that mask stands in for both: a subject that
-            moved counts as background, and the value is a little too low.
+        monitor/copy_score: 0 for an honest image, 1 for a literal copy of a reference, -1 for the target
+            itself, by the encoder of the first identity judge that has one. Needs a target. Of several
+            references the nearest counts.
+        monitor/background_similarity: Similarity of the image and the first reference, outside the
+            reference's mask. The subject's place in the generated image is unknown, so the mask is used for
+            both: a subject that moved counts as background, and the value is a little too low.
 
     Args:
         judges: Rewards of kind identity or prompt.
@@ -51,7 +52,7 @@ class RewardJudges:
         by_target: Whether every row has a target.
 
     Raises:
-        UserError: A judge is of another kind, or wants masks of the targets, which there are none of.
+        UserError: A judge is of another kind, or needs masks of the targets, which have none.
     """
 
     def __init__(self, judges: Sequence[Reward], weights: Sequence[float], *, by_target: bool) -> None:
@@ -76,13 +77,13 @@ class RewardJudges:
         self._cache = FeatureCache(CACHED_PHOTOS)
 
     def check_apart(self, fingerprints: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse judges that are training rewards in disguise: they would be gamed along with them.
+        """Refuse judges that have the model of a training reward: they would be hacked along with it.
 
         Args:
-            fingerprints: Of the training rewards.
+            fingerprints: Fingerprints of the training rewards.
 
         Raises:
-            UserError: Names every judge whose weights (or whole fingerprint) a training reward has, too.
+            UserError: Names every judge whose weights (or whole fingerprint) a training reward has as well.
         """
         trained = {_identity(fingerprint) for fingerprint in fingerprints}
         same = [judge.name for judge in self.judges if _identity(judge.fingerprint()) in trained]

@@ -159,7 +159,7 @@ def _batches_with_noise(
 
 
 class _TrainedSteps(NamedTuple):
-    """The trained steps of a batch: [S, B, L, C], but log_prob [S, B]; `mean` is empty if not kept."""
+    """The trained steps of a batch: [S, B, L, C], but log_prob [S, B]; `mean` is empty if it is not needed."""
 
     x: Tensor
     x_next: Tensor
@@ -208,7 +208,7 @@ def _denoise(
     size = (conditioning.height, conditioning.width)
     x = policy.noise(noise.initial, *size)
     for step in range(sampler.n_steps):
-        # not `sampler.transition`: `predict_images` needs the velocity, too
+        # not `sampler.transition`: `predict_images` needs the velocity as well
         velocity = policy.velocity(x, float(sampler.sigmas[step]), conditioning)
         mean, std = sampler.step_from_velocity(x, velocity, step, noisy=step in noisy)
         x_next = mean

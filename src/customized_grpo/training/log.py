@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from customized_grpo.algorithms.schedules import prompt_weights
 from customized_grpo.config import Config
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.reporting.progress import Progress, progress
@@ -50,6 +51,9 @@ class RunLog:
             if not self.is_main:
                 yield
                 return
+            # for reports, which may not import the code of a foreign schedule
+            weights = prompt_weights(self.config.schedule.build(), self.config.rollout.steps)
+            self.folder.write_json("schedule.json", {"prompt_weights": weights.tolist()})
             recipe = self.config.model_dump(mode="json")
             with (
                 closing(Trackers(self.config.trackers, self.folder.path, recipe)) as trackers,

@@ -19,6 +19,8 @@ from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.interrupts import StopFlag
+from customized_grpo.engine.partition import padded_block
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import HeldOutEvaluation, Judges
 from customized_grpo.evaluation.judges import RewardJudges, build_judges
@@ -92,6 +94,19 @@ class Parts:
             self.data.judges,
             self.data.held_out,
         )
+
+    def encode_and_drop_encoders(self, stop: StopFlag) -> None:
+        """Fill the cache of encodings with every row, then free the memory of the text encoders.
+
+        Args:
+            stop: Checked before every row.
+        """
+        for rows in (self.data.train, self.data.held_out):
+            own_rows = padded_block(len(rows), self.engine.rank, self.engine.world_size)
+            own_examples = (rows[row] for row in own_rows)
+            self.encoder.fill_cache(own_examples, stop.batch_check(len(own_rows)))
+        self.engine.wait_for_all()  # the cache is shared: the others' rows are in it now
+        self.policy.drop_text_encoders()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and how a run is restored from one.
+"""The state of a run: the content of a checkpoint, and how a run is restored from one.
 
 State is the adapter, its average, the optimizer, the number of finished iterations, rollouts and seconds so
 far, skipped updates and wasted iterations in a row, and the inputs of the alarms that no other file holds.

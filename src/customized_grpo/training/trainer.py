@@ -16,12 +16,10 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.algorithms.schedules import prompt_weights
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
-from customized_grpo.engine.partition import padded_block
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.scores import summary
 from customized_grpo.pages.run_page import write_report
@@ -138,12 +136,13 @@ class Trainer:
         with disk_errors(self.folder.path):
             if self.engine.is_main:
                 self.store.sweep()
-                self.write_schedule()
             with self.log.open(), self.stop:
                 self.report_processes()
                 try:
                     with explained(self.config.model, batches):
-                        self.encode_all_rows()
+                        if self.config.model.text_encoders == "drop":
+                            self.log.progress.phase("encode")
+                            self.parts.encode_and_drop_encoders(self.stop)
                         self.fit()
                 except Interrupted as signal:
                     self.save()
@@ -187,11 +186,6 @@ class Trainer:
 
     # Before the first iteration
 
-    def write_schedule(self) -> None:
-        """Write the prompt weight of every denoising step, for reports that do not know the schedule."""
-        weights = prompt_weights(self.config.schedule.build(), self.config.rollout.steps)
-        self.folder.write_json("schedule.json", {"prompt_weights": weights.tolist()})
-
     def report_processes(self) -> None:
         """Report that a run continues with another number of processes than it was saved by."""
         before = self.state.processes
@@ -202,18 +196,6 @@ class Trainer:
                 f"saved by {before} processes, resumed by {now}: the samples stay the same, but sums over "
                 "processes may differ in their last bits",
             )
-
-    def encode_all_rows(self) -> None:
-        """Fill the cache with every row if the text encoders are to be dropped, then drop them."""
-        if self.config.model.text_encoders != "drop":
-            return
-        self.log.progress.phase("encode")
-        for rows in (self.data.train, self.data.held_out):
-            own_rows = padded_block(len(rows), self.engine.rank, self.engine.world_size)
-            check_stop = self.stop.batch_check(len(own_rows))
-            self.parts.encoder.fill_cache((rows[row] for row in own_rows), check_stop)
-        self.engine.wait_for_all()
-        self.policy.drop_text_encoders()
 
     # Sampling and scoring
 
