@@ -159,7 +159,7 @@ def _batches_with_noise(
 
 
 class _TrainedSteps(NamedTuple):
-    """The trained steps of a batch: [S, B, L, C], but log_prob [S, B]; `mean` is empty if it is not needed."""
+    """The trained steps of a batch: [S, B, L, C], but log_prob [S, B]; an unneeded `mean` is empty."""
 
     x: Tensor
     x_next: Tensor
