@@ -268,7 +268,8 @@ def _refuse_non_finite(step: int, entry: str, group: Mapping[str, torch.Tensor])
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise UserError(
-                f"step {step} is not saved: {bad} of the {tensor.numel()} values of {entry}/{name} are not finite",
+                f"step {step} is not saved: "
+                f"{bad} of the {tensor.numel()} values of {entry}/{name} are not finite",
                 hint="Training diverged. Resume from the last checkpoint with a lower learning rate.",
             )
 
