@@ -28,7 +28,7 @@ import torch
 
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
-from customized_grpo.policies import Flux1Policy
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.trainer import Trainer, train

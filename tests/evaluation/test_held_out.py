@@ -17,7 +17,7 @@ from customized_grpo.evaluation.alarms import TrainingHealth
 from customized_grpo.evaluation.changes import monitor_record, train_gaps
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.evaluation.scores import HeldOutScores, summary
-from customized_grpo.policies import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer

@@ -24,7 +24,8 @@ from customized_grpo.evaluation.step_gains import (
     premise,
     summarise,
 )
-from customized_grpo.policies import Conditioning, Flux1Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer

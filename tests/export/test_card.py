@@ -151,7 +151,10 @@ def test_the_snippet_runs_and_draws_the_trainers_picture(
 def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwise(trained: Any) -> None:
     adapter = on_base(trained, "black-forest-labs/FLUX.1-dev")
     model = adapter.config.model.model_copy(
-        update={"reference_ids": "uno", "fuse_lora": "bytedance-research/UNO:dit_lora.safetensors"}
+        update={
+            "options": {"reference_ids": "uno"},
+            "fuse_lora": "bytedance-research/UNO:dit_lora.safetensors",
+        }
     )
     adapter = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
     card = render_card(read_run(trained.path), adapter, "diffusers", "x.safetensors")

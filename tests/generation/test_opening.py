@@ -114,7 +114,7 @@ def test_settings_replace_the_recipes_and_are_checked_like_one(run: Path) -> Non
     ("index", "expected"),
     [
         ({"_class_name": "FluxKontextPipeline"}, ("flux1", 2.5, 28)),
-        ({"_class_name": "FluxPipeline"}, ("flux1", 4.0, 25)),
+        ({"_class_name": "FluxPipeline"}, ("flux1", 3.5, 25)),
         ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, ("flux2", 1.0, 4)),
         ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, ("flux2", 4.0, 50)),
         ({"_class_name": "Flux2Pipeline"}, ("flux2", 4.0, 28)),

@@ -15,7 +15,8 @@ from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import ODE
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
-from customized_grpo.policies import Conditioning, Flux1Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder

@@ -13,8 +13,9 @@ import torch
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Conditioning, Flux1Policy
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.conditioning_cache import ConditioningCache, encoders_hash
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.offload import Offload, Placement
 from customized_grpo.rollout.encoding import PromptEncoder
 

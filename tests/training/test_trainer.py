@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
-from customized_grpo.policies import Flux1Policy
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.lora import load_average
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore

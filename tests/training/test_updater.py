@@ -19,7 +19,8 @@ from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Conditioning, Flux1Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rollout.batches import sample_conditioning
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from customized_grpo import files
 from customized_grpo.errors import UserError
+from customized_grpo.hub import is_hub_id
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
 
@@ -58,8 +60,7 @@ def check_source(source: str) -> None:
     from customized_grpo.runs.folder import runs_in
 
     path = Path(source)
-    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if path.exists() or source == "toybox" or (is_hub_id and not runs_in(path.parent)):
+    if path.exists() or source == "toybox" or (is_hub_id(source) and not runs_in(path.parent)):
         return
     check_run(path)
 
@@ -92,10 +93,8 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
     """
     if file is None:
         return
-    from customized_grpo.runs.folder import RunFolder
-
     try:
-        RunFolder(file.parent).write_json(file.name, value)
+        files.write_json(file, value)
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
     from customized_grpo.engine.engine import Engine
-    from customized_grpo.policies.base import Policy
+    from customized_grpo.policies.policy import Policy
     from customized_grpo.rewards.executors import Scorer
     from customized_grpo.rollout.encoding import PromptEncoder
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
 from customized_grpo.rewards.features import FeatureCache, content_key
-from customized_grpo.rewards.preprocessing import quantise
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
@@ -143,7 +143,7 @@ class RewardJudges:
 
     def _photo_features(self, photos: Sequence[Tensor], encoder: Encoder) -> Tensor:
         """Return features [N, D] on the CPU; each photo is encoded once, alone, as sizes may differ."""
-        keys = [content_key(quantise(photo)) for photo in photos]
+        keys = [content_key(to_uint8(photo)) for photo in photos]
 
         def encode(missing: Sequence[int]) -> Tensor:
             return torch.cat([encoder(photos[index][None].to(self._device)).cpu() for index in missing])

@@ -32,7 +32,7 @@ from customized_grpo.statistics.intervals import clustered_bootstrap
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RolloutConfig
     from customized_grpo.data.examples import Example
-    from customized_grpo.policies.base import Policy
+    from customized_grpo.policies.policy import Policy
     from customized_grpo.rewards.executors import Scorer
     from customized_grpo.rollout.encoding import PromptEncoder
 

@@ -1,74 +1,25 @@
-"""What is known of published base models: their licences, and what registries of adapters call them."""
+"""What to call a base model in public."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.config.schema import ModelConfig
-from customized_grpo.policies.loading import TOYBOX
+from customized_grpo.hub import is_hub_id
+from customized_grpo.policies.checkpoints import CHECKPOINTS
+from customized_grpo.policies.families import get_family
 
-HUB = "https://huggingface.co"
 
+def modelspec_architecture(model: ModelConfig) -> str | None:
+    """Return `modelspec.architecture` of an adapter, by the names that sd-scripts and musubi-tuner write.
 
-@dataclass(frozen=True)
-class Licence:
-    """A licence as the hub's front matter writes it.
-
-    Attributes:
-        identifier: Of the hub's list; "other" for one that is not in it.
-        name: Its own name then.
-        link: Where its text is then.
+    None if the base is neither a known checkpoint nor of a family with such a name.
     """
-
-    identifier: str
-    name: str | None = None
-    link: str | None = None
-
-    @property
-    def title(self) -> str:
-        """The name by which it is looked up."""
-        return self.name or self.identifier
-
-
-def _non_commercial(name: str, repository: str, file: str = "LICENSE.md") -> Licence:
-    return Licence("other", name, f"{HUB}/{repository}/blob/main/{file}")
-
-
-_APACHE = Licence("apache-2.0")
-_FLUX1 = "flux-1-dev-non-commercial-license"
-
-LICENCES: dict[str, Licence] = {
-    TOYBOX: _APACHE,
-    "black-forest-labs/FLUX.1-dev": _non_commercial(_FLUX1, "black-forest-labs/FLUX.1-dev"),
-    "black-forest-labs/FLUX.1-Kontext-dev": _non_commercial(_FLUX1, "black-forest-labs/FLUX.1-Kontext-dev"),
-    "black-forest-labs/FLUX.2-klein-4B": _APACHE,
-    "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
-    "black-forest-labs/FLUX.2-dev": _non_commercial(
-        "flux-dev-non-commercial-license", "black-forest-labs/FLUX.2-dev", "LICENSE.txt"
-    ),
-    "Qwen/Qwen-Image-Edit-2509": _APACHE,
-    "Qwen/Qwen-Image-Edit-2511": _APACHE,
-}
-"""By hub id, as their model cards say."""
-
-_ARCHITECTURES = {
-    "black-forest-labs/FLUX.2-dev": "Flux.2-dev",
-    "black-forest-labs/FLUX.2-klein-4B": "Flux.2-klein-4b",
-    "black-forest-labs/FLUX.2-klein-base-4B": "Flux.2-klein-4b",
-    "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
-}
-_FAMILY_ARCHITECTURES = {"flux1": "flux-1-dev", "flux2": "flux-2", "qwen_edit": "Qwen-Image-Edit-Plus"}
-
-
-def architecture(model: ModelConfig) -> str:
-    """Return `modelspec.architecture` of an adapter, by the names that sd-scripts and musubi-tuner write."""
-    return f"{_ARCHITECTURES.get(model.path, _FAMILY_ARCHITECTURES[model.family])}/lora"
-
-
-def is_hub_id(path: str) -> bool:
-    """Return whether a model's path is an id of the hub, not a folder here or "toybox"."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
+    name = get_family(model.family).other_programs.modelspec
+    checkpoint = CHECKPOINTS.get(model.path)
+    if checkpoint is not None and checkpoint.modelspec is not None:
+        name = checkpoint.modelspec
+    return None if name is None else f"{name}/lora"
 
 
 def public_name(path: str) -> str:

@@ -13,11 +13,14 @@ from customized_grpo.config.generator import GeneratorSettings, generator_settin
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.generation.published import known_classes, published_settings
 from customized_grpo.hub import INDEX
-from customized_grpo.policies.loading import TOYBOX, load_policy, read_index
+from customized_grpo.policies.checkpoint_files import read_index
+from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
+from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.lora import read_shape
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
 
@@ -35,7 +38,7 @@ class Generator:
         checkpoint: Iteration of a run's checkpoint; None for what is not a run, or its base.
     """
 
-    policy: PipelinePolicy
+    policy: Policy
     model: ModelConfig
     steps: int
     batch_size: int
@@ -100,14 +103,42 @@ def source_settings(source: str, settings: Sequence[str] = ()) -> GeneratorSetti
         return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
     if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
         raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
-    index = read_index(source)
-    defaults = published_settings(source, index)
-    if defaults is None:
-        raise UserError(
-            f"{source}: model_index.json says {index.get('_class_name')}, which is no known generator",
-            f"Known are {', '.join(known_classes())}.",
-        )
-    return generator_settings(source, defaults, settings)
+    return generator_settings(source, _of_checkpoint(source), settings)
+
+
+def _of_checkpoint(source: str) -> dict[str, Any]:
+    """Return what a published checkpoint, or one like it, is drawn with."""
+    checkpoint = CHECKPOINTS.get(source)
+    if checkpoint is None:
+        index = read_index(source)
+        pipeline = str(index.get("_class_name"))
+        checkpoint = find_similar(pipeline, distilled=bool(index.get("is_distilled")))
+        if checkpoint is None:
+            raise UserError(
+                f"{source}: {INDEX} says {pipeline}, which is no known generator",
+                hint=f"Known are {', '.join(known_pipelines())}.",
+            )
+    return _as_settings(source, checkpoint.family, checkpoint.sampling)
+
+
+def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]:
+    """Return settings as `generator_settings` takes them."""
+    model = {
+        "path": source,
+        "family": family,
+        "guidance": sampling.guidance,
+        "mu": sampling.mu,
+        "max_text_tokens": sampling.max_text_tokens,
+        "height": sampling.height,
+        "width": sampling.width,
+        "options": dict(sampling.options),
+    }
+    return {"model": model, "steps": sampling.steps, "batch_size": 1}
+
+
+def known_pipelines() -> list[str]:
+    """Return the pipeline classes of all families."""
+    return [pipeline for family in FAMILIES.values() for pipeline in family.pipelines]
 
 
 def _of_recipe(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.memory import GIB, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
-from customized_grpo.policies.loading import read_architecture
+from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.rollout.sampler import plan_steps
 
 if TYPE_CHECKING:

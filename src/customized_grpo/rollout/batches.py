@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import samplers
-from customized_grpo.policies.base import Conditioning, Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
 from customized_grpo.rollout.sampler import Sampler, StepPlan
 from customized_grpo.rollout.trajectory import Trajectory

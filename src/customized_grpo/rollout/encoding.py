@@ -11,8 +11,8 @@ from customized_grpo.policies.conditioning_cache import ConditioningCache, encod
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
-    from customized_grpo.policies.base import Conditioning, Policy
-    from customized_grpo.policies.pipeline_policy import PipelinePolicy
+    from customized_grpo.policies.conditioning import Conditioning
+    from customized_grpo.policies.policy import Policy
 
 
 class PromptEncoder:
@@ -33,7 +33,7 @@ class PromptEncoder:
         self.cache = cache
 
     @classmethod
-    def from_config(cls, config: Config, policy: PipelinePolicy) -> PromptEncoder:
+    def from_config(cls, config: Config, policy: Policy) -> PromptEncoder:
         """Return the encoder of a recipe.
 
         Raises:

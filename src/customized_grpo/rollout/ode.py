@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms.samplers import ODE
-from customized_grpo.policies.base import Conditioning, Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
 from customized_grpo.rollout.sampler import Sampler
 from customized_grpo.seeding import generator

@@ -10,7 +10,8 @@ from torch import Tensor
 from customized_grpo import extensions
 from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import ODE, Transition
-from customized_grpo.policies.base import Conditioning, Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.policy import Policy
 from customized_grpo.seeding import generator
 
 if TYPE_CHECKING:

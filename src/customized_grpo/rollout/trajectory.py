@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from customized_grpo.policies.base import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from customized_grpo.runs.folder import CONFIG, VERSIONS, RunFolder, is_run_folder
 
@@ -47,7 +47,7 @@ def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     return store.load(newest if step is None else step)
 
 
-def load_checkpoint(policy: PipelinePolicy, checkpoint: Checkpoint, *, average: bool) -> None:
+def load_checkpoint(policy: Policy, checkpoint: Checkpoint, *, average: bool) -> None:
     """Overwrite the adapter with a checkpoint's, or with its moving average.
 
     Raises:

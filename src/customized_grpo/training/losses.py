@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from customized_grpo.algorithms.rules import Rule
     from customized_grpo.config import Config
     from customized_grpo.engine.partition import Partition
-    from customized_grpo.policies.base import Policy
+    from customized_grpo.policies.policy import Policy
     from customized_grpo.rollout.sampler import Sampler
     from customized_grpo.rollout.trajectory import Trajectory
     from customized_grpo.training.signal import LearningSignal

@@ -27,7 +27,7 @@ from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards import check_rewards, executors, needs_masks
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
@@ -68,7 +68,7 @@ class Parts:
     engine: Engine
     data: Data
     scorer: Scorer
-    policy: PipelinePolicy
+    policy: Policy
 
     # The rest is built on first use: a cache of encodings may lie in a run folder that does not exist yet.
 
@@ -262,6 +262,6 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
         data.judges.check_apart(scorer.fingerprints())
 
 
-def build_policy(config: Config, device: torch.device | None = None) -> PipelinePolicy:
+def build_policy(config: Config, device: torch.device | None = None) -> Policy:
     """Load the generator with a fresh adapter; on the recipe's device unless another is given."""
     return load_policy(config.model, seed=config.run.seed, device=device)

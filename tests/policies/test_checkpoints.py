@@ -9,8 +9,8 @@ import torch
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import n_parameters
-from customized_grpo.policies.loading import read_architecture
-from customized_grpo.policies.published import CHECKPOINTS, build_transformer
+from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.policies.checkpoints import CHECKPOINTS, build_transformer
 
 # transformer, autoencoder, text encoders, in 10^9 parameters: model cards and sizes of the published files
 SIZES = {
@@ -30,7 +30,7 @@ def test_every_published_checkpoint_has_a_size_to_be_compared_with() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_counted_without_data_are_those_that_were_published(name: str) -> None:
-    architecture = CHECKPOINTS[name]
+    architecture = CHECKPOINTS[name].architecture
     counted = (
         n_parameters(architecture.transformer.build()),
         n_parameters(architecture.vae.build()),
