@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from customized_grpo import __version__
 from customized_grpo.cli.evaluate import results_table
@@ -218,7 +219,7 @@ def test_a_folder_that_is_no_run_is_refused_and_the_runs_beside_it_are_named(
 def test_a_foreign_folder_is_no_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("services: {}\n")
     image = tmp_path / "toy.png"
-    image.touch()
+    Image.new("RGB", (8, 8)).save(image)
     assert status("generate", str(tmp_path), "--prompt", "a toy", "--reference", str(image)) == 2
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} is neither the folder of a run nor a model with model_index.json\n"
