@@ -21,7 +21,8 @@ from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.lora import read_shape
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.sampling import Sampling
-from customized_grpo.runs.reading import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def open_generator(
     Raises:
         UserError: The source, a setting or the adapter is not what it should be.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
     checked = source_settings(source, settings)
     adapter = checked.model.lora
@@ -96,12 +97,12 @@ def source_settings(source: str, settings: Sequence[str] = ()) -> GeneratorSetti
     Raises:
         UserError: The source is neither a run nor a known checkpoint, or a setting is wrong.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return generator_settings(source, _of_recipe(run_config(Path(source))), settings)
     if source == TOYBOX:
         return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
     if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
-        raise UserError(f"{source} is neither the folder of a run nor a model: no {CONFIG}, no {INDEX}")
+        raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     return generator_settings(source, _of_checkpoint(source), settings)
 
 
@@ -144,7 +145,7 @@ def _of_recipe(config: Any) -> dict[str, Any]:
     """Return what a recipe evaluates with."""
     return {
         "model": config.model.model_dump(mode="json"),
-        "steps": config.evaluation.steps or config.rollout.steps,
+        "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
     }
 
