@@ -58,7 +58,7 @@ def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
         examples,
         build_scorer(config),
         None,
-        encode=PromptEncoder(tuned, (64, 64)),
+        encoder=PromptEncoder(tuned, (64, 64)),
         sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),
         samples_per_prompt=2,
         seed=7,

@@ -57,7 +57,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             call=other_programs.call(config.model),
             fused=config.model.fuse_lora and public_name(config.model.fuse_lora),
             adapter=adapter,
-            steps=config.evaluation.steps or config.rollout.steps,
+            steps=config.evaluation_steps,
             prompt=_example_prompt(run),
             rewards=[(reward, reward.path and public_name(reward.path)) for reward in config.rewards],
             recipe=_recipe(adapter),

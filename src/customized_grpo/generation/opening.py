@@ -23,7 +23,8 @@ from customized_grpo.policies.lora import LoraFile, describe_file
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
-from customized_grpo.runs.reading import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def open_generator(
     Raises:
         UserError: The source, a setting or the adapter is not what it should be.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
     file = None if lora is None else describe_file(lora)
     checked = source_settings(source, settings, file)
@@ -108,10 +109,10 @@ def source_settings(
             needs a base that is not given.
     """
     folder = Path(source)
-    if is_run(folder):
+    if is_run_folder(folder):
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
     if source != TOYBOX and folder.is_dir() and not (folder / INDEX).is_file():
-        raise UserError(f"{source} is neither the folder of a run nor a model: no {CONFIG}, no {INDEX}")
+        raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     origin = None if lora is None else Provenance.from_header(lora.header, "the adapter")
     if origin is not None:
         checked = generator_settings(source, _of_adapter(source, origin), settings)
@@ -173,7 +174,7 @@ def _of_recipe(config: Config) -> dict[str, Any]:
     """Return what a recipe evaluates with."""
     return {
         "model": config.model.model_dump(mode="json"),
-        "steps": config.evaluation.steps or config.rollout.steps,
+        "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
     }
 
