@@ -48,7 +48,7 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     first, second = tmp_path / "four", tmp_path / "two"
     assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     out, err = capsys.readouterr()
-    assert "16 pictures drawn, 0 were there already" in err
+    assert "16 images drawn, 0 were there already" in err
     assert "warning: Fewer than 8 subjects" in out and "accessory" in out
     assert len(list((first / "pictures").iterdir())) == 16
     found = read_result(first / "results.json")
@@ -58,16 +58,16 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
 
     before = (first / "results.json").read_bytes()
     assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
-    assert "0 pictures drawn, 16 were there already" in capsys.readouterr().err
+    assert "0 images drawn, 16 were there already" in capsys.readouterr().err
     assert (first / "results.json").read_bytes() == before
 
     against = ["--out", str(second), "--against", str(first / "results.json")]
     assert status(*RUN, "steps=2", *data, *against) == 2
     assert "steps: 4, 2" in capsys.readouterr().err
     assert status(*RUN, "steps=2", *data, *against, "--across", "steps") == 0
-    assert "Only 8 of 16 pictures are in both results" in capsys.readouterr().out
+    assert "Only 8 of 16 images are in both results" in capsys.readouterr().out
     assert status(*RUN, "steps=2", *data, "--out", str(first)) == 2
-    assert "holds pictures made otherwise" in capsys.readouterr().err
+    assert "holds images with other settings" in capsys.readouterr().err
 
     seen = html_page.Page.of_file(second / "report.html")
     html_page.assert_nothing_is_fetched(seen)

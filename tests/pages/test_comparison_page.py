@@ -11,9 +11,10 @@ import pytest
 from comparison_results import ARMS, comparison, many_arms
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.pages.comparison_curves import MeanCurve, curves, mean_curve, strips
 from customized_grpo.pages.comparison_data import OWN_COLOURS, read_comparison
-from customized_grpo.pages.comparison_figures import NAMED, MeanCurve, curves, mean_curve, pareto, shorten, strips
 from customized_grpo.pages.comparison_page import render_comparison_page, write_comparison_page
+from customized_grpo.pages.comparison_plane import NAMED, pareto, shorten
 from customized_grpo.pages.comparison_tables import arm_table, control_rows, gain_rows, p_text, run_rows
 from customized_grpo.pages.page import TEMPLATES
 from html_page import Page, assert_nothing_is_fetched
@@ -288,12 +289,13 @@ def test_only_differences_that_survive_holm_are_coloured() -> None:
     against["judge/identity"] = {"mean": -0.02, "low": -0.03, "high": -0.01, "p": 0.02, "p_holm": 0.06}
     against["judge/prompt"] = {"mean": -0.02, "low": -0.03, "high": -0.01, "p": 0.02, "p_holm": 0.04}
     rows = control_rows(read_comparison(results))
-    assert [(arm.name, control.name) for arm, control, _ in rows] == [
+    assert [(row.arm.name, row.control.name) for row in rows] == [
         ("customized-grpo", "matched"), ("sars", "matched"), ("tdw", "tdw-mean"),
     ]  # fmt: skip
-    assert [difference.cell.tone for difference in rows[0][2]] == ["unclear", "worse"]
-    assert [difference.p for difference in rows[0][2]] == ["0.060", "0.040"]
-    assert rows[1][2][1].cell.tone == "better" and rows[1][2][1].p == "< 0.001"
+    assert [difference.cell.tone for difference in rows[0].differences] == ["unclear", "worse"]
+    assert [difference.p for difference in rows[0].differences] == ["0.060", "0.040"]
+    prompt = rows[1].differences[1]
+    assert prompt.cell.tone == "better" and prompt.p == "< 0.001"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from customized_grpo.errors import UserError
+from customized_grpo.pages.curves import bin_means, rolling_mean
 from customized_grpo.pages.page import TEMPLATES, evenly
 from customized_grpo.pages.plots.numbers import Measurement
-from customized_grpo.pages.curves import bin_means, rolling_mean
 from customized_grpo.pages.run_page import write_report
 from html_page import Page, assert_nothing_is_fetched
 
@@ -230,7 +230,7 @@ def test_a_picture_outside_the_folder_is_refused_even_if_it_is_one(full_run: Run
     index = json.loads((full_run.path / "samples" / "index.json").read_text())
     index["rows"][0]["reference"] = "../private.png"
     (full_run.path / "samples" / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no picture in"):
+    with pytest.raises(UserError, match="no image in"):
         write_report(full_run.path)
 
 

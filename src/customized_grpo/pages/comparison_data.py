@@ -155,7 +155,7 @@ class ComparisonData:
         return runs
 
     def arm(self, name: str | None) -> ArmView | None:
-        """The arm of a name."""
+        """Return the arm of a name."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
 
@@ -258,7 +258,7 @@ def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) ->
 
 
 def _weight(arm: Mapping[str, Any], config: Mapping[str, Any]) -> float:
-    """The constant prompt weight of an arm of the front: its own, the recipe's, or the default."""
+    """Return the constant prompt weight of an arm of the front: its own, the recipe's, or the default."""
     overrides = arm.get("overrides") or {}
     schedule = config.get("schedule") or {}
     places = (

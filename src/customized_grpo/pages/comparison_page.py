@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config.yaml_text import write_yaml
-from customized_grpo.pages import comparison_figures as figures
 from customized_grpo.pages import comparison_tables as tables
+from customized_grpo.pages.comparison_curves import curves, strips
 from customized_grpo.pages.comparison_data import ComparisonData, read_comparison
+from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.page import environment, write_page
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.step_figures import step_section
@@ -58,11 +59,11 @@ def render_comparison_page(results: Mapping[str, Any]) -> str:
             state=_state(data),
             roles=ROLES,
             facts=_facts(data),
-            pareto=figures.pareto(data),
+            pareto=pareto(data),
             table=tables.arm_table(data),
             controls=tables.control_rows(data),
-            curves=figures.curves(data),
-            strips=figures.strips(data),
+            curves=curves(data),
+            strips=strips(data),
             quadrants=tables.quadrant_rows(data),
             hypervolume=_hypervolume(data),
             gains=tables.gain_rows(data),
@@ -76,13 +77,13 @@ def render_comparison_page(results: Mapping[str, Any]) -> str:
 
 
 def _state(data: ComparisonData) -> str:
-    left = sum(run["state"] != "finished" for run in data.runs)
-    return f"unfinished: {left} of {len(data.runs)} runs are missing" if left else "finished"
+    missing = sum(run["state"] != "finished" for run in data.runs)
+    return f"unfinished: {missing} of {len(data.runs)} runs are missing" if missing else "finished"
 
 
 def _facts(data: ComparisonData) -> list[tuple[str, str]]:
     """Return (name, value) of the facts that identify the comparison; only those that are known."""
-    finished = [run for arm in data.arms for run in arm.finished]
+    finished = [run for run in data.runs if run["state"] == "finished"]
     times = [run["wall_s"] for run in finished if run.get("wall_s") is not None]
     facts: list[tuple[str, Any]] = [
         ("arms", len(data.arms)),

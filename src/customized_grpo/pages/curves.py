@@ -8,7 +8,7 @@ from typing import Any
 
 from customized_grpo.pages.figures import Figure
 from customized_grpo.pages.plots import charts
-from customized_grpo.pages.plots.charts import Line, XAxis
+from customized_grpo.pages.plots.frame import Line, XAxis
 from customized_grpo.pages.run_data import RunData
 from customized_grpo.reporting.metrics import Record
 

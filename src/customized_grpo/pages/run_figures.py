@@ -19,7 +19,8 @@ from customized_grpo.pages.curves import (
 )
 from customized_grpo.pages.figures import Figure, Section, existing
 from customized_grpo.pages.plots import charts
-from customized_grpo.pages.plots.charts import Area, Level, Part
+from customized_grpo.pages.plots.charts import Area, Part
+from customized_grpo.pages.plots.frame import Level
 from customized_grpo.pages.run_data import RunData
 
 SMALL = (480, 190)
@@ -30,7 +31,7 @@ WORDS = {"prompt": "prompt following", "identity": "identity"}
 
 
 def sections(run: RunData) -> list[Section]:
-    """All sections that have at least one figure, in reading order."""
+    """Return all sections that have at least one figure, in reading order."""
     candidates = [
         Section(
             "Learning curves",
@@ -176,7 +177,7 @@ def _diversity(run: RunData) -> Figure | None:
 
 
 def _schedule(run: RunData) -> Figure | None:
-    """The schedule's weights, as the run wrote them down when it started."""
+    """Return the schedule's weights, as the run wrote them down when it started."""
     name = run.setting("schedule.name")
     weights = run.prompt_weights
     if not isinstance(name, str) or weights is None:
@@ -244,7 +245,7 @@ def _monitors(run: RunData) -> list[Figure]:
 
 
 def _image_statistics(run: RunData) -> Figure | None:
-    """Every image statistic minus that of the base, so that six of them share one axis."""
+    """Return every image statistic minus that of the base, so that six of them share one axis."""
     if len(run.evals) < 2 or run.evals[0]["iteration"] != 0:
         return None
     lines = []
@@ -313,7 +314,7 @@ COUNTS = (
 
 
 def _counts(run: RunData) -> str:
-    """What went wrong in the whole run, counted; empty when it was not measured."""
+    """Return counts of the failures in the whole run, in words; empty when they were not measured."""
     parts = []
     for key, words in COUNTS:
         if read_series(run.train, key) is not None:

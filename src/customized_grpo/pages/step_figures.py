@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from customized_grpo.pages.comparison_data import Record
 from customized_grpo.pages.figures import Figure, Section, existing
 from customized_grpo.pages.plots import charts
-from customized_grpo.pages.plots.charts import Level, Line, XAxis
+from customized_grpo.pages.plots.frame import Level, Line, XAxis
 
 QUALITIES = ("prompt", "identity")
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 
 def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
-    """Progress of `total` things, to be closed at the end.
+    """Return a progress display of `total` things, to be closed at the end.
 
     Args:
         what: What is done with them, "drawing".

@@ -100,7 +100,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """All records of a metrics file, oldest first.
+    """Return all records of a metrics file, oldest first.
 
     Only a last line that does not parse is forgiven (the process died while writing it) and left out.
 

@@ -38,7 +38,7 @@ class TensorBoard:
         self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One scalar per metric, at step `iteration`."""
+        """Write one scalar per metric, at step `iteration`."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
 
@@ -60,7 +60,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="iteration")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One history row with `iteration` as its x axis."""
+        """Log one history row with `iteration` as its x axis."""
         self._run.log({**metrics, "iteration": iteration})
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Trackio:
         self._trackio.init(project=PROJECT, name=run_dir.name, config=dict(config), resume="allow")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One row at step `iteration`."""
+        """Log one row at step `iteration`."""
         self._trackio.log(dict(metrics), step=iteration)
 
     def close(self) -> None:

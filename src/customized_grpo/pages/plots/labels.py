@@ -38,7 +38,7 @@ class Box:
     bottom: float
 
     def overlap(self, other: Box) -> float:
-        """The common area."""
+        """Return the common area in square pixels."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return width * height if width > 0 and height > 0 else 0.0
@@ -48,7 +48,7 @@ class Box:
         return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
 
     def nearest(self, x: float, y: float) -> tuple[float, float]:
-        """The point of the box that is nearest to (x, y)."""
+        """Return the point of the box that is nearest to (x, y)."""
         return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
 
 
@@ -97,7 +97,7 @@ def _best(x: float, y: float, width: float, frame: Box, taken: Sequence[Box], av
 
 
 def _candidate(x: float, y: float, width: float, distance: float, angle: float, frame: Box) -> Box:
-    """A box whose edge is `distance` from the point in a direction, moved into the frame."""
+    """Return a box whose edge is `distance` from the point in a direction, moved into the frame."""
     middle = x + math.cos(angle) * (distance + width / 2)
     centre = y - math.sin(angle) * (distance + LINE / 2)
     left = max(min(middle - width / 2, frame.right - width), frame.left)

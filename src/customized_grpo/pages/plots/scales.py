@@ -19,7 +19,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
@@ -42,7 +42,7 @@ def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tu
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
 
     Raises:
         ValueError: The range is empty or not finite.
@@ -60,9 +60,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
-    """Labels with as many decimals as the step between the ticks needs, the same for all."""
+    """Return labels with as many decimals as the step between the ticks needs, the same for all."""
     if percent:
-        return [f"{label} %" for label in tick_labels([value * 100 for value in values])]
+        labels = tick_labels([value * 100 for value in values])
+        return [f"{label} %" for label in labels]
     largest = max((abs(value) for value in values), default=0.0)
     step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=largest or 1.0)
     if 0 < largest < 1e-3:
@@ -78,7 +79,7 @@ def _decimals(step: float) -> int:
 
 
 def compact(value: float) -> str:
-    """A number in about three significant digits, in scientific notation only where that is shorter."""
+    """Return a number in about three significant digits, in scientific notation where that is shorter."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -93,7 +94,7 @@ def compact(value: float) -> str:
 
 
 def signed(text: str) -> str:
-    """The same text with a typographic minus."""
+    """Return the same text with a typographic minus."""
     return text.replace("-", MINUS) if text.startswith("-") else text.replace("e-", f"e{MINUS}")
 
 

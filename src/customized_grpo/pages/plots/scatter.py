@@ -50,7 +50,7 @@ def scatter(
     beside: Sequence[Point] = (),
     size: tuple[int, int] = (480, 420),
 ) -> Markup:
-    """Points with whiskers in both directions; what the front dominates is shaded.
+    """Return points with whiskers in both directions; what the front dominates is shaded.
 
     Args:
         points: Those not on the front; the first lies on top and its label has the first choice of a place.
@@ -78,7 +78,7 @@ def scatter(
 def dominated_region(
     front: Sequence[tuple[float, float]], corner: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """The outline of all points that some point of the front beats or equals in both directions.
+    """Return the outline of all points that some point of the front beats or equals in both directions.
 
     Args:
         front: (x, y) of each; those that another one dominates do not matter.
@@ -110,7 +110,7 @@ class _Plane:
         self.frame = Box(LEFT, TOP, width - MARGIN, height - BELOW)
 
     def grid(self, x_label: str, y_label: str) -> Markup:
-        """Hairlines with their numbers, and the names of the axes."""
+        """Return hairlines with their numbers, and the names of the axes."""
         frame = self.frame
         line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
         rows = ticks(self.y.low, self.y.high, 6)
@@ -131,7 +131,7 @@ class _Plane:
         return Markup("").join(parts)
 
     def shade(self, front: Sequence[Point]) -> Markup:
-        """The region that these points dominate, as far as the plot reaches."""
+        """Return the region that these points dominate, as far as the plot reaches."""
         corner = (self.x.low, self.y.low)
         outline = dominated_region([(point.x.mean, point.y.mean) for point in front], corner)
         if not outline:
@@ -140,14 +140,14 @@ class _Plane:
         return Markup('<path class="shade" d="M {} Z"/>').format(path)
 
     def join(self, front: Sequence[Point]) -> Markup:
-        """The line through the front."""
+        """Return the line through the front."""
         if len(front) < 2:
             return Markup("")
         path = " L ".join(f"{svg.px(self.x(p.x.mean))} {svg.px(self.y(p.y.mean))}" for p in front)
         return Markup('<path class="front" d="M {}"/>').format(path)
 
     def spread(self, point: Point) -> Markup:
-        """The seeds and the two whiskers of a point."""
+        """Return the seeds and the two whiskers of a point."""
         dot = Markup('<circle class="seed" cx="{}" cy="{}" r="2"/>')
         parts = [dot.format(svg.px(self.x(x)), svg.px(self.y(y))) for x, y in point.seeds]
         line = Markup('<line class="whisker thin" x1="{}" x2="{}" y1="{}" y2="{}"/>')
@@ -158,7 +158,7 @@ class _Plane:
         return _group(point, parts)
 
     def marker(self, point: Point) -> Markup:
-        """The point itself."""
+        """Return the point itself."""
         x, y = self._centre(point)
         tip = f"{point.name}: {_words(point.x)}; {_words(point.y)}"
         if point.shape == "cross":
@@ -169,7 +169,7 @@ class _Plane:
         return _group(point, [circle.format(style, svg.px(x), svg.px(y), radius, tip)])
 
     def labels(self, points: Sequence[Point], front: Sequence[Point]) -> Markup:
-        """The labels, each with a thin line to its point where it had to move away."""
+        """Return the labels, each with a thin line to its point where it had to move away."""
         centres = [self._centre(point) for point in points]
         avoid: list[Box] = []
         for point in points:
