@@ -106,7 +106,7 @@ def _open(content: bytes, path: Path, what: str) -> Any:
         if _reads_files(onnx.load_model_from_string(content)):
             raise UserError(
                 f"{path}: its weights are in another file",
-                hint="Save it as one file: onnx.save(onnx.load(path), new_path, save_as_external_data=False).",
+                hint="Save it as one file: onnx.save(onnx.load(path), new, save_as_external_data=False).",
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: the exception says what is wrong
@@ -120,8 +120,8 @@ def _open(content: bytes, path: Path, what: str) -> Any:
 def _reads_files(message: Message) -> bool:
     """Return whether any tensor of a model says that its data is in another file.
 
-    onnx's own list of tensors (`external_data_helper._get_all_tensors`) lacks those in sparse tensors, so every
-    message of the model is visited. The parser has bounded their depth.
+    onnx's own list of tensors (`external_data_helper._get_all_tensors`) lacks those in sparse tensors, so
+    every message of the model is visited. The parser has bounded their depth.
     """
     from onnx import TensorProto
     from onnx.external_data_helper import uses_external_data
