@@ -158,6 +158,6 @@ def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwi
     )
     adapter = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
     card = render_card(read_run(trained.path), adapter, "diffusers", "x.safetensors")
-    assert "```python" not in card and "--set model.reference_ids=uno" in card
+    assert "```python" not in card and "cgrpo generate black-forest-labs/FLUX.1-dev --lora ." in card
     assert "--set model.fuse_lora=bytedance-research/UNO:dit_lora.safetensors" in card
     assert "merged into the base" in card

@@ -24,6 +24,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation.scores import summary
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
+from customized_grpo.policies.provenance import Provenance
 from customized_grpo.rollout.batches import count_batches, repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
@@ -354,7 +355,8 @@ class Trainer:
         if not self.engine.is_main:
             return
         with self.updater.result():
-            self.policy.save_lora(self.folder.path / "lora")
+            header = Provenance.from_config(self.config).to_header()
+            self.policy.save_lora(self.folder.path / "lora", header)
         base = self.evaluator.base
         latest = self.evaluator.latest
         self.folder.write_json(
