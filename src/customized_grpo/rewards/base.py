@@ -16,8 +16,9 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 
-Kind = Literal["identity", "prompt", "quality"]
-KINDS: tuple[str, ...] = get_args(Kind)
+Kind = Literal["prompt", "identity", "quality"]
+REWARD_KINDS: tuple[str, ...] = get_args(Kind)
+"""Kinds that a reward may have; training acts on `algorithms.advantages.KINDS`, the first two of them."""
 
 
 @dataclass(frozen=True)
