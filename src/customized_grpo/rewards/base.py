@@ -125,7 +125,7 @@ class FunctionReward:
 
     Attributes:
         name: Name in metrics and messages.
-        kind: identity, prompt or quality.
+        kind: prompt, identity or quality.
         function: Maps a ScoringBatch to fp32 [B].
         version: Change it when the function's scores change: a run is resumed only with equal rewards.
     """

@@ -101,8 +101,8 @@ class Scorer:
     def by_kind(self, scores: Tensor) -> dict[str, Tensor]:
         """Return scores [N, K] reduced to one column [N] per kind: the weighted mean of its rewards.
 
-        Only kinds that have a reward are there, in the order of `KINDS`. Rewards of kind "quality" take no part.
-        A NaN among a sample's scores of one kind makes its mean NaN, and leaves the other kind alone.
+        Only kinds that have a reward are there, in the order of `KINDS`; rewards of kind "quality" take no
+        part. A NaN among a sample's scores of one kind makes that mean NaN, and leaves the other kind alone.
         """
         columns = {}
         for kind in KINDS:
