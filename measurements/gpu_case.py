@@ -22,8 +22,6 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
-from overhead import Stopwatches
-from random_models import all_shrunk, build_policy
 
 from customized_grpo.algorithms import samplers, schedules
 from customized_grpo.config import Config, load_config
@@ -40,6 +38,8 @@ from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.seeding import generator
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import Updater
+from overhead import Stopwatches
+from random_models import all_shrunk, build_policy
 
 CARD_GIB = 23.6
 """What torch sees of a 24 GB card (GeForce RTX 4090)."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# Set before torch is imported: on one thread sums have one order, so that equal means equal, and no test
+# takes a core from another worker. Child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -30,15 +34,13 @@ Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums then have one order, so that equal means equal, and no core is taken from another worker."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session")
+def dreambooth_photos() -> Path:
+    """The real photos of DreamBooth; the environment variable CGRPO_DREAMBENCH names their folder."""
+    folder = os.environ.get("CGRPO_DREAMBENCH")
+    if folder is None:
+        pytest.skip("CGRPO_DREAMBENCH does not name the folder of DreamBooth's photos")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")

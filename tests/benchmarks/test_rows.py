@@ -12,6 +12,7 @@ import pytest
 from customized_grpo.benchmarks.protocol import data_hash
 from customized_grpo.benchmarks.rows import OMNICONTEXT_TASKS, choose_rows, list_rows, shard
 from customized_grpo.errors import UserError
+from dreambooth import save_photo
 
 
 def test_dreambench_drops_the_token_and_tells_prompt_types_and_animals_apart(dreambench: Path) -> None:
@@ -58,11 +59,9 @@ def test_dreambench_without_prompts_or_photos_is_refused(dreambench: Path) -> No
         list_rows("dreambench", dreambench / "nowhere")
 
 
-def test_dreambenchpp_pairs_captions_with_pictures_and_groups_its_nine_prompts(
-    tmp_path: Path, photo: Any
-) -> None:
+def test_dreambenchpp_pairs_captions_with_pictures_and_groups_its_nine_prompts(tmp_path: Path) -> None:
     for folder, stem in (("live_subject/animal", "00"), ("style", "03")):
-        photo(tmp_path / "images" / folder / f"{stem}.jpg", (9, 9, 9))
+        save_photo(tmp_path / "images" / folder / f"{stem}.jpg", (9, 9, 9))
         caption = tmp_path / "captions" / folder / f"{stem}.txt"
         caption.parent.mkdir(parents=True)
         caption.write_text("\n".join(["Shiba Inu", *(f"prompt {n}" for n in range(9))]) + "\n")
@@ -82,9 +81,9 @@ def test_dreambenchpp_pairs_captions_with_pictures_and_groups_its_nine_prompts(
     assert "1 prompts, not 9" in str(refused.value) and "is missing" in str(refused.value)
 
 
-def test_omnicontext_reads_several_references_and_lists_bad_lines(tmp_path: Path, photo: Any) -> None:
-    photo(tmp_path / "a.png", (1, 2, 3))
-    photo(tmp_path / "b.png", (3, 2, 1))
+def test_omnicontext_reads_several_references_and_lists_bad_lines(tmp_path: Path) -> None:
+    save_photo(tmp_path / "a.png", (1, 2, 3))
+    save_photo(tmp_path / "b.png", (3, 2, 1))
     lines: list[dict[str, Any]] = [
         {"key": n, "task_type": task, "instruction": "both at sea", "input_images": ["a.png", "b.png"]}
         for n, task in enumerate(OMNICONTEXT_TASKS)
@@ -105,9 +104,9 @@ def test_omnicontext_reads_several_references_and_lists_bad_lines(tmp_path: Path
         assert text in str(refused.value)
 
 
-def test_a_manifest_gathers_the_photos_of_a_subject_over_its_rows(tmp_path: Path, photo: Any) -> None:
+def test_a_manifest_gathers_the_photos_of_a_subject_over_its_rows(tmp_path: Path) -> None:
     for name in ("1", "2", "3"):
-        photo(tmp_path / f"{name}.png", (50, 60, 70))
+        save_photo(tmp_path / f"{name}.png", (50, 60, 70))
     items = [
         {"id": "r1", "prompt": "p", "references": ["1.png"], "target": "2.png", "subject": "cat"},
         {"id": "r2", "prompt": "q", "references": ["3.png"], "subject": "cat", "meta": {"category": "pet"}},
@@ -140,8 +139,8 @@ def test_shards_are_the_rows_each_once(dreambench: Path, world: int) -> None:
         shard(found, world, world)
 
 
-def test_the_hash_of_the_data_sees_prompts_and_pixels(dreambench: Path, photo: Any) -> None:
+def test_the_hash_of_the_data_sees_prompts_and_pixels(dreambench: Path) -> None:
     before = data_hash(list_rows("dreambench", dreambench))
     assert data_hash(list_rows("dreambench", dreambench)) == before
-    photo(dreambench / "dataset" / "teapot" / "01.jpg", (1, 1, 1))
+    save_photo(dreambench / "dataset" / "teapot" / "01.jpg", (1, 1, 1))
     assert data_hash(list_rows("dreambench", dreambench)) != before

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import html_page
+import judge_server
 from customized_grpo.benchmarks.encoders import JudgeEndpoint
 from customized_grpo.benchmarks.page import render_benchmark
 from customized_grpo.benchmarks.results import read_result
 from customized_grpo.benchmarks.run import Request, default_folder, run_benchmark
 from customized_grpo.cli.main import main
+from dreambooth import save_photo
 
-TESTS = Path(__file__).parents[1]
 RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def status(*arguments: str) -> int:
@@ -40,25 +30,19 @@ def status(*arguments: str) -> int:
         return left.code
 
 
-@pytest.fixture(scope="module")
-def pages() -> ModuleType:
-    return load("benchmark_pages", TESTS / "pages" / "pages.py")
-
-
 @pytest.fixture
 def judge() -> Iterator[JudgeEndpoint]:
     """A real server whose answer depends on the seed: 2, 3 or 4 of 4."""
-    server = load("benchmark_judge_server", TESTS / "rewards" / "judge_server.py")
 
     def answer(handler: object, body: dict[str, int]) -> None:
-        handler.answer(server.completion(json.dumps({"score": 2 + body["seed"]})))  # type: ignore[attr-defined]
+        handler.answer(judge_server.completion(json.dumps({"score": 2 + body["seed"]})))  # type: ignore[attr-defined]
 
-    with server.serving(answer) as running:
+    with judge_server.serving(answer) as running:
         yield JudgeEndpoint(running.url, "vlm")
 
 
 def test_a_benchmark_is_drawn_scored_written_and_compared(
-    dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pages: ModuleType
+    dreambench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", str(dreambench), *ENCODERS]
     first, second = tmp_path / "four", tmp_path / "two"
@@ -85,8 +69,8 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     assert status(*RUN, "steps=2", *data, "--out", str(first)) == 2
     assert "holds pictures made otherwise" in capsys.readouterr().err
 
-    seen = pages.Page.of_file(second / "report.html")
-    pages.assert_nothing_is_fetched(seen)
+    seen = html_page.Page.of_file(second / "report.html")
+    html_page.assert_nothing_is_fetched(seen)
     assert len(seen.of("img")) == 6 and "Compared with toybox" in seen.text and "UNO" in seen.text
 
 
@@ -103,10 +87,10 @@ def test_results_are_compared_without_any_model(
 
 
 def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
-    tmp_path: Path, photo: object, judge: JudgeEndpoint
+    tmp_path: Path, judge: JudgeEndpoint
 ) -> None:
     for stem in ("00", "01"):
-        photo(tmp_path / "images" / "object" / f"{stem}.jpg", (200, 80, 40))  # type: ignore[operator]
+        save_photo(tmp_path / "images" / "object" / f"{stem}.jpg", (200, 80, 40))
         caption = tmp_path / "captions" / "object" / f"{stem}.txt"
         caption.parent.mkdir(parents=True, exist_ok=True)
         caption.write_text("\n".join(["a cup", *(f"a cup, version {n}" for n in range(9))]))
@@ -145,9 +129,7 @@ def test_mistakes_are_told_before_anything_is_drawn(
     assert not (tmp_path / "out").exists()
 
 
-def test_names_from_outside_are_escaped_and_make_no_paths(
-    dreambench: Path, tmp_path: Path, pages: ModuleType
-) -> None:
+def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_path: Path) -> None:
     request = Request(
         "toybox",
         "dreambench",
@@ -160,6 +142,6 @@ def test_names_from_outside_are_escaped_and_make_no_paths(
     assert outcome is not None
     _, found, _ = outcome
     found.generator["name"] = "<script>alert(1)</script>"  # type: ignore[index]
-    seen = pages.Page(render_benchmark(found, None, []))
+    seen = html_page.Page(render_benchmark(found, None, []))
     assert not seen.of("script") and "<script>alert(1)</script>" in seen.text
     assert default_folder("../../etc/passwd", "dreambench") == Path("runs/dreambench-..-..-etc-passwd")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +12,11 @@ import pytest
 from PIL import Image
 
 from customized_grpo.cli.main import main
+from processes import CGRPO, run_python
 
 
 def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "customized_grpo", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=280,
-    )
+    return run_python(*CGRPO, *arguments)
 
 
 def status(*arguments: str) -> int:

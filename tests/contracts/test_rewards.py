@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,22 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import judge_server
+import tiny_onnx
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
 from customized_grpo.rewards.base import KINDS
-
-
-def _load(name: str) -> Any:
-    file = Path(__file__).parents[1] / "rewards" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"rewards_{name}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the names in their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny, tiny_onnx, judge_server = _load("tiny"), _load("tiny_onnx"), _load("judge_server")
 
 
 def at(save: Callable[[Path], Path]) -> Callable[[Path], dict[str, Any]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,16 +11,6 @@ from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Option
 from customized_grpo.data.adapters.registry import LAYOUTS
 
 Read = Callable[..., list[Item]]
-
-
-@pytest.fixture(scope="session")
-def sources() -> ModuleType:
-    """The helpers of sources.py; test folders are no packages, so that it cannot be imported by name."""
-    spec = importlib.util.spec_from_file_location("data_sources", Path(__file__).with_name("sources.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import sources
 from customized_grpo.data.check import check_manifests, find_manifests
 from customized_grpo.errors import UserError
 
@@ -25,7 +25,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, sources: ModuleType) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Eight different pictures, four of which are targets."""
     for number in range(4):
         sources.save(tmp_path / f"{number}.png", (60 * number, 0, 0))

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import sources
 from customized_grpo.data.adapters.base import Options
 from customized_grpo.data.adapters.names import MaskChoice
 from customized_grpo.data.adapters.registry import LAYOUTS
@@ -40,7 +40,7 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def published(tmp_path: Path, sources: ModuleType) -> dict[str, tuple[Path, dict[str, Any]]]:
+def published(tmp_path: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """A source and its options in every layout."""
     home = tmp_path / "published"
     home.mkdir()
@@ -149,7 +149,7 @@ def test_the_halves_of_subjects200k_are_cut_without_their_margins(
         assert np.abs(np.asarray(image).astype(int) - colour).max() <= 2  # JPEG; a white margin would show
 
 
-def test_parquet_bytes_become_pictures(tmp_path: Path, sources: ModuleType) -> None:
+def test_parquet_bytes_become_pictures(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     wrong = sources.encoded(Image.new("RGB", (1024, 512)))
@@ -182,7 +182,7 @@ def test_the_masks_of_syncd_count_every_value_above_zero_and_fit_their_picture(
 
 
 def test_a_syncd_mask_that_marks_nothing_is_a_bad_row(
-    tmp_path: Path, sources: ModuleType, published: dict[str, tuple[Path, dict[str, Any]]]
+    tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     source = published["syncd"][0]
     sources.save(source / "masks/cat_0_0_0_1.jpg", 0, (4, 4), "L")
@@ -198,7 +198,7 @@ def rows_of_run_without_masks(source: Path, out: Path) -> list[Row]:
     return rows
 
 
-def test_masks_are_made_of_transparency(tmp_path: Path, sources: ModuleType) -> None:
+def test_masks_are_made_of_transparency(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     sources.cut_out(folder / "dog/a.png")
     sources.cut_out(folder / "dog/a.webp")
@@ -220,7 +220,7 @@ def test_a_reference_without_transparency_makes_no_mask(
         run("subjects200k", published["subjects200k"][0], tmp_path / "out", masks=MaskChoice.alpha)
 
 
-def test_a_mask_of_another_size_is_a_bad_row(tmp_path: Path, sources: ModuleType) -> None:
+def test_a_mask_of_another_size_is_a_bad_row(tmp_path: Path) -> None:
     folder = sources.photos(tmp_path / "photos", ("dog",))
     sources.save(folder / "dog/00.mask.png", 255, (5, 5), "L")
     (tmp_path / "prompts.txt").write_text("a {}\na red {}\n")
@@ -230,7 +230,7 @@ def test_a_mask_of_another_size_is_a_bad_row(tmp_path: Path, sources: ModuleType
 
 
 @pytest.fixture
-def spoilt(tmp_path: Path, sources: ModuleType) -> Path:
+def spoilt(tmp_path: Path) -> Path:
     """A list of five rows, three of them bad in ways that only opening shows, or only the list."""
     sources.save(tmp_path / "data/good.png")
     (tmp_path / "data/cut.png").write_bytes((tmp_path / "data/good.png").read_bytes()[:40])
@@ -261,7 +261,7 @@ def test_bad_rows_are_skipped_and_counted_on_request(tmp_path: Path, spoilt: Pat
     assert [bad["number"] for bad in record["bad"]] == [2, 3, 4]
 
 
-def test_a_repeated_id_is_a_bad_row(tmp_path: Path, sources: ModuleType) -> None:
+def test_a_repeated_id_is_a_bad_row(tmp_path: Path) -> None:
     file = sources.syncd_pairs(tmp_path / "data")
     items = json.loads(file.read_text())
     items[2]["id"] = items[0]["id"]
@@ -270,7 +270,7 @@ def test_a_repeated_id_is_a_bad_row(tmp_path: Path, sources: ModuleType) -> None
         run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/pictures"})
 
 
-def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path, sources: ModuleType) -> None:
+def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "image_paths": [f"{n}.png"]} for n in range(MAX_LISTED + 5)]
     file = sources.write_json(tmp_path / "list.json", rows)
     with pytest.raises(UserError) as caught:
@@ -279,14 +279,14 @@ def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path, sources: Modu
     assert len(lines) == MAX_LISTED + 2 and lines[-1] == "  ... and 5 more"
 
 
-def test_no_row_left_is_an_error_that_counts_the_filters(tmp_path: Path, sources: ModuleType) -> None:
+def test_no_row_left_is_an_error_that_counts_the_filters(tmp_path: Path) -> None:
     source = sources.uno_1m(tmp_path / "data", [1.0, 2.0, None])
     with pytest.raises(UserError, match=r"no row is left \(2 score_final < 3.5; 1 no score_final\)"):
         run("uno-1m", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_filters_are_counted(tmp_path: Path, sources: ModuleType) -> None:
+def test_filters_are_counted(tmp_path: Path) -> None:
     source = sources.uno_1m(tmp_path / "data", [4.0, 1.0, 2.0, 9.0])
     found = run("uno-1m", source, tmp_path / "out")
     assert found.dropped == {"score_final < 3.5": 2, "score_final outside 0 to 4": 1}
@@ -356,7 +356,7 @@ def test_a_dry_check_of_a_source_finds_the_same_and_writes_nothing(
         before = tree(tmp_path)
 
 
-def test_nothing_left_is_a_problem_of_a_dry_check(tmp_path: Path, sources: ModuleType) -> None:
+def test_nothing_left_is_a_problem_of_a_dry_check(tmp_path: Path) -> None:
     source = sources.uno_1m(tmp_path, [1.0])
     found = check_source(LAYOUTS["uno-1m"], source, Options(), MaskChoice.shipped)
     assert found.problems == ["no row is left (1 score_final < 3.5)"]

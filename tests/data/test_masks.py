@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
+import tiny_onnx
 from customized_grpo.cli import data_masks
 from customized_grpo.data import masks as masks_module
 from customized_grpo.data.manifest import load_manifest
@@ -22,18 +21,6 @@ from customized_grpo.data.masks import LAYOUTS, Layout, Segmenter, make_masks
 from customized_grpo.errors import UserError
 
 PLAIN = Layout(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), sigmoid=False)
-
-
-def _load_tiny_onnx() -> ModuleType:
-    file = Path(__file__).parents[1] / "rewards" / "tiny_onnx.py"
-    spec = importlib.util.spec_from_file_location("rewards_tiny_onnx", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_onnx: Any = _load_tiny_onnx()
 
 
 def photo(path: Path, *, width: int = 48, height: int = 64, bright: bool = True) -> Path:

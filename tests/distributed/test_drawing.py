@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launch import cgrpo
 from PIL import Image, ImageChops
+
+from processes import cgrpo
 
 
 def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launch import HERE, finish, torchrun
 
 from customized_grpo.engine.partition import Share, padded_block
 from customized_grpo.errors import UserError
+from processes import HELPERS, finish, torchrun
 
 COUNTS = st.integers(1, 5)
 
 
 def test_every_exchange_between_two_processes() -> None:
-    status, printed = finish(torchrun(2, str(HERE / "engine_child.py")))
+    status, printed = finish(torchrun(2, HELPERS / "engine_child.py"))
     assert status == 0, printed
     assert "process 0 is done" in printed and "process 1 is done" in printed
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import cgrpo
 from PIL import Image
 from safetensors.torch import load_file
 
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
+from processes import cgrpo
 
 # What depends on the whole batch: whitening over it, two updates of two groups, an average, the frozen base.
 RECIPE = [

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, cgrpo, finish
 
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
+from processes import cgrpo, child_environment, finish
 
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 RECIPE = ["train.iterations=1", "train.group_size=2", "rollout.steps=3", "run.process_timeout_s=60.0"]
@@ -61,7 +61,7 @@ def start(host: str, rank: int, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "cable0"},
+        env=child_environment(GLOO_SOCKET_IFNAME="cable0"),
     )
 
 

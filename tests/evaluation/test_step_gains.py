@@ -33,8 +33,6 @@ from customized_grpo.rollout.collect import Sampler
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.statistics.intervals import clustered_bootstrap
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 WEIGHTS = torch.tensor([0.7, 0.6, 0.4, 0.3])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+import tiny_flux2
+import tiny_qwen_edit
 
 FAMILIES = ("flux1", "flux2", "qwen_edit")
 SETTINGS = {
@@ -19,15 +20,6 @@ SETTINGS = {
     "flux2": ["model.guidance=4.0", "model.max_text_tokens=96", "model.text_layers=[1, 2, 3]"],
     "qwen_edit": ["model.guidance=4.0", "model.max_text_tokens=512"],
 }
-
-
-def load_tiny(name: str) -> ModuleType:
-    path = Path(__file__).parent.parent / "policies" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("bases")
     build_pipeline(0).save_pretrained(folder / "flux1")
-    load_tiny("tiny_flux2").klein().save_pretrained(folder / "flux2")
-    qwen = load_tiny("tiny_qwen_edit")
-    qwen.save_pipeline(qwen.build_pipeline(), folder / "qwen_edit")
+    tiny_flux2.klein().save_pretrained(folder / "flux2")
+    tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder / "qwen_edit")
     return {family: folder / family for family in FAMILIES}
 
 

@@ -19,8 +19,6 @@ from customized_grpo.export.card import code, escape_markdown, front_matter, ren
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.rollout.collect import sample
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `*_\n# title\n```"
 SCORES = {"judge/identity": {"mean": 0.5, "low": 0.4, "high": 0.6}}
 GAIN = {"judge/identity": {"mean": 0.123, "low": 0.1, "high": 0.15}}

@@ -16,8 +16,7 @@ from customized_grpo.export import export_run
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_pipeline
 from customized_grpo.rollout.collect import sample
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from tiny_qwen_edit import token_types_forwarded
 
 PROMPT = "a fox with a red hat on the left"
 SIZE = (64, 64)
@@ -58,18 +57,6 @@ def theirs(family: str, pipe: Any, reference: Tensor, policy: Any) -> Tensor:
     if family == "flux1":
         return pipe(**shared, max_area=SIZE[0] * SIZE[1], _auto_resize=False).images
     return pipe(**shared, text_encoder_out_layers=policy.text_layers).images
-
-
-def token_types_forwarded(pipe: Any) -> Any:
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location(
-        "tiny_qwen_edit", Path(__file__).parent.parent / "policies" / "tiny_qwen_edit.py"
-    )
-    assert spec is not None and spec.loader is not None
-    tiny = module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.token_types_forwarded(pipe)
 
 
 def fresh_pipeline(trained: AnyTrained) -> Any:

@@ -21,8 +21,6 @@ from customized_grpo.export.formats import FORMATS
 from customized_grpo.export.run import file_stem
 from customized_grpo.runs.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def trained(make_trained: Any) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from same_run import assert_same_run, lines, steps
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import Config
@@ -19,8 +18,7 @@ from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.training import trainer
 from customized_grpo.training.trainer import Trainer
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from same_run import assert_same_run, lines, steps
 
 Recipe = Callable[..., Config]
 SMALL = [

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from same_run import assert_same_run, run_script, steps
+
+from processes import run_script
+from same_run import assert_same_run, steps
 
 # One group of two small samples an iteration: what is killed is the saving.
 RECIPE = [

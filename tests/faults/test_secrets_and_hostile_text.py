@@ -7,15 +7,13 @@ tests/pages/test_run_page.py.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from customized_grpo.cli.main import main
+from processes import run_python
 
 SECRET = "hf_MustNotBeSeen0123456789"
 HOSTILE = "<script>alert(1)</script>"
@@ -75,14 +73,8 @@ def test_a_run_with_secrets_a_failing_service_and_hostile_text(hostile_rows: Pat
     run, sent = tmp_path / f"run{HOSTILE.replace('/', '')}", tmp_path / "sent.txt"
     data = f"data={{kind: manifest, train: {hostile_rows}, held_out: {hostile_rows}}}"
     secrets = {name: SECRET for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY_PASSWORD")}
-    done = subprocess.run(
-        [sys.executable, "-c", TRACKER, str(sent), "train", "toybox-smoke", data]
-        + [f"run.dir={json.dumps(str(run))}", "trackers=[wandb]", "train.iterations=2"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **secrets},
-        timeout=200,
-    )
+    arguments = [f"run.dir={json.dumps(str(run))}", "trackers=[wandb]", "train.iterations=2"]
+    done = run_python("-c", TRACKER, sent, "train", "toybox-smoke", data, *arguments, **secrets)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("tracker wandb is off for this run (ConnectionError)") == 1
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4

@@ -6,7 +6,6 @@ tests/training/test_trainer.py has the signals in rollout, reward and update of 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from faulty_runs import free_port
-from same_run import assert_same_run, events, lines, run_script
+from processes import child_environment, run_script
+from same_run import assert_same_run, events, lines
 
 PHASES = ["rollout", "reward", "update", "evaluation", "save"]
 # The process that has the fault: the main one is the only one that saves; elsewhere either may have it.
@@ -143,7 +144,7 @@ def test_a_fresh_interpreter_leaves_a_dead_peer_without_hanging_at_its_exit(tmp_
             [sys.executable, "-c", DIE, "train", "toybox-smoke", f"run.dir={tmp_path / 'run'}"],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank, **where},
+            env=child_environment(RANK=rank, LOCAL_RANK=rank, **where),
         )
         for rank in ("0", "1")
     ]

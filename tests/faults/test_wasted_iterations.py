@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from same_run import assert_same_run, events, lines, steps
 
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
@@ -21,8 +20,7 @@ from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.updater import Updater
 from customized_grpo.training.waste import find_waste
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from same_run import assert_same_run, events, lines, steps
 
 Recipe = Callable[..., Config]
 SMALL = [

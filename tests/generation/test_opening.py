@@ -19,8 +19,6 @@ from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.parts import build_scorer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 
 SMOKE = ["steps=4", "batch_size=2", "model.precision=fp32"]

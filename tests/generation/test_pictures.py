@@ -15,8 +15,6 @@ from customized_grpo.cli.main import main
 from customized_grpo.data.images import open_image, to_tensor
 from customized_grpo.generation.grid import GridRow, compose_grid
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = ("a toy at night", "a toy <b>in</b> the snöw | 雪")
 
 

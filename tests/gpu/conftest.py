@@ -6,25 +6,22 @@ shows that the tests themselves work, and nothing about GPUs.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny_flux2
+import tiny_qwen_edit
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.libraries import quiet
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 
-ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
     "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
@@ -54,34 +51,16 @@ def cuda(device: torch.device) -> torch.device:
     return device
 
 
-def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    with patch.object(sys, "path", [str(path.parent), *sys.path]):
-        spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def gpu_case() -> Any:
-    """The module that builds full-size models with random weights and measures them."""
-    return _load_file(ROOT / "measurements" / "gpu_case.py")
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint of each family."""
     root = tmp_path_factory.mktemp("checkpoints")
-    policies = ROOT / "tests" / "policies"
     with quiet():
         from customized_grpo.toybox.models import build_pipeline
 
         build_pipeline(0).save_pretrained(root / "flux1")
-        _load_file(policies / "tiny_flux2.py").klein().save_pretrained(root / "flux2")
-        qwen: Any = _load_file(policies / "tiny_qwen_edit.py")
-        qwen.save_pipeline(qwen.build_pipeline(), root / "qwen_edit")
+        tiny_flux2.klein().save_pretrained(root / "flux2")
+        tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), root / "qwen_edit")
     return {family: root / family for family in SETTINGS}
 
 

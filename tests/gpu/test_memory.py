@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gpu_case
 from customized_grpo.config import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
@@ -126,7 +127,7 @@ def test_too_little_memory_is_told_in_numbers_with_the_settings_that_need_less(c
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_the_plan_knows_the_peaks_of_a_middling_transformer(
-    gpu_case: Any, cuda: torch.device, monkeypatch: pytest.MonkeyPatch, checkpointing: str
+    cuda: torch.device, monkeypatch: pytest.MonkeyPatch, checkpointing: str
 ) -> None:
     published = CHECKPOINTS["black-forest-labs/FLUX.1-Kontext-dev"]
     part = published.transformer

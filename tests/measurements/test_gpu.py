@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from processes import run_python
 
 SCRIPT = Path(__file__).parents[2] / "measurements" / "gpu.py"
 CASES = ["flux1-24gb", "klein-compiled"]  # both families, nf4, compiled blocks, classifier-free guidance
@@ -17,21 +16,11 @@ TOLERANCE = 0.08
 """Largest relative error of a planned peak; .067 was seen, in nf4, whose code tables count here."""
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=280,
-    )
-
-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
     """The numbers of two cases, and what was printed."""
     out = tmp_path_factory.mktemp("gpu") / "results.json"
-    done = run("--tiny", "--device=cpu", f"--out={out}", "--cases", *CASES)
+    done = run_python(SCRIPT, "--tiny", "--device=cpu", f"--out={out}", "--cases", *CASES)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text()), done.stdout
 
@@ -68,7 +57,7 @@ def test_a_whole_iteration_takes_the_memory_that_was_planned(measured: tuple[lis
 
 def test_a_case_that_fails_is_told_and_leaves_the_others_alone(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    done = run("--tiny", "--device=nowhere", f"--out={out}", "--cases", *CASES)
+    done = run_python(SCRIPT, "--tiny", "--device=nowhere", f"--out={out}", "--cases", *CASES)
     assert done.returncode == 1
     results = json.loads(out.read_text())
     assert [result["case"] for result in results] == CASES
@@ -77,6 +66,6 @@ def test_a_case_that_fails_is_told_and_leaves_the_others_alone(tmp_path: Path) -
 
 
 def test_cases_for_which_no_time_is_left_are_told(tmp_path: Path) -> None:
-    done = run("--tiny", "--device=cpu", "--budget=0")
+    done = run_python(SCRIPT, "--tiny", "--device=cpu", "--budget=0")
     assert done.returncode == 1
     assert done.stdout.count("not run: no time was left") == 6

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import identity_measures
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.data.dreambench import read_dreambench
 from customized_grpo.rewards import build_reward
-
-SCRIPT = Path(__file__).parents[2] / "measurements" / "identity_measures.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("identity_measures", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["identity_measures"] = module
-    spec.loader.exec_module(module)
-    return module
+from dreambooth import save_dreambooth
 
 
-def test_an_encoder_of_toys_can_be_measured_on_any_photos(script: ModuleType, dreambench: Path) -> None:
+def test_an_encoder_of_toys_can_be_measured_on_any_photos(tmp_path: Path) -> None:
     dino = build_reward(RewardConfig(name="dino", path="toybox", segment="none"))
-    found = script.measure(read_dreambench(dreambench), dino)
+    found = identity_measures.measure(read_dreambench(save_dreambooth(tmp_path)), dino)
     assert found["literal copy"]["identity"].mean == pytest.approx(1.0, abs=1e-5)
     assert found["literal copy"]["background similarity"].mean == pytest.approx(1.0)
     assert list(found) == ["literal copy", "honest other photo", "another class"]
-    assert "| literal copy | 9 | 1.00 [1.00, 1.00]" in script.table(found, "dino")
+    assert "| literal copy | 9 | 1.00 [1.00, 1.00]" in identity_measures.table(found, "dino")
 
 
-def test_the_measures_tell_copies_from_honest_photos_and_subjects_apart(
-    script: ModuleType, dreambooth_photos: Path
-) -> None:
+def test_the_measures_tell_copies_from_honest_photos_and_subjects_apart(dreambooth_photos: Path) -> None:
     lite = build_reward(RewardConfig(name="lite", segment="none"))
-    found = script.measure(read_dreambench(dreambooth_photos), lite)
-    cases = [found[case] for case in script.CASES]
+    found = identity_measures.measure(read_dreambench(dreambooth_photos), lite)
+    cases = [found[case] for case in identity_measures.CASES]
     for better, worse in zip(cases, cases[1:], strict=False):
         assert better["identity"].low > worse["identity"].high
     copy, honest, *others = cases

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import run_python
 
 SCRIPT = Path(__file__).parents[2] / "measurements" / "overhead.py"
 
 
 def test_the_overhead_benchmark_measures_every_part_of_an_iteration(tmp_path: Path) -> None:
     numbers = tmp_path / "overhead.json"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "toybox-smoke", "--iterations", "1", "--limit", "1"]
-        + ["--json", str(numbers)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=280,
-    )
+    options = ("--iterations", "1", "--limit", "1", "--json")
+    done = run_python(SCRIPT, "toybox-smoke", *options, numbers)
     assert done.returncode == 0, done.stderr
     result = json.loads(numbers.read_text())
     assert sum(result["seconds"].values()) == pytest.approx(result["seconds_per_iteration"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from comparison_results import ARMS, comparison, many_arms
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.pages.comparison_data import HIGHLIGHTED, read_comparison
@@ -15,9 +16,7 @@ from customized_grpo.pages.comparison_figures import NAMED, curves, mean_curve, 
 from customized_grpo.pages.comparison_page import render_comparison, write_comparison_page
 from customized_grpo.pages.comparison_tables import arm_table, control_rows, gain_rows, p_text, run_rows
 from customized_grpo.pages.page import TEMPLATES
-
-from .comparison_results import ARMS, comparison, many_arms
-from .pages import Page, assert_nothing_is_fetched
+from html_page import Page, assert_nothing_is_fetched
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 SECTIONS = [

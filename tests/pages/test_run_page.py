@@ -12,9 +12,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.pages.plots.numbers import Interval
 from customized_grpo.pages.run_figures import bin_means, rolling_mean
 from customized_grpo.pages.run_page import TEMPLATES, evenly, write_report
+from html_page import Page, assert_nothing_is_fetched
 
 from .conftest import PROMPTS, WEIGHTS, RunFolder
-from .pages import Page, assert_nothing_is_fetched
 
 Folders = Callable[[str], RunFolder]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny_flux2
+import tiny_qwen_edit
 from customized_grpo.config import load_config
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
@@ -25,21 +25,12 @@ TOLERANCE = 0.05
 BATCH = 3
 
 
-def tiny(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "policies" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A checkpoint of each family."""
     root = tmp_path_factory.mktemp("checkpoints")
-    tiny("tiny_flux2").klein().save_pretrained(root / "flux2")
-    qwen = tiny("tiny_qwen_edit")
-    qwen.save_pipeline(qwen.build_pipeline(), root / "qwen_edit")
+    tiny_flux2.klein().save_pretrained(root / "flux2")
+    tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), root / "qwen_edit")
     return {"flux1": "toybox", "flux2": str(root / "flux2"), "qwen_edit": str(root / "qwen_edit")}
 
 

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny_flux2
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.libraries import quiet
 from customized_grpo.policies import Flux1Policy, load_policy
@@ -23,14 +22,6 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_autoencoder_kl(latent_channels: int) -> Any:
@@ -88,14 +79,6 @@ def make_image() -> MakeImage:
     return make
 
 
-def _tiny(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _save(family: str, folder: Path) -> Path:
     with quiet():
         if family == "flux1":
@@ -103,10 +86,11 @@ def _save(family: str, folder: Path) -> Path:
 
             build_pipeline(0).save_pretrained(folder)
         elif family == "flux2":
-            _tiny("tiny_flux2").klein().save_pretrained(folder)
+            tiny_flux2.klein().save_pretrained(folder)
         else:
-            tiny: Any = _tiny("tiny_qwen_edit")
-            tiny.save_pipeline(tiny.build_pipeline(), folder)
+            import tiny_qwen_edit
+
+            tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder)
     return folder
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
+import tiny_flux2
+import tiny_qwen_edit
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
@@ -18,23 +17,13 @@ from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.loading import load_pipeline
 
 
-def _tiny(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _save_flux2(folder: Path) -> Path:
-    _tiny("tiny_flux2").klein().save_pretrained(folder)
+    tiny_flux2.klein().save_pretrained(folder)
     return folder
 
 
 def _save_qwen_edit(folder: Path) -> Path:
-    tiny: Any = _tiny("tiny_qwen_edit")
-    saved: Path = tiny.save_pipeline(tiny.build_pipeline(), folder)
-    return saved
+    return tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder)
 
 
 SAVE: dict[str, Callable[[Path], Path]] = {"flux2": _save_flux2, "qwen_edit": _save_qwen_edit}

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import tiny_flux2 as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.policies import Conditioning
 from customized_grpo.policies.flux2 import Flux2Policy, text_ids, token_ids
@@ -22,16 +21,6 @@ PROMPTS = ["a fox with a red hat on the left", "a robot on a green floor"]
 TOLERANCE = 1e-5
 FAR = 1e-3  # how much at least an image changes when something is wrong
 
-
-def _load_tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_flux2", Path(__file__).with_name("tiny_flux2.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny: Any = _load_tiny()
 
 # how to build each checkpoint, and the guidance it is published with
 CHECKPOINTS: dict[str, tuple[Callable[[], Any], float]] = {

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,19 +22,10 @@ PROMPTS = ["a fox with a red hat on the left", "a robot", "a bird and a very sma
 N_TEXT = 96
 
 
-def _load_tiny() -> ModuleType:
-    file = Path(__file__).parent / "tiny_qwen_edit.py"
-    spec = importlib.util.spec_from_file_location("tiny_qwen_edit", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 with quiet():
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 
-    tiny: Any = _load_tiny()
+    import tiny_qwen_edit as tiny
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny_rewards as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward, Reward, RewardError, ScoringBatch, score_all
 
@@ -21,14 +21,14 @@ def darkness(batch: ScoringBatch) -> Tensor:
     return -brightness(batch)
 
 
-def test_score_all_stacks_the_rewards_in_their_order(tiny: ModuleType) -> None:
+def test_score_all_stacks_the_rewards_in_their_order() -> None:
     batch = tiny.make_batch(3)
     rewards = [FunctionReward("b", "quality", brightness), FunctionReward("d", "quality", darkness)]
     scores = score_all(rewards, batch)
     assert torch.equal(scores, torch.stack([brightness(batch), -brightness(batch)], dim=1))
 
 
-def test_nan_is_kept_and_infinity_becomes_nan(tiny: ModuleType) -> None:
+def test_nan_is_kept_and_infinity_becomes_nan() -> None:
     values = torch.tensor([1.0, float("nan"), float("inf"), float("-inf")])
     scores = score_all([FunctionReward("f", "prompt", lambda _: values)], tiny.make_batch(4))
     assert scores[:, 0].isnan().tolist() == [False, True, True, True]
@@ -45,12 +45,12 @@ def test_nan_is_kept_and_infinity_becomes_nan(tiny: ModuleType) -> None:
         ([0.0, 0.0, 0.0], "list"),
     ],
 )
-def test_what_is_not_a_score_per_sample_is_refused_by_name(tiny: ModuleType, result: Any, text: str) -> None:
+def test_what_is_not_a_score_per_sample_is_refused_by_name(result: Any, text: str) -> None:
     with pytest.raises(RewardError, match=rf"'mine' must return torch.float32 \[3\], got .*{text}"):
         score_all([FunctionReward("mine", "prompt", lambda _: result)], tiny.make_batch(3))
 
 
-def test_a_reward_that_raises_is_named_with_its_samples_and_its_cause(tiny: ModuleType) -> None:
+def test_a_reward_that_raises_is_named_with_its_samples_and_its_cause() -> None:
     def broken(batch: ScoringBatch) -> Tensor:
         raise ZeroDivisionError("oh")
 
@@ -61,7 +61,7 @@ def test_a_reward_that_raises_is_named_with_its_samples_and_its_cause(tiny: Modu
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_users_mistake_passes_through_as_it_is(tiny: ModuleType) -> None:
+def test_a_users_mistake_passes_through_as_it_is() -> None:
     def refusing(batch: ScoringBatch) -> Tensor:
         raise UserError("no mask")
 
@@ -69,7 +69,7 @@ def test_a_users_mistake_passes_through_as_it_is(tiny: ModuleType) -> None:
         score_all([FunctionReward("mine", "prompt", refusing)], tiny.make_batch(3))
 
 
-def test_select_takes_every_part_of_a_sample_along(tiny: ModuleType) -> None:
+def test_select_takes_every_part_of_a_sample_along() -> None:
     batch = tiny.make_batch(3)
     chosen = batch.select([2, 0])
     assert chosen.prompts == [batch.prompts[2], batch.prompts[0]]
@@ -91,9 +91,7 @@ def test_select_takes_every_part_of_a_sample_along(tiny: ModuleType) -> None:
         lambda b: {"images": b.images[0]},
     ],
 )
-def test_a_batch_whose_parts_disagree_is_refused(
-    tiny: ModuleType, change: Callable[[ScoringBatch], dict[str, Any]]
-) -> None:
+def test_a_batch_whose_parts_disagree_is_refused(change: Callable[[ScoringBatch], dict[str, Any]]) -> None:
     batch = tiny.make_batch(2)
     with pytest.raises(ValueError, match="images"):
         dataclasses.replace(batch, **change(batch))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil
 
+import tiny_rewards as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import ScoringBatch
 from customized_grpo.rewards.clip import ClipImageReward, ClipTextReward
@@ -23,12 +23,12 @@ def pil(image: Tensor) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def dino_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_clip(tmp_path_factory.mktemp("clip"))
 
 
@@ -48,7 +48,7 @@ def dino_features(folder: Path, images: list[Image.Image]) -> np.ndarray[Any, An
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 72), (50, 130)])
 def test_dino_without_masks_equals_an_independent_computation(
-    tiny: ModuleType, dino_folder: Path, size: tuple[int, int]
+    dino_folder: Path, size: tuple[int, int]
 ) -> None:
     batch = tiny.make_batch(3, *size, references=2)
     scores = DinoReward.load(str(dino_folder), segment="none").score(batch)
@@ -59,7 +59,7 @@ def test_dino_without_masks_equals_an_independent_computation(
     assert scores.std() > 1e-3  # the comparison can fail
 
 
-def test_dino_cuts_out_the_reference_and_not_the_picture(tiny: ModuleType, dino_folder: Path) -> None:
+def test_dino_cuts_out_the_reference_and_not_the_picture(dino_folder: Path) -> None:
     batch = tiny.make_batch(2)
     scores = DinoReward.load(str(dino_folder)).score(batch)
     neutral = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -73,7 +73,7 @@ def other_background(image: Tensor, mask: Tensor) -> Tensor:
     return image * mask + (1 - image) * (1 - mask)
 
 
-def test_what_is_outside_a_mask_does_not_count(tiny: ModuleType, dino_folder: Path) -> None:
+def test_what_is_outside_a_mask_does_not_count(dino_folder: Path) -> None:
     batch, mask = tiny.make_batch(2), tiny.disc()
     references = [[other_background(image, mask) for image in images] for images in batch.references]
     pictures = torch.stack([other_background(image, mask) for image in batch.images])
@@ -91,7 +91,7 @@ def test_what_is_outside_a_mask_does_not_count(tiny: ModuleType, dino_folder: Pa
 
 
 def test_a_literal_copy_scores_one_without_masks_and_less_with_the_reference_cut_out(
-    tiny: ModuleType, dino_folder: Path
+    dino_folder: Path,
 ) -> None:
     batch = tiny.make_batch(2)
     copied = dataclasses.replace(batch, images=torch.stack([images[0] for images in batch.references]))
@@ -118,25 +118,25 @@ def test_a_literal_copy_scores_one_without_masks_and_less_with_the_reference_cut
     ],
 )
 def test_a_missing_mask_or_reference_is_an_error_with_the_row(
-    tiny: ModuleType, dino_folder: Path, segment: Any, change: dict[str, Any], text: str
+    dino_folder: Path, segment: Any, change: dict[str, Any], text: str
 ) -> None:
     batch = dataclasses.replace(tiny.make_batch(2), **change)
     with pytest.raises(UserError, match=text):
         DinoReward.load(str(dino_folder), segment=segment).score(batch)
 
 
-def test_without_segmentation_no_mask_is_needed(tiny: ModuleType, dino_folder: Path) -> None:
+def test_without_segmentation_no_mask_is_needed(dino_folder: Path) -> None:
     batch = dataclasses.replace(tiny.make_batch(2), reference_masks=None, image_masks=None)
     assert DinoReward.load(str(dino_folder), segment="none").score(batch).isfinite().all()
 
 
-def test_a_picture_without_a_subject_is_not_scored(tiny: ModuleType, dino_folder: Path) -> None:
+def test_a_picture_without_a_subject_is_not_scored(dino_folder: Path) -> None:
     masks = torch.stack([tiny.disc(), torch.zeros(1, 64, 64)])
     batch = dataclasses.replace(tiny.make_batch(2), image_masks=masks)
     assert DinoReward.load(str(dino_folder), segment="both").score(batch).isnan().tolist() == [False, True]
 
 
-def test_references_of_many_sizes_are_scored_as_one_by_one(tiny: ModuleType, dino_folder: Path) -> None:
+def test_references_of_many_sizes_are_scored_as_one_by_one(dino_folder: Path) -> None:
     sizes = [[(64, 64), (80, 96)], [(80, 96)], [(64, 64), (40, 50), (64, 64)]]
     references = [
         [tiny.random_image(7 * i + j, *s) for j, s in enumerate(row)] for i, row in enumerate(sizes)
@@ -148,7 +148,7 @@ def test_references_of_many_sizes_are_scored_as_one_by_one(tiny: ModuleType, din
         assert torch.allclose(alone, together[row], atol=1e-6)
 
 
-def test_a_reference_is_encoded_once_however_often_it_comes(tiny: ModuleType, dino_folder: Path) -> None:
+def test_a_reference_is_encoded_once_however_often_it_comes(dino_folder: Path) -> None:
     reward = DinoReward.load(str(dino_folder))
     encoded: list[int] = []
     reward.encoder.model.register_forward_hook(
@@ -161,15 +161,13 @@ def test_a_reference_is_encoded_once_however_often_it_comes(tiny: ModuleType, di
     assert torch.equal(first, second)
 
 
-def test_the_same_reference_with_another_mask_is_another_reference(
-    tiny: ModuleType, dino_folder: Path
-) -> None:
+def test_the_same_reference_with_another_mask_is_another_reference(dino_folder: Path) -> None:
     batch, reward = tiny.make_batch(2), DinoReward.load(str(dino_folder))
     whole = dataclasses.replace(batch, reference_masks=[[torch.ones(1, 64, 64)]] * 2)
     assert not torch.allclose(reward.score(batch), reward.score(whole), atol=1e-6)
 
 
-def test_clip_text_equals_an_independent_computation(tiny: ModuleType, clip_folder: Path) -> None:
+def test_clip_text_equals_an_independent_computation(clip_folder: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
     batch = tiny.make_batch(3, 96, 70)
@@ -188,7 +186,7 @@ def test_clip_text_equals_an_independent_computation(tiny: ModuleType, clip_fold
     assert scores.std() > 1e-3
 
 
-def test_clip_image_equals_an_independent_computation(tiny: ModuleType, clip_folder: Path) -> None:
+def test_clip_image_equals_an_independent_computation(clip_folder: Path) -> None:
     from transformers import CLIPModel
 
     batch = tiny.make_batch(3, 96, 70)
@@ -209,7 +207,7 @@ def test_clip_image_equals_an_independent_computation(tiny: ModuleType, clip_fol
     assert torch.allclose(scores, (features[:3] * features[3:]).sum(1), atol=2e-6)
 
 
-def test_a_prompt_is_encoded_once_and_too_long_ones_are_cut(tiny: ModuleType, clip_folder: Path) -> None:
+def test_a_prompt_is_encoded_once_and_too_long_ones_are_cut(clip_folder: Path) -> None:
     reward = ClipTextReward.load(str(clip_folder))
     encoded: list[int] = []
     reward.model.text_model.register_forward_hook(
@@ -221,16 +219,14 @@ def test_a_prompt_is_encoded_once_and_too_long_ones_are_cut(tiny: ModuleType, cl
     assert reward.score(long).isfinite().all()
 
 
-def test_scores_can_take_part_in_a_loss(tiny: ModuleType, dino_folder: Path, clip_folder: Path) -> None:
+def test_scores_can_take_part_in_a_loss(dino_folder: Path, clip_folder: Path) -> None:
     batch, weight = tiny.make_batch(2), torch.ones(2, requires_grad=True)
     for reward in (DinoReward.load(str(dino_folder)), ClipTextReward.load(str(clip_folder))):
         (reward.score(batch) * weight).sum().backward()
     assert weight.grad is not None
 
 
-def test_scores_are_fp32_inside_a_callers_autocast(
-    tiny: ModuleType, dino_folder: Path, clip_folder: Path
-) -> None:
+def test_scores_are_fp32_inside_a_callers_autocast(dino_folder: Path, clip_folder: Path) -> None:
     batch = tiny.make_batch(2)
     for load in (lambda: DinoReward.load(str(dino_folder)), lambda: ClipTextReward.load(str(clip_folder))):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -238,9 +234,7 @@ def test_scores_are_fp32_inside_a_callers_autocast(
         assert torch.equal(inside, load().score(batch))
 
 
-def test_a_fingerprint_follows_weights_preprocessing_and_segment(
-    tiny: ModuleType, dino_folder: Path, tmp_path: Path
-) -> None:
+def test_a_fingerprint_follows_weights_preprocessing_and_segment(dino_folder: Path, tmp_path: Path) -> None:
     base = DinoReward.load(str(dino_folder))
     fingerprints = [
         base.fingerprint(),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil
 
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import build_reward, needs_masks
@@ -24,7 +24,7 @@ def pil(image: Tensor) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 400)])
 def test_dino_v1_is_the_cosine_of_class_tokens_of_cropped_pictures(
-    tiny: ModuleType, tmp_path: Path, size: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int]
 ) -> None:
     from transformers import ViTModel
 
@@ -49,7 +49,7 @@ def test_toybox_has_no_dino_v1() -> None:
         build_reward(RewardConfig(name="dino_v1", path="toybox"))
 
 
-def test_dino_seg_is_dino_with_the_reference_cut_out(tiny: ModuleType, tmp_path: Path) -> None:
+def test_dino_seg_is_dino_with_the_reference_cut_out(tmp_path: Path) -> None:
     batch, folder = tiny.make_batch(3), str(tiny.save_dino(tmp_path))
     alias = build_reward(RewardConfig(name="dino_seg", path=folder))
     cut_out = build_reward(RewardConfig(name="dino", path=folder, segment="reference"))
@@ -59,7 +59,7 @@ def test_dino_seg_is_dino_with_the_reference_cut_out(tiny: ModuleType, tmp_path:
     assert caught.value.hint == "Use dino with segment: none."
 
 
-def test_pickscore_is_clips_scaled_logit(tiny: ModuleType, tmp_path: Path) -> None:
+def test_pickscore_is_clips_scaled_logit(tmp_path: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
     batch, folder = tiny.make_batch(3, 96, 70), tiny.save_clip(tmp_path)
@@ -75,7 +75,7 @@ def test_pickscore_is_clips_scaled_logit(tiny: ModuleType, tmp_path: Path) -> No
 
 
 def test_pickscore_of_the_hub_takes_its_processor_from_where_its_authors_do(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from customized_grpo.rewards import pickscore
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+import tiny_onnx
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import Reward, ScoringBatch, build_reward
@@ -24,7 +25,7 @@ from customized_grpo.rewards.faces import TEMPLATE, FaceDetector, Faces, similar
 
 
 @pytest.fixture
-def models(tiny_onnx: ModuleType, tmp_path: Path) -> dict[str, str]:
+def models(tmp_path: Path) -> dict[str, str]:
     return {
         "detector": str(tiny_onnx.save_detector(tmp_path / "yunet.onnx")),
         "recogniser": str(tiny_onnx.save_recogniser(tmp_path / "arcface.onnx")),
@@ -95,7 +96,7 @@ def test_a_turned_enlarged_and_moved_template_is_found_exactly() -> None:
     assert np.allclose(found, np.column_stack([turn, (30, -4)]))
 
 
-def test_the_warp_is_a_bilinear_sample_of_the_transform(tiny: ModuleType) -> None:
+def test_the_warp_is_a_bilinear_sample_of_the_transform() -> None:
     image = pixels(tiny.random_image(3, 300, 200))
     turn = 0.6 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
     noise = np.random.default_rng(0).normal(size=(5, 2))
@@ -112,9 +113,7 @@ def test_outside_the_picture_is_black() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 128), (128, 64), (48, 96)])
-def test_faces_are_found_where_they_are(
-    tiny_onnx: ModuleType, tmp_path: Path, height: int, width: int
-) -> None:
+def test_faces_are_found_where_they_are(tmp_path: Path, height: int, width: int) -> None:
     detector = FaceDetector(tiny_onnx.save_detector(tmp_path / "d.onnx"), 0.7)
     scale = max(height, width) / 64  # pixels of the picture for one of the detector
     cell = int(8 * scale)
@@ -135,9 +134,7 @@ def test_faces_are_found_where_they_are(
         )
 
 
-def test_a_picture_that_fits_the_detector_only_roughly_is_mapped_back_by_each_axis(
-    tiny_onnx: ModuleType, tmp_path: Path
-) -> None:
+def test_a_picture_that_fits_the_detector_only_roughly_is_mapped_back_by_each_axis(tmp_path: Path) -> None:
     detector = FaceDetector(tiny_onnx.save_detector(tmp_path / "d.onnx", everywhere=True), 0.7)
     faces = detector(np.zeros((32, 96, 3), np.uint8))  # 21.33 rows become 21
     pixel = np.array([96 / 64, 32 / 21])
@@ -146,9 +143,7 @@ def test_a_picture_that_fits_the_detector_only_roughly_is_mapped_back_by_each_ax
     assert np.allclose(faces.boxes[0], corners.ravel(), atol=1e-4)
 
 
-def test_a_blue_cell_is_no_face_and_a_pale_one_depends_on_the_threshold(
-    tiny_onnx: ModuleType, tmp_path: Path
-) -> None:
+def test_a_blue_cell_is_no_face_and_a_pale_one_depends_on_the_threshold(tmp_path: Path) -> None:
     path = tiny_onnx.save_detector(tmp_path / "d.onnx")
     image = np.zeros((64, 64, 3), np.uint8)
     image[8:16, 8:16] = (0, 0, 255)
@@ -164,7 +159,7 @@ def test_of_overlapping_boxes_the_surest_stays() -> None:
     assert suppress(faces).scores.tolist() == [0.9, 0.7]
 
 
-def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward, tiny_onnx: ModuleType) -> None:
+def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward) -> None:
     image, reference = picture((2, 3), seed=1), picture((4, 4), seed=2)
 
     def features(photo: torch.Tensor, column: int, row: int) -> NDArray[np.float64]:
@@ -234,7 +229,7 @@ def test_references_are_looked_at_once(reward: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_fingerprint_follows_both_models_and_the_threshold(
-    models: dict[str, str], tiny_onnx: ModuleType, tmp_path: Path
+    models: dict[str, str], tmp_path: Path
 ) -> None:
     def fingerprint(**changes: Any) -> dict[str, Any]:
         return build_reward(RewardConfig(name="face", options={**models, **changes})).fingerprint()
@@ -254,24 +249,20 @@ def test_models_in_each_others_place_are_refused(models: dict[str, str]) -> None
         build_reward(RewardConfig(name="face", options={**models, "recogniser": models["detector"]}))
 
 
-def test_a_detector_of_another_layout_is_refused(
-    models: dict[str, str], tiny_onnx: ModuleType, tmp_path: Path
-) -> None:
+def test_a_detector_of_another_layout_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     models["detector"] = str(tiny_onnx.save_segmenter(tmp_path / "s.onnx", size=64))
     with pytest.raises(UserError, match=r"output cls_8 should be \[1, 64, 1\], it is missing"):
         build_reward(RewardConfig(name="face", options=models))
 
 
-def test_a_recogniser_of_another_layout_is_refused(
-    models: dict[str, str], tiny_onnx: ModuleType, tmp_path: Path
-) -> None:
+def test_a_recogniser_of_another_layout_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     models["recogniser"] = str(tiny_onnx.save_segmenter(tmp_path / "s.onnx", size=112))
     with pytest.raises(UserError, match=r"returns one array \[1, D\]"):
         build_reward(RewardConfig(name="face", options=models))
 
 
 def test_features_without_direction_are_no_score(
-    models: dict[str, str], tiny_onnx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_onnx, "weights", lambda seed: np.zeros((3 * 112 * 112, 8), np.float32))
     monkeypatch.setattr(tiny_onnx, "bias", lambda: np.zeros(8, np.float32))

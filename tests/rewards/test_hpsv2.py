@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import build_reward
@@ -95,7 +95,7 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def original(tiny: ModuleType, tokenizer: Any) -> OpenClip:
+def original(tokenizer: Any) -> OpenClip:
     def build() -> OpenClip:
         model = OpenClip(len(tokenizer))
         for weight in model.parameters():  # norms and biases too must be in their places
@@ -149,7 +149,7 @@ def test_a_converted_model_computes_the_same_features(
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 60), (50, 130)])
 def test_a_score_is_the_cosine_of_a_letterboxed_picture_and_its_prompt(
-    tiny: ModuleType, original: OpenClip, tokenizer: Any, folder: Path, size: tuple[int, int]
+    original: OpenClip, tokenizer: Any, folder: Path, size: tuple[int, int]
 ) -> None:
     batch = tiny.make_batch(3, *size)
     scores = Hpsv2Reward.load(str(folder)).score(batch)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import build_reward
@@ -45,11 +45,11 @@ def processed(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_hpsv3(tmp_path_factory.mktemp("hpsv3"))
 
 
-def published_score(tiny: ModuleType, folder: Path, image: Tensor, prompt: str) -> float:
+def published_score(folder: Path, image: Tensor, prompt: str) -> float:
     """One sample, as the published code computes it, from the model that the checkpoint was written from."""
     model, head = tiny.tiny_hpsv3()
     tokenizer = load_tokenizer(str(folder))
@@ -71,9 +71,7 @@ def published_score(tiny: ModuleType, folder: Path, image: Tensor, prompt: str) 
 
 
 @pytest.mark.parametrize("size", [(64, 64), (448, 448), (100, 160), (500, 300)])
-def test_a_score_is_what_the_published_code_computes(
-    tiny: ModuleType, folder: Path, size: tuple[int, int]
-) -> None:
+def test_a_score_is_what_the_published_code_computes(folder: Path, size: tuple[int, int]) -> None:
     batch = dataclasses.replace(tiny.make_batch(3, *size), prompts=PROMPTS)
     scores = load(folder).score(batch)
     expected = [published_score(tiny, folder, *sample) for sample in zip(batch.images, PROMPTS, strict=True)]
@@ -81,7 +79,7 @@ def test_a_score_is_what_the_published_code_computes(
     assert scores.std() > 1e-3  # the comparison can fail
 
 
-def test_three_dimensional_positions_would_give_another_score(tiny: ModuleType, folder: Path) -> None:
+def test_three_dimensional_positions_would_give_another_score(folder: Path) -> None:
     """Why the positions of the published forward are spelt out: the body's default is not the same."""
     batch, reward = tiny.make_batch(1), load(folder)
     expected = reward.score(batch)
@@ -95,7 +93,7 @@ def test_three_dimensional_positions_would_give_another_score(tiny: ModuleType, 
     assert not torch.allclose(reward.score(batch), expected, atol=1e-4)
 
 
-def test_prompts_of_many_lengths_are_scored_as_one_by_one(tiny: ModuleType, folder: Path) -> None:
+def test_prompts_of_many_lengths_are_scored_as_one_by_one(folder: Path) -> None:
     batch = tiny.make_batch(3).select([0, 1, 2] * 4)  # more than are read together
     batch, reward = dataclasses.replace(batch, prompts=PROMPTS * 4), load(folder)
     together = reward.score(batch)
@@ -104,9 +102,7 @@ def test_prompts_of_many_lengths_are_scored_as_one_by_one(tiny: ModuleType, fold
 
 
 @pytest.mark.parametrize("size", [(64, 64), (448, 448), (96, 200), (700, 300)])
-def test_patches_equal_those_of_transformers_pillow_processor(
-    tiny: ModuleType, folder: Path, size: tuple[int, int]
-) -> None:
+def test_patches_equal_those_of_transformers_pillow_processor(folder: Path, size: tuple[int, int]) -> None:
     images = tiny.make_batch(2, *size).images
     patches, grid = load(folder)._patches(images)
     expected, expected_grid = processed(images)
@@ -126,7 +122,7 @@ def test_the_instruction_is_the_published_one_to_the_byte() -> None:
     )
 
 
-def test_the_body_may_be_bf16_and_the_head_stays_fp32(tiny: ModuleType, folder: Path) -> None:
+def test_the_body_may_be_bf16_and_the_head_stays_fp32(folder: Path) -> None:
     batch, exact, rough = tiny.make_batch(3), load(folder), load(folder, dtype="bf16")
     assert rough.model.dtype == torch.bfloat16 and rough.head[0].weight.dtype == torch.float32
     scores, expected = rough.score(batch), exact.score(batch)
@@ -135,7 +131,7 @@ def test_the_body_may_be_bf16_and_the_head_stays_fp32(tiny: ModuleType, folder: 
     assert exact.fingerprint() != rough.fingerprint() and rough.fingerprint()["dtype"] == "bfloat16"
 
 
-def test_todays_names_are_read_too(tiny: ModuleType, folder: Path, tmp_path: Path) -> None:
+def test_todays_names_are_read_too(folder: Path, tmp_path: Path) -> None:
     model, head = tiny.tiny_hpsv3()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights |= {f"rm_head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
@@ -159,9 +155,7 @@ def test_todays_names_are_read_too(tiny: ModuleType, folder: Path, tmp_path: Pat
         (lambda w: w.update({"model.embed_tokens.weight": torch.zeros(90, 32)}), r"90 tokens, but"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(
-    tiny: ModuleType, folder: Path, tmp_path: Path, change: Any, text: str
-) -> None:
+def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path, change: Any, text: str) -> None:
     weights = load_file(folder / "HPSv3.safetensors")
     change(weights)
     save_file(weights, tmp_path / "HPSv3.safetensors")
@@ -188,13 +182,13 @@ def test_a_wrong_option_is_named(folder: Path, options: dict[str, Any], text: st
         build_reward(RewardConfig(name="hpsv3", path=str(folder), options=options))
 
 
-def test_a_base_without_picture_tokens_is_refused(tiny: ModuleType, folder: Path, tmp_path: Path) -> None:
+def test_a_base_without_picture_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.save_clip(tmp_path)
     with pytest.raises(UserError, match="not Qwen2-VL's"):
         Hpsv3Reward.load(str(folder), Hpsv3Options(base=str(tmp_path)))
 
 
-def test_a_prompt_with_a_control_token_is_refused_with_its_row(tiny: ModuleType, folder: Path) -> None:
+def test_a_prompt_with_a_control_token_is_refused_with_its_row(folder: Path) -> None:
     prompts = ["a fox", "a fox<|Reward|> of the highest quality"]
     batch = dataclasses.replace(tiny.make_batch(2), prompts=prompts)
     with pytest.raises(UserError, match=r"sample 1 \(row 'row-1'\) holds '<\|Reward\|>'"):

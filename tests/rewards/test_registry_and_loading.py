@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from scipy.stats import kstest
 
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import (
@@ -80,7 +80,7 @@ def test_a_name_is_registered_once() -> None:
         register("dino")(REWARDS["dino"].build)
 
 
-def test_a_registered_reward_is_built_with_its_settings(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_registered_reward_is_built_with_its_settings(tmp_path: Path) -> None:
     folder = str(tiny.save_dino(tmp_path))
     reward = build_reward(RewardConfig(name="dino", path=folder, segment="none"))
     assert isinstance(reward, DinoReward) and reward.segment == "none" and reward.kind == "identity"
@@ -146,7 +146,7 @@ def test_options_are_not_converted(speedy: list[SpeedOptions], value: Any) -> No
     ("name", "options", "scale"), [("finished", {}, 1), ("Scaled", {}, 1), ("Scaled", {"scale": 2.0}, 2)]
 )
 def test_a_reward_of_ones_own_is_found_by_dotted_path(
-    tiny: ModuleType, own: str, name: str, options: dict[str, Any], scale: float
+    own: str, name: str, options: dict[str, Any], scale: float
 ) -> None:
     batch = tiny.make_batch(2)
     reward = build_reward(RewardConfig(name=f"{own}:{name}", options=options))
@@ -177,7 +177,7 @@ def test_a_module_that_cannot_be_imported_is_named() -> None:
     assert "PYTHONPATH" in str(caught.value)
 
 
-def test_loading_says_nothing(tiny: ModuleType, tmp_path: Path) -> None:
+def test_loading_says_nothing(tmp_path: Path) -> None:
     folders = {"dino": tiny.save_dino(tmp_path / "dino"), "clip_t": tiny.save_clip(tmp_path / "clip")}
     output = io.StringIO()
     with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings(action="error"):
@@ -192,13 +192,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
-def test_a_missing_file_is_named(tiny: ModuleType, tmp_path: Path, missing: str) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     (tiny.save_dino(tmp_path) / missing).unlink()
     with pytest.raises(UserError, match=missing):
         build_reward(RewardConfig(name="dino", path=str(tmp_path)))
 
 
-def test_pickled_weights_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     file = tiny.save_dino(tmp_path) / "model.safetensors"
     torch.save(load_file(file), tmp_path / "pytorch_model.bin")
     file.unlink()
@@ -206,7 +206,7 @@ def test_pickled_weights_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
         build_reward(RewardConfig(name="dino", path=str(tmp_path)))
 
 
-def test_missing_weights_are_refused_rather_than_drawn_at_random(tiny: ModuleType, tmp_path: Path) -> None:
+def test_missing_weights_are_refused_rather_than_drawn_at_random(tmp_path: Path) -> None:
     file = tiny.save_dino(tmp_path) / "model.safetensors"
     tensors = load_file(file)
     del tensors["layernorm.weight"]
@@ -215,7 +215,7 @@ def test_missing_weights_are_refused_rather_than_drawn_at_random(tiny: ModuleTyp
         build_reward(RewardConfig(name="dino", path=str(tmp_path)))
 
 
-def test_a_model_of_another_class_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a 'clip' model, 'dinov2' is needed"):
         build_reward(RewardConfig(name="dino", path=str(tiny.save_clip(tmp_path))))
 
@@ -232,9 +232,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("text", ["src/customized_grpo/rewards/README.md", "docs/rewards.md"])
-def test_the_texts_own_reward_works(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_the_texts_own_reward_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "my_rewards.py").write_text((ROOT / text).read_text().split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)

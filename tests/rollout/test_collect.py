@@ -20,8 +20,6 @@ from customized_grpo.rollout import collect as rollout
 from customized_grpo.rollout.collect import Trajectory
 from customized_grpo.rollout.encoding import PromptEncoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 GROUP = 3
 SIZE = (64, 64)

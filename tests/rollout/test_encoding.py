@@ -18,8 +18,6 @@ from customized_grpo.policies.conditioning_cache import ConditioningCache, encod
 from customized_grpo.policies.offload import Offload, Placement
 from customized_grpo.rollout.encoding import PromptEncoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,8 @@ from hypothesis import strategies as st
 
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import COMMIT, PARTIAL, Checkpoint, CheckpointStore
-
-CHILD = Path(__file__).with_name("kill_child.py")
-content = runpy.run_path(str(CHILD))["content"]
+from kill_child import content
+from processes import run_script
 
 
 def assert_holds(checkpoint: Checkpoint, step: int) -> None:
@@ -251,7 +249,8 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         in_partial = PARTIAL in str(path)
         assert not in_partial or path.is_dir() or path.stat().st_size > 0, "synced before it was written"
-        events.append(f"fsync {path.name}")
+        draft = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.draft", path.name)
+        events.append(f"fsync draft of {draft[1]}" if draft else f"fsync {path.name}")
         fsync(descriptor)
 
     def recorded_replace(source: Path, target: Path) -> None:
@@ -264,11 +263,9 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     store.save(2, *content(2))
+    files = ["adapter.safetensors", "optimizer.safetensors", "state.json", "COMMIT.json"]
     assert events == [
-        "fsync adapter.safetensors",
-        "fsync optimizer.safetensors",
-        "fsync state.json",
-        "fsync COMMIT.json",
+        *(f"{event} {file}" for file in files for event in ("fsync draft of", "rename")),
         "fsync .partial-step_000002",
         "rename step_000002",
         "fsync checkpoints",
@@ -277,11 +274,7 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
 
 
 def test_a_kill_at_any_instant_of_a_save_loses_nothing(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(CHILD), str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    instants = int(run.stdout)
+    instants = int(run_script("kill_child.py", tmp_path))
     assert instants >= 16
     seen = set()
     for kill_at in range(instants):

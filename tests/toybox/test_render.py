@@ -9,8 +9,6 @@ import dataclasses
 import math
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +17,7 @@ import pytest
 import torch
 
 from customized_grpo.toybox import geometry, render, world
+from processes import run_python
 
 Array = npt.NDArray[np.float64]
 DrawParts = Callable[..., tuple[Array, Array]]
@@ -307,8 +306,7 @@ def test_rendering_leaves_the_threads_of_torch_alone() -> None:
         "render.render([(world.subject(0, i), world.scene(0, i)) for i in range(40)])\n"
         "print(torch.get_num_threads())"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    run = run_python("-c", program, NUMBA_NUM_THREADS="2")
     assert run.stdout.strip() == "1", run.stderr
 
 

@@ -22,8 +22,6 @@ from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.rollout import collect as rollout
 from customized_grpo.training import doctor, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 OWN_REWARDS = """
 import math

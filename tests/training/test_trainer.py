@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +24,7 @@ from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from customized_grpo.training import evaluate as evaluation
 from customized_grpo.training import trainer
 from customized_grpo.training.trainer import Trainer
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from processes import run_script
 
 Recipe = Callable[..., Config]
 LAST = 3
@@ -146,16 +143,7 @@ def test_interrupted_after_any_iteration_and_resumed_equals_uninterrupted(
 @pytest.fixture(scope="module")
 def signalled(runs: Path) -> dict[str, int]:
     """Exit status of `cgrpo train` by the place where a signal came, each in a process of its own."""
-    script = Path(__file__).with_name("interrupted_train.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(runs), *RECIPE],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script("interrupted_train.py", runs, *RECIPE)
     statuses: dict[str, int] = json.loads((runs / "statuses.json").read_text())
     return statuses
 

@@ -28,8 +28,6 @@ from customized_grpo.training import signal
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import Updater, UpdateReport
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Recipe = Callable[..., Config]
 GROUP, STEPS = 3, 8
 TRAINED = [0, 2, 5]  # three phases of the schedule, and not consecutive

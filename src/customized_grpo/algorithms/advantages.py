@@ -48,20 +48,22 @@ def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> 
     grouped = in_groups(rewards, group_size)
     finite = grouped.isfinite()
     count = finite.sum(1, keepdim=True)
-    known = torch.where(finite, grouped, 0.0)
-    mean = known.sum(1, keepdim=True) / count.clamp_min(1)
+    values = torch.where(finite, grouped, 0.0)
+    mean = values.sum(1, keepdim=True) / count.clamp_min(1)
     centred = torch.where(finite, grouped - mean, 0.0)
-    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
-    floor = (RELATIVE_STD_FLOOR * known.abs().amax(1, keepdim=True)).clamp_min(eps)
+    variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)
+    std = variance.sqrt()
+    # Relative to the rewards' size: rounding of a constant reward of 1,000 is larger than any fixed eps.
+    floor = (RELATIVE_STD_FLOOR * values.abs().amax(1, keepdim=True)).clamp_min(eps)
     informative = (count >= 2) & (std > floor)
     return torch.where(informative, centred / (std + eps), 0.0).flatten(0, 1)
 
 
 def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
-    """Tell the loss which samples to keep.
+    """Return which samples the loss keeps.
 
-    A sample with any non-finite reward is dropped, and so is every sample of a group left with fewer than
-    two.
+    A sample with any non-finite reward is dropped, and so are all samples of a group in which fewer than
+    two remain.
 
     Args:
         rewards: [N] or [N, K], groups as in `group_advantages`.
@@ -80,9 +82,9 @@ def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
 def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[float]) -> Tensor:
     """Reduce K rewards to (prompt, identity): the weighted mean of the rewards of each kind.
 
-    This is how more than two rewards meet rules that are written for two. The mean is not normalised again,
-    so two rewards of one kind that disagree pull less than two that agree. Raw rewards may be reduced
-    likewise.
+    Rules combine two advantages, so more than two rewards are reduced first. The mean is not normalised
+    again: two rewards of one kind that disagree pull less than two that agree. Raw rewards may be reduced in
+    the same way.
 
     Args:
         advantages: [N, K].

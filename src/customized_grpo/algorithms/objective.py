@@ -48,8 +48,8 @@ def policy_loss(
         old_log_prob: [B], under the policy that drew the sample.
         advantage: [B], from `advantages.combine` with the weights of each row's step.
         clip_range: eps > 0.
-        valid: Boolean [B] from `advantages.valid_samples`; the others count neither above nor below the line,
-            whatever they hold. None: all valid.
+        valid: Boolean [B] from `advantages.valid_samples`; the others count neither in the sum nor in
+            its divisor, even if they hold NaN. None: all valid.
         total: Divide the sum by this instead of by the number of valid samples: the count in the whole batch,
             so that the losses of its micro-batches add up to its loss.
 

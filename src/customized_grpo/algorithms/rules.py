@@ -317,8 +317,8 @@ def check_rule(rule: Rule, group_size: int) -> None:
     """Try a rule on two groups of random samples, so that a faulty one is refused before anything is loaded.
 
     Raises:
-        ValueError: The groups are too small for it, it fails, or what it returns is no advantage for each
-            sample.
+        ValueError: The groups are too small for it, it fails, or it does not return one finite advantage for
+            each sample.
     """
     if group_size < rule.min_group_size:
         raise ValueError(f"is defined for groups of {rule.min_group_size} and more, not of {group_size}")

@@ -1,7 +1,7 @@
 """Weights of the two rewards along the denoising trajectory; the identity weight is 1 - the prompt weight.
 
 Early steps lay out the scene, so they favour the prompt; middle steps draw the subject; the last ones polish.
-Progress is u = i / T at the TRUE index i of a step among T, whatever the order, subset or window in which
+Progress is u = i / T at the TRUE index i of a step among T, in any order, subset or window in which
 steps are trained: build the table once with `prompt_weights` and index it by the step. Step T - 1 is never
 trained.
 

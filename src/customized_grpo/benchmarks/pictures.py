@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol,
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.images import open_image
 from customized_grpo.errors import UserError
+from customized_grpo.files import replacing, write_json
 from customized_grpo.reporting.images import to_pil
 
 Drawing = tuple[BenchmarkRow, int]
@@ -64,7 +64,7 @@ class PictureFolder:
                     )
                 return
             (self.path / "pictures").mkdir(parents=True, exist_ok=True)
-            _replace(file, (json.dumps(stamp, indent=2) + "\n").encode())
+            write_json(file, stamp)
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error})", "Delete the folder and start again.") from error
         except OSError as error:
@@ -94,9 +94,8 @@ class PictureFolder:
     def write(self, drawing: Drawing, image: Tensor) -> None:
         """Write a picture [3, H, W] so that a kill leaves none or all of it."""
         file = self.file(drawing)
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        to_pil(image).save(draft, format="PNG")
-        os.replace(draft, file)
+        with replacing(file) as draft:
+            to_pil(image).save(draft, format="PNG")
 
 
 def generate(
@@ -138,9 +137,3 @@ def generate(
                 written += 1
         made(sum(len(numbers) for _, numbers in part))
     return written
-
-
-def _replace(file: Path, content: bytes) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, file)

@@ -38,8 +38,8 @@ from customized_grpo.data.examples import Example
 from customized_grpo.data.images import open_image, resize_cover, to_tensor
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_json
 from customized_grpo.generation import Generator, draw, open_generator
-from customized_grpo.pages.page import replace_file
 from customized_grpo.pages.run_page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
@@ -126,7 +126,7 @@ def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None] | 
         return None
     result = _score(folder, rows, encoders, request)
     comparison = None if earlier is None else compare(earlier, result, request.across)
-    replace_file(folder.path / RESULT, json.dumps(result.to_json(), allow_nan=False) + "\n")
+    write_json(folder.path / RESULT, result.to_json())
     write_benchmark_page(folder.path / PAGE, result, comparison, _shown(folder, rows, result))
     return folder.path, result, comparison
 

@@ -18,6 +18,7 @@ from customized_grpo.comparison.verdicts import verdicts
 from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_text
 from customized_grpo.pages.comparison_markdown import comparison_markdown
 from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.policies.loading import pick_device
@@ -66,7 +67,7 @@ def write(plan: Plan) -> dict[str, Any]:
     if examined is not None:
         results["step_gains"] = {**examined["step_gains"], "premise": examined["premise"]}
     folder.write_json(RESULTS, results)
-    (plan.folder / SUMMARY).write_text(comparison_markdown(results))
+    write_text(plan.folder / SUMMARY, comparison_markdown(results))
     write_comparison_page(results, plan.folder / PAGE)
     return results
 
@@ -79,7 +80,7 @@ def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
     """
     recipe = plan.folder / "recipes" / "base.yaml"
     recipe.parent.mkdir(exist_ok=True)
-    recipe.write_text(dump_config(plan.base))
+    write_text(recipe, dump_config(plan.base))
     command = [sys.executable, "-m", "customized_grpo", "doctor", str(recipe)]
     done = subprocess.run(
         [*command, "--json", str(plan.folder / DOCTOR)], env={**os.environ, **environment}, check=False

@@ -19,6 +19,7 @@ from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_text
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.lock import RunLock
 
@@ -152,7 +153,7 @@ class Runner:
             return ["resume", str(path)]
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(exist_ok=True)
-        recipe.write_text(dump_config(run.config))
+        write_text(recipe, dump_config(run.config))
         overwrite = str(run.folder.is_run()).lower()  # killed before its first checkpoint
         return ["train", str(recipe), f"run.overwrite={overwrite}"]
 

@@ -40,15 +40,21 @@ def cross_field_mistakes(values: Mapping[str, Any], broken: frozenset[str] = fro
     """
     mistakes = []
     for check in CHECKS:
-        if any(_touches(field, path) for field in check.fields for path in broken):
+        if _is_broken(check, broken):
             continue
-        if text := check.problem(*(_value(values, field) for field in check.fields)):
+        arguments = [_value(values, field) for field in check.fields]
+        text = check.problem(*arguments)
+        if text is not None:
             mistakes.append(Mistake(check.fields[0], text))
     return mistakes
 
 
-def _touches(field: str, path: str) -> bool:
-    return f"{field}.".startswith(f"{path}.")
+def _is_broken(check: Check, broken: frozenset[str]) -> bool:
+    """Return whether a field of the check, or a section it is in, is already known to be wrong."""
+    for field in check.fields:
+        if any(f"{field}.".startswith(f"{path}.") for path in broken):
+            return True
+    return False
 
 
 def _value(values: Mapping[str, Any], path: str) -> Any:

@@ -304,14 +304,16 @@ def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str
     """
     values = {}
     for name, field in Config.model_fields.items():
-        if isinstance(field.default, Section):
-            section = {} if name in broken else copy.deepcopy(data.get(name, {}))
-            for path in broken:
-                _remove(section, path.split(".")[1:] if path.startswith(f"{name}.") else [])
-            try:
-                values[name] = type(field.default).model_validate(section).model_dump()
-            except ValidationError:  # without its broken fields it is another choice, whose options differ
-                values[name] = field.default.model_dump()
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if not isinstance(default, Section):
+            continue
+        section = {} if name in broken else copy.deepcopy(data.get(name, {}))
+        for path in broken:
+            _remove(section, path.split(".")[1:] if path.startswith(f"{name}.") else [])
+        try:
+            values[name] = type(default).model_validate(section).model_dump()
+        except ValidationError:  # without its broken fields it is another choice, whose options differ
+            values[name] = default.model_dump()
     return values
 
 

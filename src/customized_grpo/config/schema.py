@@ -136,7 +136,7 @@ class ToyboxData(Section):
     subjects: Count = 256
     """Number of subjects to train on."""
     seed: Seed = 0
-    """Seed of the world: the same seed gives the same subjects and prompts, whatever the run's seed is."""
+    """Seed of the world: the same seed gives the same subjects and prompts for every run.seed."""
     held_out_subjects: Annotated[int, Field(ge=2)] = 24
     """Number of subjects used for evaluation only."""
     held_out_prompts_per_subject: Count = 2
@@ -199,7 +199,7 @@ class RewardConfig(Section):
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
     options: dict[str, JsonValue] = {}
-    """Further arguments of the reward: those a registered one declares, or whatever your own takes."""
+    """Further arguments of the reward: those it declares, or the arguments of your own class."""
     executor: ExecutorConfig = InlineExecution(kind="inline")
     """Where the reward runs: in the trainer, in a thread of it, in Ray actors, or in a reward service."""
     on_failure: Literal["stop", "drop"] = "stop"
@@ -311,13 +311,14 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: Annotated[tuple[RewardConfig, ...], Field(strict=False, min_length=1)]
     """The rewards: at least one of kind identity and one of kind prompt."""
-    advantage: AdvantageConfig = AdvantageConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    # Made when needed: a default looks up its rule or schedule, which imports torch.
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
-    """Experiment trackers to report to besides the run folder; each needs its extra installed."""
+    """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:

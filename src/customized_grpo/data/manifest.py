@@ -17,6 +17,7 @@ from typing import Any
 
 from customized_grpo.data.image_facts import Facts, Gallery, mask_size_problem
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_text
 
 MAX_LINE_BYTES = 1 << 20
 KEYS = ("id", "prompt", "references", "masks", "target", "subject", "meta")
@@ -134,7 +135,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
         if row.meta:
             item["meta"] = dict(row.meta)
         lines.append(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
-    path.write_bytes("".join(lines).encode())
+    write_text(path, "".join(lines))
 
 
 def _relative(file: Path, folder: Path) -> str:

@@ -8,7 +8,6 @@ its own size, written whole or not at all; a second call makes only what is miss
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from customized_grpo.data.images import open_image, open_mask
 from customized_grpo.data.manifest import Row, load_manifest, write_manifest
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json, replacing, write_json
 from customized_grpo.onnx_model import Array, OnnxModel
 
 FOLDER = "masks"
@@ -156,9 +156,7 @@ def make_masks(
             f"Draw these by hand, white on black, as {FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) "
             "and call this again, or leave the rows out.",
         )
-    partial = out.with_name(f"{out.name}.partial")
-    write_manifest(partial, [row if row.masks else _masked(row, masks) for row in rows])
-    os.replace(partial, out)
+    write_manifest(out, [row if row.masks else _masked(row, masks) for row in rows])
     return out
 
 
@@ -175,14 +173,14 @@ def _claim(folder: Path, stamp: dict[str, Any]) -> None:
     """Write down which segmenter fills the folder, or check that it is this one."""
     file = folder / STAMP
     if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != stamp:
+        if read_json(file) != stamp:
             raise UserError(
                 f"{folder} holds masks of another segmenter, or of other settings ({file})",
                 "Delete or rename the folder; then all masks are made anew.",
             )
         return
     folder.mkdir(exist_ok=True)
-    file.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+    write_json(file, stamp)
 
 
 def _is_whole(mask: Path, photo: Path) -> bool:
@@ -204,9 +202,8 @@ def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
     if made.getextrema()[1] == 0:
         return False
     mask.parent.mkdir(parents=True, exist_ok=True)
-    partial = mask.with_name(f"{mask.name}.partial")
-    made.save(partial, format="PNG")
-    os.replace(partial, mask)
+    with replacing(mask) as draft:
+        made.save(draft, format="PNG")
     return True
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from customized_grpo.errors import UserError
 from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import render_card
 from customized_grpo.export.formats import FORMATS, FormatName
 from customized_grpo.export.metadata import header
+from customized_grpo.files import write_tensors
 from customized_grpo.pages.page import write_page
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.policies.lora import FILE_NAME
@@ -50,7 +49,7 @@ def export_run(
     card = render_card(read_run(run_dir), adapter, name, file.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file, metadata=header(adapter, name, tensors, title=title))
+        write_tensors(file, tensors, header(adapter, name, tensors, title=title))
         write_page(folder / "README.md", card)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "Choose another --out.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from customized_grpo import __version__
 from customized_grpo.data.examples import Example
 from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
 from customized_grpo.errors import UserError
+from customized_grpo.files import file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
 from customized_grpo.generation.grid import GridRow, compose_grid
 from customized_grpo.generation.opening import Generator, open_generator
@@ -145,7 +145,7 @@ def _facts(generator: Generator, request: Request) -> dict[str, Any]:
 
 
 def _file_facts(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"name": path.name, "sha256": file_sha256(path)}
 
 
 class _Writer:
@@ -168,8 +168,9 @@ class _Writer:
             info = PngInfo()
             info.add_itxt("prompt", prompt)
             info.add_itxt(METADATA_KEY, text)
-            image.save(self.out / f"{stem}.png", pnginfo=info)
-            (self.out / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+            with replacing(self.out / f"{stem}.png") as draft:
+                image.save(draft, format="PNG", pnginfo=info)
+            write_text(self.out / f"{stem}.json", text + "\n")
             files.append(self.out / f"{stem}.png")
         return files
 

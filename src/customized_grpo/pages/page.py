@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+
+from customized_grpo.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,15 +35,7 @@ def environment() -> Environment:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page so that readers see the old or the new one, never half of it; returns its path."""
-    return replace_file(path, html)
-
-
-def replace_file(path: Path, text: str) -> Path:
-    """Write a text file in one step, over an older one if there is one; returns its path."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_text(path, html)
 
 
 def data_uri(image: Image.Image) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
 from customized_grpo.pages.plots.numbers import Interval
 from customized_grpo.reporting.metrics import Record, read_metrics
 
@@ -104,15 +104,7 @@ def read_run(run_dir: Path) -> RunData:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
 def _from_summary(path: Path, summary: dict[str, Any]) -> dict[str, Comparison]:

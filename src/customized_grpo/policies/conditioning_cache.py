@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_tensors
 from customized_grpo.policies.base import Conditioning
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 
@@ -75,12 +74,10 @@ class ConditioningCache:
             for name, tensor in named.items()
         }
         target = self._file(key)
-        draft = target.with_name(f".{key}.{os.getpid()}.draft")
+        size = json.dumps([conditioning.height, conditioning.width])
         try:
-            save_file(tensors, draft, {"size": json.dumps([conditioning.height, conditioning.width])})
-            os.replace(draft, target)
+            write_tensors(target, tensors, {"size": size})
         except (OSError, SafetensorError) as error:
-            draft.unlink(missing_ok=True)
             raise UserError(
                 f"model.cache: cannot write {target} ({sum(t.nbytes for t in tensors.values()):,} bytes): "
                 f"{error}",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import replacing
 from customized_grpo.libraries import quiet
 from customized_grpo.seeding import generator
 
@@ -131,11 +132,13 @@ def save_file(pipeline_class: Any, transformer: Any, folder: Path) -> Path:
         folder: Where to write pytorch_lora_weights.safetensors; created when missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline_class.save_lora_weights(
-        str(folder),
-        transformer_lora_layers={name: t.cpu() for name, t in adapter_tensors(transformer).items()},
-        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
-    )
+    with replacing(folder / FILE_NAME) as draft:
+        pipeline_class.save_lora_weights(
+            str(folder),
+            transformer_lora_layers={name: t.cpu() for name, t in adapter_tensors(transformer).items()},
+            transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
+            weight_name=draft.name,
+        )
     return folder / FILE_NAME
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+
+from customized_grpo.files import replacing, write_json
 
 BROKEN_PIXEL = (255, 0, 255)
 """Colour of pixels that are not finite: a broken decode must be seen."""
@@ -97,7 +98,7 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
         )
     index = folder / "index.json"
     iterations = _read_index(index)["iterations"] if index.exists() else []
-    _write_index(index, {"rows": entries, "iterations": iterations})
+    write_json(index, {"rows": entries, "iterations": iterations})
 
 
 def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Path]:
@@ -117,22 +118,17 @@ def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Pat
     target = folder / f"iteration_{iteration:06d}"
     paths = [save_image(target / f"{number:02d}.png", image) for number, image in enumerate(images)]
     iterations = sorted({*index["iterations"], iteration})
-    _write_index(folder / "index.json", {"rows": index["rows"], "iterations": iterations})
+    write_json(folder / "index.json", {"rows": index["rows"], "iterations": iterations})
     return paths
 
 
 def _save(path: Path, image: Image.Image) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, format="PNG")
+    with replacing(path) as draft:
+        image.save(draft, format="PNG")
     return path
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return index
-
-
-def _write_index(path: Path, index: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_bytes
 from customized_grpo.reporting.trackers import Trackers
 
 Scalar = str | int | float | None
@@ -152,9 +153,4 @@ def _rewrite(path: Path, records: list[Record]) -> None:
     content = b"".join(_line(record) for record in records)
     if content == path.read_bytes():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_bytes(path, content, durable=True)

@@ -2,7 +2,7 @@
 
 The order of one save is the guarantee. Each step is durable before the next begins:
 
-1. write every file into a temporary sibling `.partial-step_000010`, fsync each file;
+1. write every file into a temporary sibling `.partial-step_000010`, fsync each file, see `files.replacing`;
 2. write and fsync COMMIT.json (sha256 and size per file), then fsync the folder;
 3. rename the folder to `step_000010`, fsync the parent;
 4. only now remove older checkpoints, each renamed away first: no half-deleted folder looks committed.
@@ -13,7 +13,6 @@ leftovers whose names start with a dot; `sweep` removes those.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -25,9 +24,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import file_sha256, write_bytes, write_json, write_tensors
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
@@ -235,15 +235,14 @@ def _write_files(
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in group.items()
         }
-        save_file(copies, folder / f"{entry}.safetensors")
-        _fsync_file(folder / f"{entry}.safetensors")
-    _write_bytes(folder / STATE, state)
+        write_tensors(folder / f"{entry}.safetensors", copies, durable=True)
+    write_bytes(folder / STATE, state, durable=True)
     files = {
-        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
     commit = {"format": FORMAT, "step": step, "files": files}
-    _write_bytes(folder / COMMIT, json.dumps(commit, indent=1).encode())
+    write_json(folder / COMMIT, commit, durable=True)
     _fsync_folder(folder)
 
 
@@ -289,7 +288,7 @@ def _verify(path: Path, sha256: str, size: int) -> None:
         raise UserError(f"checkpoint file {path} is missing.")
     if path.stat().st_size != size:
         raise UserError(f"checkpoint file {path} has {path.stat().st_size} bytes instead of {size}.")
-    if _sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         raise UserError(f"checkpoint file {path} is damaged: its sha256 differs from {COMMIT}.")
 
 
@@ -308,29 +307,12 @@ def _make_folder(folder: Path) -> None:
         _fsync_folder(folder.parent)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _fsync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listing(steps: Sequence[int]) -> str:

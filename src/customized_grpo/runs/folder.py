@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 from customized_grpo import __version__
 from customized_grpo.config import Config, dump_config
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_json
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -99,9 +99,7 @@ class RunFolder:
         """Write a small JSON file so that readers see the old or the new one, never half of it."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.draft")
-        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-        os.replace(draft, target)
+        write_json(target, value)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run; None if it does not exist."""

@@ -7,11 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import sources
 from customized_grpo.data.adapters.base import Draft
 from customized_grpo.data.dreambench import read_dreambench
 from customized_grpo.errors import UserError
@@ -32,9 +32,7 @@ def prompts(folder: Path, text: str = "a {} on the beach\n\n  a red {} \n") -> P
     return file
 
 
-def test_every_subject_of_a_folder_meets_every_prompt(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_every_subject_of_a_folder_meets_every_prompt(tmp_path: Path, drafts: Drafts) -> None:
     folder = sources.photos(tmp_path / "photos")
     (folder / "dog" / "class.txt").write_text("corgi dog\n")
     rows = drafts("folder", folder, prompts=prompts(tmp_path))
@@ -50,9 +48,7 @@ def test_every_subject_of_a_folder_meets_every_prompt(
     assert [row.number for row in rows] == [1, 2, 3, 4]
 
 
-def test_the_reference_of_a_folder_is_chosen(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts, reasons: Reasons
-) -> None:
+def test_the_reference_of_a_folder_is_chosen(tmp_path: Path, drafts: Drafts, reasons: Reasons) -> None:
     folder = sources.photos(tmp_path / "photos", ("dog",))
     both = drafts("folder", folder, prompts=prompts(tmp_path), reference="all")[0]
     assert [reference.name for reference in both.references] == ["dog/00.png", "dog/01.png"]
@@ -68,15 +64,13 @@ def test_the_reference_of_a_folder_is_chosen(
     ("text", "message"),
     [("", "is empty"), ("\n \n", "is empty"), ("a {0} here\nfine {}", "1 of the prompts .*a .0. here")],
 )
-def test_prompts_that_cannot_be_used_are_refused(
-    tmp_path: Path, sources: ModuleType, read: Read, text: str, message: str
-) -> None:
+def test_prompts_that_cannot_be_used_are_refused(tmp_path: Path, read: Read, text: str, message: str) -> None:
     folder = sources.photos(tmp_path / "photos")
     with pytest.raises(UserError, match=message):
         read("folder", folder, prompts=prompts(tmp_path, text))
 
 
-def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, read: Read) -> None:
     with pytest.raises(UserError, match="--prompts is missing"):
         read("folder", sources.photos(tmp_path / "photos"))
     (tmp_path / "empty" / "dog").mkdir(parents=True)
@@ -84,16 +78,14 @@ def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, sources: ModuleType
         read("folder", tmp_path / "empty", prompts=prompts(tmp_path))
 
 
-def test_a_class_file_of_two_lines_is_a_bad_row(
-    tmp_path: Path, sources: ModuleType, reasons: Reasons
-) -> None:
+def test_a_class_file_of_two_lines_is_a_bad_row(tmp_path: Path, reasons: Reasons) -> None:
     folder = sources.photos(tmp_path / "photos", ("dog",))
     (folder / "dog" / "class.txt").write_text("dog\ncorgi\n")
     assert "must hold one line, not 2" in reasons("folder", folder, prompts=prompts(tmp_path))[0]
 
 
 def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
+    tmp_path: Path, drafts: Drafts
 ) -> None:
     folder = sources.dreambench(tmp_path, {"can": "can", "cat2": "cat", "bear": "stuffed animal"})
     rows = drafts("dreambench", folder)
@@ -118,7 +110,7 @@ def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(
 
 
 def test_the_references_of_dreambench_are_first_given_all_or_from_a_list(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts, reasons: Reasons, read: Read
+    tmp_path: Path, drafts: Drafts, reasons: Reasons, read: Read
 ) -> None:
     folder = sources.dreambench(tmp_path / "dataset", {"can": "can", "cat2": "cat"})
     assert drafts("dreambench", folder, reference="02")[0].references[0].name == "can/02.jpg"
@@ -140,9 +132,7 @@ def test_the_references_of_dreambench_are_first_given_all_or_from_a_list(
         read("dreambench", folder, reference=str(file))
 
 
-def test_a_subject_of_dreambench_without_folder_is_one_bad_row(
-    tmp_path: Path, sources: ModuleType, reasons: Reasons
-) -> None:
+def test_a_subject_of_dreambench_without_folder_is_one_bad_row(tmp_path: Path, reasons: Reasons) -> None:
     folder = sources.dreambench(tmp_path, {"can": "can", "cup": "cup"})
     for photo in (folder / "can").iterdir():
         photo.unlink()
@@ -150,15 +140,13 @@ def test_a_subject_of_dreambench_without_folder_is_one_bad_row(
     assert reasons("dreambench", folder) == ["row 1: subject 'can' has no folder"]
 
 
-def test_a_source_behind_a_link_is_read_like_any_other(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_a_source_behind_a_link_is_read_like_any_other(tmp_path: Path, drafts: Drafts) -> None:
     sources.dreambench(tmp_path / "real", {"can": "can"})
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert len(drafts("dreambench", tmp_path / "link")) == 25
 
 
-def test_a_prompts_file_that_was_changed_is_refused(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+def test_a_prompts_file_that_was_changed_is_refused(tmp_path: Path, read: Read) -> None:
     folder = sources.dreambench(tmp_path, {"can": "can"})
     file = folder / "prompts_and_classes.txt"
     file.write_text(file.read_text().replace("'a {0} {1} in live scene 3'", "'no class'"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import sources
 from customized_grpo.data.adapters.base import Draft, Dropped
 from customized_grpo.errors import UserError
 
@@ -25,7 +25,7 @@ def edit(file: Path, row: int, **changes: Any) -> Path:
     return file
 
 
-def test_a_pair_of_the_papers_list_becomes_a_row(tmp_path: Path, sources: ModuleType, drafts: Drafts) -> None:
+def test_a_pair_of_the_papers_list_becomes_a_row(tmp_path: Path, drafts: Drafts) -> None:
     row = drafts("syncd-pairs", sources.syncd_pairs(tmp_path), images=tmp_path / "pictures")[1]
     assert (row.number, row.id, row.subject, row.prompt) == (2, "3041", "1", "a post box on highway 1.")
     assert [reference.name for reference in row.references] == ["1/0.png"]
@@ -39,9 +39,7 @@ def test_a_pair_of_the_papers_list_becomes_a_row(tmp_path: Path, sources: Module
     assert row.masks == ()
 
 
-def test_a_pair_may_have_several_references_and_masks_beside_them(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_a_pair_may_have_several_references_and_masks_beside_them(tmp_path: Path, drafts: Drafts) -> None:
     file = edit(sources.syncd_pairs(tmp_path), 0, ref_img=["0/0.png", "1/0.png"])
     sources.save(tmp_path / "pictures/0/masks/0.jpg", 255, mode="L")
     assert drafts("syncd-pairs", file, images=tmp_path / "pictures")[0].masks == ()  # one of two is no help
@@ -64,7 +62,7 @@ def test_a_pair_may_have_several_references_and_masks_beside_them(
     ],
 )
 def test_a_bad_pair_is_named_by_its_row(
-    tmp_path: Path, sources: ModuleType, reasons: Reasons, changes: dict[str, Any], reason: str
+    tmp_path: Path, reasons: Reasons, changes: dict[str, Any], reason: str
 ) -> None:
     file = edit(sources.syncd_pairs(tmp_path), 1, **changes)
     (found,) = reasons("syncd-pairs", file, images=tmp_path / "pictures")
@@ -99,7 +97,7 @@ def test_rows_that_are_no_objects_are_bad_rows(tmp_path: Path, reasons: Reasons)
 
 
 def test_every_view_of_a_syncd_group_is_a_target_with_the_next_as_reference(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
+    tmp_path: Path, drafts: Drafts
 ) -> None:
     rows = drafts("syncd", sources.syncd(tmp_path, groups=2))
     pairs = [(row.references[0].name, row.target.name) for row in rows if row.target is not None]
@@ -116,7 +114,7 @@ def test_every_view_of_a_syncd_group_is_a_target_with_the_next_as_reference(
     assert rows[0].meta == {"category": "deformable"}
 
 
-def test_a_bad_syncd_group_is_one_bad_row(tmp_path: Path, sources: ModuleType, reasons: Reasons) -> None:
+def test_a_bad_syncd_group_is_one_bad_row(tmp_path: Path, reasons: Reasons) -> None:
     file = sources.syncd(tmp_path, groups=4) / "metadata_0.json"
     edit(file, 0, prompts=["one"])
     edit(file, 1, filenames=["a.jpg"], prompts=["one"])
@@ -129,9 +127,7 @@ def test_a_bad_syncd_group_is_one_bad_row(tmp_path: Path, sources: ModuleType, r
     ]
 
 
-def test_a_syncd_file_that_is_missing_spoils_the_rows_that_need_it(
-    tmp_path: Path, sources: ModuleType, reasons: Reasons
-) -> None:
+def test_a_syncd_file_that_is_missing_spoils_the_rows_that_need_it(tmp_path: Path, reasons: Reasons) -> None:
     (sources.syncd(tmp_path, groups=1) / "cat_0_0_0_2.jpg").unlink()
     found = reasons("syncd", tmp_path)
     assert [text[:6] for text in found] == ["row 2:", "row 3:"]
@@ -145,18 +141,14 @@ def test_a_folder_without_metadata_points_to_the_other_layout(tmp_path: Path, re
         read("syncd", tmp_path / "missing")
 
 
-def test_unos_list_keeps_targets_and_several_references(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_unos_list_keeps_targets_and_several_references(tmp_path: Path, drafts: Drafts) -> None:
     first, second, third = drafts("uno", sources.uno(tmp_path))
     assert first.target is not None and first.target.name == "dog/2.png" and first.id == "row-000001"
     assert [reference.name for reference in second.references] == ["dog/1.png", "cup/1.png"]
     assert second.target is None and third.references[0].name == "cup/1.png"
 
 
-def test_subjects_of_unos_list_are_their_references_or_their_folders(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_subjects_of_unos_list_are_their_references_or_their_folders(tmp_path: Path, drafts: Drafts) -> None:
     file = sources.uno(tmp_path)
     subjects = [row.subject for row in drafts("uno", file)]
     assert subjects == ["dog/1.png", "dog/1.png + cup/1.png", "cup/1.png"]
@@ -167,21 +159,19 @@ def test_subjects_of_unos_list_are_their_references_or_their_folders(
 
 
 @pytest.mark.parametrize("paths", [..., "dog/1.png", [], [""], [1]])
-def test_references_that_are_no_paths_are_bad(
-    tmp_path: Path, sources: ModuleType, reasons: Reasons, paths: Any
-) -> None:
+def test_references_that_are_no_paths_are_bad(tmp_path: Path, reasons: Reasons, paths: Any) -> None:
     file = edit(sources.uno(tmp_path), 1, image_paths=paths)
     assert reasons("uno", file) == ["row 2: `image_paths` must be a list of paths"]
 
 
-def test_a_link_that_leaves_the_source_is_bad(tmp_path: Path, sources: ModuleType, reasons: Reasons) -> None:
+def test_a_link_that_leaves_the_source_is_bad(tmp_path: Path, reasons: Reasons) -> None:
     file = sources.uno(tmp_path / "data")
     (tmp_path / "data/dog/2.png").unlink()
     (tmp_path / "data/dog/2.png").symlink_to(sources.save(tmp_path / "outside.png"))
     assert "is a link that leaves" in reasons("uno", file)[0]
 
 
-def test_a_pair_of_uno_1m_becomes_a_row(tmp_path: Path, sources: ModuleType, drafts: Drafts) -> None:
+def test_a_pair_of_uno_1m_becomes_a_row(tmp_path: Path, drafts: Drafts) -> None:
     (row,) = drafts("uno-1m", sources.uno_1m(tmp_path, [3.5]))
     assert row.references[0].name == "images/split1/class_Food_0_0_1_12x8.png"
     assert row.target is not None and row.target.name == "images/split1/class_Food_0_0_2_12x8.png"
@@ -190,7 +180,7 @@ def test_a_pair_of_uno_1m_becomes_a_row(tmp_path: Path, sources: ModuleType, dra
     assert row.meta == {"score_final": 3.5, "names": ["stew"], "judgment": "same"}
 
 
-def test_uno_1m_drops_low_missing_and_absurd_scores(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+def test_uno_1m_drops_low_missing_and_absurd_scores(tmp_path: Path, read: Read) -> None:
     folder = sources.uno_1m(tmp_path, [3.4, 3.5, 4.0, 131184.67, -1, None, True])
     items = read("uno-1m", folder)
     assert [item.filter if isinstance(item, Dropped) else item.meta["score_final"] for item in items] == [
@@ -209,9 +199,7 @@ def test_uno_1m_drops_low_missing_and_absurd_scores(tmp_path: Path, sources: Mod
             read("uno-1m", folder, min_score=wrong)
 
 
-def test_uno_1m_reads_every_split_or_the_one_large_file(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts, read: Read
-) -> None:
+def test_uno_1m_reads_every_split_or_the_one_large_file(tmp_path: Path, drafts: Drafts, read: Read) -> None:
     sources.uno_1m(tmp_path, [4.0, 4.0])
     sources.uno_1m(tmp_path, [4.0], split="split2")
     rows = drafts("uno-1m", tmp_path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import sources
 from customized_grpo.data.adapters.base import Draft, Dropped
 from customized_grpo.errors import UserError
 
@@ -20,9 +20,7 @@ Read = Callable[..., list[Any]]
 POOR = {"compositeStructure": 5, "objectConsistency": 4, "imageQuality": 5}
 
 
-def test_the_left_half_is_the_reference_of_the_right_half(
-    tmp_path: Path, sources: ModuleType, drafts: Drafts
-) -> None:
+def test_the_left_half_is_the_reference_of_the_right_half(tmp_path: Path, drafts: Drafts) -> None:
     (row,) = drafts("subjects200k", sources.subjects200k_folder(tmp_path, [sources.subjects200k_row(7)]))
     assert row.references[0].cut is not None and row.references[0].cut.box == (8, 8, 520, 520)
     assert row.target is not None and row.target.cut is not None
@@ -36,7 +34,7 @@ def test_the_left_half_is_the_reference_of_the_right_half(
     }
 
 
-def test_poor_and_unrated_pairs_are_dropped(tmp_path: Path, sources: ModuleType, read: Read) -> None:
+def test_poor_and_unrated_pairs_are_dropped(tmp_path: Path, read: Read) -> None:
     invalid = sources.subjects200k_row(4)["description"] | {"description_valid": False}
     rows = [
         sources.subjects200k_row(0),
@@ -59,7 +57,7 @@ def test_poor_and_unrated_pairs_are_dropped(tmp_path: Path, sources: ModuleType,
     assert isinstance(read("subjects200k", folder, min_quality=4)[1], Draft)
 
 
-def test_bad_rows_of_a_folder_export_are_named(tmp_path: Path, sources: ModuleType, reasons: Reasons) -> None:
+def test_bad_rows_of_a_folder_export_are_named(tmp_path: Path, reasons: Reasons) -> None:
     rows = [sources.subjects200k_row(number) for number in range(3)]
     folder = sources.subjects200k_folder(tmp_path, rows)
     (folder / "1.png").unlink()
@@ -70,7 +68,7 @@ def test_bad_rows_of_a_folder_export_are_named(tmp_path: Path, sources: ModuleTy
     assert found[1].startswith("row 4: is not JSON: ")
 
 
-def test_parquet_files_are_read_like_the_folder(tmp_path: Path, sources: ModuleType, drafts: Drafts) -> None:
+def test_parquet_files_are_read_like_the_folder(tmp_path: Path, drafts: Drafts) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     content = sources.encoded(sources.composite())

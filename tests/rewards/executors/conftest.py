@@ -4,13 +4,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-WORKER_PATH = os.pathsep.join([str(HERE.parent), str(HERE.parents[2] / "src")])
+from processes import child_environment
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +33,4 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def worker_env() -> dict[str, str]:
     """What actors need to import the package and the rewards of these tests."""
-    return {"PYTHONPATH": WORKER_PATH}
+    return {"PYTHONPATH": child_environment()["PYTHONPATH"]}

@@ -6,12 +6,13 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import serving
+import tiny_rewards as tiny
 from customized_grpo.config.executors import HttpExecution, InlineExecution, RayExecution, ThreadExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
@@ -28,9 +29,7 @@ Executors = dict[str, Executor]
 
 
 @pytest.fixture(scope="module", params=["inline", "thread", "ray", "http"])
-def executors(
-    request: pytest.FixtureRequest, serving: ModuleType, own_rewards: ModuleType
-) -> Iterator[Executors]:
+def executors(request: pytest.FixtureRequest) -> Iterator[Executors]:
     """The rewards at one place, by name."""
     with ExitStack() as stack:
         if request.param == "inline":
@@ -54,9 +53,7 @@ def moody(batch: ScoringBatch, **moods: str) -> ScoringBatch:
     return dataclasses.replace(batch, meta=meta)
 
 
-def test_scores_are_those_of_the_rewards_themselves_in_the_order_of_submission(
-    executors: Executors, tiny: ModuleType
-) -> None:
+def test_scores_are_those_of_the_rewards_themselves_in_the_order_of_submission(executors: Executors) -> None:
     scorer = Scorer(list(executors.values()), ["stop"] * len(REWARDS))
     rewards = [build_reward(config) for config in REWARDS]
     batches = [
@@ -80,9 +77,7 @@ def test_name_kind_and_fingerprint_are_the_rewards_own(executors: Executors) -> 
         assert executor.fingerprint() == reward.fingerprint()
 
 
-def test_what_the_user_can_mend_is_said_as_the_reward_says_it_and_never_dropped(
-    executors: Executors, tiny: ModuleType
-) -> None:
+def test_what_the_user_can_mend_is_said_as_the_reward_says_it_and_never_dropped(executors: Executors) -> None:
     scorer = Scorer([executors["own_rewards:Moody"]], ["drop"])
     scorer.submit(moody(tiny.make_batch(2), row_1="refuses"))
     with pytest.raises(UserError, match=r"reward 'own': sample 1 \(row 'row-1'\) lacks something") as caught:
@@ -92,7 +87,7 @@ def test_what_the_user_can_mend_is_said_as_the_reward_says_it_and_never_dropped(
 
 @pytest.mark.parametrize("on_failure", ["stop", "drop"])
 def test_a_failure_stops_and_names_reward_and_samples_or_drops_its_batch(
-    on_failure: Any, executors: Executors, tiny: ModuleType
+    on_failure: Any, executors: Executors
 ) -> None:
     scorer = Scorer([executors["own_rewards:Moody"]], [on_failure])
     good = tiny.make_batch(2)
@@ -110,7 +105,7 @@ def test_a_failure_stops_and_names_reward_and_samples_or_drops_its_batch(
 
 
 @pytest.mark.parametrize("config", REWARDS[:2], ids=lambda config: config.name)
-def test_a_score_does_not_depend_on_what_was_scored_before(config: RewardConfig, tiny: ModuleType) -> None:
+def test_a_score_does_not_depend_on_what_was_scored_before(config: RewardConfig) -> None:
     """Batches reach a service or an actor in any order, and a resumed run begins with empty caches."""
     batch = in_8_bits(tiny.make_batch(4))
     fresh = build_reward(config).score(batch)
@@ -120,7 +115,7 @@ def test_a_score_does_not_depend_on_what_was_scored_before(config: RewardConfig,
         assert torch.equal(reward.score(batch), fresh)
 
 
-def test_toybox_scores_at_the_precision_of_a_saved_picture_are_those_of_training(tiny: ModuleType) -> None:
+def test_toybox_scores_at_the_precision_of_a_saved_picture_are_those_of_training() -> None:
     """Rounding to 8 bits moves no score by more than what 1/255 of a mask's edge can do."""
     from customized_grpo.evaluation.held_out import scoring_batch
     from customized_grpo.toybox.source import ToyBoxSource

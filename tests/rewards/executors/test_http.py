@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import serving
+import tiny_rewards as tiny
 from customized_grpo.config.executors import HttpExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
@@ -124,14 +125,14 @@ SCORES = say(200, {"scores": [0.5, None]})
     ],
     ids=["connection lost", "408", "429", "500", "503"],
 )
-def test_what_may_pass_is_tried_again(failure: Any, tiny: ModuleType) -> None:
+def test_what_may_pass_is_tried_again(failure: Any) -> None:
     with scripted(failure, failure, SCORES) as service, build_scorer([at(service.url)]) as scorer:
         scores = scorer.score(tiny.make_batch(2))[:, 0]
         assert scores[0] == 0.5 and scores[1].isnan()
         assert service.asked.count(("POST", "/v1/score")) == 3
 
 
-def test_tries_are_bounded_and_the_failure_names_reward_and_samples(tiny: ModuleType) -> None:
+def test_tries_are_bounded_and_the_failure_names_reward_and_samples() -> None:
     busy = say(503, problem(503, "9 requests wait already"), retry_after="0")
     with scripted(*[busy] * 9) as service, build_scorer([at(service.url)]) as scorer:
         with pytest.raises(RewardError) as caught:
@@ -152,7 +153,7 @@ def test_tries_are_bounded_and_the_failure_names_reward_and_samples(tiny: Module
     ],
     ids=["400", "401", "404", "redirect to link-local"],
 )
-def test_what_cannot_pass_is_told_at_once(answer: Any, message: str, tiny: ModuleType) -> None:
+def test_what_cannot_pass_is_told_at_once(answer: Any, message: str) -> None:
     with scripted(answer) as service, build_scorer([at(service.url)]) as scorer:
         with pytest.raises(UserError, match=message):
             scorer.score(tiny.make_batch(2))
@@ -170,9 +171,7 @@ def test_what_cannot_pass_is_told_at_once(answer: Any, message: str, tiny: Modul
     ],
     ids=["HTML", "text", "too few", "huge", "no references"],
 )
-def test_an_answer_of_another_form_is_a_failure_not_a_score(
-    answer: Any, message: str, tiny: ModuleType
-) -> None:
+def test_an_answer_of_another_form_is_a_failure_not_a_score(answer: Any, message: str) -> None:
     with (
         scripted(answer) as service,
         build_scorer([at(service.url, retries=0)]) as scorer,
@@ -181,7 +180,7 @@ def test_an_answer_of_another_form_is_a_failure_not_a_score(
         scorer.score(tiny.make_batch(2))
 
 
-def test_a_slow_service_is_a_timeout_and_not_asked_again(serving: ModuleType, tiny: ModuleType) -> None:
+def test_a_slow_service_is_a_timeout_and_not_asked_again() -> None:
     slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 3.0})
     with (
         serving.running([slow]) as service,
@@ -191,9 +190,7 @@ def test_a_slow_service_is_a_timeout_and_not_asked_again(serving: ModuleType, ti
         scorer.score(tiny.make_batch(2))
 
 
-def test_closing_gives_up_what_is_under_way_at_once(
-    serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_closing_gives_up_what_is_under_way_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 5.0, "log": str(log)})
     with serving.running([slow]) as service:
@@ -206,9 +203,7 @@ def test_closing_gives_up_what_is_under_way_at_once(
         assert not [thread for thread in threading.enumerate() if thread.name == "reward own_rewards:Slow"]
 
 
-def test_a_token_is_needed_sent_and_never_shown(
-    serving: ModuleType, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_is_needed_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving.running([OWN], token=TOKEN) as service:
         for given in (None, "wrong-horse-battery-staple"):
             monkeypatch.setenv("SERVICE_TOKEN", given or "")
@@ -220,9 +215,7 @@ def test_a_token_is_needed_sent_and_never_shown(
             assert scorer.score(tiny.make_batch(2)).isfinite().all()
 
 
-def test_a_token_that_a_server_sends_back_is_redacted(
-    tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_that_a_server_sends_back_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
     echo = say(400, problem(400, f"you sent {TOKEN}"))
     with (
@@ -261,15 +254,13 @@ def test_nobody_there_and_something_else_there_are_told_before_the_run() -> None
     ids=["missing", "segment", "noise"],
 )
 def test_a_service_that_scores_otherwise_than_the_recipe_says_is_refused(
-    served: RewardConfig, wanted: RewardConfig, message: str, serving: ModuleType
+    served: RewardConfig, wanted: RewardConfig, message: str
 ) -> None:
     with serving.running([served]) as service, pytest.raises(UserError, match=message):
         build_executor(at(service.url, wanted))
 
 
-def test_another_model_behind_the_same_address_is_noticed_at_once_and_on_resume(
-    serving: ModuleType, tiny: ModuleType
-) -> None:
+def test_another_model_behind_the_same_address_is_noticed_at_once_and_on_resume() -> None:
     old, new = (OWN.model_copy(update={"options": {"revision": number}}) for number in (1, 2))
     with serving.running([old]) as service:
         scorer = build_scorer([at(service.url)])
@@ -285,9 +276,7 @@ def test_another_model_behind_the_same_address_is_noticed_at_once_and_on_resume(
             check_fingerprints(before, resumed.fingerprints())
 
 
-def test_a_service_that_dies_in_the_middle_and_comes_back_is_asked_again(
-    serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_a_service_that_dies_in_the_middle_and_comes_back_is_asked_again(tmp_path: Path) -> None:
     log, recipe = tmp_path / "log", tmp_path / "recipe.yaml"
     options = {"seconds": 1.0, "log": str(log)}
     slow = RewardConfig(name="own_rewards:Slow", options=options)
@@ -307,7 +296,7 @@ def test_a_service_that_dies_in_the_middle_and_comes_back_is_asked_again(
     assert log.read_text().splitlines() == ["2", "2"]
 
 
-def test_references_go_over_the_wire_once(serving: ModuleType, tiny: ModuleType) -> None:
+def test_references_go_over_the_wire_once() -> None:
     dino = RewardConfig(name="dino", path="toybox")
     with serving.running([dino]) as service:
         executor = build_executor(at(service.url, dino))
@@ -327,9 +316,7 @@ def test_references_go_over_the_wire_once(serving: ModuleType, tiny: ModuleType)
         executor.close()
 
 
-def test_references_pushed_out_of_the_store_come_again_or_are_a_clear_failure(
-    serving: ModuleType, tiny: ModuleType
-) -> None:
+def test_references_pushed_out_of_the_store_come_again_or_are_a_clear_failure() -> None:
     dino, batch = RewardConfig(name="dino", path="toybox"), tiny.make_batch(3)
     for bytes_kept, works in ((40_000, True), (5_000, False)):
         limits = serving.Limits(4 * 2**20, 10**6, 8, bytes_kept)

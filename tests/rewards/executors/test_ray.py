@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import serving
+import tiny_rewards as tiny
 from customized_grpo.config.executors import HttpExecution, RayExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.executors import build_scorer, check_prerequisites
 from customized_grpo.rewards.executors.ray import actor_options
+from processes import child_environment
 
 
 def in_ray(name: str, environment: dict[str, str], actors: int = 1, **options: Any) -> RewardConfig:
@@ -27,7 +29,7 @@ def in_ray(name: str, environment: dict[str, str], actors: int = 1, **options: A
 
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_an_actor_that_dies_is_restarted_and_asked_once_more(
-    deaths: int, tmp_path: Path, ray_cluster: Any, worker_env: dict[str, str], tiny: ModuleType
+    deaths: int, tmp_path: Path, ray_cluster: Any, worker_env: dict[str, str]
 ) -> None:
     for life in range(deaths):
         (tmp_path / str(life)).touch()
@@ -45,7 +47,7 @@ def test_an_actor_that_dies_is_restarted_and_asked_once_more(
 
 
 def test_each_reward_has_its_environment_and_closing_ends_its_actors(
-    ray_cluster: Any, worker_env: dict[str, str], tiny: ModuleType, serving: ModuleType
+    ray_cluster: Any, worker_env: dict[str, str]
 ) -> None:
     configs = [in_ray("Environment", {**worker_env, "OWN_NUMBER": number}) for number in ("3", "4")]
     with build_scorer(configs) as scorer:
@@ -54,13 +56,14 @@ def test_each_reward_has_its_environment_and_closing_ends_its_actors(
     serving.wait_until(lambda: ray_cluster.available_resources().get("CPU") == 6)
 
 
-def test_what_an_actor_gets_is_what_the_recipe_says() -> None:
+def test_what_an_actor_gets_is_what_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGRPO_TRUST", "mine")
     place = RayExecution(
         kind="ray", gpus_per_actor=0.25, cpus_per_actor=3, pip=("hpsv3==1.0",), env={"A": "b"}
     )
     options = actor_options(place)
     assert (options["num_gpus"], options["num_cpus"]) == (0.25, 3)
-    assert options["runtime_env"] == {"env_vars": {"A": "b"}, "pip": ["hpsv3==1.0"]}
+    assert options["runtime_env"] == {"env_vars": {"A": "b", "CGRPO_TRUST": "mine"}, "pip": ["hpsv3==1.0"]}
 
 
 def test_a_reward_that_an_actor_cannot_build_is_the_same_message_as_here(
@@ -133,9 +136,9 @@ def test_a_cluster_of_our_own_ends_with_a_signal_in_the_middle_of_scoring(
     }
     child = subprocess.Popen(
         [sys.executable, "-c", OWNER],
-        env={**os.environ, **own, **worker_env},
+        env=child_environment(**own),
         start_new_session=True,
     )
-    assert child.wait(timeout=120) == 143
+    assert child.wait(timeout=1000) == 143
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)  # nobody of its group is left

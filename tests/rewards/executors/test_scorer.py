@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from types import ModuleType
 
 import pytest
 import torch
 
+import tiny_rewards as tiny
 from customized_grpo.config.executors import ThreadExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
@@ -32,7 +32,7 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("reward ")}
 
 
-def test_every_picture_and_mask_is_rounded_to_8_bits_once(tiny: ModuleType) -> None:
+def test_every_picture_and_mask_is_rounded_to_8_bits_once() -> None:
     seen: list[ScoringBatch] = []
 
     def look(batch: ScoringBatch) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_every_picture_and_mask_is_rounded_to_8_bits_once(tiny: ModuleType) -> N
     assert torch.equal(again.images, found.images) and torch.equal(again.image_masks, found.image_masks)
 
 
-def test_a_thread_scores_while_the_trainer_goes_on(tiny: ModuleType) -> None:
+def test_a_thread_scores_while_the_trainer_goes_on() -> None:
     may_go_on = threading.Event()
 
     def wait_for_trainer(batch: ScoringBatch) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_a_thread_scores_while_the_trainer_goes_on(tiny: ModuleType) -> None:
         assert scorer.collect().shape == (2, 1)
 
 
-def test_waiting_can_be_given_up(tiny: ModuleType) -> None:
+def test_waiting_can_be_given_up() -> None:
     release, scored = threading.Event(), []
 
     def slow(batch: ScoringBatch) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_waiting_can_be_given_up(tiny: ModuleType) -> None:
     assert threads() == set() and scorer.collect().shape == (0, 1)
 
 
-def test_closing_leaves_no_thread(tiny: ModuleType) -> None:
+def test_closing_leaves_no_thread() -> None:
     begun, release, scored = threading.Event(), threading.Event(), []
 
     def slow(batch: ScoringBatch) -> torch.Tensor:
@@ -127,14 +127,14 @@ def test_a_reward_that_cannot_be_built_closes_those_before_it() -> None:
     assert threads() == set()
 
 
-def test_scoring_at_once_refuses_to_mix_with_what_was_submitted(tiny: ModuleType) -> None:
+def test_scoring_at_once_refuses_to_mix_with_what_was_submitted() -> None:
     scorer = Scorer([InlineExecutor(FunctionReward("f", "quality", mean))], ["stop"])
     scorer.submit(tiny.make_batch(2))
     with pytest.raises(ValueError, match="collect"):
         scorer.score(tiny.make_batch(2))
 
 
-def test_interrupting_the_program_passes_through_an_inline_reward(tiny: ModuleType) -> None:
+def test_interrupting_the_program_passes_through_an_inline_reward() -> None:
     def interrupted(batch: ScoringBatch) -> torch.Tensor:
         raise KeyboardInterrupt
 
@@ -155,7 +155,7 @@ def test_other_rewards_on_resume_are_refused_with_what_differs() -> None:
         check_fingerprints(before, before * 2)
 
 
-def test_threads_take_their_batches_in_turn(tiny: ModuleType) -> None:
+def test_threads_take_their_batches_in_turn() -> None:
     order: list[int] = []
 
     def note(batch: ScoringBatch) -> torch.Tensor:

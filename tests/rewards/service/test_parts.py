@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_rewards as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward, ScoringBatch
 from customized_grpo.rewards.service.pictures import PictureError, decode_png, encode_png, pixel_count
@@ -60,7 +60,7 @@ def mean(batch: ScoringBatch) -> torch.Tensor:
     return batch.images.mean(dim=(1, 2, 3))
 
 
-def test_a_bad_request_in_a_merged_batch_fails_alone(tiny: ModuleType) -> None:
+def test_a_bad_request_in_a_merged_batch_fails_alone() -> None:
     begun, go_on, sizes = threading.Event(), threading.Event(), []
 
     def score(batch: ScoringBatch) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_a_bad_request_in_a_merged_batch_fails_alone(tiny: ModuleType) -> None:
     assert sizes == [2, 6, 2, 2, 2, 2]  # alone, merged in vain, one by one; the tall one is no company
 
 
-def test_closing_a_line_finishes_what_is_queued_and_takes_no_more(tiny: ModuleType) -> None:
+def test_closing_a_line_finishes_what_is_queued_and_takes_no_more() -> None:
     line = Line([FunctionReward("f", "quality", mean)] * 2, merge=0)
     futures = [line.submit(tiny.make_batch(1)) for _ in range(20)]
     futures[-1].cancel()

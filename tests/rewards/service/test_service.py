@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+import serving
+import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards.executors import in_8_bits
 from customized_grpo.rewards.executors.upload import Upload, encode
@@ -31,7 +32,7 @@ HEAD = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\
 
 
 @pytest.fixture(scope="module")
-def service(serving: ModuleType) -> Iterator[Any]:
+def service() -> Iterator[Any]:
     with serving.running([MOODY, DINO]) as running:
         yield running
 
@@ -183,7 +184,7 @@ def test_other_addresses_are_problems_too_and_nothing_documents_itself(service: 
         assert httpx.get(f"{service.url}{path}").status_code in (404, 405)
 
 
-def test_nothing_but_health_is_told_without_the_token(serving: ModuleType) -> None:
+def test_nothing_but_health_is_told_without_the_token() -> None:
     with serving.running([MOODY], token=TOKEN) as service:
         assert httpx.get(f"{service.url}/healthz").status_code == 200
         for given in (
@@ -212,9 +213,7 @@ def request_of(service: Any, name: str, batch: Any) -> Upload:
     return encode(batch, name, digest(service, name))
 
 
-def test_more_than_the_queue_holds_is_told_to_come_back(
-    serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_more_than_the_queue_holds_is_told_to_come_back(tmp_path: Path) -> None:
     slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 1.0, "log": str(tmp_path / "log")})
     limits = serving.Limits(4 * 2**20, 10**6, 2, 10**6)
     with serving.running([slow], limits) as service, ThreadPoolExecutor(6) as clients:
@@ -243,9 +242,7 @@ def plain(batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("merge", [0, 4])
-def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(
-    merge: int, serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(merge: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 0.5, "log": str(log)})
     with serving.running([slow], merge=merge) as service, ThreadPoolExecutor(4) as clients:
@@ -270,9 +267,7 @@ def recipe_in(folder: Path, seconds: float) -> tuple[Path, Path]:
     return recipe, log
 
 
-def test_a_signal_lets_the_service_finish_what_it_accepted_and_refuse_the_rest(
-    serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_a_signal_lets_the_service_finish_what_it_accepted_and_refuse_the_rest(tmp_path: Path) -> None:
     recipe, log = recipe_in(tmp_path, 3.0)
     with serving.process(recipe) as (child, url), ThreadPoolExecutor(2) as clients:
         served = httpx.get(f"{url}/v1/info").json()["rewards"][0]
@@ -291,9 +286,7 @@ def test_a_signal_lets_the_service_finish_what_it_accepted_and_refuse_the_rest(
     assert log.read_text().split() == ["2"]
 
 
-def test_a_second_signal_ends_the_service_at_once(
-    serving: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:
     recipe, log = recipe_in(tmp_path, 600.0)
     with serving.process(recipe) as (child, url):
         served = httpx.get(f"{url}/v1/info").json()["rewards"][0]
@@ -308,7 +301,7 @@ def test_a_second_signal_ends_the_service_at_once(
             assert child.wait(timeout=30) == 143
 
 
-def test_a_client_that_leaves_gives_its_place_back(serving: ModuleType) -> None:
+def test_a_client_that_leaves_gives_its_place_back() -> None:
     with serving.running([MOODY]) as service:
         address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
         with socket.create_connection(address) as client:

@@ -26,10 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from interrupted_train import install
-
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
@@ -38,6 +34,7 @@ from customized_grpo.rewards.executors import Scorer
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
 from customized_grpo.training.updater import Updater
+from interrupted_train import install
 
 # phase: (method of Trainer, what is called in it, finished iterations at that time)
 PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {

@@ -1,4 +1,4 @@
-"""Run by test_store.py: forks one saver per kill point, each SIGKILLs itself there; prints their number.
+"""Run by test_checkpoints.py: forks a saver per kill point, which SIGKILLs itself there; prints their number.
 
 A kill point is the instant before or after any fsync, rename, file write or deletion inside the second save.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from customized_grpo.runs import checkpoints as store_module
@@ -51,7 +52,7 @@ def install(kill_at: int) -> Callable[[], int]:
     os.unlink = wrapped(os.unlink)
     os.rmdir = wrapped(os.rmdir)
     os.mkdir = wrapped(os.mkdir)
-    store_module.save_file = wrapped(store_module.save_file)
+    safetensors.torch.save_file = wrapped(safetensors.torch.save_file)
     return lambda: instants
 
 

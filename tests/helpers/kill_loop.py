@@ -17,16 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
-
 import kill_child
-from faulty_runs import start
-
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
+from faulty_runs import start
 
 INSTANTS = 32  # of a save with its pruning, half of them before the commit
 LIMIT = 200  # sessions

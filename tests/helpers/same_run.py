@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,16 +44,3 @@ def assert_same_run(run: Path, reference: Path) -> None:
         assert ours.tensors[entry].keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert torch.equal(ours.tensors[entry][name], tensor), f"{entry}: {name}"
-
-
-def run_script(name: str, *arguments: Any, timeout: float = 280) -> str:
-    """Run a script of this folder on one thread and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout

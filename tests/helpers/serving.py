@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -19,9 +18,8 @@ from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.service.app import Limits, Service
 from customized_grpo.rewards.service.queue import Line
 from customized_grpo.rewards.service.server import Server, listen
+from processes import CGRPO, child_environment
 
-HERE = Path(__file__).parent
-SOURCES = str(HERE.parents[1] / "src")
 LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)
 
 
@@ -69,14 +67,13 @@ def process(
     recipe: Path, *options: str, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `cgrpo serve-rewards RECIPE` on a free port; gives the process and its URL."""
-    command = [sys.executable, "-m", "customized_grpo", "serve-rewards", str(recipe), *options]
-    paths = os.pathsep.join([str(HERE), SOURCES])
+    command = [sys.executable, *CGRPO, "serve-rewards", str(recipe), *options]
     child = subprocess.Popen(
         [*command, *([] if "--port" in options else ["--port", "0"])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env=child_environment(**(environment or {})),
     )
     try:
         assert child.stdout is not None

@@ -1,0 +1,71 @@
+"""Child processes of the tests: their environment, and the command in one or several of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HELPERS = Path(__file__).parent
+SOURCES = HELPERS.parents[1] / "src"
+CGRPO = ("-m", "customized_grpo")
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a child, in which the package and these helpers are importable."""
+    inherited = os.environ.get("PYTHONPATH")
+    folders = [str(HELPERS), str(SOURCES), *([inherited] if inherited else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **changes}
+
+
+def run_python(*arguments: Any, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments and return how it ended and what it printed."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=child_environment(**environment),
+        timeout=timeout,
+    )
+
+
+def run_script(name: str, *arguments: Any, timeout: float = 280) -> str:
+    """Run a script of this folder, which must succeed, and return what it printed."""
+    done = run_python(HELPERS / name, *arguments, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def torchrun(processes: int, *arguments: Any, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start torchrun on a free port; `arguments` are a script's path or "-m" and a module, and its own."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(processes), *map(str, arguments)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(**(env or {})),
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str]:
+    """Return the exit status and everything that was printed; kill what does not end."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"it hangs:\n{out}\n{err}") from None
+    return process.returncode, out + err
+
+
+def cgrpo(processes: int, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run the command in that many processes; one is started without torchrun."""
+    if processes > 1:
+        return finish(torchrun(processes, *CGRPO, *arguments, env=env))
+    done = run_python(*CGRPO, *arguments, **(env or {}))
+    return done.returncode, done.stdout + done.stderr

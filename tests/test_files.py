@@ -1,0 +1,119 @@
+"""One step writes, the mode of what is written, and checked reading of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.files import (
+    file_sha256,
+    read_json,
+    replacing,
+    write_bytes,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_mode_follows_the_umask_also_where_safetensors_writes(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        files = [
+            write_bytes(tmp_path / "bytes", b"x"),
+            write_text(tmp_path / "text", "ü"),
+            write_json(tmp_path / "json", {"a": 1}),
+            write_tensors(tmp_path / "tensors", {"a": torch.zeros(2)}),
+        ]
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o666 & ~umask] * 4
+
+
+def test_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    file = write_text(tmp_path / "page.html", "old")
+    with pytest.raises(RuntimeError), replacing(file) as draft:
+        draft.write_text("half")
+        raise RuntimeError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(file, {"loss": float("nan")})
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_readers_see_the_old_or_the_new_file(tmp_path: Path) -> None:
+    file = write_text(tmp_path / "a.json", "1" * 100_000)
+
+    def write(digit: str) -> None:
+        for _ in range(50):
+            write_text(file, digit * 100_000, durable=False)
+
+    writers = [threading.Thread(target=write, args=(digit,)) for digit in "12"]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        content = file.read_text()
+        assert content in ("1" * 100_000, "2" * 100_000)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    precious = write_text(tmp_path / "precious", "mine")
+    link = tmp_path / "report.html"
+    link.symlink_to(precious)
+    write_text(link, "page")
+    assert (precious.read_text(), link.read_text(), link.is_symlink()) == ("mine", "page", False)
+
+
+def test_longest_name_has_room_for_its_draft(tmp_path: Path) -> None:
+    name = "\N{SNOWMAN}" * 85  # 255 bytes
+    assert write_text(tmp_path / name, "x", durable=True).read_text() == "x"
+
+
+def test_missing_folder_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "none" / "a", "x")
+
+
+def test_json_is_read_back(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "a.json", {"prompt": "ein Hündchen"})
+    assert read_json(file) == {"prompt": "ein Hündchen"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff{}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "a JSON object is needed, not list"),
+        (json.dumps({"a": "x" * 100}).encode(), "more than 100 bytes"),
+    ],
+)
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "state.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(file, max_bytes=100 if len(content) < 1000 else 1 << 20)
+    assert str(file) in caught.value.message
+
+
+def test_missing_json_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file") as caught:
+        read_json(tmp_path / "a.json", missing_hint="Make one.")
+    assert caught.value.hint == "Make one."
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    assert file_sha256(write_bytes(tmp_path / "a", b"abc")).startswith("ba7816bf8f01cfea")
