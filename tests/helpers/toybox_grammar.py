@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterable
 
+from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox.prompts import FLOOR_WORDS, HAT_WORDS, OPENINGS, PROP_WORDS, SKY_WORDS
 from customized_grpo.toybox.world import COLOURS, FLOORS, HATS, MAX_YAW, PROPS, SIDES, Scene
 
@@ -58,9 +59,9 @@ def attributes(scene: Scene) -> dict[str, str | None]:
     return values
 
 
-def second_view(scene: Scene, seed: int) -> Scene:
+def second_view(scene: Scene, seed: int, *keys: int | str) -> Scene:
     """Return the same scene with another yaw, at least a quarter radian away."""
-    rng = random.Random(seed)
+    rng = random.Random(derive_seed(seed, "view", *keys))
     yaw = scene.yaw
     while math.isclose(yaw, scene.yaw, abs_tol=0.25):
         yaw = rng.uniform(-MAX_YAW, MAX_YAW)
