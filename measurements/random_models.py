@@ -16,11 +16,11 @@ from torch import Tensor
 
 from customized_grpo.config import Config
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.architecture import Architecture, Part
-from customized_grpo.policies.families import FAMILIES
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.published import CHECKPOINTS, build_transformer
-from customized_grpo.policies.quantisation import quantise
+from customized_grpo.policies.architecture import Part
+from customized_grpo.policies.checkpoints import CHECKPOINTS, Checkpoint, build_transformer
+from customized_grpo.policies.loading import assemble_policy
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.quantisation import quantise_layers
 from customized_grpo.seeding import generator
 
 
@@ -58,7 +58,8 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
         device: Where the weights are made.
         dtype: Type of the transformer's weights; the autoencoder's are fp32, as `load_pipeline` has them.
     """
-    architecture = CHECKPOINTS[path]
+    checkpoint = CHECKPOINTS[path]
+    architecture = checkpoint.architecture
     with quiet():
         from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, FluxKontextPipeline
         from transformers import Qwen2Tokenizer
@@ -70,7 +71,7 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
         vae = architecture.vae.build(device=device).eval()
         transformer = build_transformer(path, device, dtype)
         parts: dict[str, Any] = {"scheduler": scheduler, "vae": vae, "transformer": transformer}
-        if architecture.family == "flux1":
+        if checkpoint.family == "flux1":
             vae.register_to_config(scaling_factor=0.3611, shift_factor=0.1159)  # ae_params of FLUX.1
             absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
             pipe: Any = FluxKontextPipeline(**parts, **absent)
@@ -84,24 +85,19 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def build_policy(config: Config, device: torch.device) -> PipelinePolicy:
+def build_policy(config: Config, device: torch.device) -> Policy:
     """Return the recipe's policy with random weights, put together as `load_policy` does."""
     model = config.model
     dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
     pipe = build_pipeline(model.path, device, dtype)
     if model.quantisation is not None:
-        quantise(pipe.transformer, model.quantisation, device)
-    policy = FAMILIES[model.family].build(pipe, model, device)
-    policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=0)
-    policy.set_gradient_checkpointing(model.gradient_checkpointing)
-    if model.compile:
-        policy.compile_blocks()
-    return policy
+        quantise_layers(pipe.transformer, model.quantisation, device)
+    return assemble_policy(pipe, model, seed=0, device=device)
 
 
-def shrunk(architecture: Architecture) -> Architecture:
+def shrunk(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint's classes at a size for a CPU: two blocks of each kind, no text encoders."""
-    transformer, vae = architecture.transformer, architecture.vae
+    transformer, vae = checkpoint.architecture.transformer, checkpoint.architecture.vae
     small = {
         "num_layers": 2,
         "num_single_layers": 2,
@@ -111,12 +107,13 @@ def shrunk(architecture: Architecture) -> Architecture:
     if "pooled_projection_dim" in transformer.config:
         small["pooled_projection_dim"] = 32
     blocks = {"block_out_channels": (32,) * 4, "layers_per_block": 1}
-    return dataclasses.replace(
-        architecture,
+    architecture = dataclasses.replace(
+        checkpoint.architecture,
         transformer=Part(transformer.library, transformer.name, {**transformer.config, **small}),
         vae=Part(vae.library, vae.name, {**vae.config, **blocks}),
         text_encoders=(),
     )
+    return dataclasses.replace(checkpoint, architecture=architecture)
 
 
 @contextmanager

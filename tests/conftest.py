@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
-    from customized_grpo.policies import Flux1Policy
+    from customized_grpo.policies.flux1 import Flux1Policy
 
 # Modules that recipes of tests name by dotted path; children of the tests inherit it.
 TEST_MODULES = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -46,3 +48,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_section(section: type[AnySection], values: Mapping[str, Any]) -> AnySection:
+    """Return a section from plain values: strict, but by the rules of JSON, whose lists may stand for tuples.
+
+    Raises:
+        pydantic.ValidationError: A value is unknown, missing or wrong.
+    """
+    return section.model_validate_json(json.dumps(values))

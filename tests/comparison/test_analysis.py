@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from customized_grpo.comparison.analysis import analyse
-from customized_grpo.comparison.definitions import IDENTITY, PROMPT, PROXY
+from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 from customized_grpo.comparison.front import Front
 from customized_grpo.comparison.tables import Tables
 from customized_grpo.comparison.verdicts import verdicts
 from customized_grpo.statistics.crossed import crossed_interval, holm
+from customized_grpo.statistics.degradation import REWARD
 
 SUBJECTS, SEEDS = 30, 5
-BASE = {IDENTITY: 0.5, PROMPT: 0.55, PROXY: 0.3}
+BASE = {IDENTITY: 0.5, PROMPT: 0.55, REWARD: 0.3}
 
 
 def arm(name: str, role: str = "rival", control: str | None = None) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def make_runs(
     runs = []
     for name, (identity, prompt) in points.items():
         for seed in (seeds or {}).get(name, range(SEEDS)):
-            level = {IDENTITY: identity, PROMPT: prompt, PROXY: 0.4}
+            level = {IDENTITY: identity, PROMPT: prompt, REWARD: 0.4}
             after = {
                 metric: (value + seed_effect[seed] + subject + noise * rng.standard_normal(SUBJECTS)).tolist()
                 for metric, value in level.items()
@@ -70,21 +71,21 @@ def test_final_and_change_are_crossed_intervals_of_the_tables() -> None:
 
 
 def test_arms_are_paired_so_that_shared_luck_cancels() -> None:
-    tables = Tables.of(make_runs({"a": (0.61, 0.6), "b": (0.60, 0.6)}))
+    tables = Tables.from_runs(make_runs({"a": (0.61, 0.6), "b": (0.60, 0.6)}))
     paired = tables.paired("a", "b", IDENTITY)
     assert paired is not None and paired.shape == (SEEDS, SUBJECTS)
     inside = crossed_interval(paired)
-    alone = crossed_interval(tables.after["a"][IDENTITY])
+    alone = crossed_interval(tables.arms["a"].after[IDENTITY])
     assert inside.low > 0.008 and inside.high < 0.012  # the difference is .010
     assert alone.high - alone.low > 20 * (inside.high - inside.low)
 
 
 def test_pairs_are_matched_by_seed_not_by_position() -> None:
     runs = make_runs({"a": (0.6, 0.6), "b": (0.6, 0.6)}, noise=0.0, seeds={"a": [4, 0, 2], "b": [1, 2, 4]})
-    paired = Tables.of(runs).paired("a", "b", PROMPT)
+    paired = Tables.from_runs(runs).paired("a", "b", PROMPT)
     assert paired is not None and paired.shape == (2, SUBJECTS)
     np.testing.assert_allclose(paired, 0, atol=1e-12)
-    assert Tables.of(runs).paired("a", "c", PROMPT) is None
+    assert Tables.from_runs(runs).paired("a", "c", PROMPT) is None
 
 
 def test_p_values_are_holms_over_all_arms_and_both_measures() -> None:
@@ -109,7 +110,7 @@ def test_p_values_are_holms_over_all_arms_and_both_measures() -> None:
 )
 def test_margin_against_values_worked_out_by_hand(point: tuple[float, float], margin: float) -> None:
     runs = make_runs({**FRONT, "x": point}, noise=0.0)
-    outside = Front(list(FRONT), Tables.of(runs)).outside("x")
+    outside = Front(list(FRONT), Tables.from_runs(runs)).outside("x")
     assert outside is not None
     assert outside["margin"]["mean"] == pytest.approx(margin)
     assert outside["margin"]["low"] == pytest.approx(margin)  # what arms share does not blur the margin
@@ -118,7 +119,7 @@ def test_margin_against_values_worked_out_by_hand(point: tuple[float, float], ma
 
 def test_front_and_hypervolume_against_values_worked_out_by_hand() -> None:
     dominated = {**FRONT, "w1": (0.55, 0.55)}
-    front = Front(list(dominated), Tables.of(make_runs(dominated, noise=0.0)))
+    front = Front(list(dominated), Tables.from_runs(make_runs(dominated, noise=0.0)))
     found = front.to_json()
     assert found is not None and found["arms"] == ["w7", "w5", "w3"]
     shift = np.mean([np.mean(run["after"][IDENTITY]) for run in make_runs({"w": (0.0, 0.0)}, noise=0.0)])
@@ -130,7 +131,7 @@ def test_front_and_hypervolume_against_values_worked_out_by_hand() -> None:
 
 def test_the_base_belongs_to_the_front() -> None:
     runs = make_runs({"w2": (0.7, 0.3), "w8": (0.3, 0.7), "timid": (0.48, 0.54)}, noise=0.0)
-    front = Front(["w2", "w8"], Tables.of(runs))
+    front = Front(["w2", "w8"], Tables.from_runs(runs))
     found, timid = front.to_json(), front.outside("timid")
     assert found is not None and found["arms"] == ["w8", "base", "w2"]
     assert timid is not None and not timid["outside"] and timid["margin"]["mean"] < 0
@@ -150,7 +151,7 @@ def test_a_margin_within_the_noise_of_seeds_is_not_outside() -> None:
     for run in runs:
         luck = 0.05 * rng.standard_normal()
         run["after"] = {metric: [value + luck for value in row] for metric, row in run["after"].items()}
-    outside = Front(list(FRONT), Tables.of(runs)).outside("x")
+    outside = Front(list(FRONT), Tables.from_runs(runs)).outside("x")
     assert outside is not None and not outside["outside"]
     assert outside["margin"]["low"] < 0 < outside["margin"]["high"]
 

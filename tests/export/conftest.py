@@ -64,7 +64,7 @@ def make_trained(
         path = tmp_path_factory.mktemp("runs") / f"run-{family}"
         settings = [
             f"run.dir={path}", f"model.family={family}", f"model.path={bases[family]}",
-            f"model.reference_ids={'kontext' if family == 'flux1' else 'null'}", *SETTINGS[family],
+            *SETTINGS[family],
             f"model.lora.alpha={'null' if alpha is None else alpha}",
             *([] if target is None else [f"model.lora.target='{target}'"]),
             *(["train.ema_decay=0.9", "evaluation.use_ema=true"] if average else []),

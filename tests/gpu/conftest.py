@@ -19,8 +19,8 @@ import tiny_flux2
 import tiny_qwen_edit
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.libraries import quiet
-from customized_grpo.policies import load_policy
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.policy import Policy
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
 }
 
-Load = Callable[..., PipelinePolicy]
+Load = Callable[..., Policy]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,7 +73,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def load(folders: dict[str, Path], device: torch.device) -> Load:
     """Load a family's tiny checkpoint, with an adapter that changes what it does; on the GPU unless told."""
 
-    def make(family: str, where: torch.device = device, **settings: Any) -> PipelinePolicy:
+    def make(family: str, where: torch.device = device, **settings: Any) -> Policy:
         common = {"height": 64, "width": 64, "precision": "fp32", "device": where.type, "family": family}
         options = {**common, **SETTINGS[family], "path": str(folders[family]), **settings}
         policy = load_policy(ModelConfig(lora=LoraConfig(rank=2), **options), seed=0)

@@ -16,14 +16,14 @@ from customized_grpo.config import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import Part
+from customized_grpo.policies.checkpoints import CHECKPOINTS
 from customized_grpo.policies.out_of_memory import explained
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.published import CHECKPOINTS
+from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import Quantisation, QuantisedLinear
 
 pytestmark = pytest.mark.gpu
 
-Load = Callable[..., PipelinePolicy]
+Load = Callable[..., Policy]
 KINDS: tuple[Quantisation, ...] = ("nf4", "int8", "fp8")
 LARGEST_SHARE = {"nf4": 0.27, "int8": 0.51, "fp8": 0.51}
 """Of the bytes of a bf16 layer."""
@@ -33,7 +33,7 @@ LARGEST_GRADIENT_ERROR = {"nf4": 0.35, "int8": 0.06, "fp8": 0.15}
 PLAN_TOLERANCE = 0.15
 
 
-def gradient(policy: PipelinePolicy) -> Tensor:
+def gradient(policy: Policy) -> Tensor:
     """Return the adapter's gradient in one row."""
     # in models of so few blocks some layers of the text have no influence, and no gradient
     grads = [p.grad.flatten() for p in policy.trainable_parameters() if p.grad is not None]
@@ -89,7 +89,7 @@ def test_a_quantised_layer_is_smaller_on_the_device(cuda: torch.device, kind: Qu
 def test_parts_that_wait_take_no_memory_of_the_device(
     load: Load, cuda: torch.device, family: str, images: list[Tensor], text_encoders: str
 ) -> None:
-    def held(**settings: Any) -> tuple[PipelinePolicy, int]:
+    def held(**settings: Any) -> tuple[Policy, int]:
         before = allocated()
         policy = load(family, **settings)
         return policy, allocated() - before
@@ -130,9 +130,12 @@ def test_the_plan_knows_the_peaks_of_a_middling_transformer(
     cuda: torch.device, monkeypatch: pytest.MonkeyPatch, checkpointing: str
 ) -> None:
     published = CHECKPOINTS["black-forest-labs/FLUX.1-Kontext-dev"]
-    part = published.transformer
+    architecture = published.architecture
+    part = architecture.transformer
     shallow = Part(part.library, part.name, {**part.config, "num_layers": 2, "num_single_layers": 2})
-    monkeypatch.setitem(CHECKPOINTS, "four-blocks", dataclasses.replace(published, transformer=shallow))
+    architecture = dataclasses.replace(architecture, transformer=shallow)
+    shallow_checkpoint = dataclasses.replace(published, architecture=architecture)
+    monkeypatch.setitem(CHECKPOINTS, "four-blocks", shallow_checkpoint)
     settings = ["model.path=four-blocks", f"model.gradient_checkpointing={checkpointing}"]
     config = load_config("flux1-kontext", [*gpu_case.SHORTENED, *settings, "model.device=cuda"])
     before = allocated()

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import SAMPLERS
-from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.rollout.collect import Sampler
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.policy import Policy
+from customized_grpo.rollout.sampler import Sampler
 from customized_grpo.training.updater import RATIO_TOLERANCE
 
 pytestmark = pytest.mark.gpu
 
-Load = Callable[..., PipelinePolicy]
+Load = Callable[..., Policy]
 CPU = torch.device("cpu")
 PROMPTS = ["a fox", "a bird"]
 GROUP = 4
 
 
-def noise(policy: PipelinePolicy, n: int, first: int = 0) -> Tensor:
+def noise(policy: Policy, n: int, first: int = 0) -> Tensor:
     return policy.noise([torch.Generator().manual_seed(first + i) for i in range(n)], 64, 64)
 
 
-def encoded(policy: PipelinePolicy, images: list[Tensor]) -> Conditioning:
+def encoded(policy: Policy, images: list[Tensor]) -> Conditioning:
     return policy.encode(PROMPTS, [[image] for image in images], 64, 64)
 
 
@@ -37,7 +37,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def velocity_and_gradient(policy: PipelinePolicy, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+def velocity_and_gradient(policy: Policy, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
     v = policy.velocity(noise(policy, 2), 0.6, conditioning.to(policy.device))
     v.square().mean().backward()
     grads = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
@@ -101,7 +101,7 @@ def test_compiled_blocks_forget_nothing_when_the_adapter_is_switched_off_and_on(
     conditioning = encoded(eager, images)
     x = noise(eager, 2)
 
-    def answers(policy: PipelinePolicy) -> list[Tensor]:
+    def answers(policy: Policy) -> list[Tensor]:
         """Return velocities of (rollout, training, base, rollout again)."""
         with torch.no_grad():
             rollout = policy.velocity(x, 0.6, conditioning)

@@ -16,7 +16,7 @@ from typing import Any
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
-from customized_grpo.policies import Flux1Policy
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.training import parts as components
 from customized_grpo.training import trainer

@@ -16,9 +16,9 @@ from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import make_plan
-from customized_grpo.policies import load_policy
-from customized_grpo.policies.loading import read_architecture
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.policy import Policy
 
 TOLERANCE = 0.05
 """Largest relative error of a predicted peak; 0.032 was seen."""
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, folders: dict[str, str]) -> ModelConfi
     return ModelConfig(
         family=family,
         path=folders[family],
-        text_layers=(1, 2, 3) if family == "flux2" else None,
+        options={"text_layers": [1, 2, 3]} if family == "flux2" else {},
         guidance=guidance,
         height=64,
         width=64,
@@ -54,7 +54,7 @@ def model(request: pytest.FixtureRequest, folders: dict[str, str]) -> ModelConfi
     )
 
 
-def velocity_of(policy: PipelinePolicy) -> tuple[Callable[[], Tensor], list[Tensor]]:
+def velocity_of(policy: Policy) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """A call of the policy for BATCH samples of one reference, and the tensors that were there before."""
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     encoded = policy.encode(["a fox"], [[image]], 64, 64).repeat_interleave(BATCH)

@@ -49,7 +49,7 @@ def test_rollout_and_training_use_one_batch_size(name: str) -> None:
 def test_the_papers_values_are_in_its_preset() -> None:
     config = load_config("flux1-uno")
     model, rollout, train = config.model, config.rollout, config.train
-    assert (model.path, model.reference_ids) == ("black-forest-labs/FLUX.1-dev", "uno")
+    assert (model.path, model.options["reference_ids"]) == ("black-forest-labs/FLUX.1-dev", "uno")
     assert model.fuse_lora is not None and model.mu is not None
     assert (model.lora.rank, model.height, model.width, model.guidance) == (512, 512, 512, 3.5)
     assert math.exp(model.mu) == pytest.approx(3)

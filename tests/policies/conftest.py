@@ -11,8 +11,11 @@ from torch import Tensor
 import tiny_flux2
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.libraries import quiet
-from customized_grpo.policies import Flux1Policy, load_policy
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.options import Flux1Options
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.settings import PolicySettings
 
 MakePolicy = Callable[..., Flux1Policy]
 MakeImage = Callable[..., Tensor]
@@ -45,7 +48,12 @@ def make_policy() -> MakePolicy:
     """Build a policy over fresh random weights, with a fresh adapter when a rank is given."""
 
     def make(
-        *, rank: int | None = None, alpha: float | None = None, kl_vae: bool = False, **options: Any
+        *,
+        rank: int | None = None,
+        alpha: float | None = None,
+        kl_vae: bool = False,
+        reference_ids: Any = "kontext",
+        **settings: Any,
     ) -> Flux1Policy:
         with quiet():
             from customized_grpo.toybox.models import build_pipeline
@@ -53,13 +61,13 @@ def make_policy() -> MakePolicy:
         if kl_vae:
             pipe.register_modules(vae=small_autoencoder_kl(pipe.vae.config.latent_channels))
         defaults = {
-            "reference_ids": "kontext",
             "guidance": 2.5,
             "max_text_tokens": 24,
             "precision": "fp32",
             "device": "cpu",
         }
-        policy = Flux1Policy(pipe, **{**defaults, **options})
+        options = Flux1Options(reference_ids=reference_ids)
+        policy = Flux1Policy(pipe, PolicySettings(**{**defaults, **settings}), options)
         policy.pipe.set_progress_bar_config(disable=True)
         if rank is not None:
             policy.add_adapter(rank=rank, alpha=alpha, seed=7)
@@ -100,11 +108,11 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PipelinePolicy]:
+def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Policy]:
     """Load a family's tiny pipeline, saved once, as a recipe with these settings does."""
     folders: dict[str, Path] = {}
 
-    def make(family: str, **settings: Any) -> PipelinePolicy:
+    def make(family: str, **settings: Any) -> Policy:
         if family not in folders:
             folders[family] = _save(family, tmp_path_factory.mktemp(family))
         common = {"height": 64, "width": 64, "precision": "fp32", "device": "cpu", "family": family}
@@ -117,10 +125,10 @@ def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
 
 
 @pytest.fixture
-def velocities(make_image: MakeImage) -> Callable[[PipelinePolicy], Tensor]:
+def velocities(make_image: MakeImage) -> Callable[[Policy], Tensor]:
     """Ask for velocities of two samples, always the same."""
 
-    def velocity(policy: PipelinePolicy) -> Tensor:
+    def velocity(policy: Policy) -> Tensor:
         encoded = policy.encode(["a fox", "a bird"], [[make_image(1)], [make_image(2)]], 64, 64)
         x = policy.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)], 64, 64)
         return policy.velocity(x, 0.6, encoded)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.policies import Flux1Policy
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.policy import Policy
 
 MakePolicy = Callable[..., Flux1Policy]
-Velocities = Callable[[PipelinePolicy], Tensor]
+Velocities = Callable[[Policy], Tensor]
 
 
 def small_policy(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> Flux1Policy:
@@ -66,7 +66,7 @@ def test_compiled_blocks_are_the_same_in_both_phases_and_close_to_eager_ones(
 
 
 def test_the_recipe_compiles_every_block_and_only_when_asked(
-    load_family: Callable[..., PipelinePolicy],
+    load_family: Callable[..., Policy],
 ) -> None:
     for wanted in (True, False):
         transformer = load_family("flux1", compile=wanted).transformer

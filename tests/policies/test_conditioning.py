@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from customized_grpo.policies import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 
 
 def conditioning(n: int = 3, ids: int = 4, height: int = 64) -> Conditioning:

@@ -36,7 +36,7 @@ SETTINGS = {
 @pytest.mark.parametrize("family", SAVE)
 def test_one_iteration_and_an_adapter_that_its_own_pipeline_loads(family: str, tmp_path: Path) -> None:
     path = SAVE[family](tmp_path / "base")
-    settings = [f"model.family={family}", f"model.path={path}", "model.reference_ids=null", *SETTINGS[family]]
+    settings = [f"model.family={family}", f"model.path={path}", *SETTINGS[family]]
     run = tmp_path / "run"
     shorter = ["train.iterations=1", "rollout.steps=2", "train.trained_fraction=1.0"]
     with pytest.raises(SystemExit) as left:
@@ -64,8 +64,8 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(family: str, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["model.family=flux2"], "reference_ids is not used by family flux2, only by flux1"),
-        (["model.text_layers=[1]"], "text_layers is not used by family flux1, only by flux2"),
+        (["model.family=flux2", "model.reference_ids=uno"], "not an option of flux2, only of flux1"),
+        (["model.text_layers=[1]"], "not an option of flux1, only of flux2"),
     ],
 )
 def test_an_option_of_another_family_is_refused(settings: list[str], message: str) -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Conditioning, Flux1Policy
-from customized_grpo.policies.flux1 import token_ids
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.flux1 import Flux1Policy, token_ids
+from customized_grpo.policies.options import Flux1Options
+from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import pack, unpack
 
 MakePolicy = Callable[..., Flux1Policy]
@@ -123,9 +125,9 @@ def test_the_shift_grows_with_the_image_and_asking_leaves_no_trace(make_policy: 
 def test_a_shift_for_a_schedule_without_one_is_refused(make_policy: MakePolicy) -> None:
     pipe = make_policy().pipe
     pipe.scheduler.register_to_config(use_dynamic_shifting=False)
-    options: dict[str, Any] = {"reference_ids": "kontext", "guidance": 1, "max_text_tokens": 24}
+    settings = PolicySettings(guidance=1, max_text_tokens=24, mu=0.5, precision="fp32")
     with pytest.raises(UserError, match=r"model\.mu"):
-        Flux1Policy(pipe, mu=0.5, precision="fp32", device="cpu", **options)
+        Flux1Policy(pipe, settings, Flux1Options())
 
 
 def test_uno_ids_worked_out_by_hand() -> None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 import tiny_flux2 as tiny
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.flux2 import Flux2Policy, text_ids, token_ids
+from customized_grpo.policies.options import Flux2Options
+from customized_grpo.policies.settings import PolicySettings
 
 MakeImage = Callable[..., Tensor]
 
@@ -41,7 +43,8 @@ def make_policy(
     rank: int | None = None,
     alpha: float | None = None,
     half: bool = False,
-    **options: Any,
+    text_layers: tuple[int, ...] | None = tiny.TEXT_LAYERS,
+    **settings: Any,
 ) -> Flux2Policy:
     build, guidance = CHECKPOINTS[checkpoint]
     pipe = build()
@@ -53,9 +56,9 @@ def make_policy(
         "max_text_tokens": tiny.MAX_TEXT_TOKENS,
         "precision": "fp32",
         "device": "cpu",
-        "text_layers": tiny.TEXT_LAYERS,
     }
-    policy = Flux2Policy(pipe, **{**defaults, **options})
+    options = Flux2Options(text_layers=text_layers)
+    policy = Flux2Policy(pipe, PolicySettings(**{**defaults, **settings}), options)
     if rank is not None:
         policy.add_adapter(rank=rank, alpha=alpha, seed=7)
     return policy
@@ -267,9 +270,9 @@ def test_a_text_without_room_for_a_prompt_is_refused(checkpoint: str, overhead: 
 
 
 def test_text_layers_are_the_pipelines_own_unless_given(make_image: MakeImage) -> None:
-    defaults: dict[str, Any] = {"guidance": 1.0, "precision": "fp32", "device": "cpu"}
+    settings = PolicySettings(guidance=1.0, max_text_tokens=tiny.MAX_TEXT_TOKENS, precision="fp32")
     pipe = tiny.klein(distilled=True, text_depth=27)
-    policy = Flux2Policy(pipe, max_text_tokens=tiny.MAX_TEXT_TOKENS, **defaults)
+    policy = Flux2Policy(pipe, settings, Flux2Options())
     pipes = theirs(pipe, [make_image(3)], text_encoder_out_layers=(9, 18, 27))
     assert close(ours(policy, [make_image(3)]), pipes)
 
@@ -295,8 +298,9 @@ def test_an_explicit_shift_moves_sigmas_as_its_formula_says() -> None:
 def test_a_shift_for_a_schedule_without_one_is_refused() -> None:
     pipe = tiny.klein(distilled=True)
     pipe.scheduler.register_to_config(use_dynamic_shifting=False)
+    settings = PolicySettings(guidance=1.0, max_text_tokens=96, mu=0.5, precision="fp32")
     with pytest.raises(UserError, match=r"model\.mu"):
-        Flux2Policy(pipe, guidance=1.0, mu=0.5, max_text_tokens=96, precision="fp32", device="cpu")
+        Flux2Policy(pipe, settings, Flux2Options())
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
-from customized_grpo.policies import Flux1Policy, load_policy
-from customized_grpo.policies.loading import load_pipeline, pick_device
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.loading import load_pipeline, load_policy, pick_device
 
 MakePolicy = Callable[..., Flux1Policy]
 
@@ -193,6 +193,7 @@ def test_quiet_puts_everything_back() -> None:
     assert talks("torchao") and talks("bitsandbytes.backends.cpu.ops")
 
 
-def test_importing_the_room_does_not_import_diffusers() -> None:
-    code = "import sys, customized_grpo.policies; sys.exit('diffusers' in sys.modules)"
+@pytest.mark.parametrize(("module", "heavy"), [("families", "torch"), ("loading", "diffusers")])
+def test_importing_a_part_of_the_room_does_not_import_what_is_heavy(module: str, heavy: str) -> None:
+    code = f"import sys, customized_grpo.policies.{module}; sys.exit('{heavy}' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

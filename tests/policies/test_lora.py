@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Conditioning, Flux1Policy
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.lora import FILE_NAME
 
 MakePolicy = Callable[..., Flux1Policy]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from customized_grpo.cli.main import main
 from customized_grpo.errors import UserError
 from customized_grpo.policies.offload import Placement
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.policy import Policy
 
 MakeImage = Callable[..., Tensor]
-Load = Callable[..., PipelinePolicy]
+Load = Callable[..., Policy]
 
 DEVICE = torch.device("cpu:0")
 """Stands for an accelerator: the same memory, but told apart from the "cpu" where parts wait."""
@@ -53,7 +53,7 @@ class Record:
         return note
 
 
-def use(policy: PipelinePolicy, make_image: MakeImage) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def use(policy: Policy, make_image: MakeImage) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Encode two prompts, ask for a velocity and decode."""
     encoded = policy.encode(["a fox", "a bird"], [[make_image(1)], [make_image(2)]], 64, 64)
     x = policy.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)], 64, 64)
@@ -62,7 +62,7 @@ def use(policy: PipelinePolicy, make_image: MakeImage) -> tuple[dict[str, Tensor
     return encoded.per_sample | encoded.shared, v, policy.decode(x, 64, 64)
 
 
-def encoders_of(policy: PipelinePolicy) -> set[str]:
+def encoders_of(policy: Policy) -> set[str]:
     return {name for name in policy.pipe.components if name.startswith("text_encoder")}
 
 

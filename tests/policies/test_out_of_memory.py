@@ -9,7 +9,8 @@ import torch
 
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.policies import load_policy, loading
+from customized_grpo.policies import loading
+from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.out_of_memory import explained
 
 # as torch 2.13 writes it on a 24 GB card
@@ -75,7 +76,7 @@ def test_loading_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_the_memory(*_: object, **__: object) -> None:
         torch.empty(2**50, dtype=torch.uint8)
 
-    monkeypatch.setattr(loading, "quantise", fill_the_memory)
+    monkeypatch.setattr(loading, "quantise_layers", fill_the_memory)
     with pytest.raises(UserError, match="out of memory.*GiB") as caught:
         load_policy(model(height=64, width=64, quantisation="int8", device="cpu"), seed=0)
     assert "model.quantisation=nf4" in str(caught.value.hint)

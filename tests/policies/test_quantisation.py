@@ -19,19 +19,19 @@ from torch.nn.functional import linear
 from customized_grpo.cli.main import main
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.policies import load_policy
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.quantisation import Quantisation, QuantisedLinear, quantise
+from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.quantisation import Quantisation, QuantisedLinear, quantise_layers
 
 CPU = torch.device("cpu")
 KINDS: tuple[Quantisation, ...] = ("int8", "fp8", "nf4")
 LARGEST_ERROR = {"int8": 0.01, "fp8": 0.05, "nf4": 0.2}
 """Of a velocity, relative to that of the unquantised base; two to five times what is measured here."""
-Load = Callable[..., PipelinePolicy]
-Call = Callable[[PipelinePolicy], Tensor]
+Load = Callable[..., Policy]
+Call = Callable[[Policy], Tensor]
 
 
-def train(policy: PipelinePolicy) -> None:
+def train(policy: Policy) -> None:
     """Stand in for training: give every B some weight."""
     noise = torch.Generator().manual_seed(3)
     tensors = policy.adapter_tensors()
@@ -41,7 +41,7 @@ def train(policy: PipelinePolicy) -> None:
     policy.load_adapter_tensors(tensors)
 
 
-def gradients(policy: PipelinePolicy, velocities: Call) -> tuple[Tensor, list[Tensor]]:
+def gradients(policy: Policy, velocities: Call) -> tuple[Tensor, list[Tensor]]:
     for parameter in policy.trainable_parameters():
         parameter.grad = None
     v = velocities(policy)
@@ -249,7 +249,7 @@ def test_a_damaged_layer_is_named(load_family: Load) -> None:
     fresh = type(transformer).from_config(transformer.config)
     fresh.single_transformer_blocks[1].proj_out.weight.data[3, 4] = torch.nan
     with pytest.raises(UserError, match=r"single_transformer_blocks\.1\.proj_out has weights that are not"):
-        quantise(fresh, "nf4", CPU)
+        quantise_layers(fresh, "nf4", CPU)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -257,7 +257,7 @@ def test_the_libraries_say_nothing(kind: str) -> None:
     model = f"path='toybox', quantisation={kind!r}, height=64, width=64, max_text_tokens=24, device='cpu'"
     code = (
         "from customized_grpo.config.schema import ModelConfig\n"
-        "from customized_grpo.policies import load_policy\n"
+        "from customized_grpo.policies.loading import load_policy\n"
         f"load_policy(ModelConfig({model}), seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

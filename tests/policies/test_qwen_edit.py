@@ -11,8 +11,9 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
-from customized_grpo.policies import Conditioning
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.qwen_edit import QwenEditPolicy, load_processor
+from customized_grpo.policies.settings import PolicySettings
 
 MakePolicy = Callable[..., QwenEditPolicy]
 MakeImage = Callable[..., Tensor]
@@ -39,12 +40,12 @@ def make_policy() -> MakePolicy:
     """Build a policy over random weights, with a fresh adapter when a rank is given."""
 
     def make(
-        *, rank: int | None = None, target: str | None = None, zero_cond_t: bool = False, **options: Any
+        *, rank: int | None = None, target: str | None = None, zero_cond_t: bool = False, **settings: Any
     ) -> QwenEditPolicy:
         with quiet():
             pipe = tiny.build_pipeline(zero_cond_t=zero_cond_t)
         defaults = {"guidance": 4.0, "max_text_tokens": N_TEXT, "precision": "fp32", "device": "cpu"}
-        policy = QwenEditPolicy(pipe, **{**defaults, **options})
+        policy = QwenEditPolicy(pipe, PolicySettings(**{**defaults, **settings}))
         if rank is not None:
             policy.add_adapter(rank=rank, target=target, seed=7)
         return policy
@@ -154,8 +155,9 @@ def test_sigmas_worked_out_by_hand_and_asking_for_them_leaves_no_trace(make_poli
 def test_a_shift_for_a_schedule_without_one_is_refused(make_policy: MakePolicy) -> None:
     pipe = make_policy().pipe
     pipe.scheduler.register_to_config(use_dynamic_shifting=False)
+    settings = PolicySettings(guidance=1, max_text_tokens=N_TEXT, mu=0.5, precision="fp32")
     with pytest.raises(UserError, match=r"model\.mu"):
-        QwenEditPolicy(pipe, guidance=1, mu=0.5, max_text_tokens=N_TEXT, precision="fp32", device="cpu")
+        QwenEditPolicy(pipe, settings)
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True], ids=["2509", "2511"])
@@ -385,7 +387,7 @@ def test_a_checkpoint_with_a_processor_for_videos_is_loaded_without_torchvision(
     with quiet():
         pipe = type(policy.pipe).from_pretrained(folder, processor=load_processor(str(folder)))
     pipe.set_progress_bar_config(disable=True)
-    loaded = QwenEditPolicy(pipe, guidance=4.0, max_text_tokens=N_TEXT, precision="fp32", device="cpu")
+    loaded = QwenEditPolicy(pipe, PolicySettings(guidance=4.0, max_text_tokens=N_TEXT, precision="fp32"))
     mine, again = (ours(one, references, (32, 32)) for one in (policy, loaded))
     assert torch.allclose(mine, again, atol=1e-5, rtol=0)
 

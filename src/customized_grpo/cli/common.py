@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from customized_grpo import files
 from customized_grpo.errors import UserError
+from customized_grpo.hub import is_hub_id
 
 UNBROKEN = 100_000  # columns, more than any line needs
 
@@ -75,13 +77,14 @@ def check_run(run: Path) -> Path:
     Raises:
         UserError: It is not; the hint lists the runs in the folder it would be in.
     """
-    if (run / "config.yaml").is_file():
+    from customized_grpo.runs.folder import is_run_folder, runs_in
+
+    if is_run_folder(run):
         return run
-    problem = "has no config.yaml, so it is not the folder of a run" if run.is_dir() else "is not a folder"
-    neighbours = sorted(str(config.parent) for config in run.parent.glob("*/config.yaml"))
-    if neighbours:
-        raise UserError(f"{run} {problem}", hint=f"Runs here: {', '.join(neighbours)}.")
-    raise UserError(f"{run} {problem}", hint="Start a run with `cgrpo train toybox`.")
+    problem = "is not the folder of a run" if run.is_dir() else "is not a folder"
+    neighbours = [str(path) for path in runs_in(run.parent)]
+    hint = f"Runs here: {', '.join(neighbours)}." if neighbours else "Start a run with `cgrpo train toybox`."
+    raise UserError(f"{run} {problem}", hint=hint)
 
 
 def check_source(source: str) -> None:
@@ -90,9 +93,10 @@ def check_source(source: str) -> None:
     Raises:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
     """
+    from customized_grpo.runs.folder import runs_in
+
     path = Path(source)
-    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if path.exists() or source == "toybox" or (is_hub_id and not any(path.parent.glob("*/config.yaml"))):
+    if path.exists() or source == "toybox" or (is_hub_id(source) and not runs_in(path.parent)):
         return
     check_run(path)
 
@@ -116,10 +120,8 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
     """
     if file is None:
         return
-    from customized_grpo.files import write_json
-
     try:
-        write_json(file, value)
+        files.write_json(file, value)
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 

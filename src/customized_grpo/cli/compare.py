@@ -53,6 +53,6 @@ def compare(
         threads=threads,
     )
 
-    from customized_grpo.comparison.run import compare as run
+    from customized_grpo.comparison.run import run_comparison
 
-    raise typer.Exit(run(plan, jobs=jobs, examine=doctor, train=not report_only))
+    raise typer.Exit(run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only))

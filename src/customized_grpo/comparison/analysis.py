@@ -20,17 +20,17 @@ def analyse(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
         arms: Entries of the plan: name, role, control.
         runs: Entries of `results.collect`.
     """
-    tables = Tables.of(runs)
+    tables = Tables.from_runs(runs)
+    names = [arm["name"] for arm in arms]
     front = Front([arm["name"] for arm in arms if arm["role"] == "front"], tables)
     against = _against_controls(arms, tables)
-    entries = [_arm(arm["name"], runs, tables, front, against.get(arm["name"])) for arm in arms]
+    gains = [(name, front.gain(name)) for name in names]
     return {
+        # The base is one run: a table of one row, whose interval is about new subjects alone.
         "base": {metric: crossed_interval(table[None]).to_json() for metric, table in tables.before.items()},
-        "arms": entries,
+        "arms": [_arm(name, runs, tables, front, against.get(name)) for name in names],
         "front": front.to_json(),
-        "hypervolume_gain": [
-            {"arm": arm["name"], **gain} for arm in arms if (gain := front.gain(arm["name"])) is not None
-        ],
+        "hypervolume_gain": [{"arm": name, **gain} for name, gain in gains if gain is not None],
     }
 
 
@@ -42,12 +42,12 @@ def _arm(
     against: dict[str, Any] | None,
 ) -> dict[str, Any]:
     own = [run for run in runs if run["arm"] == name and run["state"] == "finished"]
-    measured = name in tables.seeds
+    scores = tables.arms.get(name)
     return {
         "name": name,
         "runs": len(own),
-        "final": _intervals(tables.after[name]) if measured else None,
-        "change": _intervals(tables.change[name]) if measured else None,
+        "final": _intervals(scores.after) if scores is not None else None,
+        "change": _intervals(scores.change) if scores is not None else None,
         "degraded": sum(run["degraded"] is True for run in own),
         "outside_front": front.outside(name),
         "against_control": against,
@@ -62,26 +62,30 @@ def _intervals(tables: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
 
 def _against_controls(arms: Sequence[Mapping[str, Any]], tables: Tables) -> dict[str, dict[str, Any]]:
     """Return, by arm, the paired differences from its control, with Holm's p-values over all of them."""
-    tests: dict[tuple[str, str], dict[str, float]] = {}
-    controls = {arm["name"]: arm["control"] for arm in arms if arm["control"] is not None}
-    for name, control in controls.items():
+    against: dict[str, dict[str, Any]] = {}
+    tests: list[dict[str, float]] = []
+    for arm in arms:
+        if arm["control"] is None:
+            continue
+        entry: dict[str, Any] = {"control": arm["control"]}
         for metric in (IDENTITY, PROMPT):
-            difference = tables.paired(name, control, metric)
+            difference = tables.paired(arm["name"], arm["control"], metric)
             if difference is not None:
-                tests[name, metric] = crossed_interval(difference).to_json()
-    for test, p in zip(tests.values(), holm([test["p"] for test in tests.values()]), strict=True):
-        test["p_holm"] = p
-    return {
-        name: {"control": control, **{metric: tests[name, metric] for metric in (IDENTITY, PROMPT)}}
-        for name, control in controls.items()
-        if (name, IDENTITY) in tests and (name, PROMPT) in tests
-    }
+                entry[metric] = crossed_interval(difference).to_json()
+                tests.append(entry[metric])
+        if {IDENTITY, PROMPT} <= entry.keys():
+            against[arm["name"]] = entry
+    adjusted = holm([test["p"] for test in tests])
+    for test, p in zip(tests, adjusted, strict=True):
+        test["p_holm"] = p  # `against` holds the same objects
+    return against
 
 
 def _quadrants(runs: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Return the mean shares of the training samples of all runs, and their null."""
-    names = {**{name: f"advantage/{name}" for name in QUADRANTS}, "null": "advantage/conflict_null"}
-    return _means(runs, names)
+    columns = {name: f"advantage/{name}" for name in QUADRANTS}
+    columns["null"] = "advantage/conflict_null"
+    return _means(runs, columns)
 
 
 def _group_std(runs: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -92,9 +96,15 @@ def _group_std(runs: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 def _means(
     runs: Sequence[Mapping[str, Any]], columns: Mapping[str, str], last: float = 1.0
 ) -> dict[str, float] | None:
-    records = [record for run in runs for record in run["train"][int(len(run["train"]) * (1 - last)) :]]
-    values = {
-        name: [record[column] for record in records if record.get(column) is not None]
-        for name, column in columns.items()
-    }
-    return {name: sum(v) / len(v) for name, v in values.items()} if all(values.values()) else None
+    """Return the mean of each column over the last share of training; None where one was never measured."""
+    records: list[Mapping[str, Any]] = []
+    for run in runs:
+        start = int(len(run["train"]) * (1 - last))
+        records += run["train"][start:]
+    means: dict[str, float] = {}
+    for name, column in columns.items():
+        values = [record[column] for record in records if record.get(column) is not None]
+        if not values:
+            return None
+        means[name] = sum(values) / len(values)
+    return means

@@ -25,13 +25,13 @@ class Arm(BaseModel):
     """One way to train: the recipe with some settings replaced.
 
     Attributes:
-        name: Of its folder and its rows.
-        label: What people read.
+        name: Name of its folder and its rows.
+        label: Name on pages.
         role: "front": naive GRPO at one constant weight; these arms make the front that others have to leave.
-            "method": Customized-GRPO or a part of it. "control": the same with what matters taken out.
+            "method": Customized-GRPO or a part of it. "control": the same without the part in question.
             "rival": another answer to the same problem.
         note: One sentence: what it changes and why it is here.
-        control: Name of the arm it is compared with; None leaves it without that comparison.
+        control: Name of the arm to compare it with; None for no such comparison.
         overrides: Settings of the recipe that it replaces, {"section.key": value}.
     """
 
@@ -46,14 +46,14 @@ class Arm(BaseModel):
 
     def settings(self) -> list[str]:
         """Return the overrides as `load_config` takes them, `section.key=value`."""
-        return [f"{key}={_flow(value)}" for key, value in self.overrides.items()]
+        # JSON is YAML on one line.
+        return [f"{key}={json.dumps(value)}" for key, value in self.overrides.items()]
 
 
 def arm_set_names() -> list[str]:
     """Return the names of the sets of arms that come with the package."""
-    return sorted(
-        file.name.removesuffix(".yaml") for file in _shipped().iterdir() if file.name.endswith(".yaml")
-    )
+    files = [file.name for file in _shipped().iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load_arms(source: str, only: Sequence[str] = ()) -> list[Arm]:
@@ -61,46 +61,52 @@ def load_arms(source: str, only: Sequence[str] = ()) -> list[Arm]:
 
     Args:
         source: Name of a set of the package, or path of a YAML file.
-        only: Names of arms to keep; none keeps all. An arm whose control is left out loses it.
+        only: Names of the arms to return; empty means all. An arm whose control is left out loses it.
 
     Raises:
         UserError: Lists everything that is wrong.
     """
-    data, found = read_yaml(_read(source))
-    mistakes = [f"{mistake.path}: {mistake.text}" for mistake in found]
+    data, yaml_mistakes = read_yaml(_read(source))
+    mistakes = [f"{mistake.path}: {mistake.text}" for mistake in yaml_mistakes]
     arms: list[Arm] = []
     if not mistakes:
         arms, mistakes = _parse(data)
-    names = [arm.name for arm in arms]
-    mistakes += [
-        f"arm {name!r}: the name is given twice" for name in sorted(set(names)) if names.count(name) > 1
-    ]
-    mistakes += [
-        f"arm {arm.name!r}: its control {arm.control!r} is no other arm of the file"
-        for arm in arms
-        if arm.control is not None and (arm.control not in names or arm.control == arm.name)
-    ]
+    mistakes += _reference_mistakes(arms)
     if mistakes:
         raise UserError(f"arms {source}:\n  " + "\n  ".join(mistakes))
-    if unknown := [name for name in only if name not in names]:
-        raise UserError(f"no such arm: {', '.join(unknown)}", f"There are {', '.join(names)}.")
+    names = [arm.name for arm in arms]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise UserError(f"no such arm: {', '.join(unknown)}", hint=f"There are {', '.join(names)}.")
     return [_without_absent_control(arm, only) for arm in arms if not only or arm.name in only]
 
 
+def _reference_mistakes(arms: Sequence[Arm]) -> list[str]:
+    """Return names that are given twice and controls that are no other arm."""
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    mistakes = [f"arm {name!r}: the name is given twice" for name in twice]
+    for arm in arms:
+        if arm.control is not None and (arm.control not in names or arm.control == arm.name):
+            mistakes.append(f"arm {arm.name!r}: its control {arm.control!r} is no other arm of the file")
+    return mistakes
+
+
 def _parse(data: Any) -> tuple[list[Arm], list[str]]:
+    """Return the arms of a file, and what is wrong with it."""
     items = data.get("arms") if isinstance(data, dict) else None
     if not isinstance(items, list) or not items or set(data) != {"arms"}:
         return [], ['write "arms:" and under it a list of arms, and nothing else']
-    arms, mistakes = [], []
+    arms: list[Arm] = []
+    mistakes: list[str] = []
     for number, item in enumerate(items):
         try:
             arms.append(Arm.model_validate(item))
         except ValidationError as error:
             name = item.get("name", number) if isinstance(item, dict) else number
-            mistakes += [
-                f"arm {name!r}: {'.'.join(map(str, one['loc'])) or 'arm'}: {one['msg']}"
-                for one in error.errors()
-            ]
+            for detail in error.errors():
+                place = ".".join(map(str, detail["loc"])) or "arm"
+                mistakes.append(f"arm {name!r}: {place}: {detail['msg']}")
     return arms, mistakes
 
 
@@ -115,16 +121,11 @@ def _read(source: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(arm_set_names())
         raise UserError(
-            f"cannot read arms {source!r}: {error}", f"Give a YAML file, or one of {known}."
+            f"cannot read arms {source!r}: {error}",
+            hint=f"Give a YAML file, or one of {', '.join(arm_set_names())}.",
         ) from error
 
 
 def _shipped() -> Traversable:
     return resources.files("customized_grpo.comparison") / "arms"
-
-
-def _flow(value: JsonValue) -> str:
-    """Return a value as YAML on one line; JSON is YAML."""
-    return json.dumps(value)

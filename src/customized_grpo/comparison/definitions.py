@@ -1,13 +1,15 @@
-"""What the words of a comparison mean: fixed before any result was seen, printed on its page."""
+"""Metrics and terms of a comparison; the terms were defined before any result was seen."""
 
 from __future__ import annotations
 
-IDENTITY, PROMPT = "judge/identity", "judge/prompt"
-PROXY = "reward/identity"
+from customized_grpo.statistics.degradation import DEFINITION
+
+IDENTITY = "judge/identity"
+PROMPT = "judge/prompt"
 METRICS = (
     IDENTITY,
     PROMPT,
-    PROXY,
+    "reward/identity",
     "reward/prompt",
     "monitor/copy_score",
     "monitor/background_similarity",
@@ -18,15 +20,10 @@ REFERENCE = (0.0, 0.0)
 """Corner from which hypervolume is counted: scores of 0."""
 
 DEFINITIONS = (
-    {
-        "term": "Competitive degradation",
-        "text": "Of one run: on held-out prompts, the identity reward it was trained on is above the base's "
-        "and the share of prompted attributes that held-out classifiers find is below the base's, "
-        "both with 95 % intervals (paired, clustered by subject) that exclude 0.",
-    },
+    {"term": "Competitive degradation", "text": DEFINITION},
     {
         "term": "Front",
-        "text": "What is to be had without the method: the base, and naive GRPO at every constant weight "
+        "text": "What can be reached without the method: the base, and naive GRPO at every constant weight "
         "that was run, each by its final point (held-out identity, held-out prompt accuracy), mean "
         "over seeds. No checkpoint is picked: final means the last iteration.",
     },

@@ -1,6 +1,6 @@
 """The front: what the base and naive GRPO at its constant weights reach, and how far an arm lies outside.
 
-The base belongs to it: it is naive GRPO of no iterations. Without it, whatever moves little would count as
+The base belongs to it: it is naive GRPO of no iterations. Without it, an arm that hardly moves would count as
 outside where every constant weight loses one of the two qualities.
 """
 
@@ -21,27 +21,32 @@ from customized_grpo.statistics.hypervolume import hypervolumes, margins, pareto
 
 Floats = NDArray[np.float64]
 DRAWS = 2000
+"""Joint bootstrap draws of seeds and subjects."""
+
 BASE = "base"
 
 
 class Points:
     """Final points (identity, prompt) of some arms, with joint bootstrap draws of seeds and subjects.
 
+    Args:
+        identity: Scores [A, S, C] of A arms with S seeds on C subjects.
+        prompt: The same of the other quality.
+
     Attributes:
-        estimate: [1, A, 2].
-        draws: [draws, A, 2].
-        counts: Numbers of seeds and of subjects drawn from.
+        estimate: Means over all seeds and subjects [1, A, 2].
+        draws: Means of each draw [draws, A, 2].
+        seeds: How many seeds were drawn from.
+        subjects: How many subjects were drawn from.
     """
 
     def __init__(self, identity: Floats, prompt: Floats) -> None:
-        self.counts: tuple[int, int] = identity.shape[1:]
-        seeds, subjects = self.counts
-        even = np.full((1, seeds), 1 / seeds), np.full((1, subjects), 1 / subjects)
-        drawn = crossed_weights(*self.counts, DRAWS, seed=0)
-        self.estimate, draws = (
-            np.stack([draw_means(table, weights) for table in (identity, prompt)], axis=-1)
-            for weights in (even, drawn)
-        )
+        self.seeds, self.subjects = identity.shape[1:]
+        # The estimate is one more "draw", in which every seed and subject has the same weight.
+        even = (np.full((1, self.seeds), 1 / self.seeds), np.full((1, self.subjects), 1 / self.subjects))
+        drawn = crossed_weights(self.seeds, self.subjects, DRAWS, seed=0)
+        self.estimate = _means(identity, prompt, even)
+        draws = _means(identity, prompt, drawn)
         # A draw may miss every measured cell of an arm when some of its subjects could not be judged.
         self.draws = draws[np.isfinite(draws).all(axis=(1, 2))]
 
@@ -51,10 +56,14 @@ class Points:
         n is the number of seeds (of subjects if there is one seed); the spread is widened by
         sqrt(n / (n - 1)), by which drawing from n makes it too small.
         """
-        seeds, subjects = self.counts
-        n = seeds if seeds > 1 else subjects
+        n = self.seeds if self.seeds > 1 else self.subjects
         half = float(stdtrit(n - 1, 0.975)) * float(draws.std()) * math.sqrt(n / (n - 1))
         return {"mean": float(estimate), "low": float(estimate) - half, "high": float(estimate) + half}
+
+
+def _means(identity: Floats, prompt: Floats, weights: tuple[Floats, Floats]) -> Floats:
+    """Return the points [draws, A, 2] of both qualities under weights of seeds and of subjects."""
+    return np.stack([draw_means(identity, weights), draw_means(prompt, weights)], axis=-1)
 
 
 class Front:
@@ -66,9 +75,8 @@ class Front:
     """
 
     def __init__(self, names: Sequence[str], tables: Tables) -> None:
-        judged = {IDENTITY, PROMPT}
         self.tables = tables
-        self.names = [name for name in names if judged <= set(tables.after.get(name, ()))]
+        self.names = [name for name in names if _is_judged(name, tables)]
 
     def to_json(self) -> dict[str, Any] | None:
         """Return what is on the front, by identity, and its hypervolume; None if no arm was judged."""
@@ -98,16 +106,13 @@ class Front:
         points = None if arm in self.names else self._points(arm)
         if points is None:
             return None
-        estimate, draws = (
-            hypervolumes(p, REFERENCE) - hypervolumes(p[:, :-1], REFERENCE)
-            for p in (points.estimate, points.draws)
-        )
-        gain = points.interval(estimate[0], draws)
+        gain = points.interval(_added_volume(points.estimate)[0], _added_volume(points.draws))
         return {**gain, "low": max(0.0, gain["low"])}  # no point takes area away
 
     def _points(self, *extra: str) -> Points | None:
         """Return the points of base, front and extra arms, over the seeds that all arms have finished."""
-        identity, prompt = (self._table([*self.names, *extra], metric) for metric in (IDENTITY, PROMPT))
+        identity = self._table([*self.names, *extra], IDENTITY)
+        prompt = self._table([*self.names, *extra], PROMPT)
         return None if identity is None or prompt is None else Points(identity, prompt)
 
     def _table(self, arms: Sequence[str], metric: str) -> Floats | None:
@@ -117,3 +122,12 @@ class Front:
             return None
         base = np.broadcast_to(self.tables.before[metric], scores[:1].shape)
         return np.concatenate([base, scores])
+
+
+def _is_judged(arm: str, tables: Tables) -> bool:
+    return arm in tables.arms and {IDENTITY, PROMPT} <= set(tables.arms[arm].after)
+
+
+def _added_volume(points: Floats) -> Floats:
+    """Return by how much hypervolume the last of the points [draws, A, 2] extends the others [draws]."""
+    return hypervolumes(points, REFERENCE) - hypervolumes(points[:, :-1], REFERENCE)

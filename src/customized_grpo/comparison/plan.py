@@ -1,9 +1,9 @@
-"""What a comparison runs: every arm with every seed, each in a run folder of its own.
+"""The runs of a comparison: every arm with every seed, each in a run folder of its own.
 
-FOLDER/plan.json                 what a later call in the same folder has to agree with
+FOLDER/plan.json                 the plan, which a later call in the same folder must agree with
 FOLDER/recipes/ARM_seed_N.yaml   the recipe of each run
 FOLDER/runs/ARM/seed_N/          its run folder, like any other
-FOLDER/logs/ARM_seed_N.log       what it printed
+FOLDER/logs/ARM_seed_N.log       its output
 FOLDER/doctor.json, results.json, comparison.html
 """
 
@@ -40,7 +40,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Return what files are called after."""
+        """Return the name of its files."""
         return f"{self.arm}_seed_{self.seed}"
 
     @property
@@ -61,9 +61,9 @@ class Plan:
     Attributes:
         recipe: Preset or file.
         overrides: Settings for all arms, "section.key=value".
-        folder: Where everything is kept.
+        folder: Folder of the whole comparison.
         base: The recipe without an arm.
-        arms: What is compared.
+        arms: The arms to compare.
         configs: The recipe of each arm, by its name.
         seeds: Values of run.seed.
         threads: Of every run on a CPU. They change the last bits of a sum, so they belong to the plan.
@@ -80,12 +80,18 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Return what people call it, the recipe's name."""
+        """Return the name of the comparison, which is the recipe's."""
         return Path(self.recipe).stem
 
     def runs(self) -> list[PlannedRun]:
-        """Return all runs, every arm of a seed before the next seed: what is done early can be compared."""
-        return [self._run(arm.name, seed) for seed in self.seeds for arm in self.arms]
+        """Return all runs, every arm of a seed before the next seed.
+
+        So the arms can be compared as soon as the first seed is done.
+        """
+        runs = []
+        for seed in self.seeds:
+            runs += [self._run(arm.name, seed) for arm in self.arms]
+        return runs
 
     def _run(self, arm: str, seed: int) -> PlannedRun:
         config = self.configs[arm]
@@ -94,7 +100,7 @@ class Plan:
         return PlannedRun(arm, seed, config.model_copy(update={"run": run}))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept in the folder."""
+        """Return the content of plan.json."""
         return {
             "name": self.name,
             "recipe": self.recipe,
@@ -120,16 +126,17 @@ def make_plan(
     Args:
         recipe: Preset or file.
         overrides: Settings for all arms.
-        arms: What is compared.
+        arms: The arms to compare.
         seeds: Values of run.seed.
-        folder: Where to keep it; None means runs/compare-NAME.
+        folder: Folder of the comparison; None means runs/compare-NAME.
         threads: Of every run on a CPU.
 
     Raises:
         UserError: The recipe, or one with an arm, is not valid; all bad arms are listed.
     """
     base = load_config(recipe, overrides)
-    configs, mistakes = {}, []
+    configs: dict[str, Config] = {}
+    mistakes: list[str] = []
     for arm in arms:
         try:
             configs[arm.name] = load_config(recipe, [*overrides, *arm.settings()])
@@ -145,15 +152,17 @@ def adopt(plan: Plan) -> Plan:
     """Write the plan into its folder, together with the arms and seeds that are planned there already.
 
     Returns:
-        the plan of all of them, which is what results are about.
+        The plan of all of them, which the results are about.
 
     Raises:
-        UserError: The folder holds something else, or runs with other settings; nothing is changed.
+        UserError: The folder holds something else, or runs with other settings; nothing was changed.
     """
     folder = RunFolder(plan.folder)
     before = folder.read_json(PLAN)
     if before is None and plan.folder.is_dir() and any(plan.folder.iterdir()):
-        raise UserError(f"{plan.folder} exists and holds no comparison", "Choose another folder with --out.")
+        raise UserError(
+            f"{plan.folder} exists and holds no comparison", hint="Choose another folder with --out."
+        )
     whole = plan if before is None else _merge(before, plan)
     folder.write_json(PLAN, whole.to_json())
     return whole
@@ -165,32 +174,33 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
     Raises:
         UserError: Recipe, threads or the overrides of an arm differ.
     """
+    base = Config.model_validate_json(json.dumps(before["config"]))
     changed = [
         f"{path}: {old} there, {new} now"
-        for path, old, new in diff_configs(
-            Config.model_validate_json(json.dumps(before["config"])), plan.base
-        )
+        for path, old, new in diff_configs(base, plan.base)
         if not path.startswith("run.")
     ]
     if before["threads_per_run"] != plan.threads:
         changed.append(f"threads of a run: {before['threads_per_run']} there, {plan.threads} now")
-    planned = {arm.name: arm for arm in (Arm.model_validate(arm) for arm in before["arms"])}
-    changed += [
-        f"arm {arm.name!r}: {planned[arm.name].overrides} there, {arm.overrides} now"
-        for arm in plan.arms
-        if arm.name in planned and planned[arm.name].overrides != arm.overrides
-    ]
+    planned_arms = [Arm.model_validate(arm) for arm in before["arms"]]
+    planned = {arm.name: arm for arm in planned_arms}
+    for arm in plan.arms:
+        earlier = planned.get(arm.name)
+        if earlier is not None and earlier.overrides != arm.overrides:
+            changed.append(f"arm {arm.name!r}: {earlier.overrides} there, {arm.overrides} now")
     if changed:
         raise UserError(
             f"{plan.folder} holds a comparison with other settings:\n  " + "\n  ".join(changed),
-            "Its runs and new ones could not be compared; choose another folder with --out.",
+            hint="Its runs and new ones could not be compared; choose another folder with --out.",
         )
-    arms = {arm.name: arm for arm in plan.arms}
-    known = [arm if arm.control is not None else arms.get(name, arm) for name, arm in planned.items()]
+    # An arm loses its control when it was chosen without it (--only); a later call may give it back.
+    now = {arm.name: arm for arm in plan.arms}
+    earlier_arms = [arm if arm.control is not None else now.get(arm.name, arm) for arm in planned_arms]
+    new_arms = [arm for arm in plan.arms if arm.name not in planned]
     return make_plan(
         plan.recipe,
         plan.overrides,
-        [*known, *(arm for name, arm in arms.items() if name not in planned)],
+        [*earlier_arms, *new_arms],
         sorted({*before["seeds"], *plan.seeds}),
         folder=plan.folder,
         threads=plan.threads,

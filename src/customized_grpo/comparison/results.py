@@ -1,16 +1,18 @@
-"""What the runs of a plan say, as plain data: `results.json` without its analysis."""
+"""The results of a plan's runs as plain data: `results.json` without its analysis."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.comparison.definitions import METRICS, PROMPT, PROXY
+from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.held_out import HeldOutScores
+from customized_grpo.evaluation.scores import HeldOutScores
 from customized_grpo.reporting.metrics import Record, read_metrics
+from customized_grpo.statistics import degradation
 
 EVAL_COLUMNS = ("iteration", "rollouts", *METRICS)
 TRAIN_COLUMNS = (
@@ -38,12 +40,9 @@ def collect(plan: Plan) -> dict[str, Any]:
         UserError: Finished runs were judged on different prompts.
     """
     runs = [_entry(run) for run in plan.runs()]
-    finished = [run for run in runs if run["state"] == "finished"]
-    if other := [run for run in finished if run["prompts"] != finished[0]["prompts"]]:
-        names = f"{other[0]['arm']} (seed {other[0]['seed']}) and {finished[0]['arm']}"
-        raise UserError(f"{names} were judged on different held-out prompts, so they cannot be paired")
+    _check_prompts([run for run in runs if run["state"] == "finished"])
     for run in runs:
-        run.pop("prompts", None)
+        del run["prompts"]
     return {
         "format": 1,
         **plan.to_json(),
@@ -52,35 +51,58 @@ def collect(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _check_prompts(finished: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse finished runs that were judged on different prompts."""
+    for run in finished:
+        first = finished[0]
+        if run["prompts"] != first["prompts"]:
+            raise UserError(
+                f"{run['arm']} (seed {run['seed']}) and {first['arm']} were judged on different held-out "
+                "prompts, so they cannot be paired"
+            )
+
+
 def _entry(run: PlannedRun) -> dict[str, Any]:
+    """Return the entry of a run; its "prompts" are only there to be compared and then removed."""
     summary = run.summary()
     records = _records(run.folder.path / "metrics.jsonl")
     entry: dict[str, Any] = {
         "arm": run.arm,
         "seed": run.seed,
-        "state": "finished" if summary else "unfinished" if records else "missing",
+        "state": _state(summary, records),
         "rollouts": summary["rollouts"] if summary else None,
         "wall_s": summary["wall_s"] if summary else None,
         "evals": _columns(records, "eval", EVAL_COLUMNS),
         "train": _columns(records, "train", TRAIN_COLUMNS),
         "degraded": None,
+        "prompts": None,
     }
-    if summary is not None:
-        base, final = (_evaluation(run, iteration) for iteration in (0, summary["iterations"]))
-        if base is not None and final is not None:
-            entry["prompts"] = final.ids
-            entry["subjects"] = sorted(set(final.subjects))
-            entry["before"], entry["after"] = _by_subject(base), _by_subject(final)
-            entry["degraded"] = degraded(base, final)
-    entry.setdefault("prompts", None)
+    if summary is None:
+        return entry
+    base = _evaluation(run, 0)
+    final = _evaluation(run, summary["iterations"])
+    if base is not None and final is not None:
+        entry["prompts"] = final.ids
+        entry["subjects"] = sorted(set(final.subjects))
+        entry["before"] = _by_subject(base)
+        entry["after"] = _by_subject(final)
+        entry["degraded"] = degraded(base, final)
     return entry
+
+
+def _state(summary: object, records: Sequence[Record]) -> str:
+    if summary is not None:
+        return "finished"
+    return "unfinished" if records else "missing"
 
 
 def degraded(base: HeldOutScores, final: HeldOutScores) -> bool | None:
     """Return whether a run shows competitive degradation, see `DEFINITIONS`; None without judges."""
-    if not {PROXY, PROMPT} <= set(final.columns):
+    if not {degradation.REWARD, degradation.JUDGE} <= set(final.columns):
         return None
-    return final.change(PROXY, base).low > 0 and final.change(PROMPT, base).high < 0
+    reward = final.change(degradation.REWARD, base)
+    judge = final.change(degradation.JUDGE, base)
+    return degradation.is_degraded(reward.low, judge.high)
 
 
 def _records(path: Path) -> list[Record]:
@@ -88,11 +110,11 @@ def _records(path: Path) -> list[Record]:
 
 
 def _columns(records: Sequence[Record], kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {name: _short(record[name]) for name in names if name in record}
-        for record in records
-        if record["kind"] == kind
-    ]
+    columns = []
+    for record in records:
+        if record["kind"] == kind:
+            columns.append({name: _short(record[name]) for name in names if name in record})
+    return columns
 
 
 def _short(value: Any) -> Any:
@@ -106,24 +128,31 @@ def _evaluation(run: PlannedRun, iteration: int) -> HeldOutScores | None:
 
 def _by_subject(scores: HeldOutScores) -> dict[str, list[float | None]]:
     """Return the mean of every subject, in sorted order; None where nothing could be measured."""
-    rows: dict[str, list[int]] = {}
-    for row, subject in enumerate(scores.subjects):
-        rows.setdefault(subject, []).append(row)
-    return {
-        metric: [
-            _short(_mean([scores.columns[metric][row] for row in rows[subject]])) for subject in sorted(rows)
-        ]
-        for metric in METRICS
-        if metric in scores.columns
-    }
+    means: dict[str, list[float | None]] = {}
+    for metric in METRICS:
+        if metric in scores.columns:
+            means[metric] = _subject_means(scores.columns[metric], scores.subjects)
+    return means
+
+
+def _subject_means(values: Sequence[float], subjects: Sequence[str]) -> list[float | None]:
+    """Return one mean per subject, subjects sorted, of a value per sample."""
+    by_subject: dict[str, list[float]] = {}
+    for value, subject in zip(values, subjects, strict=True):
+        by_subject.setdefault(subject, []).append(value)
+    return [_short(_mean(by_subject[subject])) for subject in sorted(by_subject)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if value == value]  # without NaN
-    return sum(known) / len(known) if known else None
+    """Return the mean without NaN; None when nothing is left."""
+    measured = [value for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else None
 
 
 def _versions(runs: Sequence[PlannedRun]) -> Mapping[str, Any]:
     """Return the versions of the first run that has begun."""
-    found = (run.folder.read_json("versions.json") for run in runs)
-    return next((versions for versions in found if versions is not None), {})
+    for run in runs:
+        versions: dict[str, Any] | None = run.folder.read_json("versions.json")
+        if versions is not None:
+            return versions
+    return {}

@@ -1,4 +1,4 @@
-"""`cgrpo compare`: check the recipe, train what is missing, and after every run write what is known."""
+"""`cgrpo compare`: check the recipe, train the missing runs, write results and page after each of them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
-from customized_grpo.pages.comparison_markdown import comparison_markdown
 from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.runs.folder import RunFolder
 
-RESULTS, PAGE, SUMMARY, DOCTOR = "results.json", "comparison.html", "comparison.md", "doctor.json"
+RESULTS = "results.json"
+PAGE = "comparison.html"
+DOCTOR = "doctor.json"
 
 
-def compare(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
-    """Run a plan; returns the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
+def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
+    """Run a plan and return the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
-        plan: What to run; its folder may hold more arms and seeds, all are reported.
+        plan: The runs to do; its folder may hold more arms and seeds, and all of them are reported.
         jobs: Runs side by side; None means one per GPU, or as many as the cores have room for.
-        examine: Whether `cgrpo doctor` looks at the recipe first, unless it has already.
-        train: False only writes the page of what there is.
+        examine: Whether `cgrpo doctor` examines the recipe first, unless it already has.
+        train: False trains nothing and writes the page of the runs that are there.
 
     Raises:
         UserError: The folder belongs to another comparison, the recipe is not healthy, or runs failed.
@@ -46,9 +47,9 @@ def compare(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
             _examine(plan, environments[0])
         with StopFlag() as stop:
             try:
-                Runner(plan, environments, _say, lambda: write(whole)).run(stop)
+                Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole)).run(stop)
             except Interrupted as signal:
-                _say("interrupted; call the same command to go on")
+                _print("interrupted; call the same command to go on")
                 return signal.status
     results = write(whole)
     print("\n".join(results["analysis"]["verdicts"]))
@@ -57,26 +58,25 @@ def compare(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
 
 
 def write(plan: Plan) -> dict[str, Any]:
-    """Write results.json and the page from what the run folders hold, and return the results."""
+    """Write results.json and the page from the run folders, and return the results."""
     folder = RunFolder(plan.folder)
     results = collect(plan)
     analysis = analyse(results["arms"], results["runs"])
     results["definitions"] = list(DEFINITIONS)
     results["analysis"] = {**analysis, "verdicts": verdicts(results["arms"], results["runs"], analysis)}
-    examined = folder.read_json(DOCTOR)
-    if examined is not None:
-        results["step_gains"] = {**examined["step_gains"], "premise": examined["premise"]}
+    examination = folder.read_json(DOCTOR)
+    if examination is not None:
+        results["step_gains"] = {**examination["step_gains"], "premise": examination["premise"]}
     folder.write_json(RESULTS, results)
-    write_text(plan.folder / SUMMARY, comparison_markdown(results))
     write_comparison_page(results, plan.folder / PAGE)
     return results
 
 
 def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
-    """Let `cgrpo doctor` look at the recipe once, before hours are spent on it.
+    """Examine the recipe with `cgrpo doctor` once, before hours are spent on it.
 
     Raises:
-        UserError: It found a problem, which it has printed.
+        UserError: The doctor found a problem and printed it.
     """
     recipe = plan.folder / "recipes" / "base.yaml"
     recipe.parent.mkdir(exist_ok=True)
@@ -86,7 +86,10 @@ def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
         [*command, "--json", str(plan.folder / DOCTOR)], env={**os.environ, **environment}, check=False
     )
     if done.returncode:
-        raise UserError("the recipe is not healthy, see above; nothing was trained")
+        raise UserError(
+            "the recipe is not healthy, see above; nothing was trained",
+            hint="Change the recipe, or skip the examination with --no-doctor.",
+        )
 
 
 def _environments(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
@@ -100,5 +103,5 @@ def _environments(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
     return slots(jobs or max(1, cores // plan.threads), plan.threads, 0)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {line}", flush=True)

@@ -1,8 +1,8 @@
-"""Runs the runs of a plan: several processes side by side, each a `cgrpo train` or `cgrpo resume` of its own.
+"""Executes the runs of a plan: several processes side by side, each a `cgrpo train` or `cgrpo resume`.
 
-What is finished is never done again, what was interrupted is resumed exactly, and what another comparison on
-the same folder is working on is left to it: a claim is a kernel lock that the training process inherits, so
-it outlives a comparison that was killed and ends with the training.
+A finished run is never done again, an interrupted one is resumed exactly, and a run that another comparison
+on the same folder is working on is left to it: a claim is a kernel lock that the training process inherits,
+so it outlives a comparison that was killed and ends with the training.
 """
 
 from __future__ import annotations
@@ -21,17 +21,32 @@ from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import RunLock
 
 POLL_S = 0.2
+"""Seconds between looks at the processes."""
+
 RETRY_S = 2.0
+"""Seconds between looks at runs that another comparison has claimed."""
+
 LOG_LINES = 3
+"""Last lines of a failed run's log that the message repeats."""
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass
 class Active:
-    """A run that is being trained, in one of the slots."""
+    """A run in training.
+
+    Attributes:
+        run: Arm and seed.
+        slot: Index of its environment.
+        process: Its training process.
+        claim: The lock that keeps other comparisons away from it.
+        started: Monotonic time of its start, in seconds.
+    """
 
     run: PlannedRun
     slot: int
@@ -49,34 +64,39 @@ def slots(jobs: int, threads: int, gpus: int) -> list[dict[str, str]]:
         gpus: Number of GPUs that the recipe would use; 0: it runs on the CPU.
     """
     if gpus:
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        devices = visible or [str(index) for index in range(gpus)]
+        # The user may have allowed some GPUs only; each slot must stay among them.
+        allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        devices = allowed or [str(index) for index in range(gpus)]
         return [{"CUDA_VISIBLE_DEVICES": devices[job % len(devices)]} for job in range(jobs)]
     return [dict.fromkeys(THREAD_VARIABLES, str(threads)) for _ in range(jobs)]
 
 
 class Runner:
-    """Trains what of a plan is not finished.
+    """Trains the unfinished runs of a plan.
 
     Args:
         plan: The plan.
         environments: One per slot, see `slots`.
-        say: Called with a line for people.
-        finished: Called after every finished run.
+        on_message: Called with a line for people.
+        on_finished: Called after every finished run.
     """
 
     def __init__(
         self,
         plan: Plan,
         environments: Sequence[Mapping[str, str]],
-        say: Callable[[str], None],
-        finished: Callable[[], object],
+        on_message: Callable[[str], None],
+        on_finished: Callable[[], object],
     ) -> None:
-        self.plan, self.environments, self.say, self.finished = plan, environments, say, finished
+        self.plan = plan
+        self.environments = environments
+        self.on_message = on_message
+        self.on_finished = on_finished
+        self.pending: list[PlannedRun] = []
         self.active: list[Active] = []
         self.failed: list[PlannedRun] = []
         self.seconds: list[float] = []
-        self.waiting_said = False
+        self.waiting_announced = False
 
     def run(self, stop: StopFlag) -> None:
         """Train until all is finished.
@@ -87,9 +107,8 @@ class Runner:
         """
         runs = self.plan.runs()
         self.pending = [run for run in runs if run.summary() is None]
-        self.say(
-            f"{len(runs)} runs, {len(runs) - len(self.pending)} finished, {len(self.environments)} at a time"
-        )
+        finished = len(runs) - len(self.pending)
+        self.on_message(f"{len(runs)} runs, {finished} finished, {len(self.environments)} at a time")
         try:
             while self.pending or self.active:
                 stop.check()
@@ -101,7 +120,7 @@ class Runner:
         if self.failed:
             raise UserError(
                 "\n".join(f"{run.name} failed: {self._last_words(run)}" for run in self.failed),
-                "Call the same command again to try once more.",
+                hint="Call the same command again to try once more.",
             )
 
     def _fill(self) -> None:
@@ -114,22 +133,25 @@ class Runner:
             if claim is None:
                 continue
             self.pending.remove(run)
-            if run.summary() is not None:  # another comparison has finished it meanwhile
-                claim.__exit__(None, None, None)
-                self.finished()
+            if run.summary() is not None:  # another comparison has finished it since we looked
+                claim.release()
+                self.on_finished()
                 continue
             self._start(run, free.pop(), claim)
-        if self.pending and not self.active and not self.waiting_said:
-            self.waiting_said = True
-            self.say(f"waiting for {len(self.pending)} runs that another comparison is working on")
+        if self.pending and not self.active and not self.waiting_announced:
+            self.waiting_announced = True
+            self.on_message(f"waiting for {len(self.pending)} runs that another comparison is working on")
 
     def _claim(self, run: PlannedRun) -> RunLock | None:
+        """Return the lock of a run; None while another process holds it."""
         folder = self.plan.folder / "claims" / run.name
         folder.mkdir(parents=True, exist_ok=True)
+        claim = RunLock(folder)
         try:
-            return RunLock(folder).__enter__()
+            claim.acquire()
         except UserError:
             return None
+        return claim
 
     def _start(self, run: PlannedRun, slot: int, claim: RunLock) -> None:
         log = self._log(run)
@@ -142,7 +164,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environments[slot]},
                 pass_fds=[claim.descriptor],
-                start_new_session=True,  # Ctrl-C reaches us alone, and we tell the runs
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the runs
             )
         self.active.append(Active(run, slot, process, claim, time.monotonic()))
 
@@ -154,33 +176,36 @@ class Runner:
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(exist_ok=True)
         write_text(recipe, dump_config(run.config))
-        overwrite = str(run.folder.is_run()).lower()  # killed before its first checkpoint
+        overwrite = str(is_run_folder(path)).lower()  # killed before its first checkpoint
         return ["train", str(recipe), f"run.overwrite={overwrite}"]
 
     def _collect(self) -> None:
-        for active in [active for active in self.active if active.process.poll() is not None]:
+        """Take note of the runs whose process has ended."""
+        ended = [active for active in self.active if active.process.poll() is not None]
+        for active in ended:
             self.active.remove(active)
-            active.claim.__exit__(None, None, None)
+            active.claim.release()
             if active.run.summary() is None:
                 self.failed.append(active.run)
-                self.say(f"{active.run.name} failed, see {self._log(active.run)}")
+                self.on_message(f"{active.run.name} failed, see {self._log(active.run)}")
                 continue
             self.seconds.append(time.monotonic() - active.started)
-            self.say(f"{active.run.name} finished in {self.seconds[-1]:.0f} s, {self._left()}")
-            self.finished()
+            self.on_message(f"{active.run.name} finished in {self.seconds[-1]:.0f} s, {self._left()}")
+            self.on_finished()
 
     def _left(self) -> str:
+        """Return how many runs are left and for how long, by the mean time of those done."""
         count = len(self.pending) + len(self.active)
-        mean = sum(self.seconds) / len(self.seconds)
-        return f"{count} left, about {mean * count / len(self.environments) / 60:.0f} min"
+        seconds = sum(self.seconds) / len(self.seconds) * count / len(self.environments)
+        return f"{count} left, about {seconds / 60:.0f} min"
 
     def _stop_all(self) -> None:
-        """Tell every run to save and stop, and wait for it."""
+        """Make every run save and stop, and wait for it."""
         for active in self.active:
             active.process.terminate()
         for active in self.active:
             active.process.wait()
-            active.claim.__exit__(None, None, None)
+            active.claim.release()
 
     def _log(self, run: PlannedRun) -> Path:
         return self.plan.folder / "logs" / f"{run.name}.log"

@@ -13,42 +13,62 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The finished runs of each arm as arrays.
+class ArmScores:
+    """Scores of the finished runs of one arm.
 
     Attributes:
-        seeds: Seeds finished by each arm.
-        after: Scores after training [S, C] by arm and metric; NaN where not measured.
+        seeds: The seed of each row of the tables.
+        after: Scores after training [S, C] by metric, S seeds and C subjects; NaN where not measured.
         change: The same minus the base's.
+    """
+
+    seeds: list[int]
+    after: dict[str, Floats]
+    change: dict[str, Floats]
+
+    @classmethod
+    def from_runs(cls, runs: Sequence[Mapping[str, Any]]) -> ArmScores:
+        """Arrange finished runs of one arm, entries of `results.collect`."""
+        after: dict[str, list[Floats]] = {}
+        change: dict[str, list[Floats]] = {}
+        for run in runs:
+            for metric in run["after"]:
+                base = _by_subject(run, "before", metric)
+                final = _by_subject(run, "after", metric)
+                after.setdefault(metric, []).append(final)
+                change.setdefault(metric, []).append(final - base)
+        return cls([run["seed"] for run in runs], _stack(after), _stack(change))
+
+    def of_seeds(self, metric: str, seeds: Sequence[int]) -> Floats:
+        """Return the scores after training [S, C] of the given seeds, in their order."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return self.after[metric][rows]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The finished and judged runs of all arms.
+
+    Attributes:
+        arms: Scores by arm; arms without such a run are absent.
         before: Scores of the base [C] by metric.
     """
 
-    seeds: dict[str, list[int]]
-    after: dict[str, dict[str, Floats]]
-    change: dict[str, dict[str, Floats]]
+    arms: dict[str, ArmScores]
     before: dict[str, Floats]
 
     @classmethod
-    def of(cls, runs: Sequence[Mapping[str, Any]]) -> Tables:
+    def from_runs(cls, runs: Sequence[Mapping[str, Any]]) -> Tables:
         """Arrange the finished runs of `results.collect`."""
-        seeds: dict[str, list[int]] = {}
-        after: dict[str, dict[str, list[Floats]]] = {}
-        change: dict[str, dict[str, list[Floats]]] = {}
+        by_arm: dict[str, list[Mapping[str, Any]]] = {}
         before: dict[str, Floats] = {}
         for run in runs:
-            if run["state"] != "finished" or "after" not in run:
-                continue
-            seeds.setdefault(run["arm"], []).append(run["seed"])
-            for metric in run["after"]:
-                base, final = (np.array(run[when][metric], dtype=np.float64) for when in ("before", "after"))
-                before[metric] = base
-                after.setdefault(run["arm"], {}).setdefault(metric, []).append(final)
-                change.setdefault(run["arm"], {}).setdefault(metric, []).append(final - base)
-
-        def stacked(rows: dict[str, dict[str, list[Floats]]]) -> dict[str, dict[str, Floats]]:
-            return {arm: {metric: np.stack(r) for metric, r in by.items()} for arm, by in rows.items()}
-
-        return cls(seeds, stacked(after), stacked(change), before)
+            if run["state"] == "finished" and "after" in run:
+                by_arm.setdefault(run["arm"], []).append(run)
+                # All runs start from one base, so it does not matter whose numbers stay.
+                before |= {metric: _by_subject(run, "before", metric) for metric in run["after"]}
+        arms = {name: ArmScores.from_runs(of_arm) for name, of_arm in by_arm.items()}
+        return cls(arms, before)
 
     def paired(self, arm: str, other: str, metric: str) -> Floats | None:
         """Return arm minus other [S, C] over the seeds that both have; None if there is none."""
@@ -57,9 +77,22 @@ class Tables:
 
     def common(self, arms: Sequence[str], metric: str) -> Floats | None:
         """Return the scores of several arms [A, S, C] over the seeds that all of them have; None if none."""
-        if not all(metric in self.after.get(arm, ()) for arm in arms):
-            return None
-        seeds = [seed for seed in self.seeds[arms[0]] if all(seed in self.seeds[arm] for arm in arms)]
+        scores: list[ArmScores] = []
+        for arm in arms:
+            if arm not in self.arms or metric not in self.arms[arm].after:
+                return None
+            scores.append(self.arms[arm])
+        seeds = [seed for seed in scores[0].seeds if all(seed in other.seeds for other in scores)]
         if not seeds:
             return None
-        return np.stack([self.after[arm][metric][[self.seeds[arm].index(s) for s in seeds]] for arm in arms])
+        return np.stack([one.of_seeds(metric, seeds) for one in scores])
+
+
+def _by_subject(run: Mapping[str, Any], when: str, metric: str) -> Floats:
+    """Return the scores of a run's subjects [C] "before" or "after" training."""
+    return np.array(run[when][metric], dtype=np.float64)
+
+
+def _stack(rows: Mapping[str, Sequence[Floats]]) -> dict[str, Floats]:
+    """Return one table [S, C] for each metric."""
+    return {metric: np.stack(tables) for metric, tables in rows.items()}

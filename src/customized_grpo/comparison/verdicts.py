@@ -7,9 +7,12 @@ from typing import Any
 
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 
-NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
+QUALITY_NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
 SIGNIFICANT = 0.05
+"""Holm-adjusted p-value below which a difference counts."""
+
 MIN_RUNS = 2
+"""Runs of an arm below which nothing is said about new runs."""
 
 
 def verdicts(
@@ -26,31 +29,34 @@ def verdicts(
     sentences = []
     if finished < len(runs):
         sentences.append(f"Provisional: {finished} of {len(runs)} runs are finished.")
-    found = {entry["name"]: entry for entry in analysis["arms"] if entry["final"] is not None}
     labels = {arm["name"]: arm["label"] for arm in arms}
-    sentences += _degradation([arm for arm in arms if arm["name"] in found], found)
-    for arm in arms:
-        if arm["role"] == "method" and arm["name"] in found:
-            sentences += _method(arm["label"], found[arm["name"]], labels)
+    roles = {arm["name"]: arm["role"] for arm in arms}
+    measured = [entry for entry in analysis["arms"] if entry["final"] is not None]
+    sentences += _degradation(measured, labels)
+    for entry in measured:
+        if roles[entry["name"]] == "method":
+            sentences += _method(entry, labels)
     return sentences
 
 
-def _degradation(arms: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
-    judged = [arm for arm in arms if PROMPT in found[arm["name"]]["final"]]
+def _degradation(measured: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
+    """Return how many runs of each arm degraded, see `statistics.degradation`; nothing without judges."""
+    judged = [entry for entry in measured if PROMPT in entry["final"]]
     if not judged:
         return []
-    hit = [arm for arm in judged if found[arm["name"]]["degraded"]]
-    if not hit:
+    degraded = [entry for entry in judged if entry["degraded"]]
+    if not degraded:
         return ["No run shows competitive degradation."]
-    shares = ", ".join(
-        f"{arm['label']} in {found[arm['name']]['degraded']} of {found[arm['name']]['runs']}" for arm in hit
-    )
-    rest = [arm["label"] for arm in judged if arm not in hit]
-    none = f" No run of {', '.join(rest)} does." if rest else ""
-    return [f"Competitive degradation shows in runs of: {shares}.{none}"]
+    shares = [f"{labels[entry['name']]} in {entry['degraded']} of {entry['runs']}" for entry in degraded]
+    sentence = f"Competitive degradation shows in runs of: {', '.join(shares)}."
+    others = [labels[entry["name"]] for entry in judged if not entry["degraded"]]
+    if others:
+        sentence += f" No run of {', '.join(others)} does."
+    return [sentence]
 
 
-def _method(label: str, entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+def _method(entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    label = labels[entry["name"]]
     sentences = []
     if entry["outside_front"] is not None:
         sentences.append(f"{label} {_cure(entry)}")
@@ -77,7 +83,7 @@ def _cure(entry: Mapping[str, Any]) -> str:
 
 def _against(test: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     parts = []
-    for metric, name in NAMES.items():
+    for metric, name in QUALITY_NAMES.items():
         difference = test[metric]
         beyond = "beyond chance" if difference["p_holm"] < SIGNIFICANT else "not beyond chance"
         parts.append(f"{name} {_interval(difference)}, {beyond}")

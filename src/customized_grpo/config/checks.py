@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo import extensions
-from customized_grpo.config.choice import read_part
+from customized_grpo.fields import read_section
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str |
 
     try:
         rule: type[Rule] = extensions.load("rule", name)
-        check_rule(read_part(rule, options), group_size)
+        check_rule(read_section(rule, options), group_size)
     except ValueError as error:
         return f"{name!r} {error}"
     return None
@@ -109,7 +109,7 @@ def _schedule_works(name: str, options: Mapping[str, Any], steps: int) -> str | 
 
     try:
         schedule: type[Schedule] = extensions.load("schedule", name)
-        check_schedule(read_part(schedule, options), steps)
+        check_schedule(read_section(schedule, options), steps)
     except ValueError as error:
         return f"{name!r} {error} (rollout.steps={steps})"
     return None

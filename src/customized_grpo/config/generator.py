@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from customized_grpo.config.loading import apply_overrides, parse_overrides
 from customized_grpo.config.mistakes import explain, listed
+from customized_grpo.config.part_options import gather_options
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.fields import Count, Section
@@ -41,6 +42,7 @@ def generator_settings(
     data = copy.deepcopy(dict(defaults))
     settings, mistakes = parse_overrides(overrides)
     mistakes += apply_overrides(data, settings)
+    gather_options(data, "model")
     checked: GeneratorSettings | None = None
     try:
         checked = GeneratorSettings.model_validate(data)

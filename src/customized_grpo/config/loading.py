@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
-from customized_grpo.config.choice import gather_options
 from customized_grpo.config.mistakes import explain, listed
+from customized_grpo.config.part_options import CHOICES, forget_options_of_old_choice, gather_options
 from customized_grpo.config.reference import ITEM, generic
-from customized_grpo.config.schema import AdvantageConfig, Config, ManifestData, ScheduleConfig, ToyboxData
+from customized_grpo.config.schema import Config
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.fields import Section
@@ -57,8 +57,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
-    for section, choice in (("advantage", AdvantageConfig), ("schedule", ScheduleConfig)):
-        data[section] = gather_options(data.get(section, {}), choice.model_fields)
+    for section in CHOICES:
+        gather_options(data, section)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("dir", f"runs/{name}")
@@ -150,7 +150,7 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
     """Write a recipe's values over those of the one it extends, key by key; a list replaces a list."""
     for key, value in above.items():
-        _forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
+        forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
             _lay_over(below[key], value, (*path, key))
@@ -225,7 +225,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...
 def apply_overrides(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
     """Write the overrides into `data`; return those whose place does not exist."""
     for path, value in settings:
-        _forget_options_of_old_choice(data, path, value)
+        forget_options_of_old_choice(data, path, value)
     mistakes = []
     for path, value in settings:
         if (problem := _put(data, path, value)) is not None:
@@ -259,42 +259,6 @@ def _index(items: list[Any], key: str) -> int | None:
         return int(key) if len(key) < 9 and int(key) < len(items) else None
     named = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
     return named[0] if len(named) == 1 else None
-
-
-def _forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Drop what belonged to the recipe's choice when an override makes another.
-
-    `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to remove
-    gamma. Options that both choices have stay. Those that are overrides themselves are written later, and
-    so still refused if they do not apply.
-    """
-    section = data.get(path[0])
-    if path not in CHOICES or not isinstance(section, dict) or section.get(path[1]) == value:
-        return
-    staying = CHOICES[path](value)
-    _keep(section, {*staying, "options"})
-    if isinstance(section.get("options"), dict):
-        _keep(section["options"], staying)
-
-
-def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
-    for key in set(section) - set(keys):
-        del section[key]
-
-
-def _fields_of_source(kind: Any) -> set[str]:
-    """Return the fields of a data source; those of all sources for an unknown one, which is refused later."""
-    sources: dict[Any, type[Section]] = {"toybox": ToyboxData, "manifest": ManifestData}
-    chosen = [sources[kind]] if kind in sources else list(sources.values())
-    return set().union(*(source.model_fields for source in chosen))
-
-
-CHOICES: Mapping[tuple[str, ...], Callable[[Any], set[str]]] = {
-    ("data", "kind"): _fields_of_source,
-    ("advantage", "name"): AdvantageConfig.fields_for,
-    ("schedule", "name"): ScheduleConfig.fields_for,
-}
-"""Fields that choose what their section holds, each with the fields and options that a choice has."""
 
 
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:

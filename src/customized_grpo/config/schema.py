@@ -7,12 +7,12 @@ from it. Nothing is converted silently: a number in quotes, an unknown key or a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from customized_grpo.config.checks import cross_field_mistakes
-from customized_grpo.config.choice import Choice, load_part
+from customized_grpo.config.choice import Choice, complete_options, load_part
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
 from customized_grpo.fields import (
     Count,
@@ -34,7 +34,13 @@ def _known_sampler(name: str) -> str:
     return name
 
 
+def _known_family(name: str) -> str:
+    load_part("family", name)
+    return name
+
+
 SamplerName = Annotated[Text, AfterValidator(_known_sampler)]
+FamilyName = Annotated[Text, AfterValidator(_known_family)]
 
 
 class RunConfig(Section):
@@ -64,16 +70,14 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The generator that is tuned."""
 
-    family: Literal["flux1", "flux2", "qwen_edit"] = "flux1"
-    """Family of the generator, which decides how references, ids and guidance are fed to it."""
+    family: FamilyName = "flux1"
+    """Family of the generator: flux1, flux2, qwen_edit, or your own; decides how references are fed to it."""
     path: Text
     """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
+    options: dict[str, JsonValue] = Field(default={}, validate_default=True)
+    """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
     fuse_lora: Text | None = None
     """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
-    reference_ids: Literal["kontext", "uno"] | None = None
-    """How flux1 places references: Kontext's frame index or UNO's diagonal; null means kontext, or unused."""
-    text_layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
-    """Hidden states of the text encoder that flux2 joins; null means its pipeline's own, or unused."""
     guidance: NonNegative = 2.5
     """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
     mu: float | None = None
@@ -104,14 +108,12 @@ class ModelConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """Device to run on: auto (the first accelerator, else the CPU), cpu, mps, cuda or cuda:INDEX."""
 
-    @model_validator(mode="after")
-    def _check_options_of_families(self) -> ModelConfig:
-        for option, owner in (("reference_ids", "flux1"), ("text_layers", "flux2")):
-            if getattr(self, option) is not None and self.family != owner:
-                raise ValueError(
-                    f"{option} is not used by family {self.family}, only by {owner}; set it to null"
-                )
-        return self
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, JsonValue], info: ValidationInfo) -> dict[str, Any]:
+        if "family" not in info.data:  # the family is wrong, and that is said already
+            return options
+        return complete_options("family", info.data["family"], options)
 
     @model_validator(mode="after")
     def _check_shards_are_plain(self) -> ModelConfig:
@@ -319,6 +321,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
     """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Return the number of denoising steps of an evaluation image."""
+        return self.evaluation.steps or self.rollout.steps
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:

@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.policies.loading import transformer_layers
+from customized_grpo.policies.checkpoint_files import transformer_layers
 from customized_grpo.policies.lora import DOWN, UP
 from customized_grpo.runs.reading import run_checkpoint, run_config
 

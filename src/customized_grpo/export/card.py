@@ -16,13 +16,14 @@ from markupsafe import Markup
 
 from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.export.adapter import RunAdapter
-from customized_grpo.export.bases import LICENCES, is_hub_id, public_name
 from customized_grpo.export.formats import FormatName
+from customized_grpo.hub import is_hub_id, public_name
 from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
 from customized_grpo.pages.run_page import HEADLINES, findings
-from customized_grpo.policies.loading import TOYBOX
+from customized_grpo.policies.checkpoints import TOYBOX, licence_of
+from customized_grpo.policies.families import get_family
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
 TRAINING_SECTIONS = ("rollout", "advantage", "schedule", "train")
@@ -38,7 +39,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
         file_name: Of the exported file, beside which the card lies.
     """
     config = adapter.config
-    licence = LICENCES.get(config.model.path)
+    other_programs = get_family(config.model.family).other_programs
     return (
         _environment()
         .get_template("model_card.md.j2")
@@ -51,10 +52,12 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             base=public_name(config.model.path),
             is_hub_id=is_hub_id(config.model.path),
             is_toybox=config.model.path == TOYBOX,
-            licence=licence,
+            licence=licence_of(config.model.path),
+            pipeline=other_programs.pipeline,
+            call=other_programs.call(config.model),
             fused=config.model.fuse_lora and public_name(config.model.fuse_lora),
             adapter=adapter,
-            steps=config.evaluation.steps or config.rollout.steps,
+            steps=config.evaluation_steps,
             prompt=_example_prompt(run),
             rewards=[(reward, reward.path and public_name(reward.path)) for reward in config.rewards],
             recipe=_recipe(adapter),
@@ -74,7 +77,8 @@ def front_matter(adapter: RunAdapter) -> dict[str, Any]:
     facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
     if is_hub_id(path):
         facts |= {"base_model": path, "base_model_relation": "adapter"}
-    if (licence := LICENCES.get(path)) is not None:
+    licence = licence_of(path)
+    if licence is not None:
         facts["license"] = licence.identifier
         if licence.name is not None:
             facts |= {"license_name": licence.name, "license_link": licence.link}
@@ -121,6 +125,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["source"] = Markup
     environment.filters["python"] = lambda value: Markup(json.dumps(value))
     environment.filters["shell"] = lambda value: Markup(shlex.quote(" ".join(str(value).split())))
     environment.filters["code"] = lambda value: Markup(code(str(value)))

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.export.adapter import Layer, RunAdapter
-from customized_grpo.export.names import Place, original_place
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.lora import DOWN, FILE_PREFIX, UP
+from customized_grpo.policies.other_programs import Place
 
 FormatName = Literal["diffusers", "comfyui", "kohya"]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
@@ -105,11 +106,19 @@ def _joined(parts: list[tuple[Place, Layer]]) -> tuple[Tensor, Tensor]:
 
 def _places(adapter: RunAdapter, name: FormatName) -> dict[str, Place]:
     family = adapter.config.model.family
-    places = {layer: original_place(family, layer) for layer in adapter.layers}
-    if unknown := [layer for layer, place in places.items() if place is None]:
-        shown = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+    original_place = get_family(family).other_programs.place
+    places: dict[str, Place] = {}
+    unknown = []
+    for layer in adapter.layers:
+        place = original_place(layer)
+        if place is None:
+            unknown.append(layer)
+        else:
+            places[layer] = place
+    if unknown:
+        examples = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
         raise UserError(
-            f"format {name}: {len(unknown)} adapted layers of {family} have no name there: {shown}",
-            "Export to diffusers, which names every layer; or train another model.lora.target.",
+            f"format {name}: {len(unknown)} adapted layers of {family} have no name there: {examples}",
+            hint="Export to diffusers, which names every layer; or train another model.lora.target.",
         )
-    return {layer: place for layer, place in places.items() if place is not None}
+    return places

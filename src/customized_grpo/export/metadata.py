@@ -13,17 +13,14 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.export.adapter import RunAdapter
-from customized_grpo.export.bases import architecture, public_name
 from customized_grpo.export.formats import FormatName
+from customized_grpo.hub import public_name
+from customized_grpo.policies.checkpoints import CHECKPOINTS
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.lora import FILE_PREFIX, METADATA_KEY
-
-_BASE_VERSIONS = {"flux1": "flux1", "flux2": "flux2", "qwen_edit": "qwen_image_edit"}
-_NETWORKS = {
-    "flux1": "networks.lora_flux",
-    "flux2": "networks.lora_flux_2",
-    "qwen_edit": "networks.lora_qwen_image",
-}
+from customized_grpo.policies.provenance import Provenance
 
 
 def header(
@@ -39,35 +36,47 @@ def header(
     """
     config = adapter.config
     model = config.model
+    names = get_family(model.family).other_programs
     alpha = adapter.rank if name == "comfyui" else adapter.alpha  # where it is folded in, none is left
-    facts = {
+    facts: dict[str, str | None] = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture(model),
+        "modelspec.architecture": modelspec_architecture(model),
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.description": _description(adapter),
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{model.width}x{model.height}",
         "modelspec.hash_sha256": f"0x{tensor_hash(tensors)}",
-        "ss_network_module": _NETWORKS[model.family],
+        "ss_network_module": names.network_module,
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": _BASE_VERSIONS[model.family],
+        "ss_base_model_version": names.base_version,
         "ss_sd_model_name": public_name(model.path),
         "ss_seed": str(config.run.seed),
         "ss_steps": str(adapter.iteration * config.train.updates_per_iteration * config.train.inner_epochs),
         "ss_learning_rate": f"{config.train.learning_rate:g}",
+        **Provenance.from_config(config).to_header(),
         "cgrpo.iteration": str(adapter.iteration),
         "cgrpo.is_average": json.dumps(adapter.is_average),
         "cgrpo.config_hash": str(adapter.state["config_hash"]),
         "cgrpo.version": str(adapter.state["versions"]["customized_grpo"]),
     }
-    if model.fuse_lora is not None:
-        facts["cgrpo.fused_lora"] = public_name(model.fuse_lora)
     if name == "diffusers":
         facts[METADATA_KEY] = _for_diffusers(adapter)
-    return facts
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def modelspec_architecture(model: ModelConfig) -> str | None:
+    """Return `modelspec.architecture` of an adapter, by the names that sd-scripts and musubi-tuner write.
+
+    None if the base is neither a known checkpoint nor of a family with such a name.
+    """
+    name = get_family(model.family).other_programs.modelspec
+    checkpoint = CHECKPOINTS.get(model.path)
+    if checkpoint is not None and checkpoint.modelspec is not None:
+        name = checkpoint.modelspec
+    return None if name is None else f"{name}/lora"
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from customized_grpo.planning import replay
 from customized_grpo.planning.work import tokens
 from customized_grpo.policies import lora
-from customized_grpo.policies.architecture import Architecture, n_parameters
-from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.tokens import PATCH
 
 if TYPE_CHECKING:
@@ -45,11 +45,14 @@ class DryRun:
     """
 
     def __init__(self, architecture: Architecture, model: ModelConfig, references: int) -> None:
-        self.architecture, self.model = architecture, model
+        self.architecture = architecture
+        self.model = model
+        self.policy_class = get_family(model.family).policy_class()
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
-        self.calls = 2 if _is_guided_twice(architecture, model) else 1
+        self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
         self.n_image = tokens(model.height, model.width, PATCH * self.scale_factor)
+        self.references = references
         self.n_references = references * self.n_image
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
@@ -65,18 +68,15 @@ class DryRun:
 
     def _add_adapter(self, transformer: nn.Module) -> None:
         settings = self.model.lora
-        target = settings.target or FAMILIES[self.architecture.family].policy.default_target(transformer)
+        target = settings.target or self.policy_class.default_target(transformer)
         lora.add_adapter(transformer, rank=settings.rank, alpha=settings.alpha, target=target, seed=0)
 
     # Sizes
 
     @property
     def scale_factor(self) -> int:
-        """Return pixels of an image for each of its latent, along a side, as the family's pipeline has it."""
-        config = self.vae.config
-        if self.architecture.family == "qwen_edit":
-            return 1 << len(config.temperal_downsample)
-        return 1 << (len(config.block_out_channels) - 1)
+        """Return how many pixels of an image, along a side, are one latent pixel."""
+        return self.policy_class.pixels_per_latent(self.vae.config)
 
     @property
     def token_channels(self) -> int:
@@ -87,11 +87,22 @@ class DryRun:
     @property
     def conditioning_bytes(self) -> int:
         """Return the bytes of one sample's conditioning: text, pooled text, references."""
-        # the empty prompt of flux2 is one for all samples
-        own_texts = 1 if self.architecture.family == "flux2" else self.calls
-        width: int = own_texts * self.model.max_text_tokens * self.config.joint_attention_dim
+        texts = self.policy_class.texts_per_sample(self.architecture, self.model.guidance)
+        width: int = texts * self.model.max_text_tokens * self.config.joint_attention_dim
         width += self.config.get("pooled_projection_dim", 0)
         return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
+
+    def call_shape(self, batch: int) -> CallShape:
+        """Return the sizes of a call of the transformer for a batch of samples."""
+        side = PATCH * self.scale_factor
+        return CallShape(
+            config=self.config,
+            batch=batch,
+            grid=(self.model.height // side, self.model.width // side),
+            references=self.references,
+            text_tokens=self.model.max_text_tokens,
+            dtype=self.dtype,
+        )
 
     # Passes of the transformer
 
@@ -148,22 +159,16 @@ class DryRun:
     def decode_bytes(self, batch: int) -> int:
         """Return the peak of decoding a batch of images."""
         rows, columns = self.model.height // self.scale_factor, self.model.width // self.scale_factor
-        latents = self._video(batch, self.vae_channels, rows, columns)
+        channels = self.policy_class.latent_channels(self.vae.config)
+        latents = self._images(batch, channels, rows, columns)
         with replay.bf16_products(self.model.precision == "bf16"):
             return self._vae_peak(lambda vae: vae.decode(latents, return_dict=False), latents)
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
         """Return the peak of encoding a batch of references, in fp32."""
-        pixels = self._video(batch, 3, self.model.height, self.model.width)
+        pixels = self._images(batch, 3, self.model.height, self.model.width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
-
-    @property
-    def vae_channels(self) -> int:
-        """Return the channels of a latent image."""
-        name = "z_dim" if self.architecture.family == "qwen_edit" else "latent_channels"
-        channels: int = self.vae.config[name]
-        return channels
 
     @cached_property
     def _faked_vae(self) -> nn.Module:
@@ -174,11 +179,10 @@ class DryRun:
         with self.mode, torch.no_grad():
             return replay.peak_bytes(lambda: call(vae), [given, *replay.known_tensors(vae)])
 
-    def _video(self, batch: int, channels: int, height: int, width: int) -> Tensor:
-        """Return images without data; qwen_edit's autoencoder is one of videos."""
-        frames = (1,) if self.architecture.family == "qwen_edit" else ()
+    def _images(self, batch: int, channels: int, height: int, width: int) -> Tensor:
+        """Return images without data, as the autoencoder takes them."""
         with self.mode:
-            return torch.empty(batch, channels, *frames, height, width)
+            return torch.empty(batch, channels, *self.policy_class.VAE_FRAMES, height, width)
 
 
 class _Stub:
@@ -227,7 +231,7 @@ class _Stub:
             return replay.peak_bytes(step, [*replay.known_tensors(self.module), *_tensors(inputs)])
 
     def _inputs(self, batch: int) -> Inputs:
-        return _INPUTS[self.run.architecture.family](self.run, batch)
+        return self.run.policy_class.transformer_inputs(self.run.call_shape(batch))
 
     def _velocity(self, inputs: Inputs) -> Tensor:
         """Call the transformer once, as the family's `velocity` does."""
@@ -260,16 +264,6 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
     return max(peaks)
 
 
-def _is_guided_twice(architecture: Architecture, model: ModelConfig) -> bool:
-    """Return whether a velocity takes two calls of the transformer: true classifier-free guidance."""
-    config = architecture.transformer.config
-    if architecture.family == "flux1" or architecture.distilled:
-        return False
-    if architecture.family == "flux2" and config.get("guidance_embeds", True):
-        return False
-    return model.guidance > 1
-
-
 def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
     """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
     return [
@@ -279,54 +273,3 @@ def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
         for module in blocks.modules()
         if isinstance(module, nn.Linear)
     ]
-
-
-# What each family's transformer takes, as in its policy's `velocity`; made inside a fake tensor mode.
-
-
-def _text(run: DryRun, batch: int) -> Tensor:
-    width = run.config.joint_attention_dim
-    return torch.empty(batch, run.model.max_text_tokens, width, dtype=run.dtype)
-
-
-def _hidden(run: DryRun, batch: int) -> Tensor:
-    return torch.empty(batch, run.n_image + run.n_references, run.token_channels)
-
-
-def _flux1_inputs(run: DryRun, batch: int) -> Inputs:
-    config = run.config
-    return {
-        "hidden_states": _hidden(run, batch),
-        "timestep": torch.empty(batch),
-        "guidance": torch.empty(batch) if config.guidance_embeds else None,
-        "pooled_projections": torch.empty(batch, config.pooled_projection_dim, dtype=run.dtype),
-        "encoder_hidden_states": _text(run, batch),
-        "txt_ids": torch.empty(run.model.max_text_tokens, 3),
-        "img_ids": torch.empty(run.n_image + run.n_references, 3),
-    }
-
-
-def _flux2_inputs(run: DryRun, batch: int) -> Inputs:
-    return {
-        "hidden_states": _hidden(run, batch),
-        "timestep": torch.empty(batch),
-        "guidance": torch.empty(batch) if run.config.guidance_embeds else None,
-        "encoder_hidden_states": _text(run, batch),
-        "txt_ids": torch.empty(run.model.max_text_tokens, 4),
-        "img_ids": torch.empty(run.n_image + run.n_references, 4),
-    }
-
-
-def _qwen_edit_inputs(run: DryRun, batch: int) -> Inputs:
-    side = PATCH * run.scale_factor
-    grid = (1, run.model.height // side, run.model.width // side)
-    return {
-        "hidden_states": _hidden(run, batch),
-        "timestep": torch.empty(batch),
-        "encoder_hidden_states": _text(run, batch),
-        "encoder_hidden_states_mask": torch.empty(batch, run.model.max_text_tokens, dtype=torch.bool),
-        "img_shapes": [[grid] * (1 + run.n_references // run.n_image)] * batch,
-    }
-
-
-_INPUTS = {"flux1": _flux1_inputs, "flux2": _flux2_inputs, "qwen_edit": _qwen_edit_inputs}

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from customized_grpo.libraries import quiet
-
-if TYPE_CHECKING:
-    pass
+from customized_grpo.policies.tokens import Grid
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,54 @@ class Architecture:
     """The models of a checkpoint.
 
     Attributes:
-        family: Name in `FAMILIES`.
         transformer: What is tuned.
         vae: The autoencoder.
-        text_encoders: What encodes prompts, and for qwen_edit references, too.
-        distilled: Whether a FLUX.2-klein takes no guidance; False for everything else.
+        text_encoders: What encodes prompts, and for qwen_edit references as well.
+        distilled: Whether it takes no guidance, as its model_index.json says; only FLUX.2-klein's does.
         source: Where this is known from, for the reader.
     """
 
-    family: str
     transformer: Part
     vae: Part
     text_encoders: tuple[Part, ...]
     distilled: bool
     source: str
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """Sizes of one call of a transformer, of B samples with N image, R reference and T text tokens.
+
+    Attributes:
+        config: The transformer's config.
+        batch: B.
+        grid: Rows and columns of an image's tokens.
+        references: References of a sample, each as large as the image.
+        text_tokens: T.
+        dtype: Type of the text embeddings.
+    """
+
+    config: Any
+    batch: int
+    grid: Grid
+    references: int
+    text_tokens: int
+    dtype: torch.dtype
+
+    @property
+    def n_tokens(self) -> int:
+        """Return N + R."""
+        rows, columns = self.grid
+        return rows * columns * (1 + self.references)
+
+    def hidden_states(self) -> Tensor:
+        """Return image and reference tokens [B, N + R, C], fp32, of any content."""
+        return torch.empty(self.batch, self.n_tokens, self.config.in_channels)
+
+    def text(self) -> Tensor:
+        """Return text embeddings [B, T, D] of any content."""
+        width = self.config.joint_attention_dim
+        return torch.empty(self.batch, self.text_tokens, width, dtype=self.dtype)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_tensors
-from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
+    from customized_grpo.policies.policy import Policy
 
 # Settings that change nothing about what a prompt and its references are encoded to.
 IRRELEVANT = {
@@ -88,7 +88,7 @@ class ConditioningCache:
         return self.folder / f"{key}.safetensors"
 
 
-def encoders_hash(policy: PipelinePolicy, model: ModelConfig) -> str:
+def encoders_hash(policy: Policy, model: ModelConfig) -> str:
     """Return a hash that changes with whatever changes an encoding: weights, settings, device.
 
     Of every weight of the text encoders and the autoencoder the name, shape, type and first values count: any

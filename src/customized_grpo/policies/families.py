@@ -1,81 +1,133 @@
-"""The families of generators: which checkpoints belong to one, how they are loaded, which policy they get."""
+"""The families of generators: which checkpoints belong to one, its policy, and what other programs call it.
+
+Nothing heavy is imported here; a family names its policy's class by import path. A family of your own is one
+`Family`, in a module of yours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.policies.flux2 import Flux2Policy
-from customized_grpo.policies.offload import Offload
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.qwen_edit import QwenEditPolicy, load_processor
+from customized_grpo import extensions
+from customized_grpo.fields import Section, read_section
+from customized_grpo.policies.options import Flux1Options, Flux2Options, NoOptions
+from customized_grpo.policies.other_programs import (
+    OtherPrograms,
+    embedded_guidance_call,
+    flux1_place,
+    flux2_place,
+    qwen_edit_place,
+)
+from customized_grpo.policies.sampling import Sampling
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
-
-Build = Callable[[Any, "ModelConfig", torch.device], PipelinePolicy]
+    from customized_grpo.policies.policy import Policy
 
 
 @dataclass(frozen=True)
 class Family:
-    """What loading needs to know of a family.
+    """What the package must know of a family of generators.
 
     Attributes:
-        classes: Values of `_class_name` in a checkpoint's model_index.json, each with the diffusers pipeline
-            that loads it.
-        policy: Class of the policy.
-        build: Makes the policy of a pipeline, a recipe's `model` section and a device.
-        parts: Makes the parts of a pipeline that diffusers cannot load itself, from the checkpoint's path.
+        policy: Import path of its subclass of `Policy`, "package.module:Class".
+        pipelines: Values of `_class_name` in a checkpoint's model_index.json, each with the pipeline of
+            diffusers that loads it.
+        options: The family's own options, a section of a recipe.
+        sampling: How images are drawn with a checkpoint that is like none in `policies/checkpoints.py`.
+        other_programs: What exports need to know.
     """
 
-    classes: Mapping[str, str]
-    policy: type[PipelinePolicy]
-    build: Build
-    parts: Callable[[str], dict[str, Any]] = lambda path: {}
+    policy: str
+    pipelines: Mapping[str, str]
+    options: type[Section] = NoOptions
+    sampling: Sampling = Sampling(guidance=1.0, steps=28)
+    other_programs: OtherPrograms = OtherPrograms()
+
+    def policy_class(self) -> type[Policy]:
+        """Return the class of the policy; its module, torch and diffusers are imported now."""
+        module, _, name = self.policy.partition(":")
+        policy: type[Policy] = getattr(importlib.import_module(module), name)
+        return policy
 
 
-def _common(model: ModelConfig, device: torch.device) -> dict[str, Any]:
-    return {
-        "guidance": model.guidance,
-        "mu": model.mu,
-        "max_text_tokens": model.max_text_tokens,
-        "precision": model.precision,
-        "device": device,
-        "offload": Offload(model.text_encoders, model.offload_vae),
-    }
+def _flux1_call(model: ModelConfig) -> list[str] | None:
+    if model.options.get("reference_ids") == "uno":
+        return None  # no pipeline of diffusers places references on the diagonal
+    one_megapixel = "# without these two the pipeline draws one megapixel, whatever it is asked for"
+    return [
+        *embedded_guidance_call(model),
+        f"max_area=width * height,  {one_megapixel}",
+        "_auto_resize=False,",
+    ]
 
 
-def _flux1(pipe: Any, model: ModelConfig, device: torch.device) -> PipelinePolicy:
-    return Flux1Policy(pipe, reference_ids=model.reference_ids or "kontext", **_common(model, device))
+def _flux2_call(model: ModelConfig) -> list[str]:
+    call = embedded_guidance_call(model)
+    text_layers = model.options.get("text_layers")
+    if text_layers is not None:
+        call.append(f"text_encoder_out_layers={text_layers},")
+    return call
 
 
-def _flux2(pipe: Any, model: ModelConfig, device: torch.device) -> PipelinePolicy:
-    return Flux2Policy(pipe, text_layers=model.text_layers, **_common(model, device))
+def _qwen_edit_call(model: ModelConfig) -> list[str]:
+    return [f"true_cfg_scale={model.guidance},", 'negative_prompt=" ",']
 
 
-def _qwen_edit(pipe: Any, model: ModelConfig, device: torch.device) -> PipelinePolicy:
-    return QwenEditPolicy(pipe, **_common(model, device))
-
-
-FAMILIES: dict[str, Family] = {
+FLUX1 = Family(
+    policy="customized_grpo.policies.flux1:Flux1Policy",
     # FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
-    "flux1": Family(
-        {"FluxKontextPipeline": "FluxKontextPipeline", "FluxPipeline": "FluxKontextPipeline"},
-        Flux1Policy,
-        _flux1,
+    pipelines={"FluxKontextPipeline": "FluxKontextPipeline", "FluxPipeline": "FluxKontextPipeline"},
+    options=Flux1Options,
+    other_programs=OtherPrograms(
+        place=flux1_place,
+        modelspec="flux-1-dev",
+        network_module="networks.lora_flux",
+        base_version="flux1",
+        pipeline="FluxKontextPipeline",
+        call=_flux1_call,
     ),
-    "flux2": Family(
-        {"Flux2KleinPipeline": "Flux2KleinPipeline", "Flux2Pipeline": "Flux2Pipeline"}, Flux2Policy, _flux2
+)
+FLUX2 = Family(
+    policy="customized_grpo.policies.flux2:Flux2Policy",
+    pipelines={"Flux2KleinPipeline": "Flux2KleinPipeline", "Flux2Pipeline": "Flux2Pipeline"},
+    options=Flux2Options,
+    other_programs=OtherPrograms(
+        place=flux2_place,
+        modelspec="flux-2",
+        network_module="networks.lora_flux_2",
+        base_version="flux2",
+        call=_flux2_call,
     ),
-    "qwen_edit": Family(
-        {"QwenImageEditPlusPipeline": "QwenImageEditPlusPipeline"},
-        QwenEditPolicy,
-        _qwen_edit,
-        lambda path: {"processor": load_processor(path)},
+)
+QWEN_EDIT = Family(
+    policy="customized_grpo.policies.qwen_edit:QwenEditPolicy",
+    pipelines={"QwenImageEditPlusPipeline": "QwenImageEditPlusPipeline"},
+    other_programs=OtherPrograms(
+        place=qwen_edit_place,
+        modelspec="Qwen-Image-Edit-Plus",
+        network_module="networks.lora_qwen_image",
+        base_version="qwen_image_edit",
+        call=_qwen_edit_call,
     ),
-}
-"""Every family by its name in recipes."""
+)
+FAMILIES: Mapping[str, Family] = {"flux1": FLUX1, "flux2": FLUX2, "qwen_edit": QWEN_EDIT}
+"""The package's own families by their names in recipes."""
+
+
+def get_family(name: str) -> Family:
+    """Return a family by its name in a recipe, or by the dotted path of one from outside.
+
+    Raises:
+        UserError: See `extensions.load`.
+    """
+    family: Family = extensions.load("family", name)
+    return family
+
+
+def read_options(model: ModelConfig) -> Section:
+    """Return the family's own options of a recipe's `model` section."""
+    return read_section(get_family(model.family).options, model.options)

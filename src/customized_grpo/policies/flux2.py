@@ -26,41 +26,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.offload import EVERYTHING_STAYS, Offload
-from customized_grpo.policies.pipeline_policy import PipelinePolicy, Precision, reference_shapes
+from customized_grpo.policies.options import Flux2Options
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import Grid, pack, unpack
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline, Flux2Pipeline
+
+    from customized_grpo.policies.architecture import Architecture, CallShape
+    from customized_grpo.policies.conditioning import Conditioning
 
 GuidanceMode = Literal["none", "embedded", "classifier_free"]
 
 REFERENCE_SPACING = 10  # distance in t between the image and its first reference, and from one to the next
 
 
-class Flux2Policy(PipelinePolicy):
-    """A `Policy` around a Flux2KleinPipeline or Flux2Pipeline, whose transformer only `velocity` calls.
+class Flux2Policy(Policy):
+    """A policy around a Flux2KleinPipeline or Flux2Pipeline.
 
-    Args:
-        pipe: The pipeline; it is moved to its places, frozen and put into eval mode.
-        guidance: Scale, see `guidance_mode` for what the checkpoint makes of it; 1 means none for klein.
-        mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
-            numbers of image tokens and of steps, as the pipeline does.
-        max_text_tokens: Length T to which prompts, chat template and system message included, are padded or
-            cut, always the same, so that a sample does not depend on its batch.
-        precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
-            fp32, and so is what encodes prompts and references.
-        device: Where everything runs.
-        offload: Which parts wait on the CPU between their calls.
-        text_layers: Which hidden states of the text encoder are joined into a text token, 0 being its input
-            embeddings; None takes the pipeline's choice: 9, 18, 27 (klein) or 10, 20, 30 (dev).
+    What `guidance` does is the checkpoint's, see `guidance_mode`. `max_text_tokens` counts the chat template
+    and the system message as well.
 
     Raises:
         UserError: The checkpoint has no use for this guidance or mu, or the text is too short for a prompt.
@@ -72,65 +64,32 @@ class Flux2Policy(PipelinePolicy):
     )
 
     def __init__(
-        self,
-        pipe: Flux2KleinPipeline | Flux2Pipeline,
-        *,
-        guidance: float,
-        mu: float | None = None,
-        max_text_tokens: int,
-        precision: Precision,
-        device: torch.device | str,
-        offload: Offload = EVERYTHING_STAYS,
-        text_layers: tuple[int, ...] | None = None,
+        self, pipe: Flux2KleinPipeline | Flux2Pipeline, settings: PolicySettings, options: Flux2Options
     ) -> None:
-        self.guidance_mode = guidance_mode(pipe, guidance)
-        _check_text_length(pipe, max_text_tokens)
-        super().__init__(
-            pipe,
-            guidance=guidance,
-            mu=mu,
-            max_text_tokens=max_text_tokens,
-            precision=precision,
-            device=device,
-            offload=offload,
-        )
-        self.text_layers = text_layers
+        self.guidance_mode = guidance_mode(pipe, settings.guidance)
+        _check_text_length(pipe, settings.max_text_tokens)
+        super().__init__(pipe, settings, options)
+        self.text_layers = options.text_layers
 
     # Conditioning
 
-    @torch.no_grad()
-    def encode(
-        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
-    ) -> Conditioning:
-        """Encode prompts and references of one bucket; call it once per prompt and repeat the result.
-
-        Args:
-            prompts: B prompts.
-            references: For each prompt the same number, at least one, of fp32 images [3, h, w] in [0, 1]; the
-                i-th images of all prompts have one size, a multiple of the side of a token.
-            height: Height of the images to generate, in pixels.
-            width: Width of the images to generate, in pixels.
-
-        Raises:
-            ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
-            UserError: A size, of the images or of a reference, is not a multiple of the side of a token.
-        """
-        if not prompts or len(prompts) != len(references):
-            raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
-        grids = [self.grid(*shape) for shape in reference_shapes(references)]
-        ids = token_ids(self.grid(height, width), grids)
+    def _encode(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[Tensor]],
+        image_grid: Grid,
+        reference_grids: Sequence[Grid],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         shared = {
-            "image_ids": ids.to(self.device),
+            "image_ids": token_ids(image_grid, reference_grids).to(self.device),
             "text_ids": text_ids(self.max_text_tokens).to(self.device),
         }
-        with self._autocast_off():
-            with self.placement.text_encoders():
-                embeds = self._text_tokens(prompts)
-                if self.guidance_mode == "classifier_free":
-                    shared["empty_embeds"] = self._empty_embeds
-            tokens = self._all_reference_tokens(references)
-        per_sample = {"prompt_embeds": embeds, "reference_tokens": tokens}
-        return Conditioning(per_sample, shared, height, width)
+        with self.placement.text_encoders():
+            embeds = self._text_tokens(prompts)
+            if self.guidance_mode == "classifier_free":
+                shared["empty_embeds"] = self._empty_embeds
+        tokens = self._all_reference_tokens(references)
+        return {"prompt_embeds": embeds, "reference_tokens": tokens}, shared
 
     def _text_tokens(self, prompts: Sequence[str]) -> Tensor:
         """Map prompts to embeddings [B, T, D], in the text encoder's dtype."""
@@ -175,26 +134,9 @@ class Flux2Policy(PipelinePolicy):
         mu: float = compute_empirical_mu(image_seq_len=n_tokens, num_steps=steps)
         return mu
 
-    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the predicted v = noise - x0, guidance included, for rollouts and for training alike.
-
-        Classifier-free guidance takes two calls of the transformer, with the prompt and then without, in both
-        phases, as in the pipeline: in one call of 2 B samples the rounding would depend on the guidance.
-
-        Args:
-            x: Noisy image tokens [B, N, C], fp32.
-            sigma: Noise level, a number or fp32 [B].
-            conditioning: B samples, from `encode`.
-
-        Returns:
-            v [B, N, C], fp32.
-
-        Raises:
-            RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
-        """
-        self._check_call(x, conditioning, self.n_tokens(conditioning.height, conditioning.width))
-        self._check_ids(conditioning)
-        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+    def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+        # Classifier-free guidance takes two calls, with the prompt and then without, in rollouts and in
+        # training, as in the pipeline: in one call of 2 B samples the rounding would depend on the guidance.
         v = self._transform(x, level, conditioning, conditioning.per_sample["prompt_embeds"])
         if self.guidance_mode != "classifier_free":
             return v
@@ -215,27 +157,43 @@ class Flux2Policy(PipelinePolicy):
         )
         return v[:, : x.shape[1]].float()
 
-    @torch.no_grad()
-    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
-        vae = self.pipe.vae
-        with self.placement.vae(), self._autocast():
-            mean, deviation = self._token_statistics()
-            latents = unpack(x * deviation + mean, self.grid(height, width))
-            pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
-
-    def _check_ids(self, conditioning: Conditioning) -> None:
-        """Refuse ids of another bucket, some of which the transformer would take without complaint."""
-        n_references = conditioning.per_sample["reference_tokens"].shape[1]
-        n_image = self.n_tokens(conditioning.height, conditioning.width)
+    def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
         n_text = conditioning.per_sample["prompt_embeds"].shape[1]
-        image_ids, ids_of_text = conditioning.shared["image_ids"], conditioning.shared["text_ids"]
-        assert len(image_ids) == n_image + n_references, (
-            f"{len(image_ids)} ids for {n_image} + {n_references} tokens"
-        )
+        image_ids = conditioning.shared["image_ids"]
+        ids_of_text = conditioning.shared["text_ids"]
+        n_ids = len(image_ids)
+        assert n_ids == n_image + n_references, f"{n_ids} ids for {n_image} + {n_references} tokens"
         assert len(ids_of_text) == n_text, f"{len(ids_of_text)} ids for {n_text} text tokens"
         assert image_ids.dtype == ids_of_text.dtype == torch.float32, "bf16 ids are wrong beyond 256"
+
+    def _latents(self, x: Tensor, grid: Grid) -> Tensor:
+        mean, deviation = self._token_statistics()
+        return unpack(x * deviation + mean, grid)
+
+    # Sizes
+
+    @classmethod
+    def calls_per_velocity(cls, architecture: Architecture, guidance: float) -> int:
+        """Return 2 for FLUX.2-klein-base above a guidance of 1; the others embed guidance or take none."""
+        embedded = architecture.transformer.config.get("guidance_embeds", True)
+        return 1 if architecture.distilled or embedded or guidance <= 1 else 2
+
+    @classmethod
+    def texts_per_sample(cls, architecture: Architecture, guidance: float) -> int:
+        """Return 1: the empty prompt is one for all samples."""
+        return 1
+
+    @classmethod
+    def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
+        """Return the arguments that `_transform` gives, of any content."""
+        return {
+            "hidden_states": shape.hidden_states(),
+            "timestep": torch.empty(shape.batch),
+            "guidance": torch.empty(shape.batch) if shape.config.guidance_embeds else None,
+            "encoder_hidden_states": shape.text(),
+            "txt_ids": torch.empty(shape.text_tokens, 4),
+            "img_ids": torch.empty(shape.n_tokens, 4),
+        }
 
 
 def guidance_mode(pipe: Flux2KleinPipeline | Flux2Pipeline, guidance: float) -> GuidanceMode:

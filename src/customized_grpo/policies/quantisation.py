@@ -55,7 +55,7 @@ def check_quantisation(kind: Quantisation, device: torch.device) -> None:
             ) from error
 
 
-def quantise(transformer: nn.Module, kind: Quantisation, device: torch.device) -> None:
+def quantise_layers(transformer: nn.Module, kind: Quantisation, device: torch.device) -> None:
     """Replace the linear layers of the transformer's blocks by quantised ones, on the device, one by one.
 
     What is not quantised stays where it is. The device never holds more than the quantised layers and one

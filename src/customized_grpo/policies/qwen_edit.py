@@ -36,70 +36,32 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.base import Conditioning
-from customized_grpo.policies.offload import EVERYTHING_STAYS, Offload
-from customized_grpo.policies.pipeline_policy import (
-    PipelinePolicy,
-    Precision,
-    linear_shift,
-    reference_shapes,
-)
-from customized_grpo.policies.tokens import PATCH, pack, unpack
+from customized_grpo.pixels import to_pil
+from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.tokens import Grid, pack, unpack
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageEditPlusPipeline
+    from customized_grpo.policies.architecture import Architecture, CallShape
+    from customized_grpo.policies.conditioning import Conditioning
 
 NEGATIVE_PROMPT = " "  # the model card's; the pipeline has no default and leaves guidance out without one
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 
-class QwenEditPolicy(PipelinePolicy):
-    """A `Policy` around a QwenImageEditPlusPipeline.
+class QwenEditPolicy(Policy):
+    """A policy around a QwenImageEditPlusPipeline; its processor may be one from `load_processor`.
 
-    Args:
-        pipe: The pipeline; it is moved to its places, frozen and put into eval mode. Its processor may be one
-            from `load_processor`.
-        guidance: Scale of classifier-free guidance; 1 or less means none, at half the cost.
-        mu: Shift of the noise levels, sigma' = e^mu / (e^mu + 1 / sigma - 1); None computes it from the
-            number of image tokens, as the checkpoint's scheduler says.
-        max_text_tokens: Length T to which prompts are padded, always the same, so that a sample does not
-            depend on its batch. Each reference takes about 200 of them.
-        precision: Type of the products in the transformer and in decoding; in and out of `velocity` all is
-            fp32, and so is what encodes prompts and references.
-        device: Where everything runs.
-        offload: Which parts wait on the CPU between their calls.
-
-    Raises:
-        UserError: mu is given, but the checkpoint's noise levels are not shifted by it.
+    `guidance` is the scale of classifier-free guidance; 1 or less means none, at half the cost. Prompts are
+    padded to `max_text_tokens` but never cut; each reference takes about 200 of them.
     """
 
     VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D
+    VAE_FRAMES = (1,)
     LORA_TARGET = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-
-    def __init__(
-        self,
-        pipe: QwenImageEditPlusPipeline,
-        *,
-        guidance: float,
-        mu: float | None = None,
-        max_text_tokens: int,
-        precision: Precision,
-        device: torch.device | str,
-        offload: Offload = EVERYTHING_STAYS,
-    ) -> None:
-        super().__init__(
-            pipe,
-            guidance=guidance,
-            mu=mu,
-            max_text_tokens=max_text_tokens,
-            precision=precision,
-            device=device,
-            offload=offload,
-        )
 
     @classmethod
     def default_target(cls, transformer: torch.nn.Module) -> str:
-        """Return the target of all projections of attention but two.
+        """Return the target of all attention projections except two of the last block.
 
         The last block's text is not used by anything, so adapters on the layers that only make it would never
         get a gradient.
@@ -110,50 +72,37 @@ class QwenEditPolicy(PipelinePolicy):
 
     # Conditioning
 
-    @torch.no_grad()
-    def encode(
-        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
-    ) -> Conditioning:
-        """Encode prompts and references of one bucket; call it once per prompt and repeat the result.
-
-        Args:
-            prompts: B prompts.
-            references: For each prompt the same number, at least one, of fp32 images [3, h, w] in [0, 1]; the
-                i-th images of all prompts have one size, a multiple of the side of a token.
-            height: Height of the images to generate, in pixels.
-            width: Width of the images to generate, in pixels.
-
-        Raises:
-            ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
-            UserError: A prompt with its references has more than `max_text_tokens` tokens.
-        """
-        if not prompts or len(prompts) != len(references):
-            raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
-        shapes = reference_shapes(references)
-        grids = [self.grid(height, width), *[self.grid(*shape) for shape in shapes]]
-        with self._autocast_off():
-            pictures = [[self._picture(image) for image in images] for images in references]
-            with self.placement.text_encoders():
-                embeds, mask = self._embed(prompts, pictures)
-                per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
-                if self._is_guided:
-                    embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
-                    per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
-            per_sample["reference_tokens"] = self._all_reference_tokens(references)
-        return Conditioning(per_sample, {"grids": torch.tensor(grids)}, height, width)
+    def _encode(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[Tensor]],
+        image_grid: Grid,
+        reference_grids: Sequence[Grid],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        pictures = [self._pictures(images) for images in references]
+        with self.placement.text_encoders():
+            embeds, mask = self._embed(prompts, pictures)
+            per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
+            if self._is_guided:
+                embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
+                per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
+        per_sample["reference_tokens"] = self._all_reference_tokens(references)
+        return per_sample, {"grids": torch.tensor([image_grid, *reference_grids])}
 
     @property
     def _is_guided(self) -> bool:
         return self.guidance > 1
 
+    def _pictures(self, images: Sequence[Tensor]) -> list[Image.Image]:
+        """Resize references [3, h, w] in [0, 1] for the vision-language model, in 8 bits as the pipeline."""
+        return [self._picture(image) for image in images]
+
     def _picture(self, image: Tensor) -> Image.Image:
-        """Resize a reference [3, h, w] in [0, 1] for the vision-language model, in 8 bits as the pipeline."""
         from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 
-        pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         ratio = image.shape[2] / image.shape[1]
         width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, ratio)
-        return self.pipe.image_processor.resize(Image.fromarray(pixels), height, width)
+        return self.pipe.image_processor.resize(to_pil(image), height, width)
 
     def _embed(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
@@ -162,7 +111,9 @@ class QwenEditPolicy(PipelinePolicy):
 
         One sample at a time, so that it does not depend on its batch.
         """
-        rows = [self._embed_one(*one) for one in zip(prompts, pictures, strict=True)]
+        rows = [
+            self._embed_one(prompt, of_prompt) for prompt, of_prompt in zip(prompts, pictures, strict=True)
+        ]
         embeds = [pad(row, (0, 0, 0, self.max_text_tokens - len(row))) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         real = torch.arange(self.max_text_tokens, device=self.device) < lengths[:, None]
@@ -171,9 +122,9 @@ class QwenEditPolicy(PipelinePolicy):
     def _embed_one(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
         """Return embeddings of a prompt and its pictures without the instructions before them [<= T, D]."""
         pipe = self.pipe
-        shown = "".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
+        slots = "".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
         inputs = pipe.processor(
-            text=[pipe.prompt_template_encode.format(shown + prompt)],
+            text=[pipe.prompt_template_encode.format(slots + prompt)],
             images=list(pictures),
             return_mm_token_type_ids=True,
             return_tensors="pt",
@@ -205,35 +156,12 @@ class QwenEditPolicy(PipelinePolicy):
 
     # Sampling
 
-    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
-        rows, columns = self.grid(height, width)
-        shape = (self.pipe.vae.config.z_dim, PATCH * rows, PATCH * columns)
-        return pack(self._draw(generators, shape))
+    def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return v, guided as the pipeline guides.
 
-    def _shift(self, steps: int, n_tokens: int) -> float:
-        return linear_shift(self.pipe.scheduler.config, n_tokens)
-
-    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the predicted v = noise - x0, guided, for rollouts and for training alike.
-
-        With w the guidance, u and u' the velocities for the prompt and for the prompt " ", as the pipeline:
+        With w the guidance, u and u' the velocities for the prompt and for the prompt " ":
         c = u' + w (u - u'), v = c |u| / |c|, lengths token by token. Gradients flow through both.
-
-        Args:
-            x: Noisy image tokens [B, N, C], fp32.
-            sigma: Noise level, a number or fp32 [B].
-            conditioning: B samples, from `encode`.
-
-        Returns:
-            v [B, N, C], fp32.
-
-        Raises:
-            RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
-        self._check_call(x, conditioning, self.n_tokens(conditioning.height, conditioning.width))
-        self._check_grids(conditioning)
-        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         v = self._predict(x, level, conditioning, "prompt")
         if not self._is_guided:
             return v
@@ -255,24 +183,58 @@ class QwenEditPolicy(PipelinePolicy):
         )
         return v[:, : x.shape[1]].float()
 
-    @torch.no_grad()
-    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
-        vae = self.pipe.vae
-        mean, std = self._latent_statistics()
-        latents = unpack(x, self.grid(height, width)) * std + mean
-        with self.placement.vae(), self._autocast():
-            pixels = vae.decode(latents.unsqueeze(2).to(vae.dtype), return_dict=False)[0][:, :, 0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
-
-    def _check_grids(self, conditioning: Conditioning) -> None:
-        """Refuse grids of another bucket, which the transformer would take without complaint."""
+    def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
         image, *references = conditioning.shared["grids"].tolist()
         expected = self.grid(conditioning.height, conditioning.width)
         assert tuple(image) == expected, f"image tokens in a grid {image}, expected {expected}"
-        n_references = conditioning.per_sample["reference_tokens"].shape[1]
         n_places = sum(rows * columns for rows, columns in references)
         assert n_places == n_references, f"grids for {n_places} reference tokens, there are {n_references}"
+
+    def _latents(self, x: Tensor, grid: Grid) -> Tensor:
+        mean, deviation = self._latent_statistics()
+        return unpack(x, grid) * deviation + mean
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        frame = latents.unsqueeze(2)  # a video of one frame
+        pixels: Tensor = self.pipe.vae.decode(frame, return_dict=False)[0][:, :, 0]
+        return pixels
+
+    # Loading
+
+    @classmethod
+    def extra_parts(cls, path: str) -> dict[str, Any]:
+        """Return the processor, which diffusers could load with torchvision only."""
+        return {"processor": load_processor(path)}
+
+    # Sizes
+
+    @classmethod
+    def pixels_per_latent(cls, vae_config: Any) -> int:
+        """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
+        return 1 << len(vae_config.temperal_downsample)
+
+    @classmethod
+    def latent_channels(cls, vae_config: Any) -> int:
+        """Return the channels of a latent image."""
+        channels: int = vae_config.z_dim
+        return channels
+
+    @classmethod
+    def calls_per_velocity(cls, architecture: Architecture, guidance: float) -> int:
+        """Return 2 above a guidance of 1, else 1."""
+        return 2 if guidance > 1 else 1
+
+    @classmethod
+    def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
+        """Return the arguments that `_predict` gives, of any content."""
+        grids = [(1, *shape.grid)] * (1 + shape.references)
+        return {
+            "hidden_states": shape.hidden_states(),
+            "timestep": torch.empty(shape.batch),
+            "encoder_hidden_states": shape.text(),
+            "encoder_hidden_states_mask": torch.empty(shape.batch, shape.text_tokens, dtype=torch.bool),
+            "img_shapes": [grids] * shape.batch,
+        }
 
 
 def load_processor(path: str) -> Any:
@@ -287,15 +249,11 @@ def load_processor(path: str) -> Any:
     Raises:
         OSError: The folder `processor` is missing or incomplete, or the hub cannot be reached.
     """
-    return _processor_class().from_pretrained(path, subfolder="processor")
+    return processor_class().from_pretrained(path, subfolder="processor")
 
 
-def make_processor(image_processor: Any, tokenizer: Any) -> Any:
-    """Join an image processor and a tokenizer of transformers to what the pipeline calls its processor."""
-    return _processor_class()(image_processor, tokenizer)
-
-
-def _processor_class() -> Any:
+def processor_class() -> Any:
+    """Return the class of a processor without videos; made here, so that transformers is imported late."""
     from transformers import Qwen2VLProcessor
 
     class ImageTextProcessor(Qwen2VLProcessor):

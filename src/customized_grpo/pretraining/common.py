@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from customized_grpo.pixels import to_uint8
 from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox import world
 from customized_grpo.toybox.render import render
@@ -24,14 +25,9 @@ def render_bytes(pairs: list[tuple[world.Subject, world.Scene]]) -> tuple[torch.
     # in chunks, because images in fp32 are four times as large as the bytes that are kept
     for start in range(0, len(pairs), RENDER_CHUNK):
         image_chunk, mask_chunk = render(pairs[start : start + RENDER_CHUNK])
-        images.append(to_bytes(torch.from_numpy(image_chunk)))
-        masks.append(to_bytes(torch.from_numpy(mask_chunk)))
+        images.append(to_uint8(torch.from_numpy(image_chunk)))
+        masks.append(to_uint8(torch.from_numpy(mask_chunk)))
     return torch.cat(images), torch.cat(masks)
-
-
-def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Return images in [0, 1] as uint8."""
-    return images.clamp(0, 1).mul(255).round().byte()
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from customized_grpo.pretraining.common import render_bytes, to_bytes
+from customized_grpo.pixels import to_uint8
+from customized_grpo.pretraining.common import render_bytes
 from customized_grpo.toybox import world
 
 NEUTRAL = 0.5  # grey that replaces the background of a segmented image
@@ -59,7 +60,7 @@ class ImagePool:
             images, subject_masks = render_subjects(seed, together, self.scenes)
             clean.append(images)
             masks.append(subject_masks)
-            decoded.append(to_bytes(noisy_round_trip(vae, images.float() / 255, generator)))
+            decoded.append(to_uint8(noisy_round_trip(vae, images.float() / 255, generator)))
         shape = (subjects, views)
         self.clean = torch.cat(clean).unflatten(0, shape)
         self.masks = torch.cat(masks).unflatten(0, shape)

@@ -1,15 +1,9 @@
-"""What the rest of the package knows about a generator: its conditioning and one interface.
-
-Shapes: B samples, N image tokens of one sample, C channels of a token.
-"""
+"""What a generator needs besides the noisy sample and the noise level: encoded prompts and references."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,8 +42,8 @@ class Conditioning:
     def index(self, indices: Indices) -> Conditioning:
         """Return the samples that `indices` selects, in that order; a slice is a view."""
         rows = indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.long)
-        chosen = {name: tensor[rows] for name, tensor in self.per_sample.items()}
-        return Conditioning(chosen, self.shared, self.height, self.width)
+        selected = {name: tensor[rows] for name, tensor in self.per_sample.items()}
+        return Conditioning(selected, self.shared, self.height, self.width)
 
     def repeat_interleave(self, n: int) -> Conditioning:
         """Return every sample n times in a row: the groups of GRPO, from one encoding per prompt."""
@@ -91,64 +85,22 @@ class Conditioning:
         return Conditioning(joined, first.shared, first.height, first.width)
 
 
-class Policy(Protocol):
-    """A generator that is tuned: x_s = (1 - s) x0 + s noise, v = noise - x0, s = sigma falls from 1 to 0."""
+def reference_shapes(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
+    """Return the height and width of each reference of a sample, which must be the same for every sample.
 
-    @property
-    def device(self) -> torch.device:
-        """Return where the model runs."""
-        ...
-
-    def encoding(self) -> AbstractContextManager[None]:
-        """Have the encoders at hand inside the block, for several calls of `encode`."""
-        ...
-
-    def encode(
-        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
-    ) -> Conditioning:
-        """Encode prompts and references [3, h, w] in [0, 1] of one bucket, without gradients."""
-        ...
-
-    def n_tokens(self, height: int, width: int) -> int:
-        """Return N, the number of tokens of an image."""
-        ...
-
-    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        """Return initial noise [B, N, C], fp32, one generator per sample: independent of the batch."""
-        ...
-
-    def sigmas(self, steps: int, n_tokens: int) -> Tensor:
-        """Return noise levels [steps + 1], fp32, on the CPU, falling to 0, by the checkpoint's scheduler."""
-        ...
-
-    def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        """Return v [B, N, C], fp32, of x [B, N, C], fp32, at sigma (a number or [B]); the only model call."""
-        ...
-
-    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Return images [B, 3, height, width] in [0, 1], fp32, of clean tokens [B, N, C]."""
-        ...
-
-    def trainable_parameters(self) -> list[torch.nn.Parameter]:
-        """Return the adapter's parameters, always in the same order."""
-        ...
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Switch the adapter off inside the block: the frozen base. Gradients are refused inside."""
-        ...
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return copies of the adapter's tensors by name."""
-        ...
-
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite the adapter with tensors from `adapter_tensors`."""
-        ...
-
-    def save_lora(self, folder: Path) -> Path:
-        """Write the adapter in diffusers' format into the folder and return the file."""
-        ...
-
-    def load_lora(self, path: Path) -> None:
-        """Overwrite the adapter with a file, or the file in a folder, from `save_lora`."""
-        ...
+    Raises:
+        ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
+    """
+    expected = [tuple(image.shape) for image in references[0]]
+    for number, images in enumerate(references):
+        shapes = [tuple(image.shape) for image in images]
+        if shapes != expected or not expected:
+            raise ValueError(
+                f"sample {number} has references {shapes}, sample 0 has {expected}: "
+                "a batch needs at least one each, of the same sizes"
+            )
+        for image in images:
+            is_image = image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3
+            if not is_image or not bool(((image >= 0) & (image <= 1)).all()):
+                raise ValueError(f"sample {number}: a reference is not an fp32 image [3, h, w] in [0, 1]")
+    return [(shape[1], shape[2]) for shape in expected]

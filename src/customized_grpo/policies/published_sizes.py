@@ -20,15 +20,11 @@ Sources, read in November 2026:
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from dataclasses import replace
 
-import torch
-
-from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import Architecture, Part
 
-_SOURCE = "published sizes (policies/published.py), nothing downloaded"
+_SOURCE = "published sizes (policies/published_sizes.py), nothing downloaded"
 
 _CLIP_L = Part(
     "transformers",
@@ -120,8 +116,7 @@ _QWEN25_VL_7B = Part(
     },
 )
 
-_FLUX1 = Architecture(
-    family="flux1",
+FLUX1 = Architecture(
     transformer=Part(
         "diffusers",
         "FluxTransformer2DModel",
@@ -154,8 +149,7 @@ _FLUX1 = Architecture(
     distilled=False,
     source=_SOURCE,
 )
-_FLUX2_DEV = Architecture(
-    family="flux2",
+FLUX2_DEV = Architecture(
     transformer=Part(
         "diffusers",
         "Flux2Transformer2DModel",
@@ -174,8 +168,7 @@ _FLUX2_DEV = Architecture(
     distilled=False,
     source=_SOURCE,
 )
-_KLEIN_BASE_4B = Architecture(
-    family="flux2",
+KLEIN_BASE_4B = Architecture(
     transformer=Part(
         "diffusers",
         "Flux2Transformer2DModel",
@@ -189,13 +182,12 @@ _KLEIN_BASE_4B = Architecture(
             "guidance_embeds": False,
         },
     ),
-    vae=_FLUX2_DEV.vae,
+    vae=FLUX2_DEV.vae,
     text_encoders=(_QWEN3_4B,),
     distilled=False,
     source=_SOURCE,
 )
-_QWEN_EDIT_2509 = Architecture(
-    family="qwen_edit",
+QWEN_EDIT_2509 = Architecture(
     transformer=Part(
         "diffusers",
         "QwenImageTransformer2DModel",
@@ -215,40 +207,11 @@ _QWEN_EDIT_2509 = Architecture(
     distilled=False,
     source=_SOURCE,
 )
-_QWEN_EDIT_2511 = dataclasses.replace(
-    _QWEN_EDIT_2509,
+QWEN_EDIT_2511 = replace(
+    QWEN_EDIT_2509,
     transformer=Part(
         "diffusers",
         "QwenImageTransformer2DModel",
-        {**_QWEN_EDIT_2509.transformer.config, "zero_cond_t": True},
+        {**QWEN_EDIT_2509.transformer.config, "zero_cond_t": True},
     ),
 )
-
-CHECKPOINTS: dict[str, Architecture] = {
-    "black-forest-labs/FLUX.1-dev": _FLUX1,
-    "black-forest-labs/FLUX.1-Kontext-dev": _FLUX1,
-    "black-forest-labs/FLUX.2-dev": _FLUX2_DEV,
-    "black-forest-labs/FLUX.2-klein-4B": dataclasses.replace(_KLEIN_BASE_4B, distilled=True),
-    "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_BASE_4B,
-    "Qwen/Qwen-Image-Edit-2509": _QWEN_EDIT_2509,
-    "Qwen/Qwen-Image-Edit-2511": _QWEN_EDIT_2511,
-}
-"""Published checkpoints by hub id."""
-
-
-def build_transformer(name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Return the transformer of a published checkpoint at full size, with random weights.
-
-    For measuring speed and memory: nothing is downloaded, and the weights are made on the device.
-
-    Args:
-        name: Hub id, one of `CHECKPOINTS`.
-        device: Where the weights are made; "meta" for none.
-        dtype: Type of the weights.
-
-    Raises:
-        UserError: No such checkpoint is known.
-    """
-    if name not in CHECKPOINTS:
-        raise UserError(f"{name!r} is not a known checkpoint", hint=f"Known: {', '.join(CHECKPOINTS)}.")
-    return CHECKPOINTS[name].transformer.build(device=device, dtype=dtype).requires_grad_(False).eval()

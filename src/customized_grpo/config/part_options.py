@@ -1,0 +1,118 @@
+"""Options of parts in a recipe not yet checked: their short form, and which ones an override drops."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from customized_grpo import extensions
+from customized_grpo.config.choice import options_class
+from customized_grpo.config.reference import knobs
+from customized_grpo.config.schema import (
+    AdvantageConfig,
+    ManifestData,
+    ModelConfig,
+    ScheduleConfig,
+    ToyboxData,
+)
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.fields import Section
+
+
+@dataclass(frozen=True)
+class ChoiceOfPart:
+    """A section in which one field chooses a part that has options of its own.
+
+    Attributes:
+        kind: Key of `extensions.KINDS`.
+        key: The field that chooses.
+        section: The section's class.
+    """
+
+    kind: str
+    key: str
+    section: type[Section]
+
+    def fields(self) -> set[str]:
+        """Return the fields that the section has for every choice, `options` among them."""
+        return set(self.section.model_fields)
+
+    def options(self, name: Any) -> set[str]:
+        """Return the names of a part's options; none for an unknown part, which is refused later."""
+        try:
+            return set(options_class(self.kind, str(name)).model_fields)
+        except UserError:
+            return set()
+
+    def options_of_the_package(self) -> set[str]:
+        """Return the options of all parts of this kind in the package."""
+        names: set[str] = set()
+        for name in extensions.registry(self.kind):
+            names |= self.options(name)
+        return names
+
+
+CHOICES: Mapping[str, ChoiceOfPart] = {
+    "model": ChoiceOfPart("family", "family", ModelConfig),
+    "advantage": ChoiceOfPart("rule", "name", AdvantageConfig),
+    "schedule": ChoiceOfPart("schedule", "name", ScheduleConfig),
+}
+"""Sections that choose a part with options of its own."""
+
+
+def gather_options(data: dict[str, Any], section: str) -> None:
+    """Move keys that stand beside a choice into its `options`, where they are options.
+
+    So `advantage.gamma=.4` is short for `advantage.options.gamma=.4`, and no table of such short forms is
+    needed. Misspelt fields of the section stay, so that their message names the field.
+
+    Args:
+        data: The recipe; changed in place.
+        section: A key of `CHOICES`.
+    """
+    values = data.get(section)
+    if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
+        return  # refused later, with its place
+    choice = CHOICES[section]
+    fields = choice.fields()
+    options = choice.options(values.get(choice.key)) | choice.options_of_the_package()
+    elsewhere = {knob.path.rpartition(".")[2] for knob in knobs()}
+    for key in set(values) - fields:
+        is_misspelt = nearest(key, fields) is not None or key in elsewhere
+        if key in options or not is_misspelt:
+            values.setdefault("options", {})[key] = values.pop(key)
+
+
+def forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Drop what belonged to the recipe's choice when an override makes another.
+
+    `advantage.name=linear` on a recipe that sets gamma for sars must not need a second override to remove
+    gamma. Options that both choices have stay. Those that are overrides themselves are written later, and
+    so still refused if they do not apply.
+    """
+    section = data.get(path[0])
+    if not isinstance(section, dict):
+        return
+    if path == ("data", "kind"):
+        _keep(section, _fields_of_source(value))
+        return
+    choice = CHOICES.get(path[0])
+    if choice is None or path[1:] != (choice.key,) or section.get(choice.key) == value:
+        return
+    options = choice.options(value)
+    _keep(section, choice.fields() | options)
+    if isinstance(section.get("options"), dict):
+        _keep(section["options"], options)
+
+
+def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
+    for key in set(section) - set(keys):
+        del section[key]
+
+
+def _fields_of_source(kind: Any) -> set[str]:
+    """Return the fields of a data source; those of all sources for an unknown one, which is refused later."""
+    sources: dict[Any, type[Section]] = {"toybox": ToyboxData, "manifest": ManifestData}
+    chosen = [sources[kind]] if kind in sources else list(sources.values())
+    return set().union(*(source.model_fields for source in chosen))

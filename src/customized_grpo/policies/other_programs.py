@@ -1,0 +1,143 @@
+"""What programs other than diffusers call a family and its layers, and how diffusers itself is called.
+
+Layers: in the original names of FLUX several layers are one.
+
+diffusers keeps query, key and value apart; the original code, and so ComfyUI's model and kohya's files, have
+one matrix `qkv` whose rows they are, and in the single blocks of FLUX.1 one `linear1` with the rows of the
+MLP below. Sources: the conversion of original checkpoints in diffusers (`single_file_utils`,
+`lora_conversion_utils`) and ComfyUI's `flux_to_diffusers`. Qwen-Image is called the same everywhere.
+
+Left out on purpose: `norm_out.linear`, whose two halves the original has in the other order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from customized_grpo.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer's rows are in a matrix of the original model.
+
+    Attributes:
+        name: Of that matrix, without ".weight".
+        start: First row, in widths of the layer's input; 0 for a layer that is the whole matrix.
+        rows: Rows of the whole matrix, in widths of the layer's input; None for the layer's own.
+    """
+
+    name: str
+    start: int = 0
+    rows: int | None = None
+
+
+_QKV = 3  # query, key and value, each as wide as the input
+_LINEAR1 = 7  # and an MLP four times as wide, in every FLUX.1
+
+_DOUBLE = {
+    "attn.to_q": Place("img_attn.qkv", 0, _QKV),
+    "attn.to_k": Place("img_attn.qkv", 1, _QKV),
+    "attn.to_v": Place("img_attn.qkv", 2, _QKV),
+    "attn.to_out.0": Place("img_attn.proj"),
+    "attn.add_q_proj": Place("txt_attn.qkv", 0, _QKV),
+    "attn.add_k_proj": Place("txt_attn.qkv", 1, _QKV),
+    "attn.add_v_proj": Place("txt_attn.qkv", 2, _QKV),
+    "attn.to_add_out": Place("txt_attn.proj"),
+}
+_FLUX1_DOUBLE = {
+    **_DOUBLE,
+    "ff.net.0.proj": Place("img_mlp.0"),
+    "ff.net.2": Place("img_mlp.2"),
+    "ff_context.net.0.proj": Place("txt_mlp.0"),
+    "ff_context.net.2": Place("txt_mlp.2"),
+    "norm1.linear": Place("img_mod.lin"),
+    "norm1_context.linear": Place("txt_mod.lin"),
+}
+_FLUX1_SINGLE = {
+    "attn.to_q": Place("linear1", 0, _LINEAR1),
+    "attn.to_k": Place("linear1", 1, _LINEAR1),
+    "attn.to_v": Place("linear1", 2, _LINEAR1),
+    "proj_mlp": Place("linear1", 3, _LINEAR1),
+    "proj_out": Place("linear2"),
+    "norm.linear": Place("modulation.lin"),
+}
+_FLUX2_DOUBLE = {
+    **_DOUBLE,
+    "ff.linear_in": Place("img_mlp.0"),
+    "ff.linear_out": Place("img_mlp.2"),
+    "ff_context.linear_in": Place("txt_mlp.0"),
+    "ff_context.linear_out": Place("txt_mlp.2"),
+}
+_FLUX2_SINGLE = {
+    "attn.to_qkv_mlp_proj": Place("linear1"),
+    "attn.to_out": Place("linear2"),
+}
+_LAYER = re.compile(r"((?:single_)?transformer_blocks)\.(\d+)\.(.+)")
+
+
+def flux1_place(layer: str) -> Place | None:
+    """Return where a layer of FLUX.1, such as "transformer_blocks.0.attn.to_q", is in the original model."""
+    return _flux_place(layer, _FLUX1_DOUBLE, _FLUX1_SINGLE)
+
+
+def flux2_place(layer: str) -> Place | None:
+    """Return where a layer of FLUX.2 is in the original model; None if that is not known."""
+    return _flux_place(layer, _FLUX2_DOUBLE, _FLUX2_SINGLE)
+
+
+def _flux_place(layer: str, double: Mapping[str, Place], single: Mapping[str, Place]) -> Place | None:
+    match = _LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    stack, number, rest = match.groups()
+    is_double = stack == "transformer_blocks"
+    place = double.get(rest) if is_double else single.get(rest)
+    if place is None:
+        return None
+    original_stack = "double_blocks" if is_double else "single_blocks"
+    return Place(f"{original_stack}.{number}.{place.name}", place.start, place.rows)
+
+
+def qwen_edit_place(layer: str) -> Place | None:
+    """Return the layer's own name, if it is in a block: the original of Qwen-Image has the same ones."""
+    return Place(layer) if layer.startswith("transformer_blocks.") else None
+
+
+def no_place(layer: str) -> None:
+    """Return None: nothing is known of the original model."""
+
+
+def embedded_guidance_call(model: ModelConfig) -> list[str]:
+    """Return the arguments of a pipeline that calls its guidance `guidance_scale`."""
+    return [
+        f"guidance_scale={model.guidance},",
+        f"max_sequence_length={model.max_text_tokens},",
+    ]
+
+
+@dataclass(frozen=True)
+class OtherPrograms:
+    """What other programs need to know of a family: for exported files and their model cards.
+
+    Attributes:
+        place: Where a layer, by its name in diffusers, is in the original model; None where it is not known.
+            The formats of ComfyUI and kohya need it.
+        modelspec: Architecture as `modelspec.architecture` has it, without "/lora"; None: not written.
+        network_module: kohya's `ss_network_module`; None: not written.
+        base_version: kohya's `ss_base_model_version`; None: not written.
+        pipeline: The class of diffusers with which a model card loads the base.
+        call: Maps a recipe's `model` section to lines of Python, the arguments with which that pipeline draws
+            as the policy does, apart from prompt, image, size, steps and generator; None if no pipeline can.
+    """
+
+    place: Callable[[str], Place | None] = no_place
+    modelspec: str | None = None
+    network_module: str | None = None
+    base_version: str | None = None
+    pipeline: str = "DiffusionPipeline"
+    call: Callable[[ModelConfig], list[str] | None] = embedded_guidance_call
