@@ -25,6 +25,7 @@ from torch import Tensor
 from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation.held_out import Judges, score_columns
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
+from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, predict_images
 from customized_grpo.rollout.sampler import Sampler, plan_steps
 from customized_grpo.statistics.intervals import clustered_bootstrap
@@ -135,7 +136,6 @@ def measure_step_gains(
     *,
     encoder: PromptEncoder,
     group_size: int,
-    reward_weights: Sequence[float] | None,
     seed: int,
     prompt_weights: Tensor,
     before_batch: Callable[[], None] = lambda: None,
@@ -151,13 +151,12 @@ def measure_step_gains(
         rollout_config: The recipe's rollout section.
         encoder: Encodes the examples.
         group_size: G.
-        reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         seed: The run's seed; the samples are those that `collect` draws with NoiseKey(seed, 0).
         prompt_weights: Prompt weights of the recipe's schedule [T].
         before_batch: Called before every batch; may raise to stop.
     """
     plan = plan_steps(rollout_config, 1.0, 0, seed)
-    example_of_sample = [example for example in examples for _ in range(group_size)]
+    example_of_sample = repeat_examples(examples, group_size)
     scores: dict[str, Tensor] = {}
     predictions = predict_images(
         policy,
@@ -172,7 +171,7 @@ def measure_step_gains(
     )
     no_scores = torch.full((len(example_of_sample), sampler.n_steps + 1), math.nan)
     for samples, step, images in predictions:
-        columns = score_columns(images.cpu(), example_of_sample[samples], scorer, reward_weights, judges)
+        columns = score_columns(images.cpu(), example_of_sample[samples], scorer, judges)
         for metric in METRICS:
             if metric in columns:
                 table = scores.setdefault(metric, no_scores.clone())
