@@ -86,7 +86,7 @@ class ArmView:
 
     @property
     def title(self) -> str:
-        """Number and label."""
+        """The number and the label."""
         return f"{self.number} {self.label}"
 
     @property

@@ -1,7 +1,7 @@
 """Parts that all pages share: the template engine, embedded images, and writing the file.
 
 A page holds everything: no file beside it, nothing fetched, readable without JavaScript, on paper and in the
-dark. The engine escapes whatever comes from outside (names, prompts, messages, settings), and a content
+dark. The engine escapes all text from outside (names, prompts, messages, settings), and a content
 security policy in the page forbids any connection and any script but its own.
 """
 

@@ -107,15 +107,17 @@ class Progress:
 
     def _speed(self) -> tuple[float | None, float | None]:
         """Return (seconds an iteration, rollouts a second) over the window; None until known."""
-        (t0, done0, rollouts0), (t1, done1, rollouts1) = self._pace[0], self._pace[-1]
+        t0, done0, rollouts0 = self._pace[0]
+        t1, done1, rollouts1 = self._pace[-1]
         if done1 <= done0 or t1 <= t0:
             return None, None
         if rollouts0 is None and rollouts1 is not None:
             rollouts0 = rollouts1 * done0 / done1  # the entry made at the start knows iterations only
-        rate = (
-            (rollouts1 - rollouts0) / (t1 - t0) if rollouts0 is not None and rollouts1 is not None else None
-        )
-        return (t1 - t0) / (done1 - done0), rate
+        seconds = t1 - t0
+        rate = None
+        if rollouts0 is not None and rollouts1 is not None:
+            rate = (rollouts1 - rollouts0) / seconds
+        return seconds / (done1 - done0), rate
 
     def _left(self) -> str:
         seconds, _ = self._speed()
@@ -126,10 +128,9 @@ class Progress:
         return "  ".join(f"{label} {number(self._train.get(key))}" for label, key in names)
 
     def _judged_by(self) -> str:
-        """Return who judges held-out pictures: the rewards themselves where there are no judges."""
-        return (
-            "judge" if "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval else "reward"
-        )
+        """Return the source of held-out scores: "judge", or "reward" where there are no judges."""
+        has_judges = "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval
+        return "judge" if has_judges else "reward"
 
     def _held_out(self) -> str:
         parts = []

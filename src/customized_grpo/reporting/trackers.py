@@ -1,7 +1,7 @@
 """Optional experiment trackers: TensorBoard, Weights & Biases, trackio.
 
-They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: whatever one
-raises, at import or at any later call, becomes one warning and that tracker is dropped.
+They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: any error of a
+tracker, at import or at any later call, becomes one warning and that tracker is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROJECT = "customized-grpo"
 
 
 class Tracker(Protocol):
-    """What an adapter offers: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
+    """An adapter: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Send the numbers of one record."""
@@ -88,7 +88,7 @@ TRACKERS: dict[str, Factory] = {"tensorboard": TensorBoard, "wandb": Wandb, "tra
 
 
 class Trackers:
-    """Several trackers behind a wall: each failing one is dropped with one warning.
+    """Several trackers, isolated from the run: each failing one is dropped with one warning.
 
     Args:
         names: Keys of `TRACKERS`.

@@ -143,7 +143,7 @@ def _bootstrap_weights(rng: np.random.Generator, count: int, n_boot: int) -> Flo
 def draw_means(tables: ArrayLike, weights: tuple[ArrayLike, ArrayLike]) -> Floats:
     """Return the weighted mean of every table in every draw.
 
-    All tables get the same draws, so whatever they share stays paired.
+    All tables get the same draws, so the parts that they share stay paired.
 
     Args:
         tables: [A, S, C], one table for each arm. NaN cells are left out, the weights of the others fill up.

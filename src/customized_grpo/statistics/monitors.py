@@ -133,7 +133,7 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
 def in_group_diversity(embeddings: Tensor, group_size: int) -> Tensor:
     """Return the mean cosine distance between the samples of each group, fp32 [N / G].
 
-    0 when all samples of a group look alike to the encoder, 1 when they are orthogonal on average.
+    0 when all samples of a group look the same to the encoder, 1 when they are orthogonal on average.
     A group with a zero or non-finite embedding is NaN.
 
     Args:
