@@ -12,7 +12,7 @@ from customized_grpo.cli.common import Trust, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.planning.estimate import Advice, Plan
+    from customized_grpo.planning.estimate import Advice, Estimate
     from customized_grpo.planning.memory import Memory
 
 
@@ -50,10 +50,10 @@ def plan(
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UserError(f"--json {json_file}: not a file in an existing folder")
 
-    from customized_grpo.planning.estimate import make_fit, make_plan
+    from customized_grpo.planning.estimate import estimate, find_fit
     from customized_grpo.planning.memory import GIB
 
-    found = make_plan(config, processes=processes, references=references)
+    found = estimate(config, processes=processes, references=references)
     print(render(found, f"{recipe}: {config.model.path}", tflops))
     if json_file is not None:
         _write(json_file, found)
@@ -62,20 +62,20 @@ def plan(
     if found.memory.needed <= device_memory * GIB:
         print(f"\nfits {device_memory:g} GiB")
         return
-    advice = make_fit(config, device_memory, processes=processes, references=references)
+    advice = find_fit(config, device_memory, processes=processes, references=references)
     raise UserError(
         f"needs {_gib(found.memory.needed)} GiB, the device has {device_memory:g}", _advice(advice)
     )
 
 
-def _write(file: Path, found: Plan) -> None:
+def _write(file: Path, found: Estimate) -> None:
     try:
         file.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 
 
-def render(found: Plan, title: str, tflops: float | None = None) -> str:
+def render(found: Estimate, title: str, tflops: float | None = None) -> str:
     """Return a plan as plain text.
 
     Args:
@@ -93,7 +93,7 @@ def render(found: Plan, title: str, tflops: float | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _batch_rows(found: Plan) -> list[list[str]]:
+def _batch_rows(found: Estimate) -> list[list[str]]:
     batches, tokens = found.batches, found.tokens
     here = f"{batches.samples_per_process} samples"
     return [
@@ -117,7 +117,7 @@ def _batch_rows(found: Plan) -> list[list[str]]:
     ]
 
 
-def _work_rows(found: Plan, tflops: float | None) -> list[list[str]]:
+def _work_rows(found: Estimate, tflops: float | None) -> list[list[str]]:
     passes = found.passes
     rows = [
         [
@@ -138,7 +138,7 @@ def _work_rows(found: Plan, tflops: float | None) -> list[list[str]]:
     return rows
 
 
-def _parameter_rows(found: Plan) -> list[list[str]]:
+def _parameter_rows(found: Estimate) -> list[list[str]]:
     parameters = found.parameters
     return [
         ["  base", f"{parameters.base:,}"],

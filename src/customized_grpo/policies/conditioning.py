@@ -1,4 +1,4 @@
-"""What a generator needs besides the noisy sample and the noise level: encoded prompts and references."""
+"""Encoded prompts and references: the input of a generator apart from noisy sample and noise level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Indices = slice | Tensor | Sequence[int]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything `Policy.velocity` needs besides the noisy sample and the noise level.
+    """The input of `Policy.velocity` apart from the noisy sample and the noise level.
 
     All samples of one conditioning belong to one bucket: same size, same number and sizes of references.
 
@@ -64,8 +64,8 @@ class Conditioning:
         """Join conditionings of one bucket.
 
         Raises:
-            ValueError: The parts are of different buckets. Models take position ids from one row for the
-                whole batch, so that joining them anyway would be wrong without any sign of it.
+            ValueError: The parts are of different buckets. Models take the position ids of one sample for
+                the whole batch, so joining them would give wrong images without an error.
         """
         if not parts:
             raise ValueError("nothing to join")
