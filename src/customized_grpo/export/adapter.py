@@ -108,7 +108,10 @@ def _named_average(
 
 
 def _in_order(adapter: Mapping[str, Tensor], layers: Sequence[str]) -> list[str]:
-    names = [layer + end for layer in layers if layer + DOWN in adapter for end in (DOWN, UP)]
+    names = []
+    for layer in layers:
+        if layer + DOWN in adapter:
+            names += [layer + DOWN, layer + UP]
     if set(names) != set(adapter):
         strange = sorted(set(adapter) - set(names))
         raise UserError(

@@ -54,6 +54,7 @@ def header(
         "ss_base_model_version": names.base_version,
         "ss_sd_model_name": public_name(model.path),
         "ss_seed": str(config.run.seed),
+        # a step of kohya's is an optimizer step, not an iteration
         "ss_steps": str(adapter.iteration * config.train.updates_per_iteration * config.train.inner_epochs),
         "ss_learning_rate": f"{config.train.learning_rate:g}",
         **Provenance.from_config(config).to_header(),

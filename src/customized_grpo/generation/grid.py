@@ -8,14 +8,20 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST = 224, 512
-"""Pixels of a cell's longer side: smaller ones are enlarged by a whole number, larger ones reduced."""
+SMALLEST = 224
+"""Pixels of a cell's longer side; smaller ones are enlarged by a whole number."""
+LARGEST = 512
+"""Pixels of a cell's longer side; larger ones are reduced."""
 
-GAP, MARGIN = 8, 20
-HEADER, CAPTION = 15, 17
+GAP = 8
+MARGIN = 20
+HEADER = 15
+CAPTION = 17
 """Font sizes of labels and of prompts, in pixels."""
 
-INK, FAINT, PAPER = "#1c1c1c", "#6a6a6a", "white"
+INK = "#1c1c1c"
+FAINT = "#6a6a6a"
+PAPER = "white"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
     """
     cells = [_fit_all(row.images) for row in rows]
     widths = [cell.width for cell in cells[0]]
-    height = max(max(cell.height for cell in row) for row in cells)
+    height = max(_tallest(row) for row in cells)
     header = ImageFont.load_default(HEADER)
     caption = ImageFont.load_default(CAPTION)
     inner = sum(widths) + GAP * (len(widths) - 1)
@@ -62,6 +68,10 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
             sheet.paste(cell, (left, top + line * len(prompt) + GAP))
         top += size_of_row + MARGIN
     return sheet
+
+
+def _tallest(cells: Sequence[Image.Image]) -> int:
+    return max(cell.height for cell in cells)
 
 
 def _fit_all(images: Sequence[Image.Image]) -> list[Image.Image]:

@@ -167,7 +167,10 @@ def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]
 
 
 def _known_pipelines() -> list[str]:
-    return [pipeline for family in FAMILIES.values() for pipeline in family.pipelines]
+    pipelines: list[str] = []
+    for family in FAMILIES.values():
+        pipelines += family.pipelines
+    return pipelines
 
 
 def _of_recipe(config: Config) -> dict[str, Any]:

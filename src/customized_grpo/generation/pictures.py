@@ -92,6 +92,7 @@ def generate(
     if not grid:
         return files
     columns = [("base" if base else "drawn", drawn)]
+    # without an adapter there is nothing to compare with
     has_adapter = not base and (lora is not None or "checkpoint" in facts)
     if has_adapter:
         with torch.no_grad(), generator.policy.reference():
@@ -162,6 +163,7 @@ class _Writer:
         """Write images, in the order of `draw`, with their prompts and settings."""
         files = []
         for index, image in enumerate(images):
+            # `draw` yields `count` images of the first prompt, then of the second, ...
             row, number = divmod(index, self.request.count)
             prompt = self.request.prompts[row]
             about = {"prompt": prompt, "number": number, "adapter": not is_base, **self.facts}

@@ -269,10 +269,11 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
 
 def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
     """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
-    return [
-        (module.out_features, module.in_features)
-        for blocks in transformer.children()
-        if isinstance(blocks, nn.ModuleList)
-        for module in blocks.modules()
-        if isinstance(module, nn.Linear)
-    ]
+    shapes = []
+    for blocks in transformer.children():
+        if not isinstance(blocks, nn.ModuleList):
+            continue
+        for module in blocks.modules():
+            if isinstance(module, nn.Linear):
+                shapes.append((module.out_features, module.in_features))
+    return shapes

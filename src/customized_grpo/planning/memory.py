@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 Quantisation = Literal["nf4", "int8", "fp8"] | None
 
 GIB = 2**30
-FP32, BF16 = 4, 2
+FP32 = 4  # bytes of a number
+BF16 = 2
 
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
+NF4_BLOCK = 64
+NF4_OUTER_BLOCK = 256
 """Weights that share a scale of 8 bits, and scales that share one of 32 (QLoRA, arXiv 2305.14314)."""
 
 CONTEXT_BYTES = 1 * GIB
@@ -95,8 +97,8 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
     parts = {
         "base": base_bytes(run, model.quantisation),
         "adapter": adapter,
-        "gradients": adapter,
-        "optimizer": 2 * adapter,
+        "gradients": adapter,  # fp32, as the adapter
+        "optimizer": 2 * adapter,  # AdamW's two moments, fp32
         "average": adapter if train.ema_decay else 0,
         "text encoders": encoders,
         "autoencoder": vae,

@@ -1,8 +1,8 @@
 """The memory and the operations of a model, counted while it runs on tensors that have shapes but no data.
 
 torch's fake tensors go through the same operations, the same autograd graph and the same gradient
-checkpointing as real ones. So the count is what a run would allocate, in the same order, and no formula has to
-follow changes of diffusers, peft or torch. Workspaces of kernels and fragmentation are not counted.
+checkpointing as real ones. So the count is what a run would allocate, in the same order, and no formula has
+to follow changes of diffusers, peft or torch. Workspaces of kernels and fragmentation are not counted.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ def find_similar(pipeline: str, *, distilled: bool) -> Checkpoint | None:
         pipeline: `_class_name` of its model_index.json.
         distilled: `is_distilled` of it.
     """
+    # FLUX.2-klein and its distilled form have one class; the index says which it is
     of_class = [checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.pipeline == pipeline]
     for checkpoint in of_class:
         if checkpoint.architecture.distilled == distilled:

@@ -41,6 +41,7 @@ class Conditioning:
 
     def index(self, indices: Indices) -> Conditioning:
         """Return the samples that `indices` selects, in that order; a slice is a view."""
+        # shared tensors belong to the bucket, not to a row, so they are passed on whole
         rows = indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.long)
         selected = {name: tensor[rows] for name, tensor in self.per_sample.items()}
         return Conditioning(selected, self.shared, self.height, self.width)
@@ -81,7 +82,9 @@ class Conditioning:
             for name, tensor in part.shared.items():
                 if not torch.equal(tensor, first.shared[name]):
                     raise ValueError(f"part {number} has other {name} than part 0: not the same bucket")
-        joined = {name: torch.cat([part.per_sample[name] for part in parts]) for name in first.per_sample}
+        joined = {}
+        for name in first.per_sample:
+            joined[name] = torch.cat([part.per_sample[name] for part in parts])
         return Conditioning(joined, first.shared, first.height, first.width)
 
 

@@ -65,6 +65,7 @@ class Flux1Policy(Policy):
         per_sample = {"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens}
         shared = {
             "image_ids": ids.to(self.device),
+            # all text is at the origin; only image and reference tokens have places
             "text_ids": torch.zeros(self.max_text_tokens, 3, device=self.device),
         }
         return per_sample, shared

@@ -101,7 +101,7 @@ class Flux2Policy(Policy):
 
     @cached_property
     def _empty_embeds(self) -> Tensor:
-        """Embeddings [T, D] of the empty prompt: computed once, so that all conditionings share the bits."""
+        """Return embeddings [T, D] of the empty prompt, computed once: all conditionings share the bits."""
         with torch.no_grad(), self._autocast_off():
             return self._text_tokens([""])[0]
 

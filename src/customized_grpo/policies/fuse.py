@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from customized_grpo.errors import UserError
 from customized_grpo.hub import download
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.lora import EXAMPLES, PICKLED
-
-PREFIX = "transformer."
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+from customized_grpo.policies.lora import DOWN, EXAMPLES, FILE_PREFIX, PICKLED, UP
 
 
 def fuse_lora(pipe: Any, source: str) -> None:
@@ -35,7 +32,7 @@ def fuse_lora(pipe: Any, source: str) -> None:
             tensors = type(pipe).lora_state_dict(str(file.parent), weight_name=file.name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"model.fuse_lora {source!r}: not a LoRA of this family: {error}") from error
-        _check_fits(pipe.transformer, tensors, source)
+        _check_fits(pipe.transformer, tensors, source)  # diffusers only warns of keys that fit nowhere
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora(components=["transformer"])
         pipe.unload_lora_weights()
@@ -67,11 +64,12 @@ def _check_fits(transformer: nn.Module, tensors: Mapping[str, Tensor], source: s
     misfits = []
     for key, tensor in tensors.items():
         is_down = key.endswith(DOWN)
-        name = key.removeprefix(PREFIX).removesuffix(DOWN if is_down else UP)
-        layer = layers.get(name) if key.startswith(PREFIX) else None
+        name = key.removeprefix(FILE_PREFIX).removesuffix(DOWN if is_down else UP)
+        layer = layers.get(name) if key.startswith(FILE_PREFIX) else None
         if layer is None:
             strange.append(key)
             continue
+        # A is [rank, in], B is [out, rank]: each must agree with the layer on one side
         fits = tensor.shape[1] == layer.in_features if is_down else tensor.shape[0] == layer.out_features
         if not fits:
             misfits.append(f"{key} {list(tensor.shape)} on {list(layer.weight.shape)}")

@@ -30,7 +30,8 @@ ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"
 FILE_PREFIX = "transformer."
 METADATA_KEY = "lora_adapter_metadata"
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+DOWN = ".lora_A.weight"
+UP = ".lora_B.weight"
 PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 EXAMPLES = 3  # names in a message
 
@@ -76,7 +77,7 @@ def has_adapter(transformer: Any) -> bool:
 
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters (not copies) by name, in the order of the model's layers."""
-    infix = f".{ADAPTER}."
+    infix = f".{ADAPTER}."  # peft puts the adapter's name into that of the parameter; files leave it out
     return {
         name.replace(infix, "."): parameter
         for name, parameter in transformer.named_parameters()
@@ -103,6 +104,7 @@ def load_adapter_tensors(transformer: nn.Module, tensors: Mapping[str, Tensor], 
     parameters = adapter_parameters(transformer)
     if not parameters:
         raise ValueError("add an adapter first")
+    # all checks come first, so that an adapter is never half overwritten
     _check_names(parameters, tensors, source)
     _check_shapes(parameters, tensors, source)
     with torch.no_grad():

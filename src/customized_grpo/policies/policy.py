@@ -68,7 +68,7 @@ class Policy(ABC):
         self.device = torch.device(settings.device)
         self.placement = Placement(pipe, self.device, settings.offload)
         self.transformer = pipe.transformer
-        self._in_reference = False
+        self._in_reference = False  # the adapter is off
         self._is_compiled = False
         pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
@@ -208,6 +208,7 @@ class Policy(ABC):
             RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
         self._check_call(x, conditioning)
+        # a rollout passes one number for the batch, an update a level per row of its micro-batch
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._velocity(x, level, conditioning)
 

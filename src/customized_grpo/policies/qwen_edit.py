@@ -173,6 +173,7 @@ class QwenEditPolicy(Policy):
         """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
         sample = conditioning.per_sample
         shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
+        # img_shapes has an entry for each sample, though the transformer takes the first for all
         v = self._call_transformer(
             hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
             timestep=level,
