@@ -93,7 +93,7 @@ class Estimate:
         return {**asdict(self), "memory": {**asdict(self.memory), **memory}}
 
 
-def estimate(config: Config, *, processes: int = 1, references: int = 1) -> Estimate:
+def estimate_cost(config: Config, *, processes: int = 1, references: int = 1) -> Estimate:
     """Return what a recipe costs, from its settings and the configs of its model; no weights are read.
 
     Args:
