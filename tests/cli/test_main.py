@@ -51,7 +51,7 @@ for arguments in commands:
 
 
 def imported(commands: list[list[str]], heavy: set[str]) -> dict[str, list[str]]:
-    """Return which heavy modules are loaded after each of some commands that follow each other in a process."""
+    """Return which heavy modules are loaded after each of several commands of one process."""
     done = run_python("-c", IMPORTED, json.dumps(sorted(heavy)), json.dumps(commands))
     assert done.returncode == 0, done.stderr
     reports = re.findall("^imported by (.*)$", done.stdout, re.MULTILINE)
