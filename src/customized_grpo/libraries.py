@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
@@ -12,17 +13,17 @@ TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(names: Sequence[str] = ("transformers", "diffusers")) -> Iterator[None]:
     """Silence advice and progress bars of the model libraries inside the block; errors still show.
 
     Importing a pipeline without torchvision, which this package does not want, makes transformers advise
     installing it, once per image processor. bitsandbytes and torchao, which peft imports where they are
     installed, miss kernels. Wrap the import and the loading.
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
-    libraries = (transformers_logging, diffusers_logging)
+    Args:
+        names: Which libraries the block uses; they are imported, diffusers takes seconds.
+    """
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in names]
     verbosities = [library.get_verbosity() for library in libraries]
     with_bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:

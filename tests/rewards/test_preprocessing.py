@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.preprocessing import Preprocess, quantise
+from customized_grpo.rewards.preprocessing import Preprocess
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 PROCESSORS = {
@@ -67,12 +67,6 @@ def test_the_short_way_rounds_to_8_bits_like_the_long_one() -> None:
     for size in (8, 16):
         pixels = Preprocess(size, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(exact)
         assert torch.allclose(pixels * 255, torch.full_like(pixels, 100.0), atol=1e-4)
-
-
-def test_quantise_undoes_a_png() -> None:
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(quantise(levels.float() / 255), levels)
-    assert quantise(torch.tensor([-0.1, 1.1])).tolist() == [0, 255]
 
 
 def test_a_letterbox_keeps_the_proportions_and_pads_with_black() -> None:

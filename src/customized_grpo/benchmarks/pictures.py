@@ -21,7 +21,7 @@ from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.images import open_image
 from customized_grpo.errors import UserError
 from customized_grpo.files import replacing, write_json
-from customized_grpo.reporting.images import to_pil
+from customized_grpo.pixels import to_pil
 
 Drawing = tuple[BenchmarkRow, int]
 """A row and the number of one of its pictures, from 0."""

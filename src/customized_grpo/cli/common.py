@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from customized_grpo import files
 from customized_grpo.errors import UserError
+from customized_grpo.hub import is_hub_id
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
 
@@ -39,12 +41,14 @@ def check_run(run: Path) -> Path:
     Raises:
         UserError: It is not; the hint lists the runs in the folder it would be in.
     """
-    if (run / "config.yaml").is_file():
+    from customized_grpo.runs.folder import is_run_folder, runs_in
+
+    if is_run_folder(run):
         return run
-    what = "has no config.yaml, so it is not the folder of a run" if run.is_dir() else "is not a folder"
-    runs = sorted(str(found.parent) for found in run.parent.glob("*/config.yaml"))
-    hint = f"Runs here: {', '.join(runs)}." if runs else "Start one with: cgrpo train toybox"
-    raise UserError(f"{run} {what}", hint)
+    what = "is not the folder of a run" if run.is_dir() else "is not a folder"
+    runs = [str(path) for path in runs_in(run.parent)]
+    hint = f"Runs here: {', '.join(runs)}." if runs else "Start one with `cgrpo train toybox`."
+    raise UserError(f"{run} {what}", hint=hint)
 
 
 def check_source(source: str) -> None:
@@ -53,9 +57,10 @@ def check_source(source: str) -> None:
     Raises:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
     """
+    from customized_grpo.runs.folder import runs_in
+
     path = Path(source)
-    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if path.exists() or source == "toybox" or (is_hub_id and not any(path.parent.glob("*/config.yaml"))):
+    if path.exists() or source == "toybox" or (is_hub_id(source) and not runs_in(path.parent)):
         return
     check_run(path)
 
@@ -88,10 +93,8 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
     """
     if file is None:
         return
-    from customized_grpo.runs.folder import RunFolder
-
     try:
-        RunFolder(file.parent).write_json(file.name, value)
+        files.write_json(file, value)
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 

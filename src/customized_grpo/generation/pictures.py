@@ -21,7 +21,7 @@ from customized_grpo.files import file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
 from customized_grpo.generation.grid import GridRow, compose_grid
 from customized_grpo.generation.opening import Generator, open_generator
-from customized_grpo.reporting.images import to_pil
+from customized_grpo.pixels import to_pil
 
 ROW_ID = "generate"
 """All prompts have one, so that they start from the same noise and can be compared."""

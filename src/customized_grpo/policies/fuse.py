@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.hub import hub_error
+from customized_grpo.hub import download
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.lora import PICKLED, SHOWN
 
@@ -57,14 +57,7 @@ def _find(source: str) -> Path:
             f"model.fuse_lora {source!r}: no such file",
             hint='Give a safetensors file, or "owner/name:file" of the hub.',
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    with quiet():
-        try:
-            return Path(hf_hub_download(repository, name))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise hub_error(repository, error, what=f"model.fuse_lora {source!r}", file=name) from error
+    return download(repository, name, what=f"model.fuse_lora {source!r}")
 
 
 def _check_fits(transformer: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

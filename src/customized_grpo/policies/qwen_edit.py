@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_pil
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.tokens import Grid, pack, unpack
 
@@ -99,10 +100,9 @@ class QwenEditPolicy(Policy):
     def _picture(self, image: Tensor) -> Image.Image:
         from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 
-        pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         ratio = image.shape[2] / image.shape[1]
         width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, ratio)
-        return self.pipe.image_processor.resize(Image.fromarray(pixels), height, width)
+        return self.pipe.image_processor.resize(to_pil(image), height, width)
 
     def _embed(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]

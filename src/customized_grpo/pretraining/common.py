@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from customized_grpo.pixels import to_uint8
 from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox import world
 from customized_grpo.toybox.render import render
@@ -21,14 +22,9 @@ def render_bytes(pairs: list[tuple[world.Subject, world.Scene]]) -> tuple[torch.
     """Draw pictures; returns uint8 pictures [B, 3, 64, 64] and subject masks [B, 1, 64, 64]."""
     chunks = [render(pairs[i : i + RENDER_CHUNK]) for i in range(0, len(pairs), RENDER_CHUNK)]
     pictures, masks = (
-        torch.cat([to_bytes(torch.from_numpy(part)) for part in parts]) for parts in zip(*chunks, strict=True)
+        torch.cat([to_uint8(torch.from_numpy(part)) for part in parts]) for parts in zip(*chunks, strict=True)
     )
     return pictures, masks
-
-
-def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Round images in [0, 1] to uint8."""
-    return images.clamp(0, 1).mul(255).round().byte()
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:

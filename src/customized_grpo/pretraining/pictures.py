@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from customized_grpo.pretraining.common import render_bytes, to_bytes
+from customized_grpo.pixels import to_uint8
+from customized_grpo.pretraining.common import render_bytes
 from customized_grpo.toybox import world
 
 NEUTRAL = 0.5  # grey that replaces the background of a segmented picture
@@ -35,7 +36,7 @@ class PicturePool:
             pictures, mask = render_bytes([(world.subject(seed, i), s) for i in ids for s in self.scenes[i]])
             clean.append(pictures)
             masks.append(mask)
-            decoded.append(to_bytes(noisy_round_trip(vae, pictures.float() / 255, generator)))
+            decoded.append(to_uint8(noisy_round_trip(vae, pictures.float() / 255, generator)))
         shape = (subjects, views)
         self.clean = torch.cat(clean).unflatten(0, shape)
         self.masks = torch.cat(masks).unflatten(0, shape)

@@ -18,9 +18,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.files import replacing, write_json
-
-BROKEN_PIXEL = (255, 0, 255)
-"""Colour of pixels that are not finite: a broken decode must be seen."""
+from customized_grpo.pixels import to_pil
 
 
 @dataclass(frozen=True)
@@ -38,21 +36,6 @@ class SampleRow:
     reference: torch.Tensor
     subject: str | None = None
     target: torch.Tensor | None = None
-
-
-def to_pil(image: torch.Tensor) -> Image.Image:
-    """One image [3, H, W], nominally in [0, 1], as 8-bit RGB; values outside are clamped.
-
-    Raises:
-        ValueError: Another shape, or not a floating-point tensor.
-    """
-    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-        raise ValueError(f"an image is a float tensor [3, H, W], not {image.dtype} {tuple(image.shape)}")
-    pixels = image.detach().to("cpu", torch.float32)
-    broken = ~pixels.isfinite().all(dim=0)
-    levels = (pixels.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    levels[broken] = torch.tensor(BROKEN_PIXEL, dtype=torch.uint8)
-    return Image.fromarray(levels.numpy())
 
 
 def save_image(path: Path, image: torch.Tensor) -> Path:

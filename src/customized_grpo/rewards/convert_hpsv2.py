@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.loading import load_tokenizer, no_progress_bars
+from customized_grpo.libraries import quiet
+from customized_grpo.rewards.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -176,7 +177,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str = TOKENIZER, heads: i
             f"{tokenizer}: the tokenizer has {len(words)} tokens, "
             f"{checkpoint} needs {model.config.text_config.vocab_size}"
         )
-    with no_progress_bars():
+    with quiet(["transformers"]):
         model.save_pretrained(folder)
     words.save_pretrained(folder)
 

@@ -10,18 +10,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.onnx_model import Array
+from customized_grpo.pixels import to_array, to_uint8
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.faces import FaceDetector, FaceRecogniser
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
-from customized_grpo.rewards.preprocessing import quantise
 
 NAME = "face"
 CACHED_REFERENCES = 4096
@@ -55,7 +55,7 @@ class FaceReward:
 
     def __init__(self, detector: FaceDetector, recogniser: FaceRecogniser) -> None:
         self.detector, self.recogniser = detector, recogniser
-        self._references: Remembered[Array] = Remembered(CACHED_REFERENCES)
+        self._references: LRUCache[bytes, Array] = LRUCache(CACHED_REFERENCES)
 
     @classmethod
     def load(cls, options: FaceOptions) -> FaceReward:
@@ -89,7 +89,7 @@ class FaceReward:
 
     def _features(self, image: Tensor) -> Array:
         """Return unit features [F, D] of the faces in a picture [3, H, W]."""
-        picture = quantise(image).permute(1, 2, 0).contiguous().cpu().numpy()
+        picture = to_array(to_uint8(image))
         features = [self.recogniser(picture, landmarks) for landmarks in self.detector(picture).landmarks]
         return np.stack(features) if features else np.zeros((0, 0), np.float32)
 
@@ -98,7 +98,7 @@ class FaceReward:
             raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
         known = []
         for number, image in enumerate(batch.references[row], start=1):
-            key = content_key(quantise(image))
+            key = content_key(to_uint8(image))
             if key not in self._references:
                 self._references[key] = self._features(image)
             if not len(self._references[key]):

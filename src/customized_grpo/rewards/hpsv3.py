@@ -21,10 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from customized_grpo.errors import UserError
 from customized_grpo.fields import Text
+from customized_grpo.libraries import quiet
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import weights_hash
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, question
-from customized_grpo.rewards.loading import checkpoint_file, load_part, no_progress_bars
+from customized_grpo.rewards.loading import checkpoint_file, load_part
 from customized_grpo.rewards.options import RewardOptions
 from customized_grpo.rewards.preprocessing import CLIP_MEAN, CLIP_STD, Preprocess
 
@@ -204,7 +205,7 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
         config.text_config.vocab_size = len(embedding)  # cut to the tokens in use when the reward token came
     reward = reward_head(config.text_config.hidden_size)
     try:
-        with no_progress_bars():
+        with quiet(["transformers"]):
             model, report = Qwen2VLModel.from_pretrained(
                 None, config=config, state_dict=body, dtype=dtype, output_loading_info=True
             )

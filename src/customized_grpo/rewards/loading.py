@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
+from customized_grpo.hub import download
+from customized_grpo.libraries import quiet
 from customized_grpo.rewards.preprocessing import FILE_NAME, Preprocess
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def load_model(
             raise UserError(f"ToyBox has no {model_class.__name__}", hint="Give a folder or a hub id.")
         from customized_grpo.toybox.assets import load_reward_model
 
-        with no_progress_bars():
+        with quiet(["transformers"]):
             model, folder = load_reward_model(toybox_name)
         return model, str(folder)
-    wanted = model_class.config_class.model_type
-    found = json.loads(checkpoint_file(path, "config.json").read_text(encoding="utf-8")).get("model_type")
-    if found != wanted:
-        raise UserError(f"reward model {path!r}: it is a {found!r} model, {wanted!r} is needed")
-    with no_progress_bars():
+    needed_type = model_class.config_class.model_type
+    model_type = read_json(checkpoint_file(path, "config.json")).get("model_type")
+    if model_type != needed_type:
+        raise UserError(f"reward model {path!r}: it is a {model_type!r} model, {needed_type!r} is needed")
+    with quiet(["transformers"]):
         try:
             model, report = model_class.from_pretrained(
                 path, dtype="float32", use_safetensors=True, output_loading_info=True, **arguments
@@ -100,37 +101,4 @@ def checkpoint_file(path: str, name: str) -> Path:
                 f"{folder / name}: no such file", hint="It comes with the checkpoint: copy it there."
             )
         return folder / name
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"reward model {path!r}: no such folder",
-            hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError
-
-    try:
-        return Path(hf_hub_download(path, name))
-    except GatedRepoError as error:
-        raise UserError(
-            f"reward model {path!r} is gated",
-            hint=f"Accept its licence at https://huggingface.co/{path}, then log in: hf auth login.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"reward model {path!r}: no such folder, and {name} could not be had from the hub: {error}",
-            hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
-        ) from error
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars while it loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return download(path, name, what=f"reward model {path!r}")

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import Reward, ScoringBatch
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.preprocessing import quantise
 from customized_grpo.seeding import generator
 
 
@@ -42,5 +42,5 @@ class NoisyReward:
         return {**self.reward.fingerprint(), "noise": self.std}
 
     def _error(self, image: Tensor, prompt: str) -> Tensor:
-        picture = content_key(quantise(image)).hex()
+        picture = content_key(to_uint8(image)).hex()
         return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, picture))

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_uint8
 
 FILE_NAME = "preprocessor_config.json"
 Size = tuple[int, int]
@@ -61,7 +62,7 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map pictures [B, 3, H, W] in [0, 1] to normalised pixel values [B, 3, h, w], fp32, same device."""
-        pixels = self._resize(quantise(images))
+        pixels = self._resize(to_uint8(images))
         if self.letterbox:
             pixels = _pad_to_square(pixels)
         if self.crop is not None:
@@ -123,11 +124,6 @@ class Preprocess:
         if height <= width:
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
-
-
-def quantise(images: Tensor) -> Tensor:
-    """Round pictures in [0, 1] to 8 bits: uint8, same shape."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _centre_crop(pixels: Tensor, crop: Size) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import CHUNK, FeatureCache, content_key, weights_hash
-from customized_grpo.rewards.preprocessing import Preprocess, quantise
+from customized_grpo.rewards.preprocessing import Preprocess
 
 Segment = Literal["reference", "both", "none"]
 CACHED_REFERENCES = 4096
@@ -114,10 +115,10 @@ class ReferenceSimilarity:
         """Return features [number of references, D]; a reference is encoded once, however often used."""
         images = [image for row in batch.references for image in row]
         if self.segment == "none":
-            keys = [content_key(quantise(image)) for image in images]
+            keys = [content_key(to_uint8(image)) for image in images]
             return self._cache.get(keys, lambda wanted: self._encode([images[i] for i in wanted]))
         masks = self._reference_masks(batch)
-        keys = [content_key(quantise(image), mask) for image, mask in zip(images, masks, strict=True)]
+        keys = [content_key(to_uint8(image), mask) for image, mask in zip(images, masks, strict=True)]
         return self._cache.get(
             keys, lambda wanted: self._encode([self._cut_out(images[i], masks[i]) for i in wanted])
         )

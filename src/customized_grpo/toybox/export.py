@@ -10,6 +10,7 @@ from PIL import Image
 
 from customized_grpo.data.manifest import Row, write_manifest
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_array, to_uint8
 from customized_grpo.toybox.source import ToyBoxSource
 
 PROMPTS_PER_SUBJECT = 2
@@ -51,5 +52,4 @@ def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
 
 
 def _save(path: Path, image: torch.Tensor) -> None:
-    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(path)
+    Image.fromarray(to_array(to_uint8(image))).save(path)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import tiny_rewards as tiny
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import encode_png
 from customized_grpo.rewards import FunctionReward, ScoringBatch
-from customized_grpo.rewards.service.pictures import PictureError, decode_png, encode_png, pixel_count
+from customized_grpo.rewards.service.pictures import PictureError, decode_png, pixel_count
 from customized_grpo.rewards.service.queue import Line
 from customized_grpo.rewards.service.references import ReferenceStore
 from customized_grpo.rewards.service.server import check_access, listen

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
-from customized_grpo.rewards.preprocessing import quantise
 
 OnFailure = Literal["stop", "drop"]
 POLL_S = 0.2  # between two looks at whether the run shall stop
@@ -132,7 +132,7 @@ def in_8_bits(batch: ScoringBatch) -> ScoringBatch:
 
 
 def _rounded(images: Tensor) -> Tensor:
-    return quantise(images).float() / 255
+    return to_uint8(images).float() / 255
 
 
 def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:

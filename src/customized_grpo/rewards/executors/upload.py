@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from customized_grpo.pixels import encode_png, to_uint8
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.preprocessing import quantise
-from customized_grpo.rewards.service.pictures import encode_png
 from customized_grpo.rewards.service.wire import Sample, ScoreRequest, to_base64
 
 
@@ -42,13 +41,13 @@ def encode(batch: ScoringBatch, reward: str, digest: str) -> Upload:
     masks = batch.reference_masks
     samples = [
         Sample(
-            image=to_base64(encode_png(quantise(batch.images[row]))),
+            image=to_base64(encode_png(to_uint8(batch.images[row]))),
             prompt=batch.prompts[row],
             references=[references.add(image) for image in batch.references[row]],
             reference_masks=None if masks is None else [references.add(mask) for mask in masks[row]],
             image_mask=None
             if batch.image_masks is None
-            else to_base64(encode_png(quantise(batch.image_masks[row]))),
+            else to_base64(encode_png(to_uint8(batch.image_masks[row]))),
             meta={key: value for key, value in batch.meta[row].items() if _is_json(value)},
         )
         for row in range(len(batch))
@@ -66,7 +65,7 @@ class _Files:
 
     def add(self, picture: Tensor) -> str:
         """Return the sha256 of a picture's PNG."""
-        pixels = quantise(picture)
+        pixels = to_uint8(picture)
         key = content_key(pixels)
         if key not in self._names:
             png = encode_png(pixels)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,19 +17,18 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import torch
-from PIL import Image
+from cachetools import LRUCache
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.pixels import encode_png, to_uint8
 from customized_grpo.rewards.base import Kind, RewardError, ScoringBatch
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.judge.answers import read_score
-from customized_grpo.rewards.judge.client import Failure, JudgeClient, check_url
+from customized_grpo.rewards.judge.answers import Failure, read_score
+from customized_grpo.rewards.judge.client import JudgeClient, check_url
 from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
-from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
-from customized_grpo.rewards.preprocessing import quantise
 
 NAME = "judge"
 CACHED_SCORES = 65536
@@ -67,6 +65,8 @@ class JudgeOptions(RewardOptions):
     """Further attempts after a connection error or status 408, 429 or 5xx."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the API key; null sends none."""
+    use_proxy: bool = False
+    """Whether HTTP_PROXY, HTTPS_PROXY and NO_PROXY are followed; a proxy of plain HTTP sees the key."""
 
     @model_validator(mode="after")
     def _check_rubric(self) -> JudgeOptions:
@@ -110,8 +110,9 @@ class JudgeReward:
             concurrency=options.concurrency,
             timeout_s=options.timeout_s,
             retries=options.retries,
+            use_proxy=options.use_proxy,
         )
-        self._scores: Remembered[float] = Remembered(CACHED_SCORES)
+        self._scores: LRUCache[bytes, float] = LRUCache(CACHED_SCORES)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return scores [B], fp32, on the CPU; NaN where the judge gave none.
@@ -153,11 +154,11 @@ class JudgeReward:
 
     def _key(self, batch: ScoringBatch, row: int) -> bytes:
         """Return the hash of all that the judge is shown of a sample."""
-        digest = hashlib.sha256(content_key(quantise(batch.images[row])))
+        digest = hashlib.sha256(content_key(to_uint8(batch.images[row])))
         if self.kind == "prompt":
             digest.update(batch.prompts[row].encode())
         if self.kind == "identity":
-            digest.update(b"".join(content_key(quantise(image)) for image in batch.references[row]))
+            digest.update(b"".join(content_key(to_uint8(image)) for image in batch.references[row]))
         return digest.digest()
 
     def _ask(self, batch: ScoringBatch, rows: list[int]) -> list[float | Failure]:
@@ -217,10 +218,7 @@ class JudgeReward:
 
 def data_url(image: Tensor) -> str:
     """Return a picture [3, H, W] in [0, 1] as a data URL of a PNG: no loss, and little time spent on size."""
-    file = io.BytesIO()
-    pixels = quantise(image).permute(1, 2, 0).contiguous().cpu().numpy()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(encode_png(to_uint8(image))).decode("ascii")
 
 
 def _read_key(variable: str | None) -> str | None:

@@ -16,20 +16,10 @@ from torch import Tensor
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">I4sIIBBBBB")  # length and name of the first chunk, then its fields
 _COLOUR_TYPES = {1: 0, 3: 2}  # PNG's numbers for grey and RGB, by channels
-_LEVEL = 1  # of 9: the size of random pictures hardly falls after it, the time triples
 
 
 class PictureError(ValueError):
     """Bytes that are no acceptable picture; the message says why."""
-
-
-def encode_png(pixels: Tensor) -> bytes:
-    """Return uint8 [3, H, W] or [1, H, W] as PNG."""
-    grey = pixels.shape[0] == 1
-    pixels_HWC = pixels.permute(1, 2, 0).cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC[..., 0] if grey else pixels_HWC).save(buffer, "PNG", compress_level=_LEVEL)
-    return buffer.getvalue()
 
 
 def pixel_count(png: bytes, channels: int) -> int:
