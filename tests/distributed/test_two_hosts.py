@@ -69,7 +69,7 @@ def test_two_hosts_train_what_two_processes_on_one_host_train(hosts: list[str], 
     started = [start(host, rank, tmp_path / "hosts") for rank, host in enumerate(hosts)]
     try:
         for process in started:
-            status, printed = finish(process, timeout=150)
+            status, printed = finish(process)
             assert status == 0, printed
     finally:
         for process in started:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "customized_grpo"
 FOLDERS = ("src", "tests", "measurements", "examples", "docs")
 ROOMS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
 
-# Rooms whose README has still to be written, or to follow the files that moved: these lists may only get shorter.
+# Rooms whose README has still to be written, or to follow the files that moved: the lists may only shrink.
 WITHOUT = {"pages", "pretraining", "rollout", "statistics", "training"}
 STALE = {
     *("algorithms", "benchmarks", "data", "engine", "evaluation", "generation", "planning", "policies"),

@@ -18,7 +18,7 @@ from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.service.app import Limits, Service
 from customized_grpo.rewards.service.queue import Line
 from customized_grpo.rewards.service.server import Server, listen
-from processes import CGRPO, child_environment
+from processes import CGRPO, PATIENCE_S, child_environment
 
 LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)
 
@@ -55,7 +55,7 @@ def running(
                 line.close()
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
+def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -46,7 +46,6 @@ def outcomes(policy: Flux1Policy, velocities: Velocities) -> tuple[list[Tensor],
     return [rollout, training.detach(), base, again], row
 
 
-@pytest.mark.timeout(600)
 def test_compiled_blocks_are_the_same_in_both_phases_and_close_to_eager_ones(
     make_policy: MakePolicy, velocities: Velocities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
