@@ -17,6 +17,8 @@ from customized_grpo.benchmarks.results import read_result
 from customized_grpo.benchmarks.run import Request, default_folder, run_benchmark
 from dreambooth import save_photo
 
+pytestmark = pytest.mark.slow
+
 RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
 

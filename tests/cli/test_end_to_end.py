@@ -13,6 +13,8 @@ from PIL import Image
 from commands import run_here, status
 from processes import CGRPO, run_python
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,6 +23,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.runs.lock import RunLock
 from processes import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 ARMS = """
 arms:
   - {name: naive, label: Naive, role: front, overrides: {advantage.name: linear, schedule.name: constant}}

@@ -19,6 +19,8 @@ from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
 from processes import cgrpo, child_environment, finish
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 RECIPE = ["train.iterations=1", "train.group_size=2", "rollout.steps=3", "run.process_timeout_s=60.0"]
 

@@ -13,6 +13,8 @@ from commands import status
 from customized_grpo import extensions
 from customized_grpo.config.yaml_text import read_yaml, write_yaml
 
+pytestmark = pytest.mark.slow
+
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 MODULES = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL)
 RECIPES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)

@@ -14,10 +14,13 @@ from processes import CGRPO, run_python
 PHOTOS = os.environ.get("CGRPO_DREAMBENCH")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "photos"
 
-pytestmark = pytest.mark.skipif(
-    PHOTOS is None or not Path(PHOTOS).is_dir(),
-    reason="CGRPO_DREAMBENCH does not name the folder of DreamBooth's photos",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        PHOTOS is None or not Path(PHOTOS).is_dir(),
+        reason="CGRPO_DREAMBENCH does not name the folder of DreamBooth's photos",
+    ),
+]
 
 
 def run(folder: Path, *command: str) -> str:

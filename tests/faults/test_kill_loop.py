@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from processes import run_script
 from same_run import assert_same_run, steps
+
+pytestmark = pytest.mark.slow
 
 # One group of two small samples an iteration: what is killed is the saving.
 RECIPE = [

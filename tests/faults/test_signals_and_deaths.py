@@ -18,6 +18,8 @@ from faulty_runs import free_port
 from processes import PATIENCE_S, child_environment, run_script
 from same_run import assert_same_run, events, lines
 
+pytestmark = pytest.mark.slow
+
 PHASES = ["rollout", "reward", "update", "evaluation", "save"]
 # The process that has the fault: the main one is the only one that saves; elsewhere either may have it.
 RANK = {"rollout": 1, "reward": 0, "update": 1, "evaluation": 1, "save": 0}

@@ -10,6 +10,8 @@ import pytest
 
 from processes import run_python
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "measurements" / "gpu.py"
 CASES = ["flux1-24gb", "klein-compiled"]  # both families, nf4, compiled blocks, classifier-free guidance
 TOLERANCE = 0.08

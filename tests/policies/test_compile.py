@@ -11,6 +11,8 @@ from torch import Tensor
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.policy import Policy
 
+pytestmark = pytest.mark.slow
+
 MakePolicy = Callable[..., Flux1Policy]
 Velocities = Callable[[Policy], Tensor]
 

@@ -21,6 +21,8 @@ from customized_grpo.pretraining.pack import STAGES, pack
 from customized_grpo.toybox import assets, judges, prompts, world
 from customized_grpo.toybox.judging import GROUPS, ToyBoxJudges
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

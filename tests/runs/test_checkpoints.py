@@ -271,6 +271,7 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
     ]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_of_a_save_loses_nothing(tmp_path: Path) -> None:
     instants = int(run_script("kill_child.py", tmp_path))
     assert instants >= 16

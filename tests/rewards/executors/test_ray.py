@@ -21,6 +21,8 @@ from customized_grpo.rewards.executors import build_scorer, check_prerequisites
 from customized_grpo.rewards.executors.ray import actor_options
 from processes import PATIENCE_S, child_environment, run_python
 
+pytestmark = pytest.mark.slow
+
 
 def in_ray(name: str, environment: dict[str, str], actors: int = 1, **options: Any) -> RewardConfig:
     place = RayExecution(kind="ray", env=environment, actors=actors)
