@@ -214,17 +214,26 @@ def request_of(service: Any, name: str, batch: Any) -> Upload:
     return encode(batch, name, digest(service, name))
 
 
+def held_in(folder: Path) -> tuple[RewardConfig, Path]:
+    """Return a reward that scores nothing before a file is there, and the file."""
+    release = folder / "release"
+    options = {"log": str(folder / "log"), "until": str(release)}
+    return RewardConfig(name="own_rewards:Held", options=options), release
+
+
 def test_more_than_the_queue_holds_is_told_to_come_back(tmp_path: Path) -> None:
-    slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 1.0, "log": str(tmp_path / "log")})
+    held, release = held_in(tmp_path)
     limits = serving.Limits(4 * 2**20, 10**6, 2, 10**6)
-    with serving.running([slow], limits) as service, ThreadPoolExecutor(6) as clients:
-        body = request_of(service, slow.name, plain(tiny.make_batch(1))).body
+    with serving.running([held], limits) as service, ThreadPoolExecutor(6) as clients:
+        body = request_of(service, held.name, plain(tiny.make_batch(1))).body
         post = [
             clients.submit(
                 httpx.post, f"{service.url}/v1/score", content=body, headers=JSON, timeout=PATIENCE_S
             )
             for _ in range(6)
         ]
+        serving.wait_until(lambda: sum(one.done() for one in post) == 4)
+        release.touch()
         answers = [one.result() for one in post]
         assert sorted(answer.status_code for answer in answers) == [200] * 2 + [503] * 4
         for answer in answers:
@@ -246,15 +255,17 @@ def plain(batch: Any) -> Any:
 
 @pytest.mark.parametrize("merge", [0, 4])
 def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(merge: int, tmp_path: Path) -> None:
+    held, release = held_in(tmp_path)
     log = tmp_path / "log"
-    slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 0.5, "log": str(log)})
-    with serving.running([slow], merge=merge) as service, ThreadPoolExecutor(4) as clients:
+    with serving.running([held], merge=merge) as service, ThreadPoolExecutor(4) as clients:
         url = f"{service.url}/v1/score"
         batch = in_8_bits(plain(tiny.make_batch(4)))
-        bodies = [request_of(service, slow.name, batch.select([row])).body for row in range(4)]
+        bodies = [request_of(service, held.name, batch.select([row])).body for row in range(4)]
         first = clients.submit(httpx.post, url, content=bodies[0], headers=JSON, timeout=None)
-        serving.wait_until(log.exists)  # the others queue up behind it
+        serving.wait_until(log.exists)
         rest = [clients.submit(httpx.post, url, content=b, headers=JSON, timeout=None) for b in bodies[1:]]
+        serving.wait_until(lambda: service.service.accepted == 4)  # the others queue up behind it
+        release.touch()
         scores = [one.result().json()["scores"][0] for one in [first, *rest]]
         assert scores == pytest.approx(batch.images.mean(dim=(1, 2, 3)).tolist(), abs=1e-6)
     assert log.read_text().split() == (["1", "3"] if merge else ["1"] * 4)
