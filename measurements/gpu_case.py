@@ -32,10 +32,13 @@ from customized_grpo.planning.estimate import Plan, make_plan
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
 from customized_grpo.planning.replay import LiveBytes
 from customized_grpo.policies.out_of_memory import explained
-from customized_grpo.rollout import collect as rollout
-from customized_grpo.rollout.collect import Trajectory
+from customized_grpo.rollout.batches import sample_batches, sample_conditioning
+from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.sampler import build_sampler, plan_steps
+from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.seeding import generator
+from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import Updater
 from overhead import Stopwatches
@@ -158,16 +161,11 @@ class Bench:
         self.config, self.meter = config, meter
         self.policy = build_policy(config, device)
         size = (config.model.height, config.model.width)
-        self.encode = PromptEncoder(self.policy, size)
-        self.sampler = rollout.build_sampler(self.policy, config.rollout, *size)
-        self.updater = Updater(
-            self.policy,
-            self.sampler,
-            Engine(device),
-            config.train,
-            config.advantage,
-            config.model.precision,
-        )
+        self.encoder = PromptEncoder(self.policy, size)
+        self.sampler = build_sampler(self.policy, config.rollout, *size)
+        engine = Engine(device)
+        partition = engine.partition(config.train.updates_per_iteration)
+        self.updater = Updater(config, UpdateLoss(config, self.policy, self.sampler, partition), engine)
         reference = torch.rand(3, *size, generator=generator(0, "reference"))
         self.example = Example("drawn", "a drawn prompt", (reference,), None, None, "drawn")
 
@@ -175,15 +173,15 @@ class Bench:
         """Draw a group in batches of so many samples."""
         config = self.config
         settings = config.rollout.model_copy(update={"batch_size": batch_size})
-        return rollout.collect(
+        return collect(
             self.policy,
             self.sampler,
             [self.example],
             settings,
-            encode=self.encode,
+            encoder=self.encoder,
             group_size=group_size,
-            plan=rollout.step_plan(settings, config.train.trained_fraction, 0, config.run.seed),
-            seeds=(config.run.seed, 0),
+            plan=plan_steps(settings, config.train.trained_fraction, 0, config.run.seed),
+            noise_key=NoiseKey(config.run.seed, iteration=0),
         )
 
     def signal(self) -> LearningSignal:
@@ -197,9 +195,15 @@ class Bench:
         """Return the largest |ratio - 1| of training's batches against the rollout's log-probabilities."""
         largest = 0.0
         for k, step in enumerate(trajectory.steps):
-            for rows in trajectory.batches(slice(0, len(trajectory)), self.config.train.micro_batch_size):
-                conditioning = trajectory.conditioning_of(rows)
-                x, x_next = trajectory.x[k, rows], trajectory.x_next[k, rows]
+            for rows in sample_batches(
+                trajectory.buckets,
+                trajectory.group_size,
+                slice(0, len(trajectory)),
+                self.config.train.micro_batch_size,
+            ):
+                conditioning = sample_conditioning(trajectory.conditionings, trajectory.group_size, rows)
+                x = trajectory.x[k, rows]
+                x_next = trajectory.x_next[k, rows]
                 mean, std = self.sampler.transition(self.policy, x, step, conditioning)  # with gradients
                 log_prob = samplers.log_prob(x_next, mean, std).detach()
                 off_by = (log_prob - trajectory.log_prob[k, rows]).exp() - 1

@@ -30,6 +30,7 @@ from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.trainer import Trainer, train
 
 WORK: dict[str, list[tuple[Any, str]]] = {
@@ -48,7 +49,7 @@ OVERHEAD: dict[str, list[tuple[Any, str]]] = {
     "checkpoint": [(Trainer, "save")],
     "loop": [(Trainer, "fit")],
 }
-LEFT_OUT = {"evaluation": [(Trainer, "evaluate_base"), (Trainer, "evaluate"), (Trainer, "finish")]}
+LEFT_OUT = {"evaluation": [(Evaluator, "evaluate_base"), (Trainer, "evaluate"), (Trainer, "finish")]}
 WARM_UP = 1  # iterations
 
 

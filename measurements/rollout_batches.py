@@ -16,8 +16,9 @@ import time
 import torch
 
 from customized_grpo.config import load_config
-from customized_grpo.rollout import collect as rollout
+from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.sampler import build_sampler, plan_steps
 from customized_grpo.training import parts as components
 
 GROUP = 12
@@ -28,24 +29,24 @@ def measure(recipe: str, overrides: list[str], repeats: int) -> dict[int, float]
     """Return the median seconds of one group's rollout, decoding included, by batch size."""
     config = load_config(recipe, overrides)
     policy = components.build_policy(config)
-    encode = PromptEncoder.of(config, policy)
-    sampler = rollout.build_sampler(policy, config.rollout, *encode.size)
+    encoder = PromptEncoder.from_config(config, policy)
+    sampler = build_sampler(policy, config.rollout, *encoder.size)
     example = components.build_data(config).train[0]
-    plan = rollout.step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+    plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     for repeat in range(repeats + 1):
         for size in SIZES:
             settings = config.rollout.model_copy(update={"batch_size": size})
             start = time.perf_counter()
-            rollout.collect(
+            collect(
                 policy,
                 sampler,
                 [example],
                 settings,
-                encode=encode,
+                encoder=encoder,
                 group_size=GROUP,
                 plan=plan,
-                seeds=(config.run.seed, 0),
+                noise_key=NoiseKey(config.run.seed, iteration=0),
             )
             if repeat:  # the first turn warms up
                 times[size].append(time.perf_counter() - start)

@@ -17,6 +17,12 @@ def is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
 
 
+def public_name(path: str) -> str:
+    """Return what to call a model or file in public: a hub id, or the last part of a path of this machine."""
+    repository, colon, _ = path.partition(":")
+    return path if is_hub_id(repository if colon else path) else Path(path).name
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Return a small JSON file of a checkpoint in diffusers' layout.
 

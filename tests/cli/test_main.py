@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from customized_grpo import __version__
 from customized_grpo.cli.evaluate import results_table
@@ -47,6 +48,7 @@ def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("run: {}\n")
+    (folder / "versions.json").write_text('{"customized_grpo": "0"}\n')
     return folder
 
 
@@ -200,7 +202,7 @@ def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     assert seen == [(run_folder, None), (run_folder, 20)]
 
 
-@pytest.mark.parametrize("verb", ["resume", "evaluate", "report"])
+@pytest.mark.parametrize("verb", ["resume", "evaluate", "report", "export"])
 def test_a_folder_that_is_no_run_is_refused_and_the_runs_beside_it_are_named(
     verb: str, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,8 +210,19 @@ def test_a_folder_that_is_no_run_is_refused_and_the_runs_beside_it_are_named(
     assert status(verb, str(other)) == 2
     assert f"Runs here: {run_folder}." in capsys.readouterr().err
     other.mkdir()
+    (other / "config.yaml").write_text("services: {}\n")  # as many a foreign folder has
     assert status(verb, str(other)) == 2
-    assert "has no config.yaml" in capsys.readouterr().err
+    message = f"error: {other} is not the folder of a run\nRuns here: {run_folder}.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_foreign_folder_is_no_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("services: {}\n")
+    image = tmp_path / "toy.png"
+    Image.new("RGB", (8, 8)).save(image)
+    assert status("generate", str(tmp_path), "--prompt", "a toy", "--reference", str(image)) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path} is neither the folder of a run nor a model with model_index.json\n"
 
 
 def test_a_user_error_from_deep_inside_ends_with_status_2_and_its_hint(

@@ -1,4 +1,4 @@
-"""What processes tell each other, in two real processes; and who samples what, as pure functions."""
+"""Exchanges between two real processes; and how prompts are partitioned, as pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.engine.partition import Share, padded_block
+from customized_grpo.engine.partition import Partition, padded_block
 from customized_grpo.errors import UserError
 from processes import HELPERS, finish, torchrun
 
@@ -25,8 +25,8 @@ def test_shares_are_whole_groups_that_make_up_the_iteration_step_by_step(
     world_size: int, steps: int, groups: int
 ) -> None:
     total = world_size * steps * groups
-    shares = [Share(rank, world_size, steps) for rank in range(world_size)]
-    prompts = [share.prompts(total) for share in shares]
+    partitions = [Partition(rank, world_size, steps) for rank in range(world_size)]
+    prompts = [partition.own_prompts(total) for partition in partitions]
     assert sorted(number for mine in prompts for number in mine) == list(range(total))
     for step in range(steps):
         of_step = [number for mine in prompts for number in mine[step * groups : (step + 1) * groups]]
@@ -38,16 +38,18 @@ def test_what_is_gathered_comes_into_the_order_of_the_iteration(
     world_size: int, steps: int, groups: int, group_size: int
 ) -> None:
     total = world_size * steps * groups
-    shares = [Share(rank, world_size, steps) for rank in range(world_size)]
+    partitions = [Partition(rank, world_size, steps) for rank in range(world_size)]
     samples = [
-        torch.tensor([[prompt, sample] for prompt in share.prompts(total) for sample in range(group_size)])
-        for share in shares
+        torch.tensor(
+            [[prompt, sample] for prompt in partition.own_prompts(total) for sample in range(group_size)]
+        )
+        for partition in partitions
     ]
-    ordered = shares[0].in_order(torch.cat(samples))
+    ordered = partitions[0].in_iteration_order(torch.cat(samples))
     assert ordered.tolist() == [[prompt, sample] for prompt in range(total) for sample in range(group_size)]
     step = ordered[: len(ordered) // steps]
-    for share, mine in zip(shares, samples, strict=True):
-        assert torch.equal(step[share.own(len(step))], mine[: len(mine) // steps])
+    for partition, mine in zip(partitions, samples, strict=True):
+        assert torch.equal(step[partition.own_rows(len(step))], mine[: len(mine) // steps])
 
 
 @given(total=st.integers(1, 30), world_size=st.integers(1, 7))
@@ -59,7 +61,7 @@ def test_blocks_have_one_length_and_are_the_items_in_order(total: int, world_siz
 
 
 def test_groups_that_cannot_be_shared_evenly_are_refused_with_the_number_that_can() -> None:
-    Share(0, 2, 2).check(8)
+    Partition(0, 2, 2).check(8)
     with pytest.raises(UserError, match=r"prompts_per_iteration=6 .* 2 processes in 2 updates") as refused:
-        Share(0, 2, 2).check(6)
+        Partition(0, 2, 2).check(6)
     assert refused.value.hint == "Use a multiple of 4."

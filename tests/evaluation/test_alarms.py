@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.evaluation.alarms import MonitorRecord, Thresholds, check_alarms
+from customized_grpo.evaluation.alarms import PATIENCE, Alarm, MonitorRecord, check_alarms
 from customized_grpo.statistics.intervals import Interval
-
-NOW = Thresholds(patience=1)
 
 
 def interval(low: float, high: float) -> Interval:
@@ -31,6 +29,14 @@ HEALTHY = MonitorRecord(
     image_shift={"saturation": 1.0, "edge_density": -1.0},
     train_gap={"prompt": 1.0, "identity": 0.0},
 )
+
+
+def lasting_alarms(*records: MonitorRecord) -> list[Alarm]:
+    """Return the alarms when the last record is repeated until patience is over."""
+    last = records[-1]
+    repeated = [replace(last, iteration=last.iteration + number) for number in range(1, PATIENCE)]
+    return check_alarms([*records, *repeated])
+
 
 UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
     ("copy_score", {"copy_change": interval(0.01, 0.1)}, "copy_score rose by 0.055 [0.010, 0.100]"),
@@ -57,18 +63,18 @@ UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
 
 
 def test_a_healthy_run_and_an_unmeasured_one_raise_nothing() -> None:
-    assert check_alarms([HEALTHY], NOW) == []
-    assert check_alarms([MonitorRecord(iteration=1)], NOW) == []
-    assert check_alarms([], NOW) == []
+    assert lasting_alarms(HEALTHY) == []
+    assert lasting_alarms(MonitorRecord(iteration=1)) == []
+    assert check_alarms([]) == []
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), UNHEALTHY, ids=[case[0] for case in UNHEALTHY])
 def test_each_alarm_names_what_moved_and_by_how_much(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
-    alarms = check_alarms([HEALTHY, replace(HEALTHY, iteration=20, **changes)], NOW)
+    alarms = lasting_alarms(HEALTHY, replace(HEALTHY, iteration=20, **changes))
     assert [alarm.name for alarm in alarms] == [name]
-    assert message in alarms[0].message and alarms[0].iteration == 20
+    assert message in alarms[0].message and alarms[0].iteration == 20 + PATIENCE - 1
 
 
 def test_all_alarms_stand_together() -> None:
@@ -77,13 +83,13 @@ def test_all_alarms_stand_together() -> None:
         for key, value in change.items():
             changes[key] = {**changes.get(key, {}), **value} if isinstance(value, dict) else value
     changes["proxy_change"] = {"identity": interval(0.1, 0.2), "prompt": interval(-0.2, -0.1)}
-    alarms = check_alarms([HEALTHY, replace(HEALTHY, iteration=20, **changes)], NOW)
+    alarms = lasting_alarms(HEALTHY, replace(HEALTHY, iteration=20, **changes))
     assert sorted(alarm.name for alarm in alarms) == sorted(name for name, _, _ in UNHEALTHY)
 
 
 def test_the_lead_of_training_counts_from_the_first_evaluation() -> None:
     leading = [replace(HEALTHY, iteration=i, train_gap={"prompt": 3.0}) for i in (10, 20, 30)]
-    assert check_alarms(leading, NOW) == []
+    assert check_alarms(leading) == []
 
 
 def test_an_alarm_needs_patience_in_a_row_up_to_the_last_record() -> None:
@@ -91,7 +97,7 @@ def test_an_alarm_needs_patience_in_a_row_up_to_the_last_record() -> None:
 
     def names(*records: MonitorRecord) -> list[str]:
         history = [replace(record, iteration=i) for i, record in enumerate(records)]
-        return [alarm.name for alarm in check_alarms(history, Thresholds(patience=2))]
+        return [alarm.name for alarm in check_alarms(history)]
 
     assert names(bad) == []
     assert names(HEALTHY, bad) == []
@@ -100,17 +106,10 @@ def test_an_alarm_needs_patience_in_a_row_up_to_the_last_record() -> None:
     assert names(HEALTHY, bad, bad) == ["diversity"]
 
 
-def test_thresholds_are_the_users() -> None:
-    record = replace(HEALTHY, copy_change=interval(0.01, 0.1))
-    assert check_alarms([record], replace(NOW, copy_rise=0.02)) == []
-    with pytest.raises(ValueError, match="patience"):
-        Thresholds(patience=0)
-
-
 def test_history_out_of_order_is_an_error() -> None:
     for iterations in ([2, 1], [1, 1]):
         with pytest.raises(ValueError, match="ascending"):
-            check_alarms([MonitorRecord(i) for i in iterations], NOW)
+            check_alarms([MonitorRecord(i) for i in iterations])
 
 
 def test_alarms_and_statistics_do_not_import_torch() -> None:

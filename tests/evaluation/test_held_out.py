@@ -14,19 +14,15 @@ from torch import Tensor
 
 from customized_grpo.data.examples import Example
 from customized_grpo.evaluation.alarms import TrainingHealth
-from customized_grpo.evaluation.held_out import (
-    HeldOutScores,
-    evaluate_policy,
-    monitor_record,
-    scoring_batch,
-    summary,
-    train_gaps,
-)
+from customized_grpo.evaluation.changes import monitor_record, train_gaps
+from customized_grpo.evaluation.held_out import evaluate_policy
+from customized_grpo.evaluation.scores import HeldOutScores, summary
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.scoring import scoring_batch
 
 IDS = ["a/0", "a/1", "b/0", "b/1"]
 SOUND = TrainingHealth({}, {}, {})
@@ -228,7 +224,7 @@ def evaluate(
         rows(3),
         Scorer.inline(REWARDS),
         FirstPixel(),
-        encode=PromptEncoder(policy, (8, 8)),
+        encoder=PromptEncoder(policy, (8, 8)),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
         samples_per_prompt=samples_per_prompt,
         seed=seed,
@@ -271,7 +267,7 @@ def test_rewards_of_a_kind_are_averaged_by_their_weights() -> None:
 
 def test_an_evaluation_can_be_stopped_before_every_batch() -> None:
     calls: list[None] = []
-    evaluate(batch_size=4, between=lambda: calls.append(None))
+    evaluate(batch_size=4, before_batch=lambda: calls.append(None))
     assert len(calls) == 2
 
 

@@ -29,9 +29,10 @@ from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
-from customized_grpo.rollout import collect as rollout
-from customized_grpo.rollout.collect import Sampler
+from customized_grpo.rollout.batches import sample_conditioning
+from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.sampler import Sampler, build_sampler, plan_steps
 from customized_grpo.statistics.intervals import clustered_bootstrap
 
 Recipe = Callable[..., Config]
@@ -103,7 +104,7 @@ def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
     """Measure the prescribed policy about two subjects, one of which scores half of the other."""
     policy: Any = Prescribed()
     arguments: dict[str, Any] = {
-        "encode": PromptEncoder(policy, (8, 8)),
+        "encoder": PromptEncoder(policy, (8, 8)),
         "examples": asked([0.5, 0.5, 1.0], "aab"),
         "scorer": Scorer.inline(REWARDS),
         "judges": None,
@@ -163,13 +164,13 @@ def test_rewards_of_one_kind_are_averaged_by_weight(recipe: Recipe) -> None:
 def test_it_can_be_stopped_before_every_batch(recipe: Recipe) -> None:
     calls = []
 
-    def between() -> None:
+    def before_batch() -> None:
         calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(recipe, "rollout.batch_size=2", between=between)
+        measure(recipe, "rollout.batch_size=2", before_batch=before_batch)
     assert len(calls) == 3
 
 
@@ -198,17 +199,18 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
     overrides: list[str],
 ) -> None:
     config = recipe(*overrides)
-    seed, size, noisy = config.run.seed, (64, 64), rollout.step_plan(config.rollout, 1.0, 0, config.run.seed)
-    sampler = rollout.build_sampler(policy, config.rollout, *size)
-    trained = rollout.collect(
+    seed = config.run.seed
+    size = (64, 64)
+    sampler = build_sampler(policy, config.rollout, *size)
+    trained = collect(
         policy,
         sampler,
         examples,
         config.rollout,
-        encode=PromptEncoder(policy, size),
+        encoder=PromptEncoder(policy, size),
         group_size=3,
-        plan=(noisy[0], noisy[1]),
-        seeds=(seed, 0),
+        plan=plan_steps(config.rollout, 1.0, 0, seed),
+        noise_key=NoiseKey(seed, 0),
     )
     seen: list[Tensor] = []
 
@@ -232,7 +234,7 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
         scorer,
         None,
         config.rollout,
-        encode=PromptEncoder(policy, size),
+        encoder=PromptEncoder(policy, size),
         group_size=3,
         reward_weights=None,
         seed=seed,
@@ -244,7 +246,7 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
     assert levels == sampler.sigmas[:-1].tolist() * batches, "one call of the model per step, and no more"
     of_step = [torch.cat(seen[step :: len(sampler.sigmas)]) for step in range(len(sampler.sigmas))]
     assert torch.equal(of_step[-1], (trained.images * 255).round() / 255)
-    everyone = trained.conditioning_of(slice(0, 6))
+    everyone = sample_conditioning(trained.conditionings, 3, slice(0, 6))
     for k, step in enumerate(trained.steps):
         with torch.no_grad():
             sigma = float(sampler.sigmas[step])

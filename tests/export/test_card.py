@@ -17,7 +17,7 @@ from customized_grpo.export import export_run
 from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import code, escape_markdown, front_matter, render_card
 from customized_grpo.pages.run_data import read_run
-from customized_grpo.rollout.collect import sample
+from customized_grpo.rollout.ode import sample_images
 
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `*_\n# title\n```"
 SCORES = {"judge/identity": {"mean": 0.5, "low": 0.4, "high": 0.6}}
@@ -143,7 +143,7 @@ def test_the_snippet_runs_and_draws_the_trainers_picture(
     policy = trained.policy
     conditioning = policy.encode(["the subject on a beach at sunset"], [[reference]], 64, 64)
     noise = [torch.Generator().manual_seed(0)]
-    ours = sample(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
+    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
     expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
     assert (found.int() - expected.int()).abs().max() <= 1
 
@@ -158,6 +158,6 @@ def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwi
     )
     adapter = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
     card = render_card(read_run(trained.path), adapter, "diffusers", "x.safetensors")
-    assert "```python" not in card and "--set model.reference_ids=uno" in card
+    assert "```python" not in card and "cgrpo generate black-forest-labs/FLUX.1-dev --lora ." in card
     assert "--set model.fuse_lora=bytedance-research/UNO:dit_lora.safetensors" in card
     assert "merged into the base" in card

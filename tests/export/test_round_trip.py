@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.export import export_run
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_pipeline
-from customized_grpo.rollout.collect import sample
+from customized_grpo.rollout.ode import sample_images
 from tiny_qwen_edit import token_types_forwarded
 
 PROMPT = "a fox with a red hat on the left"
@@ -37,7 +37,7 @@ def trained(request: pytest.FixtureRequest, make_trained: Callable[..., AnyTrain
 def ours(policy: Any, reference: Tensor) -> Tensor:
     conditioning = policy.encode([PROMPT], [[reference]], *SIZE)
     noise = [torch.Generator().manual_seed(1)]
-    return sample(policy, conditioning, noise, policy.sigmas(STEPS, policy.n_tokens(*SIZE)), 1)
+    return sample_images(policy, conditioning, noise, policy.sigmas(STEPS, policy.n_tokens(*SIZE)), 1)
 
 
 def theirs(family: str, pipe: Any, reference: Tensor, policy: Any) -> Tensor:

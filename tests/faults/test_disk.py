@@ -16,7 +16,7 @@ from customized_grpo.config import Config
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.lock import RunLock
-from customized_grpo.training import trainer
+from customized_grpo.training import parts, trainer
 from customized_grpo.training.trainer import Trainer
 from same_run import assert_same_run, lines, steps
 
@@ -125,7 +125,7 @@ def test_a_read_only_folder_is_refused_before_anything_loads(
     mount("-o", "remount,size=16m", str(disk))
     old = Path(shutil.copytree(run, disk / "old"))
     mount("-o", "remount,ro", str(disk))
-    monkeypatch.setattr(trainer.components, "build_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(parts, "build_policy", lambda *_: pytest.fail("a model was loaded"))
     assert main(["resume", str(old)]) == 2
     assert f"cannot lock run folder {old}: {os.strerror(errno.EROFS)}" in capsys.readouterr().err
     monkeypatch.undo()

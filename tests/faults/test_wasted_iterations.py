@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import FunctionReward
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import trainer
+from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.trainer import Trainer
-from customized_grpo.training.updater import Updater
 from customized_grpo.training.waste import find_waste
 from same_run import assert_same_run, events, lines, steps
 
@@ -57,7 +58,7 @@ def find(recipe: Recipe, scores: list[list[float]], share: float = 0.5) -> Any:
     config = recipe(*SMALL)
     rewards = [FunctionReward(kind, kind, torch.zeros_like) for kind in ("identity", "prompt")]  # type: ignore[arg-type]
     table = torch.tensor(scores)
-    return find_waste(["dino", "clip_t"], table, LearningSignal.of(config, rewards, table, 0), share)
+    return find_waste(["dino", "clip_t"], table, LearningSignal.from_scores(config, rewards, table, 0), share)
 
 
 @pytest.mark.parametrize("scores", [GOOD, [[0.1, 0.4], [0.2, 0.4], [0.5, 0.2], [0.5, 0.2]]])
@@ -150,7 +151,7 @@ def test_constant_groups_move_nothing_and_are_counted(
 def test_a_left_out_update_names_its_prompts_and_the_run_goes_on(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = Updater._losses
+    terms = UpdateLoss.terms
     asked: list[list[str]] = []
     collect = Trainer.collect
 
@@ -158,13 +159,13 @@ def test_a_left_out_update_names_its_prompts_and_the_run_goes_on(
         asked.append([example.id for example in examples])
         return collect(self, examples, clock)
 
-    def spoiled(self: Updater, *args: Any) -> Any:
-        for loss, statistics, kl in losses(self, *args):
+    def spoiled(self: UpdateLoss, *args: Any) -> Any:
+        for term in terms(self, *args):
             bad = len(asked) == 2 and args[-1] == 1  # the second update of the second iteration
-            yield (loss * math.inf if bad else loss), statistics, kl
+            yield dataclasses.replace(term, loss=term.loss * math.inf) if bad else term
 
     monkeypatch.setattr(Trainer, "collect", remember)
-    monkeypatch.setattr(Updater, "_losses", spoiled)
+    monkeypatch.setattr(UpdateLoss, "terms", spoiled)
     run = tmp_path / "run"
     settings = ["train.iterations=2", "train.updates_per_iteration=2", f"run.dir={run}"]
     assert trainer.train(recipe(*SMALL, *settings)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.config import Config, dump_config
+from customized_grpo.config import Config, dump_config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
+from customized_grpo.export import export_run
 from customized_grpo.generation import draw, open_generator
 from customized_grpo.generation.opening import source_settings
+from customized_grpo.policies.lora import LoraFile
+from customized_grpo.policies.provenance import HEADER_KEY, Provenance
+from customized_grpo.policies.sampling import Sampling
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.parts import build_scorer
@@ -53,7 +58,7 @@ def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
         examples,
         build_scorer(config),
         None,
-        encode=PromptEncoder(tuned, (64, 64)),
+        encoder=PromptEncoder(tuned, (64, 64)),
         sigmas=tuned.sigmas(config.rollout.steps, tuned.n_tokens(64, 64)),
         samples_per_prompt=2,
         seed=7,
@@ -166,6 +171,77 @@ def test_a_saved_adapter_is_put_on_a_model_with_its_own_rank_and_scale(
     expected = pictures(type(generator)(policy, generator.model, 4, 2, ""), examples)
     assert torch.equal(pictures(generator, examples), expected)
     assert generator.model.lora.rank == 3
+
+
+UNUSUAL = (
+    "model.guidance=4.0", "model.mu=0.5", "model.reference_ids=uno", "model.max_text_tokens=30",
+    "rollout.steps=3",
+)  # fmt: skip
+
+
+def test_an_adapter_draws_the_same_picture_however_it_is_opened(
+    folder: Path, recipe: Recipe, make_adapted: Any, make_run: Any, examples: Any
+) -> None:
+    config = recipe(f"run.dir={folder / 'unusual'}", *UNUSUAL)
+    policy = make_adapted(config)
+    run = make_run(config, policy)
+    beside = policy.save_lora(folder / "beside", Provenance.from_config(config).to_header())
+    exported = export_run(run, "diffusers", out=folder / "exported")
+    expected = pictures(open_generator(str(run)), examples)
+    batch = [f"batch_size={config.evaluation.batch_size}"]  # rounding depends on it
+    for file in (beside, exported):
+        opened = open_generator("toybox", lora=file, settings=batch)
+        assert torch.equal(pictures(opened, examples), expected)
+    plain = policy.save_lora(folder / "plain")  # as by a program that does not say how to draw
+    assert not torch.equal(pictures(open_generator("toybox", lora=plain), examples), expected)
+
+
+def test_settings_replace_those_in_an_adapters_file(recipe: Recipe) -> None:
+    header = Provenance.from_config(recipe(*UNUSUAL)).to_header()
+    file = LoraFile(rank=4, alpha=4.0, target="x", header=header)
+    opened = source_settings("toybox", ["model.guidance=1.5", "steps=7"], file)
+    assert (opened.model.guidance, opened.steps) == (1.5, 7)
+    assert (opened.model.mu, opened.model.options, opened.model.precision) == (
+        0.5,
+        {"reference_ids": "uno"},
+        "fp32",
+    )
+
+
+def test_flux1_dev_is_drawn_as_the_paper_trains_it_with_and_without_an_adapter() -> None:
+    config = load_config("flux1-uno")
+    header = Provenance.from_config(config).to_header()
+    file = LoraFile(rank=512, alpha=512.0, target="x", header=header)
+    base = source_settings(config.model.path)
+    tuned = source_settings(config.model.path, [], file)
+    for opened in (base, tuned):
+        model = opened.model
+        assert (model.guidance, model.options["reference_ids"], opened.steps) == (3.5, "uno", 25)
+        assert model.mu == pytest.approx(math.log(3))
+    assert (base.model.fuse_lora, tuned.model.fuse_lora) == (None, config.model.fuse_lora)
+    assert (tuned.model.height, tuned.model.width) == (512, 512)
+
+
+def test_an_adapter_on_a_base_with_a_lora_of_this_machine_asks_for_it(recipe: Recipe, tmp_path: Path) -> None:
+    header = Provenance.from_config(recipe(f"model.fuse_lora={tmp_path}/mine.safetensors")).to_header()
+    file = LoraFile(rank=4, alpha=4.0, target="x", header=header)
+    with pytest.raises(UserError, match="LoRA mine.safetensors merged"):
+        source_settings("toybox", [], file)
+    assert source_settings("toybox", ["model.fuse_lora=other.safetensors"], file).model.fuse_lora
+
+
+@pytest.mark.parametrize("entry", ["no JSON", "{}", '{"family": 1, "sampling": {"a": 2}, "fuse_lora": 3}'])
+def test_a_header_that_cannot_be_read_is_refused(entry: str) -> None:
+    file = LoraFile(rank=4, alpha=4.0, target="x", header={HEADER_KEY: entry})
+    with pytest.raises(UserError, match="this version cannot read"):
+        source_settings("toybox", [], file)
+
+
+def test_a_family_in_a_header_does_not_make_code_run(recipe: Recipe) -> None:
+    entry = Provenance("evil:FAMILY", Sampling(guidance=1.0, steps=2))
+    file = LoraFile(rank=4, alpha=4.0, target="x", header=entry.to_header())
+    with pytest.raises(UserError):
+        source_settings("toybox", [], file)
 
 
 def test_an_adapter_on_a_run_or_in_another_format_is_refused(run: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import SAMPLERS
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
-from customized_grpo.rollout.collect import Sampler
+from customized_grpo.rollout.sampler import Sampler
 from customized_grpo.training.updater import RATIO_TOLERANCE
 
 pytestmark = pytest.mark.gpu

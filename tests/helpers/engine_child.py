@@ -19,6 +19,7 @@ def exchanges() -> None:
     assert engine.gather(torch.tensor([[rank, 7]])).tolist() == [[0, 7], [1, 7]]
     assert engine.total(torch.tensor([1.5, rank])).tolist() == [3.0, 1.0]
     assert (engine.largest(rank), engine.smallest(rank)) == (1, 0)
+    assert (engine.all_true(True), engine.all_true(rank == 0)) == (True, False)
     assert engine.from_main(lambda: {"who": rank, "text": "ä"}) == {"who": 0, "text": "ä"}
     mine = {"a": torch.arange(3), "b": torch.tensor(0.25, dtype=torch.bfloat16)} if rank == 0 else None
     received = engine.tensors_from_main(mine)
@@ -55,7 +56,7 @@ def agreement() -> None:
 def stopping() -> None:
     flag = StopFlag(engine)
     flag.check()
-    check = flag.between(2 + rank)  # process 1 has a batch more, which must not wait for process 0
+    check = flag.batch_check(2 + rank)  # process 1 has a batch more, which must not wait for process 0
     check(), check()
     if rank == 1:
         check()

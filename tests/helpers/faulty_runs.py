@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
-from customized_grpo.training.updater import Updater
+from customized_grpo.training.losses import LossTerm, UpdateLoss
 from interrupted_train import install
 
 # phase: (method of Trainer, what is called in it, finished iterations at that time)
@@ -49,16 +50,16 @@ LIMIT_S = 60  # after which a process hangs
 
 def spoil_losses() -> None:
     """Make the loss of the second update infinite in this process; its gradient stays finite."""
-    losses = Updater._losses
+    terms = UpdateLoss.terms
     updates = 0
 
-    def spoiled(self: Updater, *args: Any) -> Iterator[Any]:
+    def spoiled(self: UpdateLoss, *args: Any) -> Iterator[LossTerm]:
         nonlocal updates
         updates += 1
-        for loss, statistics, kl in losses(self, *args):
-            yield (loss + math.inf if updates == 2 else loss), statistics, kl
+        for term in terms(self, *args):
+            yield replace(term, loss=term.loss + math.inf) if updates == 2 else term
 
-    Updater._losses = spoiled  # type: ignore[method-assign]
+    UpdateLoss.terms = spoiled  # type: ignore[method-assign]
 
 
 def start(work: Callable[[], Any], environment: dict[str, str], printed: Path) -> int:

@@ -60,7 +60,7 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from customized_grpo.rollout.collect import step_plan
+    from customized_grpo.rollout.sampler import plan_steps
     from customized_grpo.training.trainer import train
 
     samples: Counter[bool] = Counter()
@@ -76,8 +76,8 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
     )
     assert train(config) == 0
 
-    _, trained = step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed)
-    passes, prompts = work.passes(config, len(trained), 1), config.train.prompts_per_iteration
+    plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+    passes, prompts = work.passes(config, len(plan.trained), 1), config.train.prompts_per_iteration
     held_out, evaluations = 2, 2  # two subjects with a prompt each, before and after
     base = samples[True] if config.train.kl_weight else 0
     assert passes.update * prompts == 3 * samples[True] + base

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
+from customized_grpo.config import load_config, preset_names
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import n_parameters
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.checkpoints import CHECKPOINTS, build_transformer
+from customized_grpo.policies.families import get_family
+from customized_grpo.policies.provenance import Provenance
+from customized_grpo.policies.sampling import Sampling
 
 # transformer, autoencoder, text encoders, in 10^9 parameters: model cards and sizes of the published files
 SIZES = {
@@ -22,6 +27,38 @@ SIZES = {
     "Qwen/Qwen-Image-Edit-2509": (20.43, 0.1269, 8.292),
     "Qwen/Qwen-Image-Edit-2511": (20.43, 0.1269, 8.292),
 }
+
+
+DIFFERENCES = {
+    # training takes fewer steps than the model cards' examples: what a group is ranked by is seen early
+    "flux1-kontext": {"steps"},
+    "flux2-klein": {"steps"},
+    # one reference and a prompt need no more than 512 text tokens, and training pays for every one
+    "qwen-image-edit": {"steps", "max_text_tokens"},
+}
+"""Where a preset deliberately draws otherwise than its checkpoint's record says."""
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if not name.startswith("toybox")])
+def test_a_preset_draws_as_the_record_of_its_checkpoint_says(preset: str) -> None:
+    config = load_config(preset)
+    checkpoint = CHECKPOINTS[config.model.path]
+    ours = Provenance.from_config(config).sampling
+    assert checkpoint.family == config.model.family
+    different = {
+        field.name
+        for field in fields(Sampling)
+        if getattr(ours, field.name) != getattr(checkpoint.sampling, field.name)
+    }
+    name = preset.removesuffix("-8gpu").removesuffix("-24gb")
+    assert different - {"height", "width"} == DIFFERENCES.get(name, set())  # sizes are the recipe's choice
+
+
+def test_every_record_is_of_a_known_family_and_pipeline() -> None:
+    for name, checkpoint in CHECKPOINTS.items():
+        assert checkpoint.pipeline in get_family(checkpoint.family).pipelines, name
+        options = get_family(checkpoint.family).options
+        assert options(**checkpoint.sampling.options) is not None
 
 
 def test_every_published_checkpoint_has_a_size_to_be_compared_with() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import gzip
@@ -31,8 +32,7 @@ from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import Reward, RewardError, ScoringBatch, build_reward, score_all
 from customized_grpo.rewards.judge import client as judge_client
-from customized_grpo.rewards.judge.answers import read_score
-from customized_grpo.rewards.judge.client import Failure
+from customized_grpo.rewards.judge.answers import Failure, read_score
 from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
 
 KEY = "sk-secret-0123456789"
@@ -47,7 +47,7 @@ def judge() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_client, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE_S", 0.01)
 
 
 def build(judge: Any, **options: Any) -> Reward:
@@ -221,7 +221,7 @@ def test_the_endpoint_decides_how_long_to_wait_within_bounds(
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(judge_client.asyncio, "sleep", note)
+    monkeypatch.setattr(asyncio, "sleep", note)
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     asks = ["7", "100000000000", soon, "-5", "soon", ""]
     judge.behave = lambda handler, _: handler.answer(b"", 429, Retry_After=asks[len(judge.requests) - 1])
@@ -229,14 +229,6 @@ def test_the_endpoint_decides_how_long_to_wait_within_bounds(
         build(judge, retries=5).score(tiny.make_batch(1))
     assert waits[:2] == [7.0, 30.0] and 10 < waits[2] <= 20
     assert all(0.005 * 2**number <= waits[number] <= 0.01 * 2**number for number in (3, 4))
-
-
-def test_waits_double_up_to_a_bound_and_depend_on_the_request_alone() -> None:
-    attempt = judge_client._Attempt(Failure("status 500"), retry=True)
-    waits = [judge_client._wait(attempt, number, b"one") for number in range(20)]
-    assert waits == [judge_client._wait(attempt, number, b"one") for number in range(20)]
-    assert judge_client._wait(attempt, 0, b"two") != waits[0]
-    assert max(waits) <= judge_client.MAX_WAIT_S
 
 
 def test_no_more_requests_are_under_way_than_allowed(judge: Any) -> None:

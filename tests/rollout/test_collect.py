@@ -17,14 +17,17 @@ from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.rollout import collect as rollout
-from customized_grpo.rollout.collect import Trajectory
+from customized_grpo.rollout.batches import sample_batches, sample_conditioning
+from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.ode import sample_images
+from customized_grpo.rollout.sampler import Sampler, StepPlan, build_sampler, plan_steps
+from customized_grpo.rollout.trajectory import Trajectory
 
 Recipe = Callable[..., Config]
 GROUP = 3
 SIZE = (64, 64)
-EVERY_STEP = ({0, 1, 2}, [0, 1, 2])  # of the preset's four: the last draws no noise
+EVERY_STEP = StepPlan(frozenset({0, 1, 2}), [0, 1, 2])  # of the preset's four: the last draws no noise
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +39,26 @@ def draw(
     policy: Flux1Policy,
     config: Config,
     examples: Sequence[Example],
-    plan: tuple[set[int], list[int]] = EVERY_STEP,
+    plan: StepPlan = EVERY_STEP,
     seeds: tuple[int, int] = (0, 0),
     **options: Any,
 ) -> Trajectory:
-    sampler = rollout.build_sampler(policy, config.rollout, *SIZE)
-    return rollout.collect(
+    sampler = build_sampler(policy, config.rollout, *SIZE)
+    return collect(
         policy,
         sampler,
         examples,
         config.rollout,
-        encode=PromptEncoder(policy, SIZE),
+        encoder=PromptEncoder(policy, SIZE),
         group_size=GROUP,
         plan=plan,
-        seeds=seeds,
+        noise_key=NoiseKey(*seeds),
         **options,
     )
+
+
+def conditioning_of(trajectory: Trajectory, samples: slice) -> Conditioning:
+    return sample_conditioning(trajectory.conditionings, trajectory.group_size, samples)
 
 
 def assert_close(first: Trajectory, second: Trajectory, rows: slice = slice(None)) -> None:
@@ -93,7 +100,7 @@ def test_a_sample_is_made_for_the_prompt_of_its_group(
     trajectory = draw(policy, recipe(), examples)
     tokens = torch.cat([c.per_sample["reference_tokens"] for c in trajectory.conditionings])
     assert not torch.equal(tokens[0], tokens[1])
-    of_samples = trajectory.conditioning_of(slice(1, 5)).per_sample["reference_tokens"]
+    of_samples = conditioning_of(trajectory, slice(1, 5)).per_sample["reference_tokens"]
     assert torch.equal(of_samples, tokens[[0, 0, 1, 1]])
 
 
@@ -146,12 +153,16 @@ def test_prompts_with_other_references_are_denoised_apart_and_to_the_same_sample
     assert_close(draw(policy, recipe(), [first]), mixed, rows=slice(0, GROUP))
     assert_close(draw(policy, recipe(), [both]), mixed, rows=slice(GROUP, 2 * GROUP))
     assert not torch.equal(draw(policy, recipe(), [second]).images, mixed.images[GROUP : 2 * GROUP])
-    assert list(mixed.batches(slice(0, 9), 6)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+    assert list(sample_batches(mixed.buckets, GROUP, slice(0, 9), 6)) == [
+        slice(0, 3),
+        slice(3, 6),
+        slice(6, 9),
+    ]
 
 
 def test_batches_fill_up_within_a_bucket_and_never_cross_one() -> None:
     def split(buckets: str, size: int, rows: slice = slice(0, 12)) -> list[tuple[int, int]]:
-        return [(b.start, b.stop) for b in rollout.batches(buckets, 3, rows, size)]
+        return [(b.start, b.stop) for b in sample_batches(buckets, 3, rows, size)]
 
     assert split("aaaa", 5) == [(0, 5), (5, 10), (10, 12)]
     assert split("aabb", 12) == [(0, 6), (6, 12)]
@@ -175,7 +186,7 @@ def test_steps_are_true_indices_of_the_states_they_name(
     policy: Flux1Policy, recipe: Recipe, examples: list[Example]
 ) -> None:
     every = draw(policy, recipe(), examples)
-    some = draw(policy, recipe(), examples, plan=({0, 1, 2}, [0, 2]))
+    some = draw(policy, recipe(), examples, plan=StepPlan(frozenset({0, 1, 2}), [0, 2]))
     assert some.steps == [0, 2]
     for name in ("x", "x_next", "log_prob"):
         assert torch.equal(getattr(some, name), getattr(every, name)[[0, 2]]), name
@@ -188,8 +199,8 @@ def test_replaying_stored_states_as_training_does_gives_the_same_log_prob_bit_fo
 ) -> None:
     config = recipe(f"rollout.sampler={name}", "rollout.eta=0.7")
     trajectory = draw(policy, config, examples)
-    sampler = rollout.build_sampler(policy, config.rollout, *SIZE)
-    everyone = trajectory.conditioning_of(slice(0, len(trajectory)))
+    sampler = build_sampler(policy, config.rollout, *SIZE)
+    everyone = conditioning_of(trajectory, slice(0, len(trajectory)))
     for k, step in enumerate(trajectory.steps):
         mean, std = sampler.transition(policy, trajectory.x[k], step, everyone)
         assert mean.requires_grad, "the replay is the pass that carries the gradient"
@@ -215,9 +226,9 @@ def test_noise_is_drawn_inside_the_window_only(
 ) -> None:
     config = recipe()
     start = draw(policy, config, examples).x[0]
-    windowed = draw(policy, config, examples, plan=({1}, [1]), keep_means=True)
-    ode = rollout.Sampler(ODE, 0.0, windowed.sigmas)
-    everyone = windowed.conditioning_of(slice(0, len(windowed)))
+    windowed = draw(policy, config, examples, plan=StepPlan(frozenset({1}), [1]), keep_means=True)
+    ode = Sampler(ODE, 0.0, windowed.sigmas)
+    everyone = conditioning_of(windowed, slice(0, len(windowed)))
     assert windowed.mean is not None
     with torch.no_grad():
         before, _ = ode.transition(policy, start, 0, everyone)
@@ -244,11 +255,11 @@ def test_noise_is_drawn_inside_the_window_only(
 def test_the_last_step_is_never_noisy_nor_trained(recipe: Recipe, overrides: list[str]) -> None:
     config = recipe("rollout.steps=12", *overrides)
     for iteration in range(40):
-        noisy, trained = rollout.step_plan(config.rollout, config.train.trained_fraction, iteration, 0)
-        assert 11 not in noisy
-        assert set(trained) <= noisy <= set(range(11))
-        assert trained == sorted(set(trained))
-        assert trained
+        plan = plan_steps(config.rollout, config.train.trained_fraction, iteration, 0)
+        assert 11 not in plan.noisy
+        assert set(plan.trained) <= plan.noisy <= set(range(11))
+        assert plan.trained == sorted(set(plan.trained))
+        assert plan.trained
 
 
 def test_a_window_slides_and_stays_when_told_to(recipe: Recipe) -> None:
@@ -256,7 +267,7 @@ def test_a_window_slides_and_stays_when_told_to(recipe: Recipe) -> None:
         config = recipe(
             "rollout.steps=6", f"rollout.sde_window={{size: 2, shift_every: {shift_every}, start: 1}}"
         )
-        return [rollout.step_plan(config.rollout, 1.0, iteration, 0)[1][0] for iteration in range(8)]
+        return [plan_steps(config.rollout, 1.0, iteration, 0).trained[0] for iteration in range(8)]
 
     assert first_steps(2) == [1, 1, 2, 2, 3, 3, 3, 3]
     assert first_steps(0) == [1] * 8
@@ -264,11 +275,11 @@ def test_a_window_slides_and_stays_when_told_to(recipe: Recipe) -> None:
 
 def test_trained_steps_are_drawn_anew_in_each_iteration_and_again_for_the_same_one(recipe: Recipe) -> None:
     config = recipe("rollout.steps=11")
-    plans = [rollout.step_plan(config.rollout, 0.6, iteration, 0)[1] for iteration in range(30)]
+    plans = [plan_steps(config.rollout, 0.6, iteration, 0).trained for iteration in range(30)]
     assert all(len(steps) == 6 for steps in plans)
     assert {step for steps in plans for step in steps} == set(range(10))
     assert len({tuple(steps) for steps in plans}) > 10
-    assert rollout.step_plan(config.rollout, 0.6, 3, 0)[1] == plans[3]
+    assert plan_steps(config.rollout, 0.6, 3, 0).trained == plans[3]
 
 
 # Stopping and evaluation
@@ -279,13 +290,13 @@ def test_a_rollout_can_be_stopped_before_every_batch(
 ) -> None:
     calls = []
 
-    def between() -> None:
+    def before_batch() -> None:
         calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw(policy, recipe("rollout.batch_size=2"), examples, between=between)
+        draw(policy, recipe("rollout.batch_size=2"), examples, before_batch=before_batch)
     assert len(calls) == 3
 
 
@@ -327,6 +338,6 @@ def test_sampling_without_noise_is_the_pipelines_own_call(
 
     monkeypatch.setattr(policy, "decode", keep)
     conditioning = policy.encode(prompts, [[image] for image in references], *SIZE)
-    images = rollout.sample(policy, conditioning, seeds(), policy.sigmas(4, policy.n_tokens(*SIZE)), 1)
+    images = sample_images(policy, conditioning, seeds(), policy.sigmas(4, policy.n_tokens(*SIZE)), 1)
     assert torch.allclose(torch.cat(decoded), theirs("latent"), atol=1e-4, rtol=0)
     assert torch.allclose(images, theirs("pt"), atol=1e-4, rtol=0)

@@ -57,7 +57,7 @@ def test_what_was_encoded_once_is_read_back_bit_for_bit(
     plain = PromptEncoder(policy, (64, 64))(examples)
     encoded.clear()
     for expected in ([e.prompt for e in examples], []):
-        cached = PromptEncoder.of(config, policy)(examples)
+        cached = PromptEncoder.from_config(config, policy)(examples)
         assert encoded == expected
         for ours, theirs in zip(cached, plain, strict=True):
             assert_same(ours, theirs)
@@ -68,7 +68,7 @@ def test_what_was_encoded_once_is_read_back_bit_for_bit(
 def test_another_prompt_or_another_pixel_is_encoded_anew(
     policy: Flux1Policy, examples: list[Example], tmp_path: Path, encoded: list[str]
 ) -> None:
-    encode = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
+    encoder = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
     example = examples[0]
     pixel = example.references[0].clone()
     pixel[0, 0, 0] = 1 - pixel[0, 0, 0]
@@ -77,9 +77,9 @@ def test_another_prompt_or_another_pixel_is_encoded_anew(
         dataclasses.replace(example, references=(pixel,)),
         dataclasses.replace(example, references=(*example.references, *example.references)),
     ]
-    encode([example, *others, *others])
+    encoder([example, *others, *others])
     assert len(encoded) == 4
-    encode([dataclasses.replace(example, id="renamed", subject="another")])
+    encoder([dataclasses.replace(example, id="renamed", subject="another")])
     assert len(encoded) == 4, "what is not encoded must not matter"
 
 
@@ -132,30 +132,30 @@ def test_other_weights_change_the_hash(policy: Flux1Policy, recipe: Recipe, part
 def test_a_damaged_file_is_encoded_again(
     policy: Flux1Policy, examples: list[Example], tmp_path: Path, encoded: list[str]
 ) -> None:
-    encode = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
-    (first,) = encode(examples[:1])
+    encoder = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
+    (first,) = encoder(examples[:1])
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    (second,) = encode(examples[:1])
+    (second,) = encoder(examples[:1])
     assert len(encoded) == 2
     assert_same(first, second)
-    encode(examples[:1])
+    encoder(examples[:1])
     assert len(encoded) == 2, "the file was not mended"
 
 
 def test_filling_the_cache_encodes_what_is_missing_and_can_be_stopped(
     policy: Flux1Policy, examples: list[Example], tmp_path: Path, encoded: list[str]
 ) -> None:
-    encode = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
-    encode(examples[:1])
-    encode.fill_cache(examples)
+    encoder = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
+    encoder(examples[:1])
+    encoder.fill_cache(examples)
     assert encoded == [e.prompt for e in examples]
 
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode.fill_cache(examples, between=stop)
+        encoder.fill_cache(examples, before_example=stop)
 
 
 def test_examples_that_are_encoded_together_call_the_encoders_to_the_device_once(
@@ -171,11 +171,11 @@ def test_examples_that_are_encoded_together_call_the_encoders_to_the_device_once
         return move(device)
 
     monkeypatch.setattr(encoder, "to", to)
-    encode = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
-    encode(examples)
+    encoder = PromptEncoder(policy, (64, 64), ConditioningCache(tmp_path, "a" * 64))
+    encoder(examples)
     assert journeys == ["cpu", "cpu"], "there and back, for all of them"
-    encode(examples)
-    encode.fill_cache(examples[:1])
+    encoder(examples)
+    encoder.fill_cache(examples[:1])
     assert len(journeys) == 4, "what is kept needs no encoder"
 
 

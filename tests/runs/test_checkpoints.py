@@ -148,7 +148,7 @@ def test_a_non_finite_model_is_never_saved(tmp_path: Path, value: float) -> None
     store = store_with(tmp_path, 1)
     tensors, state = content(2)
     tensors["adapter"]["down"][1, 1] = value
-    with pytest.raises(UserError, match="adapter/down holds 1 of 6 non-finite"):
+    with pytest.raises(UserError, match="1 of the 6 values of adapter/down are not finite"):
         store.save(2, tensors, state)
     assert [p.name for p in store.folder.iterdir()] == ["step_000001"]
 

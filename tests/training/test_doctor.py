@@ -19,7 +19,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import Config
 from customized_grpo.evaluation.step_gains import StepGains
 from customized_grpo.reporting.metrics import read_metrics
-from customized_grpo.rollout import collect as rollout
+from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.training import doctor, trainer
 
 Recipe = Callable[..., Config]
@@ -196,15 +196,15 @@ def test_with_no_score_at_all_there_is_nothing_to_measure_and_no_crash(
 def test_a_policy_that_trains_on_other_transitions_than_it_drew_is_found(
     change: float, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect = rollout.collect
+    collect = doctor.collect
 
-    def drift(*arguments: Any, **options: Any) -> rollout.Trajectory:
+    def drift(*arguments: Any, **options: Any) -> Trajectory:
         trajectory = collect(*arguments, **options)
         log_prob = trajectory.log_prob.clone()
         log_prob[-1, 3] += change
         return dataclasses.replace(trajectory, log_prob=log_prob)
 
-    monkeypatch.setattr(rollout, "collect", drift)
+    monkeypatch.setattr(doctor, "collect", drift)
     code, (problem, fix), found, _ = examine(capsys, tmp_path)
     assert code == 2
     assert "deviates from 1 by " + ("nan" if math.isnan(change) else "1.0e-03") in problem

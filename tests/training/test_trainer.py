@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation import held_out
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.lora import load_average
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from customized_grpo.training import evaluate as evaluation
-from customized_grpo.training import trainer
+from customized_grpo.training import parts, trainer
 from customized_grpo.training.trainer import Trainer
 from processes import run_script
 
@@ -475,15 +476,15 @@ def test_evaluation_and_rollouts_share_one_noise_schedule(
         seen.append(sigmas)
         raise Seen
 
-    build = trainer.rollout.build_sampler
+    build = parts.build_sampler
 
     def build_and_look(*arguments: Any) -> Any:
         sampler = build(*arguments)
         seen.append(sampler.sigmas)
         return sampler
 
-    monkeypatch.setattr(trainer.held_out, "evaluate_policy", look)
-    monkeypatch.setattr(trainer.rollout, "build_sampler", build_and_look)
+    monkeypatch.setattr(held_out, "evaluate_policy", look)
+    monkeypatch.setattr(parts, "build_sampler", build_and_look)
     with pytest.raises(Seen):
         trainer.train(recipe(f"run.dir={tmp_path / 'run'}"))
     assert torch.equal(*seen)

@@ -19,14 +19,19 @@ from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.rollout import collect as rollout
-from customized_grpo.rollout.collect import Sampler, Trajectory
+from customized_grpo.rollout.batches import sample_conditioning
+from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
-from customized_grpo.training import parts as components
+from customized_grpo.rollout.sampler import Sampler, StepPlan, build_sampler
+from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.training import signal
+from customized_grpo.training.losses import UpdateLoss
+from customized_grpo.training.parts import build_policy
 from customized_grpo.training.signal import LearningSignal
-from customized_grpo.training.updater import Updater, UpdateReport
+from customized_grpo.training.update_report import UpdateReport
+from customized_grpo.training.updater import Updater
 
 Recipe = Callable[..., Config]
 GROUP, STEPS = 3, 8
@@ -80,17 +85,17 @@ def make_parts(
         fresh: bool = False,
     ) -> Parts:
         config = recipe(f"rollout.steps={STEPS}", UNCLIPPED, *overrides)
-        policy = components.build_policy(config) if fresh else make_adapted(config)
-        sampler = rollout.build_sampler(policy, config.rollout, 64, 64)
-        trajectory = rollout.collect(
+        policy = build_policy(config) if fresh else make_adapted(config)
+        sampler = build_sampler(policy, config.rollout, 64, 64)
+        trajectory = collect(
             policy,
             sampler,
             examples,
             config.rollout,
-            encode=PromptEncoder(policy, (64, 64)),
+            encoder=PromptEncoder(policy, (64, 64)),
             group_size=GROUP,
-            plan=(set(range(STEPS - 1)), trained),
-            seeds=(0, 0),
+            plan=StepPlan(frozenset(range(STEPS - 1)), trained),
+            noise_key=NoiseKey(0, 0),
             keep_means=config.train.ratio_normalisation,
         )
         if rewards is None:
@@ -102,7 +107,8 @@ def make_parts(
             prompt_weights(Tdw(), STEPS),
         )
         engine = Engine(policy.device)
-        updater = Updater(policy, sampler, engine, config.train, config.advantage, config.model.precision)
+        partition = engine.partition(config.train.updates_per_iteration)
+        updater = Updater(config, UpdateLoss(config, policy, sampler, partition), engine)
         return Parts(config, policy, sampler, trajectory, signal, updater)
 
     return make
@@ -118,7 +124,7 @@ def gradient_by_hand(parts: Parts, kept: list[int]) -> Tensor:
     prompt, identity = parts.signal.advantages.unbind(1)
     sign = torch.where((prompt <= 0) & (identity <= 0), -1.0, 1.0)
     bonus = 0.4 * sign * torch.tanh(prompt * identity)
-    everyone = trajectory.conditioning_of(slice(0, len(trajectory)))
+    everyone = conditioning_of_all(trajectory)
     total = torch.zeros(())
     for k, step in enumerate(trajectory.steps):
         sigma, sigma_next = trajectory.sigmas[step], trajectory.sigmas[step + 1]
@@ -135,6 +141,10 @@ def gradient_by_hand(parts: Parts, kept: list[int]) -> Tensor:
         total = total - (advantage * log_prob)[kept].sum()
     loss = total / (len(kept) * len(trajectory.steps))
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parts.parameters)])
+
+
+def conditioning_of_all(trajectory: Trajectory) -> Conditioning:
+    return sample_conditioning(trajectory.conditionings, GROUP, slice(0, len(trajectory)))
 
 
 def relative_difference(value: Tensor, expected: Tensor) -> float:
@@ -344,7 +354,7 @@ def test_the_kl_of_a_fresh_adapter_is_0_and_grows_once_it_moves(make_parts: Make
 def test_the_kl_penalty_is_weight_times_the_closed_form(make_parts: MakeParts) -> None:
     plain, penalised = make_parts(), make_parts("train.kl_weight=0.5")
     trajectory, kl = plain.trajectory, 0.0
-    everyone = trajectory.conditioning_of(slice(0, len(trajectory)))
+    everyone = conditioning_of_all(trajectory)
     with torch.no_grad():
         for k, step in enumerate(trajectory.steps):
             mean, std = plain.sampler.transition(plain.policy, trajectory.x[k], step, everyone)

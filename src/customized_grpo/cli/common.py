@@ -41,12 +41,14 @@ def check_run(run: Path) -> Path:
     Raises:
         UserError: It is not; the hint lists the runs in the folder it would be in.
     """
-    if (run / "config.yaml").is_file():
+    from customized_grpo.runs.folder import is_run_folder, runs_in
+
+    if is_run_folder(run):
         return run
-    what = "has no config.yaml, so it is not the folder of a run" if run.is_dir() else "is not a folder"
-    runs = sorted(str(found.parent) for found in run.parent.glob("*/config.yaml"))
-    hint = f"Runs here: {', '.join(runs)}." if runs else "Start one with: cgrpo train toybox"
-    raise UserError(f"{run} {what}", hint)
+    what = "is not the folder of a run" if run.is_dir() else "is not a folder"
+    runs = [str(path) for path in runs_in(run.parent)]
+    hint = f"Runs here: {', '.join(runs)}." if runs else "Start one with `cgrpo train toybox`."
+    raise UserError(f"{run} {what}", hint=hint)
 
 
 def check_source(source: str) -> None:
@@ -55,9 +57,10 @@ def check_source(source: str) -> None:
     Raises:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
     """
+    from customized_grpo.runs.folder import runs_in
+
     path = Path(source)
-    is_beside_runs = any(path.parent.glob("*/config.yaml"))
-    if path.exists() or source == "toybox" or (is_hub_id(source) and not is_beside_runs):
+    if path.exists() or source == "toybox" or (is_hub_id(source) and not runs_in(path.parent)):
         return
     check_run(path)
 

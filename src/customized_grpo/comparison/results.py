@@ -10,7 +10,7 @@ from typing import Any
 from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.held_out import HeldOutScores
+from customized_grpo.evaluation.scores import HeldOutScores
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.statistics import degradation
 

@@ -21,6 +21,7 @@ from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 from customized_grpo.runs.checkpoints import CheckpointStore
+from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import RunLock
 
 POLL_S = 0.2
@@ -175,7 +176,7 @@ class Runner:
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(exist_ok=True)
         write_text(recipe, dump_config(run.config))
-        overwrite = str(run.folder.is_run()).lower()  # killed before its first checkpoint
+        overwrite = str(is_run_folder(path)).lower()  # killed before its first checkpoint
         return ["train", str(recipe), f"run.overwrite={overwrite}"]
 
     def _collect(self) -> None:

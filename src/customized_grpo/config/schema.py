@@ -322,6 +322,11 @@ class Config(Section):
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
     """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Return the number of denoising steps of an evaluation image."""
+        return self.evaluation.steps or self.rollout.steps
+
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
         if found := cross_field_mistakes(self.model_dump()):

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from customized_grpo.engine.partition import Share
+from customized_grpo.engine.partition import Partition
 from customized_grpo.errors import UserError
 
 BUCKET = 64 * 2**20  # bytes of gradients added up in one exchange
@@ -52,14 +52,14 @@ class Engine:
         """Return whether this is the process that writes to the run folder."""
         return self.rank == 0
 
-    def share(self, steps: int) -> Share:
-        """Return this process's share of iterations with that many optimizer steps."""
-        return Share(self.rank, self.world_size, steps)
+    def partition(self, updates: int) -> Partition:
+        """Return how iterations with that many updates are partitioned, as this process sees it."""
+        return Partition(self.rank, self.world_size, updates)
 
     # Gradients
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss; nothing is exchanged yet."""
+        """Add the gradient of a loss; nothing is exchanged between processes yet."""
         self.accelerator.backward(loss)
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -73,11 +73,12 @@ class Engine:
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             with _contact(self.rank):
                 dist.all_reduce(flat)
-            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            sums = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, summed in zip(bucket, sums, strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
     def clip_grad_norm(self, parameters: Sequence[torch.nn.Parameter], largest: float) -> float:
-        """Scale gradients down to an L2 norm of `largest`; returns the norm before."""
+        """Scale gradients down to an L2 norm of at most `largest`; return the norm before."""
         norm = self.accelerator.clip_grad_norm_(parameters, largest)
         assert norm is not None
         return float(norm)
@@ -106,26 +107,30 @@ class Engine:
         """Return the smallest of the values of all processes."""
         return -self.largest(-value)
 
-    def _reduced(self, tensor: Tensor, how: Any) -> Tensor:
+    def all_true(self, value: bool) -> bool:
+        """Return whether the value is true in all processes."""
+        return bool(self.smallest(value))
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.world_size == 1:
             return tensor
         reduced = tensor.detach().to(self.device, copy=True)
         with _contact(self.rank):
-            dist.all_reduce(reduced, how)
+            dist.all_reduce(reduced, operation)
         return reduced.to(tensor.device)
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         self.total(torch.zeros(1))
 
-    # What the main process knows
+    # From the main process to the others
 
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` in the main process and return its result, JSON, in all of them.
 
         Raises:
-            UserError: It raised one: raised in the main process; the others leave with status 2, as the
-                message would be the same.
+            UserError: `work` raised one. It is raised in the main process; the others leave with status 2,
+                because their message would be the same.
         """
         outcome: dict[str, Any] = {}
         if self.is_main:
@@ -133,7 +138,7 @@ class Engine:
                 outcome = {"result": work()}
             except UserError as error:
                 self._send_json({"failed": True})
-                raise error
+                raise error  # only after the others know: they wait for the outcome
         outcome = self._send_json(outcome)
         if "failed" in outcome:
             raise SystemExit(2)
@@ -143,9 +148,11 @@ class Engine:
         """Return the main process's tensors in all of them, on the CPU; the others give None."""
         if self.world_size == 1:
             return dict(tensors or {})
-        facts = {n: [list(t.shape), str(t.dtype)] for n, t in (tensors or {}).items()}
+        shapes_and_types: dict[str, Any] = {}
+        for name, tensor in (tensors or {}).items():
+            shapes_and_types[name] = [list(tensor.shape), str(tensor.dtype)]
         received = {}
-        for name, (shape, dtype) in self._send_json(facts).items():
+        for name, (shape, dtype) in self._send_json(shapes_and_types).items():
             if tensors is not None:
                 tensor = tensors[name].to(self.device)
             else:
@@ -179,10 +186,10 @@ class Engine:
     # Agreement
 
     def check_agreement(self, parameters: Sequence[Tensor]) -> None:
-        """Stop if the processes do not hold the same parameters, bit for bit: they train one model.
+        """Refuse to go on if the processes do not hold the same parameters, bit for bit.
 
         Raises:
-            UserError: They differ, from broken hardware or libraries that do not add up the same everywhere.
+            UserError: They differ, because of broken hardware or libraries that sum in another order.
         """
         if self.world_size == 1:
             return
@@ -193,31 +200,32 @@ class Engine:
         if not torch.equal(everyone, mine.expand_as(everyone)):
             raise UserError(
                 f"the {self.world_size} processes no longer hold the same adapter; nothing was saved",
-                "Resume from the last checkpoint. Mixed accelerators or library versions cause this.",
+                hint="Resume from the last checkpoint. Mixed accelerators or library versions cause this.",
             )
 
 
 @contextmanager
 def _contact(rank: int) -> Iterator[None]:
-    """Turn a broken or timed-out exchange into one sentence: the process that failed says the reason."""
+    """Turn a broken or timed-out exchange into one message; the reason is in that of the failed process."""
     try:
         yield
     except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
         raise UserError(
             f"process {rank} lost contact with the others: {str(error).splitlines()[0]}",
-            "One of them has failed or is too slow; its own message says why. The last checkpoint is intact: "
-            "start again with `cgrpo resume`.",
+            hint="One of them has failed or is too slow; its own message says why. The last checkpoint is "
+            "intact: start again with `cgrpo resume`.",
         ) from error
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the gradients in turn, as many of one type at once as fit into BUCKET bytes."""
+    """Yield the gradients in order, in lists of one type and at most BUCKET bytes (or a single gradient)."""
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:
         if bucket and (size + gradient.nbytes > BUCKET or gradient.dtype != bucket[0].dtype):
             yield bucket
-            bucket, size = [], 0
+            bucket = []
+            size = 0
         bucket.append(gradient)
         size += gradient.nbytes
     if bucket:

@@ -1,6 +1,9 @@
-"""Who samples what: whole groups, the same number for every process in every optimizer step.
+"""How an iteration's prompts are partitioned over processes.
 
-Legend: P prompts of an iteration, U optimizer steps per pass over them, W processes, n = P / (U W).
+Every process gets whole groups, the same number in every update.
+
+Legend: P prompts of an iteration, G samples of each, U updates (optimizer steps per pass over the iteration),
+W processes, n = P / (U W) prompts of one process in one update.
 """
 
 from __future__ import annotations
@@ -13,62 +16,66 @@ from customized_grpo.errors import UserError
 
 
 @dataclass(frozen=True)
-class Share:
-    """The prompts of one process.
+class Partition:
+    """The partition as one process sees it.
 
-    An optimizer step u trains the prompts u P / U to (u + 1) P / U, whatever W is; each process samples n
-    of them in a row. So the same prompts meet in a step at any number of processes.
+    Update u trains the prompts u P / U to (u + 1) P / U of the iteration, whatever W is; each process samples
+    n consecutive ones of them. So the same prompts meet in an update at any number of processes.
 
     Attributes:
         rank: Number of this process, from 0.
         world_size: W.
-        steps: U.
+        updates: U.
     """
 
     rank: int = 0
     world_size: int = 1
-    steps: int = 1
+    updates: int = 1
 
-    def check(self, prompts: int) -> None:
-        """Refuse a number of prompts that the processes cannot share evenly.
+    def check(self, n_prompts: int) -> None:
+        """Refuse a number of prompts that cannot be partitioned evenly.
 
         Raises:
             UserError: P is not a multiple of U W.
         """
-        parts = self.steps * self.world_size
-        if prompts % parts:
+        parts = self.updates * self.world_size
+        if n_prompts % parts:
             raise UserError(
-                f"train.prompts_per_iteration={prompts} cannot be shared by {self.world_size} processes in "
-                f"{self.steps} updates: every update needs the same number of whole groups of each",
-                f"Use a multiple of {parts}.",
+                f"train.prompts_per_iteration={n_prompts} cannot be shared by {self.world_size} processes in "
+                f"{self.updates} updates: every update needs the same number of whole groups of each",
+                hint=f"Use a multiple of {parts}.",
             )
 
-    def prompts(self, total: int) -> list[int]:
-        """Return which of the P prompts of an iteration are this process's: [U n], step after step."""
-        per_step = total // self.steps
-        mine = per_step // self.world_size
-        starts = (step * per_step + self.rank * mine for step in range(self.steps))
-        return [start + number for start in starts for number in range(mine)]
+    def own_prompts(self, n_prompts: int) -> list[int]:
+        """Return which of an iteration's P prompts are this process's: [U n], update after update."""
+        per_update = n_prompts // self.updates
+        own = per_update // self.world_size
+        prompts: list[int] = []
+        for update in range(self.updates):
+            first = update * per_update + self.rank * own
+            prompts += range(first, first + own)
+        return prompts
 
-    def in_order(self, gathered: Tensor) -> Tensor:
-        """Bring what was gathered from all processes [W U n, ...] into the iteration's order [U W n, ...].
+    def in_iteration_order(self, gathered: Tensor) -> Tensor:
+        """Bring rows gathered from all processes [W U n, ...] into the iteration's order [U W n, ...].
 
-        Rows may be prompts or the samples of prompts, as long as every process gave equally many.
+        Rows may be prompts, or samples of prompts (then n counts samples): every process gave equally many.
         """
-        parts = gathered.unflatten(0, (self.world_size, self.steps, -1))
-        return parts.transpose(0, 1).flatten(0, 2)
+        # gathered: process after process, each with its updates; iteration: update after update
+        by_process = gathered.unflatten(0, (self.world_size, self.updates, -1))
+        return by_process.transpose(0, 1).flatten(0, 2)
 
-    def own(self, rows: int) -> slice:
-        """Return which of the rows of one optimizer step, those of all processes, are this process's."""
-        mine = rows // self.world_size
-        return slice(self.rank * mine, (self.rank + 1) * mine)
+    def own_rows(self, n_rows: int) -> slice:
+        """Return which rows of one update, those of all processes, are this process's."""
+        own = n_rows // self.world_size
+        return slice(self.rank * own, (self.rank + 1) * own)
 
 
-def padded_block(total: int, rank: int, world_size: int) -> list[int]:
+def padded_block(n_items: int, rank: int, world_size: int) -> list[int]:
     """Return the items of one process, in blocks of equal length; the last item fills up the last blocks.
 
     For work whose number of model calls must be equal everywhere, such as an evaluation: gathered and cut to
-    `total`, the blocks are the items in order.
+    `n_items`, the blocks are the items in order.
     """
-    length = -(-total // world_size)
-    return [min(item, total - 1) for item in range(rank * length, (rank + 1) * length)]
+    length = -(-n_items // world_size)  # rounded up
+    return [min(item, n_items - 1) for item in range(rank * length, (rank + 1) * length)]

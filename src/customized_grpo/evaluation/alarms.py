@@ -1,20 +1,45 @@
 """Alarms: which monitor moved, by how much, and what to do about it.
 
-An alarm compares the policy with the base on the same held-out prompts and noise. It must hold at `patience`
-evaluations in a row, because a 95 % interval is wrong now and then and training looks at many of them.
+An alarm compares the policy with the base on the same held-out prompts and noise. It must hold at PATIENCE
+evaluations in a row, because one in twenty 95 % intervals misses, and a training computes many of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from customized_grpo.statistics.intervals import Interval
 
+PATIENCE = 2
+"""Evaluations in a row at which the condition of an alarm must hold."""
+
+COPY_RISE_LIMIT = 0.0
+"""Alarm when the whole interval of the copy score's change lies above this."""
+
+BACKGROUND_RISE_LIMIT = 0.0
+"""Alarm when the whole interval of background similarity's change lies above this."""
+
+ZERO_STD_SHARE_LIMIT = 0.5
+"""Alarm above this share of groups without signal."""
+
+NAN_SHARE_LIMIT = 0.05
+"""Alarm above this share of unscored samples."""
+
+DIVERSITY_RATIO_LIMIT = 0.5
+"""Alarm below this fraction of the base's diversity."""
+
+IMAGE_SHIFT_LIMIT = 1.0
+"""Alarm when an image statistic moved by more than this many standard deviations."""
+
+TRAIN_GAP_RISE_LIMIT = 0.5
+"""Alarm when the lead of a reward in training over the same reward on held-out prompts grew by more than this
+many standard deviations since the first evaluation after the base's."""
+
 
 class TrainingHealth(NamedTuple):
-    """What training said of itself since the last evaluation; all by kind of reward.
+    """Training statistics since the last evaluation, by reward kind.
 
     Attributes:
         zero_std: Share of groups without signal.
@@ -26,23 +51,32 @@ class TrainingHealth(NamedTuple):
     nan: Mapping[str, float]
     reward: Mapping[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {name: dict(by_kind) for name, by_kind in self._asdict().items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrainingHealth:
+        """Read back the keys that `to_json` wrote."""
+        return cls(data["zero_std"], data["nan"], data["reward"])
+
 
 @dataclass(frozen=True)
 class MonitorRecord:
     """The monitors at one evaluation. What was not measured stays empty and raises no alarm.
 
     Attributes:
-        iteration: Of training.
+        iteration: Number of finished iterations.
         copy_change: Copy score now minus that of the base, paired.
-        background_change: Background similarity likewise.
+        background_change: Background similarity now minus that of the base, paired.
         proxy_change: Change of each training reward on held-out prompts, by kind ("identity", "prompt").
         held_out_change: Change of the judge of the same kind, under the same keys.
         zero_std_share: Share of training groups without signal since the last evaluation, by reward.
-        nan_share: Share of unscored samples likewise.
+        nan_share: Share of unscored training samples since the last evaluation, by reward.
         diversity_ratio: In-group diversity divided by that of the base.
         image_shift: Each image statistic's change in units of its standard deviation over the base's images.
         train_reward: Mean of each training reward over the samples since the last evaluation, by kind.
-        train_gap: The same minus the reward on held-out prompts now, in units of the reward's standard
+        train_gap: `train_reward` minus the reward on held-out prompts now, in units of the reward's standard
             deviation over the base's held-out images.
     """
 
@@ -58,45 +92,20 @@ class MonitorRecord:
     train_reward: Mapping[str, float] = field(default_factory=dict)
     train_gap: Mapping[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When a monitor becomes an alarm.
-
-    Attributes:
-        copy_rise: Alarm when the whole interval of the copy score's change lies above this.
-        background_rise: Likewise for background similarity.
-        zero_std_share: Alarm above this share of groups without signal.
-        nan_share: Alarm above this share of unscored samples.
-        diversity_ratio: Alarm below this fraction of the base's diversity.
-        image_shift: Alarm when an image statistic moved by more than this many standard deviations.
-        train_gap_rise: Alarm when the lead of the reward in training over the same reward on held-out prompts
-            grew by more than this many standard deviations since the first evaluation after the base's.
-        patience: Evaluations in a row for which the condition must hold.
-    """
-
-    copy_rise: float = 0.0
-    background_rise: float = 0.0
-    zero_std_share: float = 0.5
-    nan_share: float = 0.05
-    diversity_ratio: float = 0.5
-    image_shift: float = 1.0
-    train_gap_rise: float = 0.5
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
+    @property
+    def health(self) -> TrainingHealth:
+        """Return the statistics of training in this record."""
+        return TrainingHealth(self.zero_std_share, self.nan_share, self.train_reward)
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing that moved.
+    """A monitor that moved too far.
 
     Attributes:
         name: Stable identifier, for example "copy_score" or "held_out/identity".
         iteration: The latest evaluation at which it held.
-        message: What moved, from what limit, and what that usually means.
+        message: What moved, the limit, and what that usually means.
     """
 
     name: str
@@ -104,8 +113,8 @@ class Alarm:
     message: str
 
 
-def check_alarms(history: Sequence[MonitorRecord], thresholds: Thresholds) -> list[Alarm]:
-    """Return the alarms that stand at the last record of `history` (oldest first), in a fixed order.
+def check_alarms(history: Sequence[MonitorRecord]) -> list[Alarm]:
+    """Return the alarms at the last record of `history` (oldest first), in a fixed order.
 
     Raises:
         ValueError: The records are not in ascending order of iteration.
@@ -113,99 +122,103 @@ def check_alarms(history: Sequence[MonitorRecord], thresholds: Thresholds) -> li
     iterations = [record.iteration for record in history]
     if iterations != sorted(set(iterations)):
         raise ValueError("history must be in ascending order of iteration")
-    if len(history) < thresholds.patience:
+    if len(history) < PATIENCE:
         return []
-    first = history[0]
-    recent = [_conditions(record, first, thresholds) for record in history[-thresholds.patience :]]
-    standing = [name for name in recent[-1] if all(name in conditions for conditions in recent)]
-    return [Alarm(name, iterations[-1], recent[-1][name]) for name in standing]
+    recent = [conditions(record, history[0]) for record in history[-PATIENCE:]]
+    lasting = [name for name in recent[-1] if all(name in messages for messages in recent)]
+    return [Alarm(name, iterations[-1], recent[-1][name]) for name in lasting]
 
 
-def _conditions(record: MonitorRecord, first: MonitorRecord, limit: Thresholds) -> dict[str, str]:
-    """Return the message of every condition that holds in one record, by alarm name."""
+def conditions(record: MonitorRecord, first: MonitorRecord) -> dict[str, str]:
+    """Return the message of every condition that holds in one record, by alarm name.
+
+    Args:
+        record: The monitors at an evaluation.
+        first: Those at the first evaluation after the base's, to which the lead of training is compared.
+    """
     return {
-        **_copying(record, limit),
+        **_copying(record),
         **_hacking(record),
-        **_health(record, limit),
-        **_collapse(record, limit),
-        **_overfitting(record, first, limit),
+        **_health(record),
+        **_collapse(record),
+        **_overfitting(record, first),
     }
 
 
-def _copying(record: MonitorRecord, limit: Thresholds) -> dict[str, str]:
-    found = {}
+def _copying(record: MonitorRecord) -> dict[str, str]:
+    messages = {}
     for name, change, rise in (
-        ("copy_score", record.copy_change, limit.copy_rise),
-        ("background_similarity", record.background_change, limit.background_rise),
+        ("copy_score", record.copy_change, COPY_RISE_LIMIT),
+        ("background_similarity", record.background_change, BACKGROUND_RISE_LIMIT),
     ):
         if change is not None and change.low > rise:
-            found[name] = (
+            messages[name] = (
                 f"{name} rose by {change} over the base (limit {rise:g}): the policy copies its reference. "
                 "Raise the prompt weight, or segment both images for the identity reward."
             )
-    return found
+    return messages
 
 
 def _hacking(record: MonitorRecord) -> dict[str, str]:
-    found = {}
+    messages = {}
     for kind in sorted(record.proxy_change.keys() & record.held_out_change.keys()):
         proxy, held_out = record.proxy_change[kind], record.held_out_change[kind]
         if proxy.low > 0 and held_out.high < 0:
-            found[f"held_out/{kind}"] = (
+            messages[f"held_out/{kind}"] = (
                 f"the held-out {kind} judge fell by {held_out} while the {kind} reward rose by {proxy}: the "
                 "reward is being hacked. Stop earlier, lower the learning rate or add a KL penalty."
             )
         elif held_out.high < 0:
-            found[f"degraded/{kind}"] = (
+            messages[f"degraded/{kind}"] = (
                 f"the held-out {kind} judge fell by {held_out}: the policy trades {kind} away. "
                 f"Raise the weight of {kind}."
             )
-    return found
+    return messages
 
 
-def _health(record: MonitorRecord, limit: Thresholds) -> dict[str, str]:
-    found = {}
+def _health(record: MonitorRecord) -> dict[str, str]:
+    messages = {}
     for reward, share in sorted(record.zero_std_share.items()):
-        if share > limit.zero_std_share:
-            found[f"zero_std/{reward}"] = (
+        if share > ZERO_STD_SHARE_LIMIT:
+            messages[f"zero_std/{reward}"] = (
                 f"{share:.0%} of the groups have no spread in reward {reward} "
-                f"(limit {limit.zero_std_share:.0%}): it is saturated, "
+                f"(limit {ZERO_STD_SHARE_LIMIT:.0%}): it is saturated, "
                 "or too little noise is injected. Raise eta or use harder prompts."
             )
     for reward, share in sorted(record.nan_share.items()):
-        if share > limit.nan_share:
-            found[f"nan/{reward}"] = (
+        if share > NAN_SHARE_LIMIT:
+            messages[f"nan/{reward}"] = (
                 f"{share:.0%} of the samples could not be scored by reward {reward} "
-                f"(limit {limit.nan_share:.0%}): read its error messages in the log."
+                f"(limit {NAN_SHARE_LIMIT:.0%}): read its error messages in the log."
             )
-    return found
+    return messages
 
 
-def _collapse(record: MonitorRecord, limit: Thresholds) -> dict[str, str]:
-    found = {}
+def _collapse(record: MonitorRecord) -> dict[str, str]:
+    messages = {}
     ratio = record.diversity_ratio
-    if ratio is not None and ratio < limit.diversity_ratio:
-        found["diversity"] = (
-            f"in-group diversity is {ratio:.2f} of the base's (limit {limit.diversity_ratio:.2f}): "
-            "the policy collapses to one picture per prompt."
+    if ratio is not None and ratio < DIVERSITY_RATIO_LIMIT:
+        messages["diversity"] = (
+            f"in-group diversity is {ratio:.2f} of the base's (limit {DIVERSITY_RATIO_LIMIT:.2f}): "
+            "the policy collapses to one image per prompt."
         )
     for name, shift in sorted(record.image_shift.items()):
-        if abs(shift) > limit.image_shift:
-            found[f"image/{name}"] = (
+        if abs(shift) > IMAGE_SHIFT_LIMIT:
+            messages[f"image/{name}"] = (
                 f"{name} moved by {shift:+.2f} standard deviations of the base's images "
-                f"(limit {limit.image_shift:g}): look at the samples."
+                f"(limit {IMAGE_SHIFT_LIMIT:g}): look at the samples."
             )
-    return found
+    return messages
 
 
-def _overfitting(record: MonitorRecord, first: MonitorRecord, limit: Thresholds) -> dict[str, str]:
-    found = {}
+def _overfitting(record: MonitorRecord, first: MonitorRecord) -> dict[str, str]:
+    messages = {}
     for kind in sorted(record.train_gap.keys() & first.train_gap.keys()):
         rise = record.train_gap[kind] - first.train_gap[kind]
-        if rise > limit.train_gap_rise:
-            found[f"train_gap/{kind}"] = (
+        if rise > TRAIN_GAP_RISE_LIMIT:
+            messages[f"train_gap/{kind}"] = (
                 f"the {kind} reward runs ahead in training of what it is on held-out prompts, by {rise:.2f} "
-                f"standard deviations more than at first (limit {limit.train_gap_rise:g}): the policy learns "
+                f"standard deviations more than at first (limit {TRAIN_GAP_RISE_LIMIT:g}): the policy learns "
                 "its training rows by heart. Stop earlier or train on more subjects."
             )
-    return found
+    return messages

@@ -2,125 +2,125 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
-from customized_grpo.rewards.base import ScoringBatch
-from customized_grpo.rollout.collect import sample_examples
+from customized_grpo.algorithms.advantages import KINDS
+from customized_grpo.engine.partition import padded_block
+from customized_grpo.evaluation.scores import DIVERSITY, HeldOutScores
+from customized_grpo.rollout.batches import count_batches
+from customized_grpo.rollout.ode import sample_examples
+from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
-from customized_grpo.statistics.intervals import Interval, clustered_bootstrap, paired_difference
 
 if TYPE_CHECKING:
+    from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
+    from customized_grpo.engine.engine import Engine
     from customized_grpo.policies.policy import Policy
     from customized_grpo.rewards.executors import Scorer
     from customized_grpo.rollout.encoding import PromptEncoder
 
-KINDS = ("prompt", "identity")
-MIN_CLUSTERS = 2
-# Image statistics lie in [0, 1]. One that hardly varies over the base's images (no bright pixels anywhere,
-# say) must not raise an alarm for a change that nobody would see.
-SMALLEST_SPREAD = 0.05
-DIVERSITY = "monitor/diversity"
-# Monitors that are no image statistics and have conditions of their own.
-OTHER_MONITORS = ("monitor/copy_score", "monitor/background_similarity", DIVERSITY)
-DIVERSITY_PIXELS = 64  # side to which pictures are averaged before their spread is taken
+N_FIRST_IMAGES = 8
+"""Held-out prompts whose first image is returned, for reports."""
+
+DIVERSITY_PIXELS = 64
+"""Side to which images are averaged before their diversity is measured: it is to be seen from afar."""
 
 
 class Judges(Protocol):
     """Encoders that took no part in training."""
 
     def columns(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Return scores [B] by metric name, one picture per example."""
+        """Return scores [B] by metric name, one image per example."""
         ...
 
 
-@dataclass(frozen=True)
-class HeldOutScores:
-    """One evaluation: a table with a row per picture.
+class HeldOutEvaluation:
+    """A recipe's evaluation on its held-out prompts, which are partitioned over the processes.
 
-    Attributes:
-        columns: Values by metric name, one per picture; NaN where there is none.
-        ids: Which prompt and sample a row is, so that two evaluations can be paired.
-        subjects: The cluster of each row.
+    Args:
+        config: The recipe.
+        engine: Joins the scores of all processes.
+        policy: Evaluated as it is at the time.
+        encoder: Encodes the examples.
+        scorer: The training rewards, to compare with the judges.
+        judges: Held-out judges, if there are any for this data.
+        examples: Held-out examples, those of all processes.
     """
 
-    columns: dict[str, list[float]]
-    ids: list[str]
-    subjects: list[str]
-
-    @classmethod
-    def of(
-        cls, columns: dict[str, list[float]], examples: Sequence[Example], samples_per_prompt: int
-    ) -> HeldOutScores:
-        """Return the table of columns whose rows are the samples of the examples, those of one together."""
-        numbers = range(samples_per_prompt)
-        ids = [f"{example.id}/{number}" for example in examples for number in numbers]
-        return cls(columns, ids, [example.subject for example in examples for _ in numbers])
-
-    def joined(
+    def __init__(
         self,
-        gather: Callable[[Tensor], Tensor],
+        config: Config,
+        engine: Engine,
+        policy: Policy,
+        encoder: PromptEncoder,
+        scorer: Scorer,
+        judges: Judges | None,
         examples: Sequence[Example],
-        samples_per_prompt: int,
-    ) -> HeldOutScores:
-        """Return the table of all processes.
+    ) -> None:
+        self.settings = config.evaluation
+        self.reward_weights = [reward.weight for reward in config.rewards]
+        self.sigmas = policy.sigmas(config.evaluation_steps, policy.n_tokens(*encoder.size))
+        self.engine = engine
+        self.policy = policy
+        self.encoder = encoder
+        self.scorer = scorer
+        self.judges = judges
+        self.examples = examples
+        self.own_numbers = padded_block(len(examples), engine.rank, engine.world_size)
+        self.own_examples = [examples[number] for number in self.own_numbers]
+
+    @property
+    def n_batches(self) -> int:
+        """Return the number of batches of this process."""
+        return count_batches(self.own_examples, self.settings.samples_per_prompt, self.settings.batch_size)
+
+    def evaluate(self, before_batch: Callable[[], None] = lambda: None) -> tuple[HeldOutScores, Tensor]:
+        """Draw and judge the held-out images.
 
         Args:
-            gather: Joins the tensors of all processes along dimension 0.
-            examples: Of all processes; what comes after them fills up the last process's share.
-            samples_per_prompt: Pictures of each.
+            before_batch: Called before every batch of this process; may raise to stop.
+
+        Returns:
+            The scores of all processes' images, and the first image of each of the first N_FIRST_IMAGES
+            prompts [n, 3, H, W].
         """
-        rows = torch.tensor(list(self.columns.values()), dtype=torch.float64).T
-        everyone = gather(rows)[: len(examples) * samples_per_prompt].T.tolist()
-        return HeldOutScores.of(dict(zip(self.columns, everyone, strict=True)), examples, samples_per_prompt)
+        samples_per_prompt = self.settings.samples_per_prompt
+        own_scores, own_images = evaluate_policy(
+            self.policy,
+            self.own_examples,
+            self.scorer,
+            self.judges,
+            encoder=self.encoder,
+            reward_weights=self.reward_weights,
+            sigmas=self.sigmas,
+            samples_per_prompt=samples_per_prompt,
+            seed=self.settings.seed,
+            batch_size=self.settings.batch_size,
+            before_batch=before_batch,
+        )
+        scores = own_scores.of_all_processes(self.engine.gather, self.examples, samples_per_prompt)
+        return scores, self._first_images(own_images)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the table as JSON (NaN becomes null)."""
-        columns = {k: [None if math.isnan(v) else v for v in values] for k, values in self.columns.items()}
-        return {"ids": self.ids, "subjects": self.subjects, "columns": columns}
+    def _first_images(self, own_images: Tensor) -> Tensor:
+        """Return the first image of each of the first prompts, whichever process drew it.
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> HeldOutScores:
-        """Read back what `to_json` returned."""
-        columns = {k: [math.nan if v is None else v for v in values] for k, values in data["columns"].items()}
-        return cls(columns, data["ids"], data["subjects"])
-
-    def is_measured(self, metric: str, base: HeldOutScores) -> bool:
-        """Return whether enough subjects have the metric, here and in the base, for intervals."""
-        pairs = zip(self.columns[metric], base.columns[metric], self.subjects, strict=True)
-        scored = {subject for now, before, subject in pairs if not math.isnan(now + before)}
-        return len(scored) >= MIN_CLUSTERS
-
-    def interval(self, metric: str) -> Interval:
-        """Return the mean of a metric with its 95 % interval, clustered by subject."""
-        return clustered_bootstrap(self.columns[metric], self.subjects, nan="omit")
-
-    def change(self, metric: str, base: HeldOutScores) -> Interval:
-        """Return the paired change of a metric against the base, clustered by subject."""
-        if base.ids != self.ids:
-            raise ValueError("the two evaluations are not of the same prompts and samples")
-        return paired_difference(self.columns[metric], base.columns[metric], self.subjects, nan="omit")
-
-    def metrics(self) -> dict[str, float]:
-        """Return the means for one line of metrics.jsonl, with intervals of the two judges."""
-        line = {name: _mean(values) for name, values in self.columns.items()}
-        for name in ("judge/identity", "judge/prompt"):
-            if name in self.columns and self.is_measured(name, self):
-                interval = self.interval(name)
-                line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return line
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if not math.isnan(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+        Args:
+            own_images: Images of this process, all of each of its prompts in a row.
+        """
+        n_images = min(N_FIRST_IMAGES, len(self.examples))
+        first_images = torch.zeros(n_images, *own_images.shape[1:])
+        of_own_prompts = own_images[:: self.settings.samples_per_prompt]
+        # place among this process's prompts -> number among all held-out prompts
+        for place, number in enumerate(self.own_numbers):
+            is_padding = number in self.own_numbers[:place]
+            if number < n_images and not is_padding:
+                first_images[number] = of_own_prompts[place]
+        return self.engine.total(first_images)  # the others have zeros there
 
 
 @torch.no_grad()
@@ -130,71 +130,72 @@ def evaluate_policy(
     scorer: Scorer,
     judges: Judges | None,
     *,
-    encode: PromptEncoder,
+    encoder: PromptEncoder,
     reward_weights: Sequence[float] | None = None,
     sigmas: Tensor,
     samples_per_prompt: int,
     seed: int,
     batch_size: int,
-    between: Callable[[], None] = lambda: None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[HeldOutScores, Tensor]:
-    """Generate for every held-out prompt and score the pictures.
+    """Draw images for held-out prompts and score them.
 
     Args:
         policy: The policy as it is now.
         examples: Held-out examples.
         scorer: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
-        encode: Encodes the examples, and knows the size of the images.
+        encoder: Encodes the examples; knows the size of the images.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         sigmas: Noise levels [T + 1]; steps draw no noise.
-        samples_per_prompt: Pictures of each prompt.
-        seed: Of the initial noise; it depends on the prompt's id and the sample's number besides.
-        batch_size: Pictures made together.
-        between: Called before every batch; may raise to stop.
+        samples_per_prompt: Images of each prompt.
+        seed: Seed of the initial noise, which also depends on the prompt's id and the sample's number.
+        batch_size: Images drawn together.
+        before_batch: Called before every batch; may raise to stop.
 
     Returns:
-        the scores, and the images [N, 3, H, W] in the order of the rows (samples of a prompt together).
+        The scores, and the images [N, 3, H, W] in the order of the table's rows (samples of a prompt in a
+        row).
     """
-    samples = [example for example in examples for _ in range(samples_per_prompt)]
+    example_of_sample = [example for example in examples for _ in range(samples_per_prompt)]
     columns: dict[str, list[float]] = {}
     images = []
-    drawn = sample_examples(
+    for samples, batch in sample_examples(
         policy,
-        encode,
+        encoder,
         examples,
         sigmas,
         samples_per_prompt=samples_per_prompt,
         batch_size=batch_size,
-        seeds=(seed, "held-out"),
-        between=between,
-    )
-    for rows, made in drawn:
-        images.append(made.cpu())
-        for name, values in _columns(images[-1], samples[rows], scorer, reward_weights, judges).items():
+        seed=seed,
+        purpose="held-out",
+        before_batch=before_batch,
+    ):
+        images.append(batch.cpu())
+        scores = score_columns(images[-1], example_of_sample[samples], scorer, reward_weights, judges)
+        for name, values in scores.items():
             columns.setdefault(name, []).extend(values.tolist())
     if samples_per_prompt > 1:
         columns[DIVERSITY] = _diversity(torch.cat(images), samples_per_prompt).tolist()
-    return HeldOutScores.of(columns, examples, samples_per_prompt), torch.cat(images)
+    return HeldOutScores.from_columns(columns, examples, samples_per_prompt), torch.cat(images)
 
 
-def _diversity(images: Tensor, group_size: int) -> Tensor:
-    """Return [N] how much the pictures of each prompt differ, the same for all pictures of it.
-
-    In the directions of their centred pixels, as `iteration_metrics.pixel_diversity`, seen from afar.
-    """
-    side = min(DIVERSITY_PIXELS, *images.shape[2:])
-    pixels = torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
-    return monitors.in_group_diversity(pixels, group_size).repeat_interleave(group_size)
-
-
-def _columns(
+def score_columns(
     images: Tensor,
     examples: Sequence[Example],
     scorer: Scorer,
     reward_weights: Sequence[float] | None,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
+    """Return scores [B] by metric name: rewards by kind, judges, and image statistics.
+
+    Args:
+        images: [B, 3, H, W] in [0, 1], on the CPU.
+        examples: One example per image.
+        scorer: The training rewards.
+        reward_weights: Share of each reward among those of its kind; None: equal shares.
+        judges: Held-out judges, if there are any.
+    """
     scores = scorer.score(scoring_batch(images, examples))
     columns: dict[str, Tensor] = {}
     for kind in KINDS:
@@ -208,115 +209,11 @@ def _columns(
     return columns | {f"monitor/{name}": values for name, values in statistics.items()}
 
 
-def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
-    """Return what rewards see of pictures, one example per picture."""
-    masks = [e.masks for e in examples]
-    known = [list(m) for m in masks if m is not None]
-    return ScoringBatch(
-        images=images,
-        prompts=[e.prompt for e in examples],
-        references=[list(e.references) for e in examples],
-        reference_masks=known if len(known) == len(masks) else None,
-        image_masks=None,
-        meta=[{"id": e.id, **e.meta} for e in examples],
-    )
+def _diversity(images: Tensor, group_size: int) -> Tensor:
+    """Return the diversity of each prompt's images [N], equal for all images of a prompt.
 
-
-def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, dict[str, float]]]:
-    """Return base, tuned and paired difference of every metric with 95 % intervals clustered by subject.
-
-    A metric that fewer than two subjects have is left out.
+    It is `training.metrics.pixel_diversities` of the images averaged to DIVERSITY_PIXELS.
     """
-
-    def bounds(interval: Interval) -> dict[str, float]:
-        return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-    measured = [metric for metric in tuned.columns if tuned.is_measured(metric, base)]
-    return {
-        "base": {m: bounds(base.interval(m)) for m in measured},
-        "tuned": {m: bounds(tuned.interval(m)) for m in measured},
-        "difference": {m: bounds(tuned.change(m, base)) for m in measured},
-    }
-
-
-def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict[str, float]:
-    """Return by how much each reward is higher in training than on held-out prompts, "gap/KIND".
-
-    Training draws noise and evaluation does not, so the gap has a level of its own: its growth is what tells.
-
-    Args:
-        scores: An evaluation.
-        train_reward: Mean of each reward over the training samples since the one before, by kind.
-    """
-    return {
-        f"gap/{kind}": reward - _mean(scores.columns[f"reward/{kind}"])
-        for kind, reward in train_reward.items()
-        if f"reward/{kind}" in scores.columns
-    }
-
-
-def monitor_record(
-    iteration: int, now: HeldOutScores, base: HeldOutScores, health: TrainingHealth
-) -> MonitorRecord:
-    """Return what the alarms look at.
-
-    Args:
-        iteration: Of training.
-        now: The latest evaluation.
-        base: The evaluation before training.
-        health: What training said of itself since the last evaluation.
-    """
-
-    def change(metric: str) -> Interval | None:
-        measured = metric in now.columns and now.is_measured(metric, base)
-        return now.change(metric, base) if measured else None
-
-    pairs = {kind: (change(f"reward/{kind}"), change(f"judge/{kind}")) for kind in KINDS}
-    judged = {kind: pair for kind, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
-    return MonitorRecord(
-        iteration,
-        copy_change=change("monitor/copy_score"),
-        background_change=change("monitor/background_similarity"),
-        proxy_change={kind: pair[0] for kind, pair in judged.items() if pair[0]},
-        held_out_change={kind: pair[1] for kind, pair in judged.items() if pair[1]},
-        zero_std_share=health.zero_std,
-        nan_share=health.nan,
-        diversity_ratio=_diversity_ratio(now, base),
-        image_shift=_image_shifts(now, base),
-        train_reward=health.reward,
-        train_gap=_scaled_gaps(now, base, health.reward),
-    )
-
-
-def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
-    """Return how far each image statistic moved, in standard deviations over the base's images."""
-    shifts = {}
-    for name in now.columns:
-        if name.startswith("monitor/") and name not in OTHER_MONITORS:
-            before = torch.tensor(base.columns[name])
-            moved = torch.tensor(now.columns[name]).mean() - before.mean()
-            shifts[name.removeprefix("monitor/")] = float(
-                moved.abs() / before.std().clamp_min(SMALLEST_SPREAD)
-            )
-    return shifts
-
-
-def _diversity_ratio(now: HeldOutScores, base: HeldOutScores) -> float | None:
-    """Return the diversity of each prompt's pictures over that of the base; None if it was not measured."""
-    if DIVERSITY not in now.columns or DIVERSITY not in base.columns:
-        return None
-    before = _mean(base.columns[DIVERSITY])
-    return _mean(now.columns[DIVERSITY]) / before if before > 0 else None
-
-
-def _scaled_gaps(
-    now: HeldOutScores, base: HeldOutScores, train_reward: Mapping[str, float]
-) -> dict[str, float]:
-    found = {}
-    for name, gap in train_gaps(now, train_reward).items():
-        kind = name.removeprefix("gap/")
-        values = torch.tensor(base.columns[f"reward/{kind}"])
-        spread = float(values[~values.isnan()].std())
-        if spread > 0 and not math.isnan(gap):  # one picture or a constant reward has no spread
-            found[kind] = gap / spread
-    return found
+    side = min(DIVERSITY_PIXELS, *images.shape[2:])
+    pixels = torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
+    return monitors.in_group_diversity(pixels, group_size).repeat_interleave(group_size)

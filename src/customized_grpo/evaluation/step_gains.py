@@ -1,10 +1,10 @@
-"""When in denoising the scores of a sample arise: the premise of TDW, measured.
+"""At which denoising steps the scores of a sample arise: the premise of TDW, measured.
 
-TDW weighs the prompt early and identity late, on the premise that this is when each is decided. Before step i
-of T the policy already predicts the clean sample, x0 = x_i - sigma_i v(x_i, sigma_i). What the prediction
-scores rises along the trajectory, and the rise from step i to i + 1 is the gain of step i, whose progress is
-u_i = (i + 1/2) / T. The gains telescope to the score of the sample minus that of the first prediction, which
-is made from noise alone. The last step adds nothing: it ends in its own prediction.
+TDW weights the prompt early and identity late, on the premise that this is when each is decided. Before step
+i of T the policy already predicts the clean sample, x0 = x_i - sigma_i v(x_i, sigma_i). The score of the
+prediction rises along the trajectory, and its rise from step i to i + 1 is the gain of step i, whose progress
+is u_i = (i + 1/2) / T. The gains telescope to the score of the sample minus that of the first prediction,
+which is made from noise alone. The last step's gain is 0, because it ends in its own prediction.
 
 Legend: P prompts, G samples each, N = P x G samples, T steps, C subjects.
 """
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
-from customized_grpo.evaluation.held_out import KINDS, MIN_CLUSTERS, Judges, _columns
-from customized_grpo.rollout.collect import Sampler, predicted_images, step_plan
+from customized_grpo.algorithms.advantages import KINDS
+from customized_grpo.evaluation.held_out import Judges, score_columns
+from customized_grpo.evaluation.scores import MIN_CLUSTERS
+from customized_grpo.rollout.collect import NoiseKey, predict_images
+from customized_grpo.rollout.sampler import Sampler, plan_steps
 from customized_grpo.statistics.intervals import clustered_bootstrap
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
     from customized_grpo.rollout.encoding import PromptEncoder
 
 METRICS = ("reward/prompt", "reward/identity", "judge/prompt", "judge/identity")
-N_BOOT, LEVEL = 2000, 0.95
+N_BOOT = 2000  # bootstrap draws
+LEVEL = 0.95  # of the intervals
 Array = NDArray[np.float64]
 
 
@@ -51,7 +55,7 @@ class MetricGains:
     """The gains of one metric.
 
     Attributes:
-        scores: Mean score of the prediction before each step, and of the sample [T + 1].
+        scores: Mean score of the prediction before each step, then of the sample [T + 1].
         gain: Mean gain of each step [T], in units of the score.
         low: Lower ends of their 95 % intervals [T], clustered by subject.
         high: Upper ends [T].
@@ -74,8 +78,8 @@ class StepGains:
         sigmas: Noise levels [T + 1].
         samples: N.
         rows: P.
-        prompt_weights: Of the recipe's schedule [T].
-        metrics: By name, one of `METRICS`; those that fewer than two subjects have are left out.
+        prompt_weights: Prompt weights of the recipe's schedule [T].
+        metrics: Gains by metric, one of `METRICS`; those that fewer than two subjects have are left out.
         difference: Centre of the identity reward's gains minus centre of the prompt reward's, in progress:
             above 0, identity comes later, as TDW assumes. None where either has no centre.
         judge_difference: The same of the judges; None also where there are no judges.
@@ -129,14 +133,14 @@ def measure_step_gains(
     judges: Judges | None,
     rollout_config: RolloutConfig,
     *,
-    encode: PromptEncoder,
+    encoder: PromptEncoder,
     group_size: int,
     reward_weights: Sequence[float] | None,
     seed: int,
     prompt_weights: Tensor,
-    between: Callable[[], None] = lambda: None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> StepGains:
-    """Draw samples as the first iteration of training does, and score what is predicted on the way.
+    """Draw samples as the first iteration of training does, and score the predictions on the way.
 
     Args:
         policy: The policy; with a fresh adapter it is the base.
@@ -145,34 +149,36 @@ def measure_step_gains(
         scorer: The training rewards.
         judges: Held-out judges, if there are any for this data.
         rollout_config: The recipe's rollout section.
-        encode: Encodes the examples.
+        encoder: Encodes the examples.
         group_size: G.
         reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
-        seed: The run's seed; the samples are those of `rollout.collect` with seeds (seed, 0).
-        prompt_weights: Of the recipe's schedule [T].
-        between: Called before every batch; may raise to stop.
+        seed: The run's seed; the samples are those that `collect` draws with NoiseKey(seed, 0).
+        prompt_weights: Prompt weights of the recipe's schedule [T].
+        before_batch: Called before every batch; may raise to stop.
     """
-    noisy, _ = step_plan(rollout_config, 1.0, 0, seed)
-    samples = [example for example in examples for _ in range(group_size)]
+    plan = plan_steps(rollout_config, 1.0, 0, seed)
+    example_of_sample = [example for example in examples for _ in range(group_size)]
     scores: dict[str, Tensor] = {}
-    predictions = predicted_images(
+    predictions = predict_images(
         policy,
         sampler,
         examples,
         rollout_config,
-        encode=encode,
+        encoder=encoder,
         group_size=group_size,
-        noisy=noisy,
-        seeds=(seed, 0),
-        between=between,
+        noisy=plan.noisy,
+        noise_key=NoiseKey(seed, iteration=0),
+        before_batch=before_batch,
     )
-    for rows, step, images in predictions:
-        columns = _columns(images.cpu(), samples[rows], scorer, reward_weights, judges)
+    no_scores = torch.full((len(example_of_sample), sampler.n_steps + 1), math.nan)
+    for samples, step, images in predictions:
+        columns = score_columns(images.cpu(), example_of_sample[samples], scorer, reward_weights, judges)
         for metric in METRICS:
             if metric in columns:
-                table = scores.setdefault(metric, torch.full((len(samples), len(sampler.sigmas)), math.nan))
-                table[rows, step] = columns[metric].cpu()
-    return summarise(scores, [e.subject for e in samples], sampler.sigmas, prompt_weights, len(examples))
+                table = scores.setdefault(metric, no_scores.clone())
+                table[samples, step] = columns[metric].cpu()
+    subjects = [example.subject for example in example_of_sample]
+    return summarise(scores, subjects, sampler.sigmas, prompt_weights, len(examples))
 
 
 def summarise(
@@ -187,23 +193,26 @@ def summarise(
     A sample counts for a metric when all of its T + 1 images have a score, so that gains telescope.
 
     Args:
-        scores: By metric [N, T + 1], NaN where there is none.
+        scores: Scores by metric [N, T + 1], NaN where there is none.
         subjects: Cluster of each sample [N].
         sigmas: Noise levels [T + 1].
-        prompt_weights: [T].
+        prompt_weights: Prompt weights of the recipe's schedule [T].
         rows: P.
     """
-    known = np.asarray(subjects)
-    tables = {metric: values.double().numpy() for metric, values in scores.items()}
-    measured = {metric: table for metric, table in tables.items() if _is_measured(_scored(table), known)}
+    clusters = np.asarray(subjects)
+    tables: dict[str, Array] = {}
+    for metric, values in scores.items():
+        table = values.double().numpy()
+        if _is_measured(_scored(table), clusters):
+            tables[metric] = table
     return StepGains(
         sigmas=sigmas.tolist(),
-        samples=len(known),
+        samples=len(clusters),
         rows=rows,
         prompt_weights=prompt_weights.tolist(),
-        metrics={metric: _metric_gains(table, known) for metric, table in measured.items()},
-        difference=_difference(measured, "reward", known),
-        judge_difference=_difference(measured, "judge", known),
+        metrics={metric: _metric_gains(table, clusters) for metric, table in tables.items()},
+        difference=_difference(tables, "reward", clusters),
+        judge_difference=_difference(tables, "judge", clusters),
     )
 
 
@@ -219,9 +228,10 @@ def _is_measured(scored: NDArray[np.bool_], subjects: NDArray[np.str_]) -> bool:
 
 def _metric_gains(table: Array, subjects: NDArray[np.str_]) -> MetricGains:
     scored = _scored(table)
-    table, subjects = table[scored], subjects[scored]
+    table = table[scored]
+    subjects = subjects[scored]
     intervals = [clustered_bootstrap(gain, subjects) for gain in np.diff(table).T]
-    centres = _Centres.of(table, subjects)
+    centres = _Centres.from_scores(table, subjects)
     return MetricGains(
         scores=table.mean(0).tolist(),
         gain=[interval.mean for interval in intervals],
@@ -232,28 +242,41 @@ def _metric_gains(table: Array, subjects: NDArray[np.str_]) -> MetricGains:
 
 
 def _difference(tables: Mapping[str, Array], source: str, subjects: NDArray[np.str_]) -> Bounds | None:
-    """Return identity's centre minus prompt's, both of the same bootstrap draws."""
-    names = (f"{source}/identity", f"{source}/prompt")
-    if any(name not in tables for name in names):
+    """Return identity's centre minus prompt's, both from the same bootstrap draws.
+
+    Args:
+        tables: Scores by metric [N, T + 1].
+        source: "reward" or "judge".
+        subjects: Cluster of each sample [N].
+    """
+    identity_table = tables.get(f"{source}/identity")
+    prompt_table = tables.get(f"{source}/prompt")
+    if identity_table is None or prompt_table is None:
         return None
-    pair = [tables[name] for name in names]
-    both = _scored(pair[0]) & _scored(pair[1])
+    both = _scored(identity_table) & _scored(prompt_table)
     if not _is_measured(both, subjects):
         return None
-    identity, prompt = (_Centres.of(table[both], subjects[both]) for table in pair)
+    identity = _Centres.from_scores(identity_table[both], subjects[both])
+    prompt = _Centres.from_scores(prompt_table[both], subjects[both])
     return None if identity is None or prompt is None else identity.minus(prompt).bounds()
 
 
 @dataclass(frozen=True)
 class _Centres:
-    """A centre, or a difference of two, and what it is in every bootstrap draw (NaN: there is none)."""
+    """A centre, or the difference of two, with its bootstrap distribution.
+
+    Attributes:
+        value: The estimate.
+        draws: Its value in every bootstrap draw [N_BOOT], NaN where a draw has none.
+        clusters: Number of subjects.
+    """
 
     value: float
     draws: Array
     clusters: int
 
     @classmethod
-    def of(cls, table: Array, subjects: NDArray[np.str_]) -> _Centres | None:
+    def from_scores(cls, table: Array, subjects: NDArray[np.str_]) -> _Centres | None:
         """Return the centre of gains of scores [N, T + 1], as a ratio of means in every draw of subjects.
 
         None unless the interval of the total gain lies above 0: without a gain there is nothing to place.
@@ -268,7 +291,7 @@ class _Centres:
         # As in `clustered_bootstrap`: equal seeds draw equal subjects, so that two centres are paired.
         draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), N_BOOT) @ sums
         totals = draws.sum(1)
-        totals[totals <= 0] = math.nan  # fewer than the interval leaves out, or there was no clear gain
+        totals[totals <= 0] = math.nan  # fewer draws than the interval leaves out: its lower end is above 0
         return cls(float(sums.sum(0) @ progress / sums.sum()), draws @ progress / totals, count)
 
     def minus(self, other: _Centres) -> _Centres:
@@ -276,7 +299,7 @@ class _Centres:
         return _Centres(self.value - other.value, self.draws - other.draws, self.clusters)
 
     def bounds(self) -> Bounds:
-        """Return the expanded percentile interval, see `statistics`."""
+        """Return the expanded percentile interval, as `statistics.intervals` computes it."""
         count = self.clusters
         tail = float(ndtr(stdtrit(count - 1, (1 - LEVEL) / 2) * math.sqrt(count / (count - 1))))
         low, high = np.nanquantile(self.draws, [tail, 1 - tail])
@@ -284,7 +307,7 @@ class _Centres:
 
 
 def premise(gains: StepGains) -> str:
-    """Return one sentence on whether prompt gains come before identity gains, no stronger than the intervals.
+    """Return one sentence on whether prompt gains come before identity gains, as far as the intervals show.
 
     Its numbers are differences of the two centres in progress, 0 to 1, with 95 % intervals.
     """

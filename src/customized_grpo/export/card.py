@@ -16,9 +16,8 @@ from markupsafe import Markup
 
 from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.export.adapter import RunAdapter
-from customized_grpo.export.bases import public_name
 from customized_grpo.export.formats import FormatName
-from customized_grpo.hub import is_hub_id
+from customized_grpo.hub import is_hub_id, public_name
 from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
@@ -58,7 +57,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             call=other_programs.call(config.model),
             fused=config.model.fuse_lora and public_name(config.model.fuse_lora),
             adapter=adapter,
-            steps=config.evaluation.steps or config.rollout.steps,
+            steps=config.evaluation_steps,
             prompt=_example_prompt(run),
             rewards=[(reward, reward.path and public_name(reward.path)) for reward in config.rewards],
             recipe=_recipe(adapter),

@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.export.adapter import RunAdapter
-from customized_grpo.export.bases import modelspec_architecture, public_name
 from customized_grpo.export.formats import FormatName
+from customized_grpo.hub import public_name
+from customized_grpo.policies.checkpoints import CHECKPOINTS
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.lora import FILE_PREFIX, METADATA_KEY
+from customized_grpo.policies.provenance import Provenance
 
 
 def header(
@@ -53,16 +56,27 @@ def header(
         "ss_seed": str(config.run.seed),
         "ss_steps": str(adapter.iteration * config.train.updates_per_iteration * config.train.inner_epochs),
         "ss_learning_rate": f"{config.train.learning_rate:g}",
+        **Provenance.from_config(config).to_header(),
         "cgrpo.iteration": str(adapter.iteration),
         "cgrpo.is_average": json.dumps(adapter.is_average),
         "cgrpo.config_hash": str(adapter.state["config_hash"]),
         "cgrpo.version": str(adapter.state["versions"]["customized_grpo"]),
     }
-    if model.fuse_lora is not None:
-        facts["cgrpo.fused_lora"] = public_name(model.fuse_lora)
     if name == "diffusers":
         facts[METADATA_KEY] = _for_diffusers(adapter)
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def modelspec_architecture(model: ModelConfig) -> str | None:
+    """Return `modelspec.architecture` of an adapter, by the names that sd-scripts and musubi-tuner write.
+
+    None if the base is neither a known checkpoint nor of a family with such a name.
+    """
+    name = get_family(model.family).other_programs.modelspec
+    checkpoint = CHECKPOINTS.get(model.path)
+    if checkpoint is not None and checkpoint.modelspec is not None:
+        name = checkpoint.modelspec
+    return None if name is None else f"{name}/lora"
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from customized_grpo.rollout.collect import sample_examples
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.ode import sample_examples
 
 if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
@@ -37,7 +37,8 @@ def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 
         generator.sigmas(),
         samples_per_prompt=count,
         batch_size=generator.batch_size,
-        seeds=(seed, "held-out"),
+        seed=seed,
+        purpose="held-out",
     )
     for _, images in drawn:
         yield from images.cpu()

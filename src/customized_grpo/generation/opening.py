@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from customized_grpo.config import Config
 from customized_grpo.config.generator import GeneratorSettings, generator_settings
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
@@ -16,25 +17,27 @@ from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
 from customized_grpo.policies.checkpoint_files import read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
-from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.families import FAMILIES, get_family
 from customized_grpo.policies.loading import load_policy
-from customized_grpo.policies.lora import read_shape
+from customized_grpo.policies.lora import LoraFile, describe_file
 from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
-from customized_grpo.runs.reading import CONFIG, is_run, load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A model that draws, and how it draws.
+    """A model that draws images, and how it draws them.
 
     Attributes:
         policy: The model, with its adapter, if it has one.
-        model: Its settings; height and width are those of the pictures, in pixels.
-        steps: Denoising steps of a picture, all without noise.
-        batch_size: Pictures drawn together.
-        name: What it is called in tables and file names: of the run, the folder or the hub id.
-        checkpoint: Iteration of a run's checkpoint; None for what is not a run, or its base.
+        model: Its settings; height and width are those of the images, in pixels.
+        steps: Denoising steps of an image, all without noise.
+        batch_size: Images drawn together.
+        name: Name of the run or folder, or the hub id, for tables and files.
+        checkpoint: Iteration of a run's checkpoint; None for a model that is not a run, and for a run's base.
     """
 
     policy: Policy
@@ -46,11 +49,11 @@ class Generator:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a picture, in pixels."""
+        """Return the height and width of an image, in pixels."""
         return self.model.height, self.model.width
 
     def sigmas(self) -> Tensor:
-        """Return the noise levels [steps + 1] of a picture."""
+        """Return the noise levels [steps + 1] of an image."""
         return self.policy.sigmas(self.steps, self.policy.n_tokens(*self.size))
 
 
@@ -62,23 +65,21 @@ def open_generator(
     Args:
         source: Folder of a run (its newest checkpoint, or the moving average if the run is evaluated by it),
             "toybox", a folder in diffusers' layout, or a hub id.
-        settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe or the
-            checkpoint's model card says.
+        settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
+            adapter's file or the checkpoint's model card says.
         lora: Adapter in diffusers' format, a file or its folder, to put on a model that is not a run.
         base: Whether a run's model is opened without what it learnt; it then needs no checkpoint.
 
     Raises:
         UserError: The source, a setting or the adapter is not what it should be.
     """
-    if is_run(Path(source)):
+    if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
-    checked = source_settings(source, settings)
+    file = None if lora is None else describe_file(lora)
+    checked = source_settings(source, settings, file)
     adapter = checked.model.lora
-    if lora is not None:
-        shape = read_shape(lora)
-        adapter = adapter.model_copy(
-            update={"rank": shape.rank, "alpha": shape.alpha, "target": shape.target}
-        )
+    if file is not None:
+        adapter = adapter.model_copy(update={"rank": file.rank, "alpha": file.alpha, "target": file.target})
     else:
         # the policy wants one; a fresh adapter changes nothing, and the smallest costs next to nothing
         adapter = adapter.model_copy(update={"rank": 1, "alpha": None})
@@ -90,61 +91,90 @@ def open_generator(
     return Generator(policy, model, checked.steps, checked.batch_size, name)
 
 
-def source_settings(source: str, settings: Sequence[str] = ()) -> GeneratorSettings:
+def source_settings(
+    source: str, settings: Sequence[str] = (), lora: LoraFile | None = None
+) -> GeneratorSettings:
     """Return the checked settings that `open_generator` would use; reads small files only.
 
+    The adapter's file says how the run that trained it drew images; without such a file it is the recipe for
+    "toybox", and what `policies/checkpoints.py` says for any other model.
+
+    Args:
+        source: See `open_generator`.
+        settings: See `open_generator`.
+        lora: What the adapter's file says of itself.
+
     Raises:
-        UserError: The source is neither a run nor a known checkpoint, or a setting is wrong.
+        UserError: The source is neither a run nor a known checkpoint, a setting is wrong, or the adapter
+            needs a base that is not given.
     """
-    if is_run(Path(source)):
-        return generator_settings(source, _of_recipe(run_config(Path(source))), settings)
+    folder = Path(source)
+    if is_run_folder(folder):
+        return generator_settings(source, _of_recipe(run_config(folder)), settings)
+    if source != TOYBOX and folder.is_dir() and not (folder / INDEX).is_file():
+        raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
+    origin = None if lora is None else Provenance.from_header(lora.header, "the adapter")
+    if origin is not None:
+        checked = generator_settings(source, _of_adapter(source, origin), settings)
+        _check_base(checked.model, origin)
+        return checked
     if source == TOYBOX:
         return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
-    if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
-        raise UserError(f"{source} is neither the folder of a run nor a model: no {CONFIG}, no {INDEX}")
-    return generator_settings(source, _of_checkpoint(source), settings)
+    return generator_settings(source, _of_checkpoint(source, settings), settings)
 
 
-def _of_checkpoint(source: str) -> dict[str, Any]:
+def _of_adapter(source: str, origin: Provenance) -> dict[str, Any]:
+    """Return what the run evaluated with that trained an adapter."""
+    defaults = _as_settings(source, origin.family, origin.sampling)
+    if origin.fuse_lora is not None and ":" in origin.fuse_lora:  # of the hub; a file may be elsewhere here
+        defaults["model"]["fuse_lora"] = origin.fuse_lora
+    return defaults
+
+
+def _check_base(model: ModelConfig, origin: Provenance) -> None:
+    if origin.fuse_lora is not None and model.fuse_lora is None:
+        raise UserError(
+            f"the adapter was trained on a base with the LoRA {origin.fuse_lora} merged into it",
+            hint=f"Say where that file is: model.fuse_lora=FOLDER/{origin.fuse_lora}.",
+        )
+
+
+def _of_checkpoint(source: str, settings: Sequence[str]) -> dict[str, Any]:
     """Return what a published checkpoint, or one like it, is drawn with."""
     checkpoint = CHECKPOINTS.get(source)
-    if checkpoint is None:
-        index = read_index(source)
-        pipeline = str(index.get("_class_name"))
-        checkpoint = find_similar(pipeline, distilled=bool(index.get("is_distilled")))
-        if checkpoint is None:
-            raise UserError(
-                f"{source}: {INDEX} says {pipeline}, which is no known generator",
-                hint=f"Known are {', '.join(known_pipelines())}.",
-            )
-    return _as_settings(source, checkpoint.family, checkpoint.sampling)
+    if checkpoint is not None:
+        return _as_settings(source, checkpoint.family, checkpoint.sampling)
+    index = read_index(source)
+    pipeline = str(index.get("_class_name"))
+    checkpoint = find_similar(pipeline, distilled=bool(index.get("is_distilled")))
+    if checkpoint is not None:
+        return _as_settings(source, checkpoint.family, checkpoint.sampling)
+    for setting in settings:
+        key, _, family = setting.partition("=")
+        if key == "model.family":  # a family from outside
+            return _as_settings(source, family, get_family(family).sampling)
+    raise UserError(
+        f"{source}: {INDEX} says {pipeline}, which is no known generator",
+        hint=f"Known are {', '.join(_known_pipelines())}.",
+    )
 
 
 def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]:
     """Return settings as `generator_settings` takes them."""
-    model = {
-        "path": source,
-        "family": family,
-        "guidance": sampling.guidance,
-        "mu": sampling.mu,
-        "max_text_tokens": sampling.max_text_tokens,
-        "height": sampling.height,
-        "width": sampling.width,
-        "options": dict(sampling.options),
-    }
-    return {"model": model, "steps": sampling.steps, "batch_size": 1}
+    model = {"path": source, "family": family, **asdict(sampling)}
+    steps = model.pop("steps")
+    return {"model": model, "steps": steps, "batch_size": 1}
 
 
-def known_pipelines() -> list[str]:
-    """Return the pipeline classes of all families."""
+def _known_pipelines() -> list[str]:
     return [pipeline for family in FAMILIES.values() for pipeline in family.pipelines]
 
 
-def _of_recipe(config: Any) -> dict[str, Any]:
+def _of_recipe(config: Config) -> dict[str, Any]:
     """Return what a recipe evaluates with."""
     return {
         "model": config.model.model_dump(mode="json"),
-        "steps": config.evaluation.steps or config.rollout.steps,
+        "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
     }
 
@@ -154,7 +184,7 @@ def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: b
     if lora is not None:
         raise UserError(
             f"{run_dir} is a run, which has an adapter of its own; {lora} cannot be put on it as well",
-            f"Put it on the run's base model instead: {config.model.path}.",
+            hint=f"Put it on the run's base model instead: {config.model.path}.",
         )
     checked = generator_settings(str(run_dir), _of_recipe(config), settings)
     checkpoint = None if base else run_checkpoint(run_dir)

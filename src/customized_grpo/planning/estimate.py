@@ -10,7 +10,7 @@ from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.memory import GIB, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
-from customized_grpo.rollout.collect import step_plan
+from customized_grpo.rollout.sampler import plan_steps
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -96,22 +96,22 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1) -> Pla
 
 
 def _plan(config: Config, run: DryRun, processes: int) -> Plan:
-    noisy, trained = step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed)
-    batches = work.batches(config, len(trained), processes)
+    step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+    batches = work.batches(config, len(step_plan.trained), processes)
     return Plan(
         source=run.architecture.source,
         processes=processes,
         batches=batches,
         tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
         steps=config.rollout.steps,
-        noisy_steps=len(noisy),
-        trained_steps=len(trained),
-        passes=work.passes(config, len(trained), run.calls),
+        noisy_steps=len(step_plan.noisy),
+        trained_steps=len(step_plan.trained),
+        passes=work.passes(config, len(step_plan.trained), run.calls),
         flops_per_pass=run.flops,
         parameters=Parameters(
             run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
         ),
-        memory=predict(config, run, batches, len(trained)),
+        memory=predict(config, run, batches, len(step_plan.trained)),
     )
 
 

@@ -108,7 +108,7 @@ def passes(config: Config, n_trained: int, calls: int, *, shared_prefix: int = 0
     drawn = shared_prefix + group_size * (steps - shared_prefix)
     backward = 2 + config.model.gradient_checkpointing
     trained = group_size * n_trained * (1 + backward + (train.kl_weight > 0))
-    judged = config.evaluation.samples_per_prompt * (config.evaluation.steps or steps)
+    judged = config.evaluation.samples_per_prompt * config.evaluation_steps
     return Passes(calls * drawn, calls * trained * train.inner_epochs, calls * judged)
 
 

@@ -61,7 +61,7 @@ def _flux1_call(model: ModelConfig) -> list[str] | None:
     return [
         *embedded_guidance_call(model),
         f"max_area=width * height,  {one_megapixel}",
-        "_auto_resize=False",
+        "_auto_resize=False,",
     ]
 
 

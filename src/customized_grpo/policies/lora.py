@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import replacing
+from customized_grpo.files import write_tensors
 from customized_grpo.libraries import quiet
 from customized_grpo.seeding import generator
 
@@ -123,23 +123,20 @@ def adapter_off(transformer: Any) -> Iterator[None]:
         transformer.enable_adapters()
 
 
-def save_file(pipeline_class: Any, transformer: Any, folder: Path) -> Path:
-    """Write the adapter as diffusers does, rank and alpha in the file's metadata, and return the file.
+def save_file(transformer: Any, folder: Path, header: Mapping[str, str]) -> Path:
+    """Write the adapter as diffusers' pipelines do, rank and alpha in the file's header; return the file.
 
     Args:
-        pipeline_class: Pipeline class whose `save_lora_weights` defines the layout.
         transformer: A model with an adapter.
         folder: Where to write pytorch_lora_weights.safetensors; created when missing.
+        header: Further entries of the header.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / FILE_NAME) as draft:
-        pipeline_class.save_lora_weights(
-            str(folder),
-            transformer_lora_layers={name: t.cpu() for name, t in adapter_tensors(transformer).items()},
-            transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
-            weight_name=draft.name,
-        )
-    return folder / FILE_NAME
+    tensors = {FILE_PREFIX + name: tensor.cpu() for name, tensor in adapter_tensors(transformer).items()}
+    config = transformer.peft_config[ADAPTER].to_dict()
+    for_diffusers = {FILE_PREFIX + key: value for key, value in config.items()}
+    adapter = json.dumps(for_diffusers, indent=2, sort_keys=True, default=sorted)  # sets have no JSON
+    return write_tensors(folder / FILE_NAME, tensors, {"format": "pt", METADATA_KEY: adapter, **header})
 
 
 def load_file(transformer: Any, path: Path) -> None:
@@ -149,7 +146,8 @@ def load_file(transformer: Any, path: Path) -> None:
         UserError: No such file, a pickle, not safetensors, or an adapter of another base, rank or scale.
     """
     file = path / FILE_NAME if path.is_dir() else path
-    tensors, metadata = _read(file)
+    tensors, header = _read(file)
+    metadata = _adapter_config(header)
     named = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in tensors.items()}
     _check_names(adapter_parameters(transformer), named, str(file))
     _check_shapes(adapter_parameters(transformer), named, str(file))
@@ -164,28 +162,30 @@ def load_file(transformer: Any, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class LoraShape:
-    """What a model must be given to take a saved adapter.
+class LoraFile:
+    """What a saved adapter says of itself: what a model must be given to take it.
 
     Attributes:
         rank: Of every layer.
         alpha: Scale times rank.
         target: Regular expression that matches the adapted layers and no others.
+        header: All entries of the file's header.
     """
 
     rank: int
     alpha: float
     target: str
+    header: Mapping[str, str]
 
 
-def read_shape(path: Path) -> LoraShape:
-    """Read rank, alpha and layers of a file in diffusers' format, or the one in a folder.
+def describe_file(path: Path) -> LoraFile:
+    """Return rank, alpha, layers and header of a file in diffusers' format, or the one in a folder.
 
     Raises:
         UserError: No such file, a pickle, not safetensors, another format, or layers of several ranks.
     """
     file = path / FILE_NAME if path.is_dir() else path
-    tensors, metadata = _read(file)
+    tensors, header = _read(file)
     ranks = {
         name.removeprefix(FILE_PREFIX).removesuffix(DOWN): tensor.shape[0]
         for name, tensor in tensors.items()
@@ -201,11 +201,18 @@ def read_shape(path: Path) -> LoraShape:
             hint=f"Make it part of the base instead, which takes every format: model.fuse_lora={file}.",
         )
     rank = next(iter(ranks.values()))
-    alpha = float(metadata.get(FILE_PREFIX + "lora_alpha", rank))
-    return LoraShape(rank, alpha, "|".join(re.escape(name) for name in sorted(ranks)))
+    alpha = float(_adapter_config(header).get(FILE_PREFIX + "lora_alpha", rank))
+    target = "|".join(re.escape(name) for name in sorted(ranks))
+    return LoraFile(rank, alpha, target, header)
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _adapter_config(header: Mapping[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(header.get(METADATA_KEY, "{}"))
+    return config
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header of a file."""
     if file.suffix in PICKLED:
         raise UserError(
             f"{file}: pickled weights are refused, because loading them can run any program.",
@@ -219,7 +226,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
     except SafetensorError as error:
         raise UserError(f"{file}: not a safetensors file: {error}") from error
-    return tensors, json.loads(header.get(METADATA_KEY, "{}"))
+    return tensors, header
 
 
 def _check_target(transformer: nn.Module, target: str) -> None:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -280,9 +281,14 @@ class Policy(ABC):
         """Overwrite the adapter in place; UserError, and no change, if names or shapes differ."""
         lora.load_adapter_tensors(self.transformer, tensors, "adapter")
 
-    def save_lora(self, folder: Path) -> Path:
-        """Write the adapter for diffusers' `load_lora_weights` and return the file."""
-        return lora.save_file(type(self.pipe), self.transformer, folder)
+    def save_lora(self, folder: Path, header: Mapping[str, str] = MappingProxyType({})) -> Path:
+        """Write the adapter for diffusers' `load_lora_weights` and return the file.
+
+        Args:
+            folder: Where to write it.
+            header: Further entries of the file's header, see `Provenance.to_header`.
+        """
+        return lora.save_file(self.transformer, folder, header)
 
     def load_lora(self, path: Path) -> None:
         """Overwrite the adapter with a saved one of the same base, rank and scale; UserError otherwise."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings that images depend on, beside weights, prompt, references and seed.
+    """Settings that images depend on, apart from weights, prompt, references and seed.
 
     Attributes:
         guidance: Guidance scale; what it does is up to the family.
@@ -18,6 +18,7 @@ class Sampling:
         max_text_tokens: Length to which prompts are padded or cut.
         height: Of an image, in pixels.
         width: Of an image, in pixels.
+        precision: Type of the products in the transformer and in decoding.
         options: The family's own options that are not at their defaults.
     """
 
@@ -27,4 +28,5 @@ class Sampling:
     max_text_tokens: int = 512
     height: int = 1024
     width: int = 1024
+    precision: Literal["fp32", "bf16"] = "bf16"
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from customized_grpo.pretraining.common import render_bytes
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.executors import build_scorer
 from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.toybox import judges, world
 from customized_grpo.toybox.judging import ToyBoxJudges
 from customized_grpo.toybox.source import ToyBoxSource
@@ -75,8 +76,6 @@ def measure_judges(
 
 def measure_rewards(rewards: list[Reward]) -> dict[str, float]:
     """Return how well each reward tells the right subject or caption, and its premium on a literal copy."""
-    from customized_grpo.evaluation.held_out import scoring_batch
-
     source = ToyBoxSource(SUBJECTS, 1, SEED, "measure")
     examples = [source[i] for i in range(SUBJECTS)]
     targets = torch.stack([e.target for e in examples if e.target is not None])
@@ -105,7 +104,7 @@ def measure_base(prompts: int) -> dict[str, float]:
         [source[i] for i in range(prompts)],
         build_scorer(config.rewards),
         ToyBoxJudges(),
-        encode=PromptEncoder.of(config, policy),
+        encoder=PromptEncoder.from_config(config, policy),
         sigmas=policy.sigmas(config.rollout.steps, policy.n_tokens(64, 64)),
         samples_per_prompt=1,
         seed=SEED,

@@ -1,1 +1,1 @@
-"""From prompts to samples."""
+"""From prompts to samples: encode, draw, and keep what training needs of a draw."""

@@ -16,52 +16,64 @@ if TYPE_CHECKING:
 
 
 class PromptEncoder:
-    """Encodes examples one at a time, so that what an example is encoded to depends on nothing else.
+    """Encodes examples one at a time, so that the encoding of an example depends on nothing else.
 
-    Neither its company, nor the number of processes, nor what a cache holds then changes a sample by a bit.
+    Then neither the other examples of a batch, nor the number of processes, nor the contents of a cache
+    change a sample by a bit.
 
     Args:
-        policy: Whose encoders are used.
+        policy: Its encoders are used.
         size: Height and width of the images to generate, in pixels.
-        cache: Where encodings are kept; None encodes again each time.
+        cache: Where encodings are stored; None encodes again each time.
     """
 
     def __init__(self, policy: Policy, size: tuple[int, int], cache: ConditioningCache | None = None) -> None:
-        self.policy, self.size, self.cache = policy, size, cache
+        self.policy = policy
+        self.size = size
+        self.cache = cache
 
     @classmethod
-    def of(cls, config: Config, policy: Policy) -> PromptEncoder:
+    def from_config(cls, config: Config, policy: Policy) -> PromptEncoder:
         """Return the encoder of a recipe.
 
         Raises:
             UserError: The folder of the cache cannot be written.
         """
-        model, folder = config.model, config.model.cache
-        cache = None if folder is None else ConditioningCache(folder, encoders_hash(policy, model))
+        model = config.model
+        cache = None
+        if model.cache is not None:
+            cache = ConditioningCache(model.cache, encoders_hash(policy, model))
         return cls(policy, (model.height, model.width), cache)
 
     def __call__(self, examples: Iterable[Example]) -> list[Conditioning]:
         """Return the conditioning of each example, a single sample on the policy's device."""
-        chosen = list(examples)
-        kept = [self._kept(example) for example in chosen]
-        if None not in kept:
-            return [conditioning.to(self.policy.device) for conditioning in kept if conditioning]
+        examples = list(examples)
+        cached = [self._cached(example) for example in examples]
+        if None not in cached:
+            return [conditioning.to(self.policy.device) for conditioning in cached if conditioning]
         with self.policy.encoding():
-            return [self._kept_or_encoded(example) for example in chosen]
+            return [self._cached_or_encoded(example) for example in examples]
 
-    def fill_cache(self, examples: Iterable[Example], between: Callable[[], None] = lambda: None) -> None:
-        """Encode what the cache does not hold yet; `between` is called before each and may raise to stop."""
+    def fill_cache(
+        self, examples: Iterable[Example], before_example: Callable[[], None] = lambda: None
+    ) -> None:
+        """Encode what the cache does not hold yet.
+
+        Args:
+            examples: What to encode.
+            before_example: Called before each example; may raise to stop.
+        """
         assert self.cache is not None, "there is no cache to fill"
         with self.policy.encoding():
             for example in examples:
-                between()
-                self._kept_or_encoded(example)
+                before_example()
+                self._cached_or_encoded(example)
 
-    def _kept_or_encoded(self, example: Example) -> Conditioning:
-        kept = self._kept(example)
-        return self._encode(example) if kept is None else kept.to(self.policy.device)
+    def _cached_or_encoded(self, example: Example) -> Conditioning:
+        cached = self._cached(example)
+        return self._encode(example) if cached is None else cached.to(self.policy.device)
 
-    def _kept(self, example: Example) -> Conditioning | None:
+    def _cached(self, example: Example) -> Conditioning | None:
         return None if self.cache is None else self.cache.get(_key(example))
 
     def _encode(self, example: Example) -> Conditioning:

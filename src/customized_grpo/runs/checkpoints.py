@@ -1,4 +1,4 @@
-"""The checkpoint store: safetensors and JSON in folders that are either committed whole or not there.
+"""The checkpoint store: safetensors and JSON in folders that are either committed whole or absent.
 
 The order of one save is the guarantee. Each step is durable before the next begins:
 
@@ -43,12 +43,12 @@ _ENTRY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one committed step holds.
+    """The content of one committed step.
 
     Attributes:
         step: The iteration after which it was saved.
         tensors: CPU tensors by entry ("adapter", "optimizer", ...) and by name within the entry.
-        state: The JSON state, equal to what was given to `save`.
+        state: The JSON state, equal to the argument of `save`.
     """
 
     step: int
@@ -60,7 +60,7 @@ class CheckpointStore:
     """The committed checkpoints of one run, in `folder/step_000010/`. One process writes; any may read.
 
     Args:
-        folder: Where the step folders live; made by the first save.
+        folder: Folder of the step folders; created by the first save.
         keep: How many of the newest checkpoints a save leaves behind, itself included; 0 keeps them all.
 
     Raises:
@@ -74,11 +74,15 @@ class CheckpointStore:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Return the committed steps in ascending order, found by scanning the folder."""
+        """Return the committed steps in ascending order, by scanning the folder."""
         if not self.folder.is_dir():
             return []
-        matches = ((path, _STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for path, match in matches if match and (path / COMMIT).is_file())
+        steps = []
+        for path in self.folder.iterdir():
+            match = _STEP_FOLDER.fullmatch(path.name)
+            if match and (path / COMMIT).is_file():
+                steps.append(int(match[1]))
+        return sorted(steps)
 
     def latest(self) -> int | None:
         """Return the highest committed step, or None when there is none."""
@@ -120,7 +124,9 @@ class CheckpointStore:
             needed = len(text) + sum(t.nbytes for group in tensors.values() for t in group.values())
             _raise_disk_error(final, needed, error)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # absent after success; a stubborn rest is swept later
+            shutil.rmtree(
+                partial, ignore_errors=True
+            )  # absent after success; what cannot be removed is swept later
         self._prune()
         return final
 
@@ -134,12 +140,12 @@ class CheckpointStore:
         folder = self._path(step)
         committed = self.steps()
         if step not in committed:
-            found = f"committed steps: {_listing(committed)}" if committed else "it holds no checkpoint"
-            raise UserError(f"{self.folder} has no committed checkpoint of step {step}; {found}.")
+            content = f"committed steps: {_listing(committed)}" if committed else "it holds no checkpoint"
+            raise UserError(f"{self.folder} has no committed checkpoint of step {step}; {content}")
         older = [s for s in committed if s < step]
         hint = (
             f"Older checkpoints in the same folder: steps {_listing(older)}. Resume from one of these: "
-            f"cgrpo resume RUN --from {older[-1]}"
+            f"`cgrpo resume RUN --from {older[-1]}`."
             if older
             else "There is no older checkpoint in this folder to fall back to."
         )
@@ -150,15 +156,15 @@ class CheckpointStore:
             tensors = {Path(n).stem: load_file(folder / n) for n in sorted(files) if n != STATE}
             state = json.loads((folder / STATE).read_bytes())
         except UserError as error:
-            raise UserError(error.message, hint) from error
+            raise UserError(error.message, hint=hint) from error
         except OSError as error:
-            raise UserError(f"cannot read checkpoint {folder}: {error}", hint) from error
+            raise UserError(f"cannot read checkpoint {folder}: {error}", hint=hint) from error
         return Checkpoint(step=step, tensors=tensors, state=state)
 
     def rewind(self, step: int) -> list[Path]:
-        """Set aside every checkpoint later than `step`, so that training can go on from there.
+        """Set aside every checkpoint later than `step`, so that training can continue from there.
 
-        Nothing is deleted: `step_000020` becomes `abandoned-1-step_000020`, out of the scan's sight.
+        Nothing is deleted: `step_000020` becomes `abandoned-1-step_000020`, which the scan ignores.
 
         Returns:
             The new paths, empty when `step` is the latest already.
@@ -169,7 +175,7 @@ class CheckpointStore:
         committed = self.steps()
         if step not in committed:
             raise UserError(
-                f"{self.folder} has no committed checkpoint of step {step} to go back to.",
+                f"{self.folder} has no committed checkpoint of step {step} to go back to",
                 hint=f"Committed steps: {_listing(committed)}.",
             )
         later = [s for s in committed if s > step]
@@ -183,12 +189,12 @@ class CheckpointStore:
         return moved
 
     def sweep(self) -> list[Path]:
-        """Remove what killed saves left behind: half a folder, and older checkpoints that were not removed.
+        """Remove the leftovers of killed saves: partial folders, and older checkpoints that were not removed.
 
         Call it at start, holding the lock.
 
         Returns:
-            the halves of folders.
+            The partial folders.
         """
         if not self.folder.is_dir():
             return []
@@ -213,12 +219,12 @@ class CheckpointStore:
             return
         for step in self.steps()[: -self.keep]:
             path = self._path(step)
-            doomed = self.folder / (PRUNED + path.name)
+            pruned = self.folder / (PRUNED + path.name)
             try:
-                if doomed.exists():
-                    shutil.rmtree(doomed)
-                os.replace(path, doomed)
-                shutil.rmtree(doomed)
+                if pruned.exists():
+                    shutil.rmtree(pruned)
+                os.replace(path, pruned)
+                shutil.rmtree(pruned)
             except OSError as error:
                 raise UserError(
                     f"the new checkpoint is saved, but {path} cannot be removed: {error}"
@@ -262,34 +268,40 @@ def _refuse_non_finite(step: int, entry: str, group: Mapping[str, torch.Tensor])
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise UserError(
-                f"step {step} is not saved: {entry}/{name} holds {bad} of {tensor.numel()} non-finite.",
+                f"step {step} is not saved: "
+                f"{bad} of the {tensor.numel()} values of {entry}/{name} are not finite",
                 hint="Training diverged. Resume from the last checkpoint with a lower learning rate.",
             )
 
 
 def _read_commit(folder: Path, step: int) -> dict[str, tuple[str, int]]:
-    """Return sha256 and size by file name; UserError when COMMIT.json is not one of ours for this step."""
+    """Return sha256 and size by file name.
+
+    Raises:
+        UserError: COMMIT.json is damaged, of another format, or of another step.
+    """
     path = folder / COMMIT
     try:
         commit = json.loads(path.read_bytes())
         files = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in commit["files"].items()}
-        known, stored = commit["format"] == FORMAT, commit["step"]
+        is_known_format = commit["format"] == FORMAT
+        committed_step = commit["step"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error!r}.") from error
-    if not known:
-        raise UserError(f"{path} has format {commit['format']!r}; this version reads format {FORMAT}.")
-    if stored != step or STATE not in files or any(Path(name).name != name for name in files):
-        raise UserError(f"{path} is damaged: it does not describe a checkpoint of step {step}.")
+        raise UserError(f"{path} is damaged: {error!r}") from error
+    if not is_known_format:
+        raise UserError(f"{path} has format {commit['format']!r}; this version reads format {FORMAT}")
+    if committed_step != step or STATE not in files or any(Path(name).name != name for name in files):
+        raise UserError(f"{path} is damaged: it does not describe a checkpoint of step {step}")
     return files
 
 
 def _verify(path: Path, sha256: str, size: int) -> None:
     if not path.is_file():
-        raise UserError(f"checkpoint file {path} is missing.")
+        raise UserError(f"checkpoint file {path} is missing")
     if path.stat().st_size != size:
-        raise UserError(f"checkpoint file {path} has {path.stat().st_size} bytes instead of {size}.")
+        raise UserError(f"checkpoint file {path} has {path.stat().st_size} bytes instead of {size}")
     if file_sha256(path) != sha256:
-        raise UserError(f"checkpoint file {path} is damaged: its sha256 differs from {COMMIT}.")
+        raise UserError(f"checkpoint file {path} is damaged: its sha256 differs from {COMMIT}")
 
 
 def _raise_disk_error(final: Path, needed: int, error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The folder that holds everything of a run: creation, facts about the code, and small JSON files."""
+"""The folder of a run: creation, versions of the code, and small JSON files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,25 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import write_json
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+CONFIG = "config.yaml"
+VERSIONS = "versions.json"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def is_run_folder(path: Path) -> bool:
+    """Return whether `RunFolder.create` made the folder.
+
+    config.yaml alone proves nothing: many a foreign folder has one.
+    """
+    versions_file = path / VERSIONS
+    if not (path / CONFIG).is_file() or not versions_file.is_file():
+        return False
+    return "customized_grpo" in versions_file.read_text(errors="replace")
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, sorted."""
+    return sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if is_run_folder(file.parent))
 
 
 class RunFolder:
@@ -34,7 +52,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Make the folder of a new run, with its resolved config and versions.
+        """Create the folder of a new run, with its resolved config and versions.
 
         Raises:
             UserError: The folder exists, or cannot be written.
@@ -42,15 +60,15 @@ class RunFolder:
         path = config.run.dir
         cls.check_free(config)
         try:
-            cls._make_way(path)
+            cls._remove_old(path)
             path.mkdir(parents=True)
-            (path / "config.yaml").write_text(dump_config(config))
+            (path / CONFIG).write_text(dump_config(config))
         except OSError as error:
             raise UserError(
-                f"cannot write run folder {path}: {error.strerror}", "Choose run.dir elsewhere."
+                f"cannot write run folder {path}: {error.strerror}", hint="Choose run.dir elsewhere."
             ) from error
         folder = cls(path)
-        folder.write_json("versions.json", versions())
+        folder.write_json(VERSIONS, versions())
         return folder
 
     @classmethod
@@ -63,28 +81,22 @@ class RunFolder:
         path = config.run.dir
         if not path.exists() or cls._is_empty(path):
             return
-        if not cls(path).is_run():
-            raise UserError(f"{path} exists and is not the folder of a run", "Choose another run.dir.")
+        if not is_run_folder(path):
+            raise UserError(f"{path} exists and is not the folder of a run", hint="Choose another run.dir.")
         if not config.run.overwrite:
             raise UserError(
                 f"run folder {path} already holds a run",
-                f"Continue it with `cgrpo resume {path}`, choose another run.dir, or replace it with "
+                hint=f"Continue it with `cgrpo resume {path}`, choose another run.dir, or replace it with "
                 "run.overwrite=true.",
             )
-
-    def is_run(self) -> bool:
-        """Return whether `create` made the folder; many a foreign folder has a config.yaml, too."""
-        facts = self.path / "versions.json"
-        if not (self.path / "config.yaml").is_file() or not facts.is_file():
-            return False
-        return "customized_grpo" in facts.read_text()
 
     @staticmethod
     def _is_empty(path: Path) -> bool:
         return path.is_dir() and not any(path.iterdir())
 
     @classmethod
-    def _make_way(cls, path: Path) -> None:
+    def _remove_old(cls, path: Path) -> None:
+        """Remove an empty folder or the run that is to be overwritten."""
         if not path.exists():
             return
         if cls._is_empty(path):
@@ -92,7 +104,7 @@ class RunFolder:
             return
         from customized_grpo.runs.lock import RunLock
 
-        with RunLock(path):  # nobody may be training in it
+        with RunLock(path):  # another process may be training in it
             shutil.rmtree(path)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -109,10 +121,10 @@ class RunFolder:
 
 @contextmanager
 def disk_errors(run: Path) -> Iterator[None]:
-    """Turn a refusal of the disk, wherever the block writes into the run folder, into one message.
+    """Turn an error of the disk, wherever the block writes into the run folder, into one message.
 
     Raises:
-        UserError: Names the path and the free bytes. Other errors of the operating system pass.
+        UserError: Names the path and the free bytes. Other errors of the operating system are not caught.
     """
     try:
         yield
@@ -122,12 +134,13 @@ def disk_errors(run: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write to {error.filename or run}: {error.strerror} "
             f"({shutil.disk_usage(run).free:,} bytes are free there)",
-            f"The last checkpoint is intact. Free some space or mend the disk, then `cgrpo resume {run}`.",
+            hint="The last checkpoint is intact. Free some space or fix the disk, then "
+            f"`cgrpo resume {run}`.",
         ) from error
 
 
 def versions() -> dict[str, Any]:
-    """Return versions of this package, its libraries, Python and the commit it runs from, if any."""
+    """Return the versions of this package, its libraries and Python, and the commit that runs, if any."""
     return {
         "customized_grpo": __version__,
         "python": platform.python_version(),

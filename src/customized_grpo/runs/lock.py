@@ -1,7 +1,7 @@
 """One trainer per run folder, by a lock that dies with its process.
 
 The lock is the kernel's (flock), not the file's existence: after a crash or SIGKILL the next trainer gets it
-without cleaning up. What the file holds is only for the message to the second trainer.
+without cleaning up. The content of the file is only for the message to the second trainer.
 """
 
 from __future__ import annotations
@@ -20,16 +20,12 @@ FILE = "lock"
 
 
 class RunLock:
-    """Context manager that holds `folder/lock` exclusively while the body runs.
+    """Exclusive lock on a run folder; a context manager, or `acquire` and `release`.
 
-    A process forked from the holder shares the lock and keeps it until it exits too.
+    A process forked from the holder shares the lock and keeps it until it exits as well.
 
     Args:
         folder: An existing run folder. Only the main process of a distributed run takes the lock.
-
-    Raises (on entering):
-        UserError: Another process holds it (the message names its pid, host and start), or the folder cannot
-            be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,18 +34,23 @@ class RunLock:
 
     @property
     def descriptor(self) -> int:
-        """Return the open lock file, for a child process that shall keep the lock until it ends, too."""
+        """Return the open lock file, for a child process that is to keep the lock until it ends as well."""
         assert self._descriptor is not None, "the lock is not held"
         return self._descriptor
 
     def acquire(self) -> None:
-        """Take the lock or raise UserError at once; never wait."""
-        assert self._descriptor is None, "a RunLock is taken once at a time"
+        """Take the lock at once, without waiting.
+
+        Raises:
+            UserError: Another process holds it (the message names its pid, host and start), or the folder
+                cannot be written.
+        """
+        assert self._descriptor is None, "the lock is held already"
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"cannot lock run folder {self.path.parent}: {error.strerror}.",
+                f"cannot lock run folder {self.path.parent}: {error.strerror}",
                 hint="The folder must exist and be writable.",
             ) from error
         try:
@@ -65,7 +66,7 @@ class RunLock:
             ) from error
         except OSError as error:
             os.close(descriptor)
-            raise UserError(f"cannot lock {self.path}: {error.strerror}.") from error
+            raise UserError(f"cannot lock {self.path}: {error.strerror}") from error
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -76,7 +77,6 @@ class RunLock:
         self._descriptor = None
 
     def __enter__(self) -> RunLock:
-        """Take the lock, see `acquire`."""
         self.acquire()
         return self
 
@@ -86,7 +86,6 @@ class RunLock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Release the lock."""
         self.release()
 
 

@@ -1,7 +1,7 @@
 """Optimizer state as tensors and JSON, so that nothing has to be pickled.
 
-Parameters are numbered by group, then by position within the group, as `Optimizer.state_dict` does. The
-numbers are the only names, so a restore checks the number of parameters of each group and every shape.
+Parameters are numbered by group, then by position within the group, as in `Optimizer.state_dict`. The numbers
+are the only names, so a restore checks the number of parameters of each group and every shape.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Put back what `flatten_optimizer` took apart, into a fresh optimizer over the same parameters.
+    """Restore the state that `flatten_optimizer` took apart, into a fresh optimizer over the same parameters.
 
-    Options are restored too, so the saved learning rate wins over the one the optimizer was made with.
-    The tensors are copied: training on never writes into a checkpoint's memory.
+    Options are restored as well, so the saved learning rate replaces that of the fresh optimizer. The tensors
+    are copied: further training never writes into a checkpoint's memory.
 
     Raises:
         UserError: The parameters differ in number or shape from those that were saved.
     """
     _check_parameters(optimizer, state)
-    groups, count = [], 0
+    groups = []
+    count = 0  # parameters of the groups so far
     for saved, live in zip(state["groups"], optimizer.param_groups, strict=True):
         options = {name: _from_json(value, live.get(name)) for name, value in saved["options"].items()}
         numbers = list(range(count, count + len(live["params"])))
@@ -64,31 +65,33 @@ def restore_optimizer(
         number, name = key.split(".", 1)
         by_number.setdefault(int(number), {})[name] = tensor.clone()
     if any(number >= count for number in by_number):
-        raise UserError(f"the checkpoint's optimizer state names parameter {max(by_number)} of only {count}.")
+        raise UserError(f"the checkpoint's optimizer state names parameter {max(by_number)} of only {count}")
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     hint = "It was saved for another model, adapter rank or set of target modules: resume with the same ones."
-    saved_groups, live_groups = state["groups"], optimizer.param_groups
+    saved_groups = state["groups"]
+    live_groups = optimizer.param_groups
     if len(saved_groups) != len(live_groups):
         raise UserError(
-            f"the checkpoint's optimizer has {len(saved_groups)} groups, this one {len(live_groups)}.", hint
+            f"the checkpoint's optimizer has {len(saved_groups)} groups, this one {len(live_groups)}",
+            hint=hint,
         )
     for index, (saved, live) in enumerate(zip(saved_groups, live_groups, strict=True)):
         shapes = [list(parameter.shape) for parameter in live["params"]]
         if len(saved["shapes"]) != len(shapes):
             raise UserError(
                 f"optimizer group {index}: the checkpoint has {len(saved['shapes'])} parameters, "
-                f"the model {len(shapes)}.",
-                hint,
+                f"the model {len(shapes)}",
+                hint=hint,
             )
         for position, (old, new) in enumerate(zip(saved["shapes"], shapes, strict=True)):
             if old != new:
                 raise UserError(
                     f"optimizer group {index}, parameter {position}: shape {old} in the checkpoint, "
-                    f"{new} in the model.",
-                    hint,
+                    f"{new} in the model",
+                    hint=hint,
                 )
 
 

@@ -1,7 +1,7 @@
-"""`cgrpo doctor`: load a recipe once, look at one iteration's samples, and say what is wrong with it.
+"""`cgrpo doctor`: load a recipe once, examine one iteration's samples, and report what is wrong with it.
 
-The samples are those of the first iteration of training, but for the number of prompts. Nothing is trained,
-and nothing is written.
+The samples are those of the first iteration of training, except for the number of prompts. Nothing is
+trained, and nothing is written.
 
 Legend: P prompts, G samples each, N = P x G samples, K rewards, T denoising steps.
 """
@@ -21,33 +21,34 @@ from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
-from customized_grpo.engine.engine import Engine
-from customized_grpo.evaluation.alarms import Thresholds
-from customized_grpo.evaluation.held_out import scoring_batch
+from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
 from customized_grpo.rewards.base import HasKind
-from customized_grpo.rollout import collect as rollout
-from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.collect import NoiseKey, collect
+from customized_grpo.rollout.sampler import plan_steps
+from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
-from customized_grpo.training import parts as components
+from customized_grpo.training.losses import UpdateLoss
+from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
-from customized_grpo.training.updater import RATIO_TOLERANCE, Updater
+from customized_grpo.training.updater import RATIO_TOLERANCE
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
-    from customized_grpo.rollout.collect import Trajectory
+    from customized_grpo.data.examples import Example
+    from customized_grpo.rollout.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class RewardHealth:
-    """What one reward says of N samples.
+    """Statistics of one reward's scores of N samples.
 
     Attributes:
-        name: Of the reward.
+        name: Name of the reward.
         kind: prompt, identity or quality.
         mean: Mean score; NaN when there is none.
-        group_std: Mean over the groups of the standard deviation inside them; NaN likewise.
-        zero_std_groups: Share of groups in which it tells no sample from another.
+        group_std: Mean over the groups of the standard deviation inside them; NaN when there is none.
+        zero_std_groups: Share of groups in which all samples have the same score.
         nan_samples: Share of samples that it could not score.
     """
 
@@ -61,13 +62,13 @@ class RewardHealth:
 
 @dataclass(frozen=True)
 class SarsWorth:
-    """What SARS amounts to on average, see `algorithms.sars.sars_pull`.
+    """The average effect of SARS, see `algorithms.sars.sars_pull`.
 
     Attributes:
-        pull: k, what SARS adds to each weight per unit of gamma.
-        gamma: The recipe's.
-        step_scale: How much longer SARS makes the step.
-        weights: (prompt weight, the constant weight that acts like it under SARS): of equal weights, and of
+        pull: k, which SARS adds to each weight per unit of gamma.
+        gamma: The recipe's gamma.
+        step_scale: Factor by which SARS lengthens the step.
+        weights: (prompt weight, the constant weight that acts like it under SARS): for equal weights, and for
             the schedule's lowest and highest weight of a trained step.
     """
 
@@ -79,7 +80,12 @@ class SarsWorth:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to act on before training."""
+    """Something to act on before training.
+
+    Attributes:
+        problem: What is wrong.
+        fix: What to do about it.
+    """
 
     problem: str
     fix: str
@@ -87,7 +93,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found.
+    """The doctor's findings.
 
     Attributes:
         prompts: P.
@@ -99,9 +105,9 @@ class Diagnosis:
         sars: None for a rule that is not SARS, groups of fewer than 4, or rho that is NaN, 1 or -1.
         ratio_deviation: Largest |ratio - 1| of training's first pass; None when no sample can be trained on.
         ratio_tolerance: What is still round-off.
-        step_gains: When scores arise in denoising.
-        premise: What that says of TDW's premise, in a sentence.
-        problems: What to act on; empty for a healthy recipe.
+        step_gains: At which denoising steps the scores arise.
+        premise: Whether TDW's premise holds in them, in a sentence.
+        problems: Empty for a healthy recipe.
     """
 
     prompts: int
@@ -132,7 +138,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def diagnose(config: Config, prompts: int) -> Diagnosis:
-    """Load everything, draw and score the samples of `prompts` training prompts, and look at them.
+    """Load everything, draw and score the samples of some training prompts, and examine them.
 
     Args:
         config: The recipe.
@@ -141,23 +147,25 @@ def diagnose(config: Config, prompts: int) -> Diagnosis:
     Raises:
         UserError: Something cannot be loaded or scored at all.
     """
-    parts = _Parts(config, prompts)
-    with parts.scorer:
-        return _diagnose(config, parts)
+    with open_parts(config, build_engine(config)) as parts:
+        n_rows = len(parts.data.train)
+        rows = prompt_indices(n_rows, min(prompts, n_rows), 0, config.run.seed)
+        return _diagnose(parts, [parts.data.train[row] for row in rows])
 
 
-def _diagnose(config: Config, parts: _Parts) -> Diagnosis:
+def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
+    config = parts.config
     group_size = config.train.group_size
-    trajectory = parts.collect()
+    trajectory = _first_rollout(parts, examples)
     scores = parts.scorer.collect()
-    signal = LearningSignal.of(config, parts.scorer.rewards, scores, iteration=0)
-    first_pass = parts.first_pass()
-    deviation = first_pass.deviation(trajectory, signal)
-    gains = parts.step_gains(signal.weights)
+    signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
+    deviation = _first_pass_deviation(parts, trajectory, signal)
+    tolerance = RATIO_TOLERANCE[config.model.precision]
+    gains = _step_gains(parts, examples, signal.weights)
     health = reward_health(parts.scorer.rewards, scores, group_size)
     rho = monitors.reward_correlation(signal.rewards, group_size)
     return Diagnosis(
-        prompts=len(parts.examples),
+        prompts=len(examples),
         samples=len(scores),
         rewards=health,
         rho=rho,
@@ -165,103 +173,80 @@ def _diagnose(config: Config, parts: _Parts) -> Diagnosis:
         conflict_null=math.nan if math.isnan(rho) else conflict.conflict_null(rho),
         sars=sars_worth(config, rho, signal.weights),
         ratio_deviation=deviation,
-        ratio_tolerance=first_pass.tolerance,
+        ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
         problems=[
             *reward_problems(health),
-            *ratio_problems(deviation, first_pass.tolerance),
+            *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
     )
 
 
-class _Parts:
-    """What a training run is made of, and the prompts to look at."""
+def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
+    """Draw the samples of training's first iteration, and hand each batch of images to the rewards."""
+    config = parts.config
+    group_size = config.train.group_size
+    example_of_sample = [example for example in examples for _ in range(group_size)]
 
-    def __init__(self, config: Config, prompts: int) -> None:
-        self.config = config
-        self.data = components.build_data(config)
-        self.scorer = components.build_scorer(config)
-        self.policy = components.build_policy(config)
-        self.encode = PromptEncoder.of(config, self.policy)
-        self.sampler = rollout.build_sampler(self.policy, config.rollout, *self.encode.size)
-        rows = len(self.data.train)
-        chosen = prompt_indices(rows, min(prompts, rows), 0, config.run.seed)
-        self.examples = [self.data.train[row] for row in chosen]
-        self.per_sample = [example for example in self.examples for _ in range(config.train.group_size)]
+    def submit(samples: slice, images: Tensor) -> None:
+        parts.scorer.submit(scoring_batch(images, example_of_sample[samples]))
 
-    def collect(self) -> Trajectory:
-        """Draw the samples of training's first iteration, and hand each batch to the rewards."""
-        config = self.config
-        return rollout.collect(
-            self.policy,
-            self.sampler,
-            self.examples,
-            config.rollout,
-            encode=self.encode,
-            group_size=config.train.group_size,
-            plan=rollout.step_plan(config.rollout, config.train.trained_fraction, 0, config.run.seed),
-            seeds=(config.run.seed, 0),
-            keep_means=config.train.ratio_normalisation,
-            drawn=lambda rows, images: self.scorer.submit(scoring_batch(images, self.per_sample[rows])),
-        )
-
-    def first_pass(self) -> _FirstPass:
-        """Return training's updater."""
-        config, policy = self.config, self.policy
-        return _FirstPass(
-            policy,
-            self.sampler,
-            Engine(policy.device),
-            config.train,
-            config.advantage,
-            config.model.precision,
-        )
-
-    def step_gains(self, prompt_weights: Tensor) -> StepGains:
-        """Draw the same samples again and score them at every step."""
-        config = self.config
-        return measure_step_gains(
-            self.policy,
-            self.sampler,
-            self.examples,
-            self.scorer,
-            self.data.judges,
-            config.rollout,
-            encode=self.encode,
-            group_size=config.train.group_size,
-            reward_weights=[reward.weight for reward in config.rewards],
-            seed=config.run.seed,
-            prompt_weights=prompt_weights,
-        )
+    return collect(
+        parts.policy,
+        parts.sampler,
+        examples,
+        config.rollout,
+        encoder=parts.encoder,
+        group_size=group_size,
+        plan=plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed),
+        noise_key=NoiseKey(config.run.seed, iteration=0),
+        keep_means=config.train.ratio_normalisation,
+        on_batch=submit,
+    )
 
 
-class _FirstPass(Updater):
-    """The updater up to its loss: no gradient is taken, and no step."""
+def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: LearningSignal) -> float | None:
+    """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without valid samples.
 
-    @property
-    def tolerance(self) -> float:
-        """Largest deviation from ratio 1 that is round-off."""
-        return RATIO_TOLERANCE[self.precision]
+    The loss is computed with gradients, as in training, because without them a kernel may round differently.
+    """
+    updates = parts.config.train.updates_per_iteration
+    loss = UpdateLoss(parts.config, parts.policy, parts.sampler, parts.engine.partition(updates))
+    ratios: list[Tensor] = []
+    for update in range(updates):
+        for term in loss.terms(trajectory, signal, update):
+            ratios.append(term.policy.ratio.detach())  # the graph of the term is freed at once
+    return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
 
-    def deviation(self, trajectory: Trajectory, signal: LearningSignal) -> float | None:
-        """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without valid samples."""
-        ratios = [
-            result.ratio.detach()
-            for update in range(self.train.updates_per_iteration)
-            for _, result, _ in self._losses(trajectory, signal, update)
-        ]
-        return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
+
+def _step_gains(parts: Parts, examples: Sequence[Example], prompt_weights: Tensor) -> StepGains:
+    """Draw the same samples again and score them at every step."""
+    config = parts.config
+    return measure_step_gains(
+        parts.policy,
+        parts.sampler,
+        examples,
+        parts.scorer,
+        parts.data.judges,
+        config.rollout,
+        encoder=parts.encoder,
+        group_size=config.train.group_size,
+        reward_weights=[reward.weight for reward in config.rewards],
+        seed=config.run.seed,
+        prompt_weights=prompt_weights,
+    )
 
 
 # Findings
 
 
 def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
-    """Return what each reward's scores [N, K] are like, groups being consecutive rows."""
+    """Return statistics of each reward's scores [N, K]; groups are consecutive rows."""
     spread = scores.reshape(-1, group_size, len(rewards)).std(1).nanmean(0)
-    zero, missing = monitors.zero_std_share(scores, group_size), monitors.nan_share(scores)
+    zero = monitors.zero_std_share(scores, group_size)
+    missing = monitors.nan_share(scores)
     return [
         RewardHealth(
             name=reward.name,
@@ -276,7 +261,13 @@ def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -
 
 
 def sars_worth(config: Config, rho: float, weights: Tensor) -> SarsWorth | None:
-    """Return what the recipe's SARS amounts to at correlation rho; weights [T] are the schedule's."""
+    """Return the average effect of the recipe's SARS; None where it has none in this form.
+
+    Args:
+        config: The recipe.
+        rho: Correlation of the two rewards inside groups.
+        weights: Prompt weights of the schedule [T].
+    """
     rule = config.advantage.build()
     group_size = config.train.group_size
     # SARS and what derives from it: their mean gradient is the one that matched_constant_weights describes.
@@ -298,24 +289,24 @@ def sars_worth(config: Config, rho: float, weights: Tensor) -> SarsWorth | None:
 
 def reward_problems(rewards: Sequence[RewardHealth]) -> list[Problem]:
     """Return the rewards that training could not learn from; the limits are those of the alarms."""
-    limit, problems = Thresholds(), []
+    problems = []
     for reward in rewards:
         if reward.kind not in adv.KINDS:
             continue
-        if reward.nan_samples > limit.nan_share:
+        if reward.nan_samples > NAN_SHARE_LIMIT:
             problems.append(
                 Problem(
                     f"reward {reward.name!r} could not score {reward.nan_samples:.0%} of the samples",
-                    "let it return a finite number for every picture, or leave out the rows that it cannot "
+                    "let it return a finite number for every image, or leave out the rows that it cannot "
                     "judge: samples without a score are not trained on",
                 )
             )
-        elif reward.zero_std_groups > limit.zero_std_share:
+        elif reward.zero_std_groups > ZERO_STD_SHARE_LIMIT:
             problems.append(
                 Problem(
                     f"reward {reward.name!r} gives all samples of a prompt the same score in "
                     f"{reward.zero_std_groups:.0%} of the groups, which teaches nothing",
-                    "take a reward that tells pictures of one prompt apart, or let the samples differ more: "
+                    "take a reward that tells images of one prompt apart, or let the samples differ more: "
                     "raise rollout.eta, use harder prompts",
                 )
             )

@@ -14,45 +14,37 @@ def evaluate(
 
     Args:
         run_dir: Folder of a run.
-        samples_per_prompt: Pictures of each prompt; None means the recipe's.
-        seed: Of the initial noise; None means the recipe's.
+        samples_per_prompt: Images of each prompt; None means the recipe's number.
+        seed: Seed of the initial noise; None means the recipe's.
 
     Returns:
         {"base", "tuned", "difference"}, each {metric: {"mean", "low", "high"}} with 95 % intervals clustered
         by subject. Also written to `evaluation.json` in the run folder.
+
+    Raises:
+        UserError: The folder is not that of a run with a checkpoint, or its recipe holds out no rows.
     """
     import torch
 
-    from customized_grpo.evaluation.held_out import HeldOutScores, evaluate_policy, summary
-    from customized_grpo.rollout.encoding import PromptEncoder
+    from customized_grpo.evaluation.scores import summary
     from customized_grpo.runs.folder import RunFolder
-    from customized_grpo.runs.reading import load_run
-    from customized_grpo.training.parts import build_data, build_scorer
+    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+    from customized_grpo.training.parts import build_engine, open_parts
 
-    config, policy = load_run(run_dir)
-    data = build_data(config)
-    if not data.held_out:
-        raise UserError("this recipe holds out no rows to evaluate on", "Set data.held_out to a manifest.")
-    encode = PromptEncoder.of(config, policy)
-    steps = config.evaluation.steps or config.rollout.steps
-
-    def scores() -> HeldOutScores:
-        return evaluate_policy(
-            policy,
-            data.held_out,
-            scorer,
-            data.judges,
-            encode=encode,
-            reward_weights=[reward.weight for reward in config.rewards],
-            sigmas=policy.sigmas(steps, policy.n_tokens(*encode.size)),
-            samples_per_prompt=samples_per_prompt or config.evaluation.samples_per_prompt,
-            seed=config.evaluation.seed if seed is None else seed,
-            batch_size=config.evaluation.batch_size,
-        )[0]
-
-    with build_scorer(config) as scorer:
-        with torch.no_grad(), policy.reference():
-            base = scores()
-        result = summary(base, scores())
+    config = run_config(run_dir)
+    changes = {"samples_per_prompt": samples_per_prompt, "seed": seed}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=given)})
+    checkpoint = run_checkpoint(run_dir)
+    with open_parts(config, build_engine(config)) as parts:
+        if not parts.data.held_out:
+            raise UserError(
+                "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
+            )
+        load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
+        with torch.no_grad(), parts.policy.reference():
+            base, _ = parts.evaluation.evaluate()
+        tuned, _ = parts.evaluation.evaluate()
+    result = summary(base, tuned)
     RunFolder(run_dir).write_json("evaluation.json", result)
     return result

@@ -1,4 +1,4 @@
-"""What one training iteration says about itself: the numbers of its line in metrics.jsonl."""
+"""The numbers of one training iteration: its line in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ class Clock:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.phases: dict[str, float] = {}
-        self._inside = 0.0  # of phases that ended inside the one that runs
+        self._nested = 0.0  # seconds of the phases that ended inside the one that runs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block as a phase; a phase inside another counts as its own only."""
-        before, outside, self._inside = time.monotonic(), self._inside, 0.0
+        start = time.monotonic()
+        nested_before = self._nested
+        self._nested = 0.0
         yield
-        seconds = time.monotonic() - before
-        self.phases[name] = self.phases.get(name, 0.0) + seconds - self._inside
-        self._inside = outside + seconds
+        seconds = time.monotonic() - start
+        self.phases[name] = self.phases.get(name, 0.0) + seconds - self._nested
+        self._nested = nested_before + seconds  # to the phase around this one, all of it is nested
 
     def metrics(self) -> dict[str, float]:
-        """Return seconds by phase, and of the whole iteration."""
+        """Return the seconds by phase, and those of the whole iteration."""
         phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
         return {**phases, "time/iteration_s": time.monotonic() - self.start}
 
@@ -71,16 +73,28 @@ def signal_health(signal: LearningSignal, group_size: int) -> dict[str, float]:
 
 
 def mean_health(iterations: Sequence[dict[str, float]]) -> TrainingHealth:
-    """Return the means of several iterations' `signal_health`."""
+    """Return the means of several iterations' `signal_health`, each over the iterations that have it."""
 
-    def means(what: str) -> dict[str, float]:
-        found = {kind: [i[f"{what}/{kind}"] for i in iterations if f"{what}/{kind}" in i] for kind in KINDS}
-        return {kind: sum(values) / len(values) for kind, values in found.items() if values}
+    def means(quantity: str) -> dict[str, float]:
+        result = {}
+        for kind in KINDS:
+            name = f"{quantity}/{kind}"
+            values = [iteration[name] for iteration in iterations if name in iteration]
+            if values:
+                result[kind] = sum(values) / len(values)
+        return result
 
     return TrainingHealth(means("zero"), means("nan"), means("reward"))
 
 
 def pixel_diversities(images: Tensor, group_size: int) -> Tensor:
-    """Return how far apart each group's pictures are, in the directions of their centred pixels [N / G]."""
+    """Return the mean cosine distance of the images of each group [N / G].
+
+    The distance is between pixels minus 0.5, that is, from mid-grey.
+
+    Args:
+        images: [N, 3, H, W] in [0, 1], in whole groups.
+        group_size: G.
+    """
     pixels = images.flatten(1).cpu() - 0.5
     return monitors.in_group_diversity(pixels, group_size)

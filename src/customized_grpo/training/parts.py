@@ -1,26 +1,37 @@
-"""From a recipe to the parts of a run, with every cheap check before anything is loaded."""
+"""From a recipe to the parts of a run, with every cheap check before anything is loaded.
+
+The trainer, the doctor and `cgrpo evaluate` all assemble their parts here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, assert_never
 
 import torch
 
+from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.interrupts import StopFlag
+from customized_grpo.engine.partition import padded_block
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.held_out import MIN_CLUSTERS, Judges
+from customized_grpo.evaluation.held_out import HeldOutEvaluation, Judges
 from customized_grpo.evaluation.judges import RewardJudges, build_judges
+from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards import check_rewards, executors, needs_masks
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rollout.encoding import PromptEncoder
+from customized_grpo.rollout.sampler import Sampler, build_sampler
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
@@ -28,11 +39,87 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows to train on and rows to hold out."""
+    """The rows of a recipe.
+
+    Attributes:
+        train: Rows to train on, loaded one at a time.
+        held_out: Rows to evaluate on; empty when there are none.
+        judges: Held-out judges; None when there are none for this data.
+    """
 
     train: ExampleSource
     held_out: Sequence[Example]
     judges: Judges | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, as its recipe says.
+
+    Attributes:
+        config: The recipe.
+        engine: Device and processes.
+        data: Rows and held-out judges.
+        scorer: The training rewards.
+        policy: The generator with its adapter.
+    """
+
+    config: Config
+    engine: Engine
+    data: Data
+    scorer: Scorer
+    policy: Policy
+
+    # The rest is built on first use: a cache of encodings may lie in a run folder that does not exist yet.
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of prompts and references, with the recipe's cache."""
+        return PromptEncoder.from_config(self.config, self.policy)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The stochastic sampler of the rollout."""
+        return build_sampler(self.policy, self.config.rollout, *self.encoder.size)
+
+    @cached_property
+    def evaluation(self) -> HeldOutEvaluation:
+        """The recipe's evaluation on the held-out rows."""
+        return HeldOutEvaluation(
+            self.config,
+            self.engine,
+            self.policy,
+            self.encoder,
+            self.scorer,
+            self.data.judges,
+            self.data.held_out,
+        )
+
+    def encode_and_drop_encoders(self, stop: StopFlag) -> None:
+        """Fill the cache of encodings with every row, then free the memory of the text encoders.
+
+        Args:
+            stop: Checked before every row.
+        """
+        for rows in (self.data.train, self.data.held_out):
+            own_rows = padded_block(len(rows), self.engine.rank, self.engine.world_size)
+            own_examples = (rows[row] for row in own_rows)
+            self.encoder.fill_cache(own_examples, stop.batch_check(len(own_rows)))
+        self.engine.wait_for_all()  # the cache is shared: the others' rows are in it now
+        self.policy.drop_text_encoders()
+
+
+@contextmanager
+def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
+    """Build the parts of a run, the cheap ones first, and close its rewards at the end of the block.
+
+    Raises:
+        UserError: Something is wrong with the recipe, its data, its rewards or its model.
+    """
+    data = build_data(config)
+    with build_scorer(config, engine.device) as scorer:
+        check_held_out(data, scorer)
+        yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
 
 
 def build_data(config: Config) -> Data:
@@ -41,19 +128,21 @@ def build_data(config: Config) -> Data:
     Raises:
         UserError: Lists every bad row at once.
     """
-    data, size = config.data, (config.model.height, config.model.width)
+    data = config.data
+    size = (config.model.height, config.model.width)
     check_judge_configs(config)
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
     if isinstance(data, ManifestData):
-        masks = any(needs_masks(reward) for reward in config.rewards)
-        train = load_manifest(data.train, require_masks=masks)
-        judged = masks or any(needs_masks(judge) for judge in config.evaluation.judges)
-        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=judged)
+        train_masks = any(needs_masks(reward) for reward in config.rewards)
+        train = load_manifest(data.train, require_masks=train_masks)
+        # held-out rows are scored by the training rewards and by the judges
+        masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
+        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
         if len({row.subject or row.id for row in held_out}) == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
-                "Hold out at least two subjects (eight or more for intervals that deserve trust).",
+                hint="Hold out at least two subjects (eight or more for reliable intervals).",
             )
         if config.model.shard:
             _check_equal_work([*train, *held_out])
@@ -66,12 +155,13 @@ def build_data(config: Config) -> Data:
 
 def _check_equal_work(rows: Sequence[Row]) -> None:
     """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
-    wanted = len(rows[0].references)
-    if other := [row.id for row in rows if len(row.references) != wanted]:
+    n_references = len(rows[0].references)
+    other = [row.id for row in rows if len(row.references) != n_references]
+    if other:
         raise UserError(
-            f"row {rows[0].id!r} has {wanted} references, but another number have: {', '.join(other)}",
-            "With model.shard=true all processes call the model equally often, which takes rows with the "
-            "same number of references.",
+            f"row {rows[0].id!r} has {n_references} references, but another number have: {', '.join(other)}",
+            hint="With model.shard=true all processes call the model equally often, which takes rows with "
+            "the same number of references.",
         )
 
 
@@ -83,17 +173,19 @@ def check_judge_configs(config: Config) -> None:
     """
     judges = config.evaluation.judges
     if judges and isinstance(config.data, ToyboxData):
-        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", "Leave them out.")
-    if elsewhere := [judge.name for judge in judges if judge.executor.kind != "inline"]:
+        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
+    elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
+    if elsewhere:
         raise UserError(
             f"evaluation.judges: {', '.join(elsewhere)} has an executor, but judges run in the trainer",
-            "Leave executor out.",
+            hint="Leave executor out.",
         )
     trained = [(reward.name, reward.path, reward.options) for reward in config.rewards]
-    if same := [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]:
+    same = [judge.name for judge in judges if (judge.name, judge.path, judge.options) in trained]
+    if same:
         raise UserError(
             f"evaluation.judges: {', '.join(same)} is a training reward as well, so it is not held out",
-            "Choose a judge with another model, such as another encoder's path.",
+            hint="Choose a judge with another model, such as another encoder's path.",
         )
 
 
@@ -105,13 +197,13 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
 
     if size != (IMAGE_SIZE, IMAGE_SIZE):
         raise UserError(
-            f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} pictures, the model makes {size[0]}x{size[1]}",
-            f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
+            f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} images, the model makes {size[0]}x{size[1]}",
+            hint=f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
         )
     if data.held_out_subjects < MIN_CLUSTERS:
         raise UserError(
             "data.held_out_subjects=1: intervals resample subjects and need at least two",
-            f"Set data.held_out_subjects={MIN_CLUSTERS} or more.",
+            hint=f"Set data.held_out_subjects={MIN_CLUSTERS} or more.",
         )
     train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
     held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
@@ -119,25 +211,30 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
 
 
 def build_engine(config: Config) -> Engine:
-    """Join the processes that were launched, one or more, and check that they can share the work.
+    """Join the launched processes, one or more, and check that the work can be partitioned over them.
 
     Raises:
-        UserError: The groups cannot be shared evenly, or one accelerator is named for several processes.
+        UserError: The groups cannot be partitioned evenly, or one accelerator is named for several processes.
     """
     engine = Engine(pick_device(config.model.device), config.run.process_timeout_s)
     if engine.world_size > 1 and ":" in config.model.device:
         raise UserError(
             f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",
-            "Use model.device=auto: every process takes its own.",
+            hint="Use model.device=auto: every process takes its own.",
         )
-    engine.share(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
+    engine.partition(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
     return engine
 
 
 def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
-    """Build the rewards of a recipe where they shall run; models of this process by default on its device.
+    """Build the rewards of a recipe in their executors.
 
-    The result is to be closed.
+    Args:
+        config: The recipe.
+        device: Where models that run in this process go; None: the recipe's device.
+
+    Returns:
+        The scorer, to be closed by the caller.
 
     Raises:
         UserError: A kind is missing, or a reward cannot be built.
@@ -145,12 +242,12 @@ def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
     check_rewards(config.rewards)
     scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
     kinds = {reward.kind for reward in scorer.rewards}
-    for kind in ("prompt", "identity"):
+    for kind in KINDS:
         if kind not in kinds:
             scorer.close()
             raise UserError(
                 f"rewards: there is no {kind} reward",
-                f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
+                hint=f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
             )
     return scorer
 
@@ -166,5 +263,5 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
 
 
 def build_policy(config: Config, device: torch.device | None = None) -> Policy:
-    """Load the generator and put the run's fresh adapter on it, by default on the recipe's device."""
+    """Load the generator with a fresh adapter; on the recipe's device unless another is given."""
     return load_policy(config.model, seed=config.run.seed, device=device)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearningSignal:
-    """What the rewards say about N samples, not yet combined.
+    """Rewards and advantages of N samples, by kind and not yet combined.
 
     Attributes:
-        advantages: [N, 2], (prompt, identity), each normalised in its group.
-        rewards: Raw rewards [N, 2], likewise by kind.
+        advantages: [N, 2], order (prompt, identity), each normalised in its group.
+        rewards: Raw rewards [N, 2], same order.
         valid: [N], False where a reward is missing.
         weights: Prompt weight of every denoising step [T].
     """
@@ -36,7 +36,9 @@ class LearningSignal:
     weights: Tensor
 
     @classmethod
-    def of(cls, config: Config, rewards: Sequence[HasKind], scores: Tensor, iteration: int) -> LearningSignal:
+    def from_scores(
+        cls, config: Config, rewards: Sequence[HasKind], scores: Tensor, iteration: int
+    ) -> LearningSignal:
         """Normalise every reward in its group and reduce the rewards to kinds.
 
         Args:

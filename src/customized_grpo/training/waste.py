@@ -1,7 +1,7 @@
-"""Iterations that teach nothing: what is missing, in words, and what to do about it.
+"""Iterations that teach nothing: the reason, in words, and what to do about it.
 
-One such iteration can happen; the trainer counts those in a row, warns of the first and stops when there are
-too many, for every one of them is paid for.
+One such iteration can happen. The trainer counts them, warns of the first, and stops when there are too many
+in a row, because every one of them costs as much as a useful one.
 
 Legend: N samples of all processes, K rewards.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Waste:
-    """Why an iteration was wasted.
+    """The reason why an iteration was wasted.
 
     Attributes:
-        message: What the rewards failed to say, with their names and numbers.
+        message: What is wrong with the scores, with names and numbers of the rewards.
         advice: What to do about it.
     """
 
@@ -34,23 +34,23 @@ class Waste:
 def find_waste(
     names: Sequence[str], scores: Tensor, signal: LearningSignal, max_unscored_share: float
 ) -> Waste | None:
-    """Say why an iteration was wasted; None when it was not.
+    """Return why an iteration was wasted; None when it was not.
 
-    Too many samples lack a reward that trains, or no sample that counts has an advantage: the groups are
-    constant. The numbers are of all processes, so that all decide alike.
+    Either too many samples lack a reward that trains, or no valid sample has an advantage, because the groups
+    are constant. All processes see the same scores, so all decide the same.
 
     Args:
-        names: Of the rewards [K].
-        scores: Of the samples [N, K], NaN where a reward could not score.
-        signal: What was made of them.
-        max_unscored_share: Of the samples, that may lack a reward.
+        names: Names of the rewards [K].
+        scores: Scores of the samples [N, K], NaN where a reward could not score.
+        signal: Learning signal of the same samples.
+        max_unscored_share: Share of the samples that may lack a reward.
     """
     unscored = int((~signal.rewards.isfinite()).any(1).sum())
     if unscored > max_unscored_share * len(scores):
         missing = zip(names, (~scores.isfinite()).sum(0).tolist(), strict=True)
+        counts = ", ".join(f"{name} lacks {count}" for name, count in missing if count)
         return Waste(
-            f"{unscored} of {len(scores)} samples could not be scored "
-            f"({', '.join(f'{name} lacks {count}' for name, count in missing if count)}); "
+            f"{unscored} of {len(scores)} samples could not be scored ({counts}); "
             f"train.max_unscored_share is {max_unscored_share:g}",
             "Find out why the reward gives no score, or raise train.max_unscored_share if that is to be "
             "expected of these prompts.",
@@ -58,9 +58,9 @@ def find_waste(
     if bool((signal.advantages[signal.valid] != 0).any()):
         return None
     means = zip(names, scores.nanmean(0).tolist(), strict=True)
+    listed = ", ".join(f"{name} {mean:.4g}" for name, mean in means)
     return Waste(
-        "no reward tells the samples of any group apart "
-        f"(means: {', '.join(f'{name} {mean:.4g}' for name, mean in means)})",
+        f"no reward tells the samples of any group apart (means: {listed})",
         "Samples must differ and be judged differently: raise rollout.eta, look at samples/, and see what "
         "`cgrpo doctor` says about the rewards.",
     )

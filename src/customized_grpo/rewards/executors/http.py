@@ -21,8 +21,9 @@ from customized_grpo.config.executors import HttpExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import Kind, ScoringBatch, naming
-from customized_grpo.rewards.executors.connection import Connection, ServiceError
+from customized_grpo.rewards.executors.connection import Connection
 from customized_grpo.rewards.executors.upload import Upload, encode
+from customized_grpo.rewards.http_client import HttpError
 from customized_grpo.rewards.service.wire import (
     PROTOCOL,
     Info,
@@ -96,7 +97,7 @@ class HttpExecutor:
         try:
             answer = await self._connection.ask("GET", "/v1/info")
             info = Info.model_validate_json(answer.body)
-        except ServiceError as error:
+        except HttpError as error:
             raise UserError(
                 f"reward {config.name!r}: {error}", "Start the service with: cgrpo serve-rewards RECIPE"
             ) from error
@@ -123,10 +124,10 @@ class HttpExecutor:
             if answer.status != 409:
                 scores = _read(ScoreAnswer, answer.body).scores
                 if len(scores) != samples:
-                    raise ServiceError(f"{len(scores)} scores for {samples} samples")
+                    raise HttpError(f"{len(scores)} scores for {samples} samples")
                 return torch.tensor([float("nan") if s is None else s for s in scores], dtype=torch.float32)
             missing = _read(Problem, answer.body).missing
-        raise ServiceError("the service cannot hold the references of one batch (raise its --reference-mb)")
+        raise HttpError("the service cannot hold the references of one batch (raise its --reference-mb)")
 
     async def _give_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -144,7 +145,7 @@ def _read(message: type[AnyMessage], body: bytes) -> AnyMessage:
     try:
         return message.model_validate_json(body)
     except ValidationError as error:
-        raise ServiceError(f"the answer is no {message.__name__}") from error
+        raise HttpError(f"the answer is no {message.__name__}") from error
 
 
 def read_token(place: HttpExecution) -> str | None:

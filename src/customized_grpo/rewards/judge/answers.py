@@ -10,15 +10,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from customized_grpo.rewards.judge.client import Failure
-
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 _SCORE = re.compile(r'"score"\s*:\s*([0-9])')
 LAST_DIGIT = 9  # beyond it, a first digit does not tell 1 from 10
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sample has no score.
+
+    Attributes:
+        reason: In a few words that repeat, so that they can be counted.
+        excerpt: What the endpoint said; may be empty.
+    """
+
+    reason: str
+    excerpt: str = ""
 
 
 class _Candidate(BaseModel):

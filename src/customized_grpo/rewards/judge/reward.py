@@ -24,8 +24,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.pixels import encode_png, to_uint8
 from customized_grpo.rewards.base import Kind, RewardError, ScoringBatch
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.judge.answers import read_score
-from customized_grpo.rewards.judge.client import Failure, JudgeClient, check_url
+from customized_grpo.rewards.judge.answers import Failure, read_score
+from customized_grpo.rewards.judge.client import JudgeClient, check_url
 from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
 from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
@@ -65,6 +65,8 @@ class JudgeOptions(RewardOptions):
     """Further attempts after a connection error or status 408, 429 or 5xx."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the API key; null sends none."""
+    use_proxy: bool = False
+    """Whether HTTP_PROXY, HTTPS_PROXY and NO_PROXY are followed; a proxy of plain HTTP sees the key."""
 
     @model_validator(mode="after")
     def _check_rubric(self) -> JudgeOptions:
@@ -108,6 +110,7 @@ class JudgeReward:
             concurrency=options.concurrency,
             timeout_s=options.timeout_s,
             retries=options.retries,
+            use_proxy=options.use_proxy,
         )
         self._scores: Remembered[float] = Remembered(CACHED_SCORES)
 

@@ -1,0 +1,78 @@
+"""What an adapter's file says of the model it was trained on, so that others draw as its run was judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from customized_grpo.errors import UserError
+from customized_grpo.hub import public_name
+from customized_grpo.policies.families import read_options
+from customized_grpo.policies.sampling import Sampling
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+
+HEADER_KEY = "cgrpo.trained_on"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The model that an adapter was trained on, its weights apart.
+
+    Attributes:
+        family: Name of its family.
+        sampling: How the run's evaluation drew images.
+        fuse_lora: LoRA that was part of the base, a hub's "owner/name:file" or the name of a file; or None.
+    """
+
+    family: str
+    sampling: Sampling
+    fuse_lora: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> Provenance:
+        """Return what a run's recipe says; a file of this machine is named by its last part alone."""
+        model = config.model
+        sampling = Sampling(
+            guidance=model.guidance,
+            steps=config.evaluation.steps or config.rollout.steps,
+            mu=model.mu,
+            max_text_tokens=model.max_text_tokens,
+            height=model.height,
+            width=model.width,
+            precision=model.precision,
+            options=read_options(model).model_dump(mode="json", exclude_defaults=True),
+        )
+        fuse_lora = None if model.fuse_lora is None else public_name(model.fuse_lora)
+        return cls(model.family, sampling, fuse_lora)
+
+    def to_header(self) -> dict[str, str]:
+        """Return the entry of a safetensors header."""
+        return {HEADER_KEY: json.dumps(asdict(self), sort_keys=True)}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str], source: str) -> Provenance | None:
+        """Return what a safetensors header says; None if the file was not written by this package.
+
+        Values are not checked: they become settings, which are checked as strictly as a recipe.
+
+        Args:
+            header: The metadata of a file.
+            source: The file, for the message.
+
+        Raises:
+            UserError: The entry has another form.
+        """
+        if HEADER_KEY not in header:
+            return None
+        try:
+            entry = json.loads(header[HEADER_KEY])
+            return cls(entry["family"], Sampling(**entry["sampling"]), entry["fuse_lora"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{source}: its header says in {HEADER_KEY!r} what this version cannot read: {error}",
+                hint="Use the version of customized-grpo that wrote it.",
+            ) from error

@@ -1,0 +1,45 @@
+"""A trajectory: the samples of an iteration, with what is needed to train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from customized_grpo.policies.conditioning import Conditioning
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """N samples in whole groups, G of each of P prompts, and S of their T denoising steps.
+
+    A state has L tokens of C channels. States and log-probabilities are fp32.
+
+    Attributes:
+        conditionings: Conditioning of each prompt [P], a single sample each; sample n belongs to prompt
+            n // G.
+        buckets: Bucket of each prompt [P]; only samples of one bucket can be in one model call.
+        group_size: G.
+        steps: Indices, among the T denoising steps, of the S trained ones, ascending; T - 1 is never one.
+        sigmas: Noise levels [T + 1].
+        x: States before the trained steps [S, N, L, C].
+        x_next: States after them [S, N, L, C].
+        mean: Transition means at rollout time [S, N, L, C]; None unless ratio normalisation needs them.
+        log_prob: Log-probabilities at rollout time [S, N], averaged over L and C.
+        images: Decoded samples [N, 3, H, W] in [0, 1].
+    """
+
+    conditionings: Sequence[Conditioning]
+    buckets: Sequence[Hashable]
+    group_size: int
+    steps: list[int]
+    sigmas: Tensor
+    x: Tensor
+    x_next: Tensor
+    mean: Tensor | None
+    log_prob: Tensor
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)

@@ -1,0 +1,95 @@
+"""What a run writes while it trains: metrics.jsonl, the trackers and the terminal.
+
+Only the main process writes; in the others the same calls do nothing, so that the loop has one path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from customized_grpo.algorithms.schedules import prompt_weights
+from customized_grpo.config import Config
+from customized_grpo.reporting.metrics import MetricsWriter
+from customized_grpo.reporting.progress import Progress, progress
+from customized_grpo.reporting.trackers import Trackers
+from customized_grpo.runs.folder import RunFolder
+from customized_grpo.training.state import RunState
+
+
+class RunLog:
+    """The log of a run.
+
+    Args:
+        config: The recipe.
+        folder: The run's folder.
+        state: The run's counters, which every line holds.
+        is_main: Whether this process writes.
+
+    Attributes:
+        progress: The terminal; set while the log is open.
+    """
+
+    progress: Progress
+
+    def __init__(self, config: Config, folder: RunFolder, state: RunState, *, is_main: bool) -> None:
+        self.config = config
+        self.folder = folder
+        self.state = state
+        self.is_main = is_main
+        self._metrics: MetricsWriter | None = None
+        self._started = time.monotonic()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Write inside the block; lines after the iteration at which the run goes on are removed first."""
+        total, done = self.config.train.iterations, self.state.iteration
+        self._started = time.monotonic() - self.state.seconds
+        with progress(total, done, quiet=not self.is_main) as self.progress:
+            if not self.is_main:
+                yield
+                return
+            # for reports, which may not import the code of a foreign schedule
+            weights = prompt_weights(self.config.schedule.build(), self.config.rollout.steps)
+            self.folder.write_json("schedule.json", {"prompt_weights": weights.tolist()})
+            recipe = self.config.model_dump(mode="json")
+            with (
+                closing(Trackers(self.config.trackers, self.folder.path, recipe)) as trackers,
+                MetricsWriter.open(self.folder.path / "metrics.jsonl", done, trackers) as self._metrics,
+            ):
+                yield
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds spent so far, over all sessions."""
+        return time.monotonic() - self._started
+
+    def write(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Append one line to metrics.jsonl and return it."""
+        line = {
+            "kind": kind,
+            "iteration": self.state.iteration,
+            "rollouts": self.state.rollouts,
+            "wall_s": round(self.seconds, 3),
+            **values,
+        }
+        if self._metrics is not None:
+            self._metrics.write(line)
+        return line
+
+    def event(self, name: str, message: str, *, prefix: str = "", iteration: int | None = None) -> None:
+        """Append an event to metrics.jsonl and show it on the terminal.
+
+        Args:
+            name: Kind of event, for example "alarm".
+            message: What happened.
+            prefix: Words before the message on the terminal.
+            iteration: The iteration it is about; None: the number of finished iterations.
+        """
+        values: dict[str, Any] = {"event": name, "message": message}
+        if iteration is not None:
+            values["iteration"] = iteration
+        self.write("event", values)
+        self.progress.message(f"{prefix}{message}")
