@@ -181,7 +181,7 @@ def test_a_graph_in_a_graph_without_end_is_refused(tmp_path: Path) -> None:
         for number in (6, 5, 1):  # graph of an attribute of a node of a graph
             message = bytes([number << 3 | 2]) + _varint(len(message)) + message
     (tmp_path / "m.onnx").write_bytes(b"\x3a" + _varint(len(message)) + message)
-    with pytest.raises(UserError, match="nested too deeply"):
+    with pytest.raises(UserError, match="is no ONNX model that can be run"):
         load(tmp_path / "m.onnx")
 
 
@@ -214,7 +214,7 @@ def test_a_missing_runtime_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     real = builtins.__import__
 
     def refuse(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name == "onnxruntime":
+        if name == "onnx":
             raise ImportError(name)
         return real(name, *arguments, **keywords)
 

@@ -146,7 +146,7 @@ def test_everything_is_printed(findings: dict[str, Any], printed: str) -> None:
     assert lines[-1] == findings["premise"]
 
 
-# What is wrong, and how to mend it
+# What is wrong, and how to fix it
 
 
 @pytest.fixture
@@ -154,6 +154,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]
     """An override that replaces the identity reward by one of OWN_REWARDS."""
     (tmp_path / "rewards_of_ones_own.py").write_text(OWN_REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CGRPO_TRUST", "rewards_of_ones_own")
     clip = "{name: clip_t, segment: none, path: toybox}"
     return lambda name: f'rewards=[{{name: "rewards_of_ones_own:{name}"}}, {clip}]'
 

@@ -439,6 +439,7 @@ def constant_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "constant = FunctionReward('constant', 'identity', ones)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CGRPO_TRUST", "constant_reward")
     return 'rewards=[{name: "constant_reward:constant"}, {name: clip_t, segment: none, path: toybox}]'
 
 

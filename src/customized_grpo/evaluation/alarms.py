@@ -125,8 +125,9 @@ def check_alarms(history: Sequence[MonitorRecord]) -> list[Alarm]:
     if len(history) < PATIENCE:
         return []
     recent = [conditions(record, history[0]) for record in history[-PATIENCE:]]
-    lasting = [name for name in recent[-1] if all(name in messages for messages in recent)]
-    return [Alarm(name, iterations[-1], recent[-1][name]) for name in lasting]
+    lasting = set(recent[0]).intersection(*recent)
+    # of an alarm that lasts the latest message is shown
+    return [Alarm(name, iterations[-1], text) for name, text in recent[-1].items() if name in lasting]
 
 
 def conditions(record: MonitorRecord, first: MonitorRecord) -> dict[str, str]:
@@ -162,7 +163,9 @@ def _copying(record: MonitorRecord) -> dict[str, str]:
 def _hacking(record: MonitorRecord) -> dict[str, str]:
     messages = {}
     for kind in sorted(record.proxy_change.keys() & record.held_out_change.keys()):
-        proxy, held_out = record.proxy_change[kind], record.held_out_change[kind]
+        proxy = record.proxy_change[kind]
+        held_out = record.held_out_change[kind]
+        # whole intervals: a mean may fall by chance
         if proxy.low > 0 and held_out.high < 0:
             messages[f"held_out/{kind}"] = (
                 f"the held-out {kind} judge fell by {held_out} while the {kind} reward rose by {proxy}: the "

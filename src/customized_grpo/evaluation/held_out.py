@@ -11,7 +11,7 @@ from torch import Tensor
 from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.engine.partition import padded_block
 from customized_grpo.evaluation.scores import DIVERSITY, HeldOutScores
-from customized_grpo.rollout.batches import count_batches
+from customized_grpo.rollout.batches import count_batches, repeat_examples
 from customized_grpo.rollout.ode import sample_examples
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
@@ -157,7 +157,7 @@ def evaluate_policy(
         The scores, and the images [N, 3, H, W] in the order of the table's rows (samples of a prompt in a
         row).
     """
-    example_of_sample = [example for example in examples for _ in range(samples_per_prompt)]
+    example_of_sample = repeat_examples(examples, samples_per_prompt)
     columns: dict[str, list[float]] = {}
     images = []
     for samples, batch in sample_examples(
@@ -171,7 +171,7 @@ def evaluate_policy(
         purpose="held-out",
         before_batch=before_batch,
     ):
-        images.append(batch.cpu())
+        images.append(batch.cpu())  # the device keeps its memory for the next batch
         scores = score_columns(images[-1], example_of_sample[samples], scorer, reward_weights, judges)
         for name, values in scores.items():
             columns.setdefault(name, []).extend(values.tolist())

@@ -41,9 +41,12 @@ class HeldOutScores:
         cls, columns: dict[str, list[float]], examples: Sequence[Example], samples_per_prompt: int
     ) -> HeldOutScores:
         """Return the table of columns whose rows are the samples of the examples, those of one in a row."""
-        numbers = range(samples_per_prompt)
-        ids = [f"{example.id}/{number}" for example in examples for number in numbers]
-        return cls(columns, ids, [example.subject for example in examples for _ in numbers])
+        ids: list[str] = []
+        subjects: list[str] = []
+        for example in examples:
+            ids += [f"{example.id}/{number}" for number in range(samples_per_prompt)]
+            subjects += [example.subject] * samples_per_prompt
+        return cls(columns, ids, subjects)
 
     def of_all_processes(
         self,
@@ -58,8 +61,9 @@ class HeldOutScores:
             examples: Those of all processes; rows after theirs only fill up the last processes' blocks.
             samples_per_prompt: Images of each example.
         """
+        # rows first, because gathering joins dimension 0; float64 holds every score exactly
         rows = torch.tensor(list(self.columns.values()), dtype=torch.float64).T
-        columns = gather(rows)[: len(examples) * samples_per_prompt].T.tolist()
+        columns = gather(rows)[: len(examples) * samples_per_prompt].T.tolist()  # without the padding
         named = dict(zip(self.columns, columns, strict=True))
         return HeldOutScores.from_columns(named, examples, samples_per_prompt)
 

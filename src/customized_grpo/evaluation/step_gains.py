@@ -25,6 +25,7 @@ from torch import Tensor
 from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation.held_out import Judges, score_columns
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
+from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, predict_images
 from customized_grpo.rollout.sampler import Sampler, plan_steps
 from customized_grpo.statistics.intervals import clustered_bootstrap
@@ -157,7 +158,7 @@ def measure_step_gains(
         before_batch: Called before every batch; may raise to stop.
     """
     plan = plan_steps(rollout_config, 1.0, 0, seed)
-    example_of_sample = [example for example in examples for _ in range(group_size)]
+    example_of_sample = repeat_examples(examples, group_size)
     scores: dict[str, Tensor] = {}
     predictions = predict_images(
         policy,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 
-Kind = Literal["identity", "prompt", "quality"]
-KINDS: tuple[str, ...] = get_args(Kind)
+Kind = Literal["prompt", "identity", "quality"]
+REWARD_KINDS: tuple[str, ...] = get_args(Kind)
+"""Kinds that a reward may have; training acts on `algorithms.advantages.KINDS`, the first two of them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class FunctionReward:
 
     Attributes:
         name: Name in metrics and messages.
-        kind: identity, prompt or quality.
+        kind: prompt, identity or quality.
         function: Maps a ScoringBatch to fp32 [B].
         version: Change it when the function's scores change: a run is resumed only with equal rewards.
     """

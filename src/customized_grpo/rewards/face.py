@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -20,7 +21,6 @@ from customized_grpo.pixels import to_array, to_uint8
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.faces import FaceDetector, FaceRecogniser
 from customized_grpo.rewards.features import content_key
-from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
 
 NAME = "face"
@@ -55,7 +55,7 @@ class FaceReward:
 
     def __init__(self, detector: FaceDetector, recogniser: FaceRecogniser) -> None:
         self.detector, self.recogniser = detector, recogniser
-        self._references: Remembered[Array] = Remembered(CACHED_REFERENCES)
+        self._references: LRUCache[bytes, Array] = LRUCache(CACHED_REFERENCES)
 
     @classmethod
     def load(cls, options: FaceOptions) -> FaceReward:

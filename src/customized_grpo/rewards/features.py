@@ -1,29 +1,26 @@
-"""Features that are computed once: a cache by content, and the hash that says which weights made them."""
+"""Features that are computed once: a cache by content, and the hash of the weights that make them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
-CHUNK = 64  # pictures encoded together
+CHUNK = 64  # images encoded together
 
 
 class FeatureCache:
-    """The features of what was seen lately, by content.
+    """LRU cache of features, keyed by the hash of what they are computed from.
 
     Args:
-        capacity: Entries kept; the one that was not used for longest goes first.
+        capacity: Entries kept.
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, not {capacity}")
-        self.capacity = capacity
-        self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._entries: LRUCache[bytes, Tensor] = LRUCache(capacity)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -31,22 +28,22 @@ class FeatureCache:
     def get(self, keys: Sequence[bytes], compute: Callable[[list[int]], Tensor]) -> Tensor:
         """Return features [len(keys), D], computing each distinct missing key once, by itself.
 
-        Products of another batch size round differently. Computed alone, a feature never depends on what else
-        was missing then, so neither does a score on what was scored before, or on whether a run was resumed.
+        Products of another batch size round differently. Computed alone, a feature does not depend on what
+        else was missing, so a score depends neither on earlier scores nor on whether a run was resumed.
 
         Args:
             keys: Hashes of the contents; they may repeat.
             compute: Maps positions in `keys` to features [number of positions, D].
         """
-        missing = {key: position for position, key in enumerate(keys) if key not in self._entries}
-        found = {key: self._entries[key] for key in keys if key not in missing}
-        found |= {key: compute([position])[0] for key, position in missing.items()}
+        features: dict[bytes, Tensor] = {}
+        for position, key in enumerate(keys):
+            if key in features:
+                continue
+            features[key] = self._entries[key] if key in self._entries else compute([position])[0]
+        # Stored only now: one call may have more distinct keys than the cache has places.
         for key in keys:
-            self._entries[key] = found[key]
-            self._entries.move_to_end(key)
-        while len(self._entries) > self.capacity:
-            self._entries.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+            self._entries[key] = features[key]
+        return torch.stack([features[key] for key in keys])
 
 
 def content_key(*tensors: Tensor) -> bytes:
@@ -59,7 +56,7 @@ def content_key(*tensors: Tensor) -> bytes:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the sha256 of a model's weights, by name: equal weights, equal hash, wherever they came from."""
+    """Return the sha256 of a model's weights, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + content_key(tensor))

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from customized_grpo.data.examples import Example
 
 
+def repeat_examples(examples: Sequence[Example], group_size: int) -> list[Example]:
+    """Return the example of each sample [N], given those of the prompts [P]."""
+    samples: list[Example] = []
+    for example in examples:
+        samples += [example] * group_size
+    return samples
+
+
 def sample_batches(
     buckets: Sequence[Hashable], group_size: int, samples: slice, size: int
 ) -> Iterator[slice]:

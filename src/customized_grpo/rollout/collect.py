@@ -41,6 +41,10 @@ class NoiseKey:
     seed: int
     iteration: int
 
+    def generator(self, purpose: str, prompt_id: str, number: int) -> torch.Generator:
+        """Return a fresh generator for the sample with that number in its prompt's group."""
+        return generator(self.seed, purpose, self.iteration, prompt_id, number)
+
 
 @torch.no_grad()
 def collect(
@@ -152,10 +156,9 @@ def _batches_with_noise(
         for sample in range(samples.start, samples.stop):
             prompt_id = examples[sample // group_size].id
             number = sample % group_size  # within its group
-            seed, iteration = noise_key.seed, noise_key.iteration
             start = 0 if config.shared_noise else number  # shared: the whole group starts from one noise
-            noise.initial.append(generator(seed, "initial", iteration, prompt_id, start))
-            noise.steps.append(generator(seed, "steps", iteration, prompt_id, number))
+            noise.initial.append(noise_key.generator("initial", prompt_id, start))
+            noise.steps.append(noise_key.generator("steps", prompt_id, number))
         yield samples, noise
 
 

@@ -48,7 +48,7 @@ def sample_images(
         batch_conditioning = conditioning.index(batch)
         x = policy.noise(generators[batch], *size)
         for step in range(ode.n_steps):
-            x, _ = ode.transition(policy, x, step, batch_conditioning)
+            x, _ = ode.transition(policy, x, step, batch_conditioning)  # without noise the mean is the state
         images.append(policy.decode(x, *size))
     return torch.cat(images)
 

@@ -114,14 +114,16 @@ class CheckpointStore:
         partial = self.folder / (PARTIAL + final.name)
         try:
             _make_folder(self.folder)
-            if partial.exists():
+            if partial.exists():  # of a save that was killed
                 shutil.rmtree(partial)
             partial.mkdir()
             _write_files(partial, step, tensors, text)
-            os.replace(partial, final)
+            os.replace(partial, final)  # the commit: from here on the step exists
             _fsync_folder(self.folder)
         except (OSError, SafetensorError) as error:
-            needed = len(text) + sum(t.nbytes for group in tensors.values() for t in group.values())
+            needed = len(text)
+            for group in tensors.values():
+                needed += sum(tensor.nbytes for tensor in group.values())
             _raise_disk_error(final, needed, error)
         finally:
             shutil.rmtree(
@@ -152,7 +154,7 @@ class CheckpointStore:
         try:
             files = _read_commit(folder, step)
             for name, (sha256, size) in files.items():
-                _verify(folder / name, sha256, size)
+                _verify(folder / name, sha256, size)  # all of them, before a parser sees the first
             tensors = {Path(n).stem: load_file(folder / n) for n in sorted(files) if n != STATE}
             state = json.loads((folder / STATE).read_bytes())
         except UserError as error:
@@ -223,7 +225,7 @@ class CheckpointStore:
             try:
                 if pruned.exists():
                     shutil.rmtree(pruned)
-                os.replace(path, pruned)
+                os.replace(path, pruned)  # first, or a half-deleted folder would look committed
                 shutil.rmtree(pruned)
             except OSError as error:
                 raise UserError(

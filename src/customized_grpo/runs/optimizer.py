@@ -63,7 +63,7 @@ def restore_optimizer(
     by_number: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
-        by_number.setdefault(int(number), {})[name] = tensor.clone()
+        by_number.setdefault(int(number), {})[name] = tensor.clone()  # the optimizer would keep the original
     if any(number >= count for number in by_number):
         raise UserError(f"the checkpoint's optimizer state names parameter {max(by_number)} of only {count}")
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})

@@ -23,6 +23,7 @@ def run_config(run_dir: Path) -> Config:
     if not is_run_folder(run_dir):
         raise UserError(f"{run_dir} is not the folder of a run")
     try:
+        # its folder may have been moved since the recipe was written
         return load_config(str(run_dir / CONFIG), [f"run.dir={json.dumps(str(run_dir))}"])
     except UserError as error:
         versions = RunFolder(run_dir).read_json(VERSIONS)

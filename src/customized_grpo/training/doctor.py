@@ -24,6 +24,7 @@ from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
 from customized_grpo.rewards.base import HasKind
+from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
@@ -188,7 +189,7 @@ def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
     """Draw the samples of training's first iteration, and hand each batch of images to the rewards."""
     config = parts.config
     group_size = config.train.group_size
-    example_of_sample = [example for example in examples for _ in range(group_size)]
+    example_of_sample = repeat_examples(examples, group_size)
 
     def submit(samples: slice, images: Tensor) -> None:
         parts.scorer.submit(scoring_batch(images, example_of_sample[samples]))

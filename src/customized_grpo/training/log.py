@@ -45,7 +45,8 @@ class RunLog:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Write inside the block; lines after the iteration at which the run goes on are removed first."""
-        total, done = self.config.train.iterations, self.state.iteration
+        total = self.config.train.iterations
+        done = self.state.iteration
         self._started = time.monotonic() - self.state.seconds
         with progress(total, done, quiet=not self.is_main) as self.progress:
             if not self.is_main:

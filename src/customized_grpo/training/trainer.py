@@ -25,7 +25,7 @@ from customized_grpo.evaluation.scores import summary
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
-from customized_grpo.rollout.batches import count_batches
+from customized_grpo.rollout.batches import count_batches, repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
@@ -216,7 +216,7 @@ class Trainer:
         config = self.config
         group_size = config.train.group_size
         self.log.progress.phase("rollout")
-        example_of_sample = [example for example in examples for _ in range(group_size)]
+        example_of_sample = repeat_examples(examples, group_size)
 
         def submit(samples: slice, images: torch.Tensor) -> None:
             with clock.phase("reward"):

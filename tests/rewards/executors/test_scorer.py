@@ -134,6 +134,21 @@ def test_scoring_at_once_refuses_to_mix_with_what_was_submitted() -> None:
         scorer.score(tiny.make_batch(2))
 
 
+def test_scores_by_kind_are_weighted_means_in_one_order() -> None:
+    kinds = ("identity", "quality", "prompt", "prompt")
+    rewards = [InlineExecutor(FunctionReward(f"r{k}", kind, mean)) for k, kind in enumerate(kinds)]
+    scorer = Scorer(rewards, ["stop"] * 4, weights=[5.0, 1.0, 1.0, 3.0])
+    scores = torch.tensor(
+        [[0.25, 9.0, 1.0, 2.0], [0.5, float("nan"), 4.0, 8.0], [0.75, 9.0, float("nan"), 1.0]]
+    )
+    columns = scorer.by_kind(scores)
+    assert list(columns) == ["prompt", "identity"]
+    assert columns["identity"].tolist() == [0.25, 0.5, 0.75]
+    assert columns["prompt"][:2].tolist() == [1.75, 7.0] and columns["prompt"][2].isnan()
+    equal = Scorer(rewards[2:], ["stop"] * 2).by_kind(scores[:, 2:])
+    assert list(equal) == ["prompt"] and equal["prompt"][0] == 1.5
+
+
 def test_interrupting_the_program_passes_through_an_inline_reward() -> None:
     def interrupted(batch: ScoringBatch) -> torch.Tensor:
         raise KeyboardInterrupt

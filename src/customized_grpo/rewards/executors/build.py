@@ -38,7 +38,11 @@ def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "
         for executor in reversed(executors):
             executor.close()
         raise
-    return Scorer(executors, [config.on_failure for config in configs])
+    return Scorer(
+        executors,
+        [config.on_failure for config in configs],
+        weights=[config.weight for config in configs],
+    )
 
 
 def build_executor(config: RewardConfig, device: torch.device | str = "cpu") -> Executor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
@@ -31,14 +32,24 @@ class Scorer:
         rewards: The rewards where they run.
         on_failure: For each of them: "stop" raises when it fails, "drop" makes NaN of the batch it was asked
             about. A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
+        weights: For each of them its share among the rewards of its kind; None: equal shares.
     """
 
-    def __init__(self, rewards: Sequence[Executor], on_failure: Sequence[OnFailure]) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[Executor],
+        on_failure: Sequence[OnFailure],
+        weights: Sequence[float] | None = None,
+    ) -> None:
         if not rewards:
             raise ValueError("no rewards")
         if len(on_failure) != len(rewards):
             raise ValueError(f"{len(on_failure)} on_failure for {len(rewards)} rewards")
-        self.rewards, self.on_failure = tuple(rewards), tuple(on_failure)
+        if weights is not None and len(weights) != len(rewards):
+            raise ValueError(f"{len(weights)} weights for {len(rewards)} rewards")
+        self.rewards = tuple(rewards)
+        self.on_failure = tuple(on_failure)
+        self.weights = (1.0,) * len(rewards) if weights is None else tuple(weights)
         self._pending: list[tuple[ScoringBatch, list[Future[Tensor]]]] = []
         self._dropped: list[str] = []
 
@@ -86,6 +97,20 @@ class Scorer:
             raise ValueError("collect what was submitted first")
         self.submit(batch)
         return self.collect()
+
+    def by_kind(self, scores: Tensor) -> dict[str, Tensor]:
+        """Return scores [N, K] reduced to one column [N] per kind: the weighted mean of its rewards.
+
+        Only kinds that have a reward are there, in the order of `KINDS`; rewards of kind "quality" take no
+        part. A NaN among a sample's scores of one kind makes that mean NaN, and leaves the other kind alone.
+        """
+        columns = {}
+        for kind in KINDS:
+            members = [k for k, reward in enumerate(self.rewards) if reward.kind == kind]
+            if members:
+                weights = torch.tensor([self.weights[k] for k in members])
+                columns[kind] = scores[:, members] @ weights / weights.sum()
+        return columns
 
     def take_dropped(self) -> list[str]:
         """Return what failures were dropped since the last call, for the run's log."""

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import torch
+from cachetools import LRUCache
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
@@ -27,7 +28,6 @@ from customized_grpo.rewards.features import content_key
 from customized_grpo.rewards.judge.answers import Failure, read_score
 from customized_grpo.rewards.judge.client import JudgeClient, check_url
 from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
-from customized_grpo.rewards.lru import Remembered
 from customized_grpo.rewards.options import RewardOptions
 
 NAME = "judge"
@@ -112,7 +112,7 @@ class JudgeReward:
             retries=options.retries,
             use_proxy=options.use_proxy,
         )
-        self._scores: Remembered[float] = Remembered(CACHED_SCORES)
+        self._scores: LRUCache[bytes, float] = LRUCache(CACHED_SCORES)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return scores [B], fp32, on the CPU; NaN where the judge gave none.
