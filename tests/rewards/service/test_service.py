@@ -264,7 +264,7 @@ def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(merge: int, t
         first = clients.submit(httpx.post, url, content=bodies[0], headers=JSON, timeout=None)
         serving.wait_until(log.exists)
         rest = [clients.submit(httpx.post, url, content=b, headers=JSON, timeout=None) for b in bodies[1:]]
-        serving.wait_until(lambda: service.service.accepted == 4)  # the others queue up behind it
+        serving.wait_until(lambda: service.lines[held.name].submitted == 4)  # the others queue up behind it
         release.touch()
         scores = [one.result().json()["scores"][0] for one in [first, *rest]]
         assert scores == pytest.approx(batch.images.mean(dim=(1, 2, 3)).tolist(), abs=1e-6)
