@@ -20,6 +20,8 @@ from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.05
 """Largest relative error of a predicted peak; 0.032 was seen."""
 BATCH = 3

@@ -13,6 +13,8 @@ from customized_grpo.config.loading import preset_summaries
 from customized_grpo.planning.estimate import estimate_cost, find_fit
 from customized_grpo.planning.memory import GIB
 
+pytestmark = pytest.mark.slow
+
 REAL = [name for name in preset_names() if not name.startswith("toybox")]
 
 
