@@ -10,24 +10,17 @@ import pytest
 
 import html_page
 import judge_server
+from commands import status
 from customized_grpo.benchmarks.encoders import JudgeEndpoint
 from customized_grpo.benchmarks.page import render_benchmark_page
 from customized_grpo.benchmarks.results import read_result
 from customized_grpo.benchmarks.run import BenchmarkRequest, default_folder, run_benchmark
-from customized_grpo.cli.main import main
 from dreambooth import save_photo
+
+pytestmark = pytest.mark.slow
 
 RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
-
-
-def status(*arguments: str) -> int:
-    """Run in this process, which has paid for its imports already."""
-    try:
-        return main(arguments)
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
 
 
 @pytest.fixture

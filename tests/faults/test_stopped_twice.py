@@ -10,6 +10,8 @@ from customized_grpo.engine.interrupts import SAME_STOP_S
 from processes import HELPERS, run_python
 from same_run import steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("apart", "saved"), [(0.0, [0]), (SAME_STOP_S + 0.5, [])])
 def test_a_stop_that_comes_twice_is_saved_and_a_later_second_one_ends_at_once(
