@@ -125,8 +125,8 @@ def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None] | 
     if not engine.is_main:
         return None
     result = _score(folder, rows, encoders, request)
+    write_json(folder.path / RESULT, result.to_json())  # first: a refused comparison must not cost the scores
     comparison = None if earlier is None else compare(earlier, result, request.across)
-    write_json(folder.path / RESULT, result.to_json())
     write_benchmark_page(folder.path / PAGE, result, comparison, _shown(folder, rows, result))
     return folder.path, result, comparison
 
