@@ -134,8 +134,9 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     if not engine.is_main:
         return None
     result = _score(folder, rows, rewards, request)
-    paired = None if earlier is None else compare_results(earlier, result, request.across)
+    # First of all, because a refused comparison must not cost the scores.
     write_json(folder.path / RESULT, result.to_json())
+    paired = None if earlier is None else compare_results(earlier, result, request.across)
     write_benchmark_page(folder.path / PAGE, result, paired, _samples(folder, rows, result))
     return folder.path, result, paired
 
