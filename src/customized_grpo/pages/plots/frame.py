@@ -88,7 +88,14 @@ class XAxis:
 
 @dataclass(frozen=True)
 class End:
-    """The name of a series right of the plot, at the height where the series ends."""
+    """The name of a series right of the plot.
+
+    Attributes:
+        name: The name.
+        y: Where the series ends.
+        colour: Name of a colour variable in charts.css.
+        value: The number to write after the name; None for none.
+    """
 
     name: str
     y: float

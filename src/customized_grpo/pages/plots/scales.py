@@ -11,7 +11,14 @@ MINUS = "\u2212"
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map from data in [low, high] to pixels in [start, end] (which may run downwards)."""
+    """A linear map from data to pixels.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        start: Pixel of the smallest value.
+        end: Pixel of the largest value; less than `start` where pixels run downwards.
+    """
 
     low: float
     high: float
