@@ -86,12 +86,12 @@ class ArmView:
 
     @property
     def title(self) -> str:
-        """The number and the label."""
+        """Return the number and the label."""
         return f"{self.number} {self.label}"
 
     @property
     def finished(self) -> list[Record]:
-        """The runs that finished."""
+        """Return the runs that finished."""
         return [run for run in self.runs if run["state"] == "finished"]
 
     def measurement(self, part: str, metric: str) -> Measurement | None:
@@ -148,7 +148,7 @@ class ComparisonData:
 
     @property
     def runs(self) -> list[Record]:
-        """All planned runs."""
+        """Return all planned runs."""
         runs: list[Record] = []
         for arm in self.arms:
             runs += arm.runs

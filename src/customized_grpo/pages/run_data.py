@@ -88,7 +88,7 @@ class RunData:
 
     @property
     def last(self) -> Record:
-        """The newest record with counters, of training or evaluation; empty if there is none."""
+        """Return the newest record with counters, of training or evaluation; empty if there is none."""
         newest = [*self.evals[-1:], *self.train[-1:]]
         return max(newest, key=lambda record: record["iteration"] or 0, default={})
 

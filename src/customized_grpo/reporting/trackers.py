@@ -112,7 +112,7 @@ class Trackers:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Names of the trackers that still work."""
+        """Return the names of the trackers that still work."""
         return tuple(self._active)
 
     def log(self, record: Mapping[str, Any]) -> None:
