@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 CASES: dict[str, list[str]] = {
     "sars + tdw": [],
     "linear, constant": ["advantage.name=linear", "schedule.name=constant"],
@@ -102,8 +104,17 @@ def trajectory(overrides: list[str]) -> dict[str, str]:
         return {
             "metrics": _digest(_metrics(run / "metrics.jsonl")),
             "evaluations": _digest([json.loads(file.read_text()) for file in evaluations]),
-            "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest(),
+            "adapter": _tensor_digest(adapter),
         }
+
+
+def _tensor_digest(file: Path) -> str:
+    """Return a digest of a safetensors file's tensors; its header may hold texts in any order."""
+    tensors = load_file(file)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _metrics(file: Path) -> list[dict[str, Any]]:
