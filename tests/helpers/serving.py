@@ -16,7 +16,7 @@ from typing import Any
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.service.app import Limits, Service
-from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.queue import RequestQueue
 from customized_grpo.rewards.service.server import Server, listen
 from processes import CGRPO, child_environment
 
@@ -39,8 +39,8 @@ def running(
     port: int = 0,
 ) -> Iterator[Running]:
     """Serve the rewards in a thread until the end of the block."""
-    lines = {config.name: Line([build_reward(config)], merge) for config in configs}
-    service = Service(lines, limits, token)
+    queues = {config.name: RequestQueue([build_reward(config)], merge) for config in configs}
+    service = Service(queues, limits, token)
     with listen("127.0.0.1", port) as listener:
         server = Server(service)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
@@ -51,8 +51,8 @@ def running(
         finally:
             service.draining = True
             thread.join()
-            for line in lines.values():
-                line.close()
+            for queue in queues.values():
+                queue.close()
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:
@@ -77,9 +77,9 @@ def process(
     )
     try:
         assert child.stdout is not None
-        line = child.stdout.readline()
-        found = re.search(r"at (http://\S+)$", line.strip())
-        assert found, f"{line}{child.communicate()}"
+        queue = child.stdout.readline()
+        found = re.search(r"at (http://\S+)$", queue.strip())
+        assert found, f"{queue}{child.communicate()}"
         yield child, found[1]
     finally:
         child.kill()

@@ -105,7 +105,7 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
 
 
 def prompt_type(template: str) -> PromptType:
-    """Return what a template ("a {} in the snow", "a red {}") asks for.
+    """Return the type of a template such as "a {} in the snow" or "a red {}".
 
     property: the subject itself is changed (colour, material, shape); accessory: it wears something;
     recontext: it is put elsewhere.

@@ -86,7 +86,7 @@ def check_mask(mask: Image.Image, path: Path) -> None:
 
 
 def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return an image that lies in memory (a cell of a table, say) as `open_image` returns one of a file.
+    """Return an image from memory (such as a cell of a table) as `open_image` returns one of a file.
 
     Args:
         content: The bytes of a file.
@@ -144,7 +144,7 @@ def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn whatever the decoding of one file raises into a UserError that names it."""
+    """Turn every error of decoding one file into a UserError that names it."""
     try:
         yield
     except UserError:
@@ -239,7 +239,7 @@ def _to_mask(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """Return the alpha channel; None if it is opaque and so says nothing."""
+    """Return the alpha channel; None if every pixel is opaque."""
     if not _has_alpha(image):
         return None
     alpha = image.convert("RGBA").getchannel("A")

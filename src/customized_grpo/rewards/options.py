@@ -13,7 +13,7 @@ from customized_grpo.fields import Section
 
 
 class RewardOptions(Section):
-    """What a registered reward takes in a recipe's `options`; one without options uses this class itself.
+    """Base class of the options of a registered reward; a reward without options uses this class itself.
 
     A subclass declares its fields like a section of the config: strict types, a default where there is one,
     and a sentence under each.

@@ -22,7 +22,7 @@ import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards.executors import in_8_bits
 from customized_grpo.rewards.executors.upload import Upload, encode
-from customized_grpo.rewards.service.wire import to_base64
+from customized_grpo.rewards.service.protocol import to_base64
 
 TOKEN = "correct-horse-battery-staple"
 MOODY = RewardConfig(name="own_rewards:Moody")
@@ -118,7 +118,7 @@ def test_a_failing_reward_tells_its_client_nothing_of_the_inside(
         ({"image_mask": to_base64(png())}, 422, "samples.0.image_mask: not a plain grey PNG"),
         ({"references": ["../../etc/passwd"]}, 422, "samples.0.references.0"),
         ({"references": ["file:///etc/passwd"]}, 422, "samples.0.references.0"),
-        ({"references": ["0" * 64]}, 409, "1 references are not in store"),
+        ({"references": ["0" * 64]}, 409, "1 references are not stored"),
         ({"prompt": 3}, 422, "samples.0.prompt"),
         ({"path": "x"}, 422, "samples.0.path"),
     ],
@@ -158,7 +158,7 @@ def test_a_bomb_is_refused_without_being_unpacked(service: Any) -> None:
 def test_a_reference_is_what_its_address_says_or_is_refused(service: Any) -> None:
     data, other = png(size=(9, 9)), png(size=(9, 10))
     address = f"{service.url}/v1/references/{hashlib.sha256(data).hexdigest()}"
-    is_problem(httpx.put(address, content=other), 422, "another sha256")
+    is_problem(httpx.put(address, content=other), 422, "the sha256 of the content differs")
     names = {"sha256": [hashlib.sha256(one).hexdigest() for one in (data, other)]}
     assert httpx.post(f"{service.url}/v1/references/missing", json=names).json() == names
     assert httpx.put(address, content=data).status_code == 204

@@ -1,4 +1,4 @@
-"""Subjects200K: two pictures of one object side by side in one image, with ratings.
+"""Subjects200K: two images of one object side by side in one image, with ratings.
 
 Layout, from the cards of huggingface.co/datasets/Yuanshi/Subjects200K (Apache-2.0) and the authors' reader
 (`dataset.py` in github.com/Yuanshi9815/Subjects200K), read 2026-11: parquet files `data/train-*.parquet` with
