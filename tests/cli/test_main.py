@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo import __version__
+from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.cli.main import main
 from customized_grpo.config import Config, load_config, preset_names
@@ -284,6 +285,20 @@ def test_results_are_a_table_with_intervals() -> None:
     def column(mean: float) -> dict[str, dict[str, float]]:
         return {"judge/identity": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}
 
-    table = results_table(column(0.5), column(0.75), column(0.25)).splitlines()
-    assert table[0].split() == ["base", "tuned", "difference"]
-    assert table[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"
+    lines = results_table(column(0.5), column(0.75), column(0.25)).splitlines()
+    assert lines[0].split() == ["base", "tuned", "difference"]
+    assert lines[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"
+
+
+def test_a_table_prints_foreign_text_as_it_is_and_breaks_no_line_outside_a_terminal() -> None:
+    text = table([["[bold]a[/bold]", ":smile:"], ["\x1b[31mb", "word " * 50]])
+    first, second = text.splitlines()
+    assert first == "[bold]a[/bold]  :smile:"
+    assert second == ("\\x1b[31mb" + " " * 7 + "word " * 50).rstrip()
+
+
+def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = table([["name", "word " * 50]]).splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 40

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.loading import load_pipeline
-from customized_grpo.pretraining import encoders, generator, measure, pictures, stages, vae
+from customized_grpo.pretraining import encoders, generator, measure, stages, vae
 from customized_grpo.pretraining.common import batches, cosine_with_warmup
 from customized_grpo.pretraining.encoders import info_nce
+from customized_grpo.pretraining.images import NEUTRAL, degrade, random_crops, segment
 from customized_grpo.pretraining.pack import STAGES, pack
-from customized_grpo.toybox import assets, judges, prompts, world
+from customized_grpo.toybox import assets, judges, world
 from customized_grpo.toybox.judging import GROUPS, ToyBoxJudges
+from toybox_grammar import attributes, parse_prompt
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +167,8 @@ def kind(latents: generator.LatentWorld, triple: generator.Triple) -> str:
     if triple.target[0] != triple.reference[0]:
         return "drift"
     shown = latents.scenes[triple.target[0]][triple.target[1]]
-    said = prompts.parse_prompt(triple.prompt)
-    return "good" if said.attributes() == shown.attributes() else "miss"
+    said = parse_prompt(triple.prompt)
+    return "good" if attributes(said) == attributes(shown) else "miss"
 
 
 def test_clean_pairs_are_all_good_and_show_two_views(latents: generator.LatentWorld) -> None:
@@ -202,12 +204,12 @@ def test_bad_pairs_are_bad_in_one_way_only(latents: generator.LatentWorld) -> No
     for i in range(300):
         triple = latents.triple(random.Random(i), generator.Shares(copy=1.0))
         assert triple.target == triple.reference
-        said = prompts.parse_prompt(triple.prompt).attributes()
-        views = [scene.attributes() for scene in latents.scenes[triple.reference[0]]]
+        said = attributes(parse_prompt(triple.prompt))
+        views = [attributes(scene) for scene in latents.scenes[triple.reference[0]]]
         assert said in [view for n, view in enumerate(views) if n != triple.reference[1]]
         triple = latents.triple(random.Random(i), generator.Shares(drift=1.0))
         shown = latents.scenes[triple.target[0]][triple.target[1]]
-        assert prompts.parse_prompt(triple.prompt).attributes() == shown.attributes()
+        assert attributes(parse_prompt(triple.prompt)) == attributes(shown)
 
 
 def test_a_miscaption_changes_whole_groups_only() -> None:
@@ -292,25 +294,25 @@ def test_a_batch_is_a_function_of_the_step() -> None:
 
 def test_degraded_pictures_stay_pictures() -> None:
     images = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    degraded = pictures.degrade(images, torch.Generator().manual_seed(1))
+    degraded = degrade(images, torch.Generator().manual_seed(1))
     assert degraded.min() >= 0 and degraded.max() <= 1
     blurred = (degraded[..., ::2, ::2] - degraded[..., 1::2, 1::2]).abs().mean((1, 2, 3)) < 0.25
     assert 4 < int(blurred.sum()) < 32  # about a quarter
-    again = pictures.degrade(images, torch.Generator().manual_seed(1))
+    again = degrade(images, torch.Generator().manual_seed(1))
     assert torch.equal(degraded, again)
 
 
 def test_crops_of_the_whole_edge_are_the_picture() -> None:
     images = torch.rand(4, 3, 64, 64)
-    torch.testing.assert_close(pictures.random_crops(images, 1.0, torch.Generator()), images)
+    torch.testing.assert_close(random_crops(images, 1.0, torch.Generator()), images)
 
 
 def test_segmenting_keeps_the_toy_on_neutral_grey() -> None:
     images, mask = torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
     mask[..., :2] = 1
-    alone = pictures.segment(images, mask)
+    alone = segment(images, mask)
     assert torch.equal(alone[..., :2], images[..., :2])
-    assert (alone[..., 2:] == pictures.NEUTRAL).all()
+    assert (alone[..., 2:] == NEUTRAL).all()
 
 
 def test_judges_rewards_and_generator_learn_from_different_toys(
@@ -334,4 +336,4 @@ def test_judges_rewards_and_generator_learn_from_different_toys(
 
 
 def test_the_classifier_reads_every_attribute_of_a_scene() -> None:
-    assert set(judges.CLASSES) == set(world.scene(0, 0).attributes())
+    assert set(judges.CLASSES) == set(attributes(world.scene(0, 0)))

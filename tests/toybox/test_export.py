@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_an_exported_world_is_read_back_by_the_ordinary_loader(tmp_path: Path) -
         assert torch.equal(row.target, eight_bit(original.target))
         assert torch.equal(row.masks[0], eight_bit(original.masks[0]))
         scene = original.meta["scene"]
-        assert row.meta["scene"] == {**scene.attributes(), "yaw": scene.yaw}
+        assert row.meta["scene"] == dataclasses.asdict(scene)
 
 
 def test_an_empty_folder_is_accepted(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ trained = pytest.mark.skipif(
 
 
 def test_labels_are_class_numbers_and_ignore_what_is_not_there() -> None:
-    labels = judges.labels([FULL, BARE])
+    labels = judges.attribute_labels([FULL, BARE])
     assert {name: values.tolist() for name, values in labels.items()} == {
         "hat": [1, 0],
         "hat_colour": [0, judges.IGNORE],
@@ -35,7 +35,7 @@ def test_labels_are_class_numbers_and_ignore_what_is_not_there() -> None:
 
 
 def test_hits_are_one_zero_or_nan_where_nothing_was_asked() -> None:
-    wanted = judges.labels([FULL, BARE])
+    wanted = judges.attribute_labels([FULL, BARE])
     predicted = {name: values.clone() for name, values in wanted.items()}
     predicted["hat_colour"][0] = 5  # wrong
     predicted["hat"][1] = 2  # a hat where none was asked is a miss
@@ -59,7 +59,7 @@ class Oracle(judges.AttributeClassifier):
 
     def __init__(self, seen: list[Scene]) -> None:
         super().__init__()
-        self.seen = judges.labels(seen)
+        self.seen = judges.attribute_labels(seen)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {

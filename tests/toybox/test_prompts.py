@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from customized_grpo.toybox import prompts, world
+from toybox_grammar import parse_prompt, second_view
 
 COLOURS = st.sampled_from(list(world.COLOURS))
 
@@ -31,8 +32,8 @@ def scenes(draw: st.DrawFn) -> world.Scene:
 @given(scene=scenes(), seed=st.integers(0, 2**62))
 def test_parsing_undoes_every_wording(scene: world.Scene, seed: int) -> None:
     expected = dataclasses.replace(scene, yaw=0.0)
-    assert prompts.parse_prompt(prompts.to_prompt(scene)) == expected
-    assert prompts.parse_prompt(prompts.paraphrase(scene, seed)) == expected
+    assert parse_prompt(prompts.to_prompt(scene)) == expected
+    assert parse_prompt(prompts.paraphrase(scene, seed)) == expected
 
 
 @given(scene=scenes(), seed=st.integers(0, 2**62))
@@ -42,7 +43,7 @@ def test_a_paraphrase_is_a_function_of_the_seed(scene: world.Scene, seed: int) -
 
 def test_the_yaw_is_never_said() -> None:
     scene = world.scene(0, 0)
-    assert prompts.to_prompt(scene) == prompts.to_prompt(world.second_view(scene, 0))
+    assert prompts.to_prompt(scene) == prompts.to_prompt(second_view(scene, 0))
 
 
 def test_the_canonical_sentence() -> None:
@@ -83,7 +84,7 @@ def test_every_wording_of_every_clause_is_used() -> None:
 )
 def test_what_is_no_sentence_of_the_grammar_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a ToyBox prompt"):
-        prompts.parse_prompt(text)
+        parse_prompt(text)
 
 
 @given(scene=scenes(), seed=st.integers(0, 2**62))

@@ -18,6 +18,7 @@ import torch
 
 from customized_grpo.toybox import geometry, render, world
 from processes import run_python
+from toybox_grammar import second_view
 
 Array = npt.NDArray[np.float64]
 DrawParts = Callable[..., tuple[Array, Array]]
@@ -278,7 +279,7 @@ def test_every_attribute_shows(attribute: str) -> None:
 
 def test_a_second_view_is_another_picture() -> None:
     original = pairs(16)
-    turned = [(toy, world.second_view(scene, 0, i)) for i, (toy, scene) in enumerate(original)]
+    turned = [(toy, second_view(scene, 0, i)) for i, (toy, scene) in enumerate(original)]
     first, second = render.render(original)[0], render.render(turned)[0]
     assert (abs(first - second).max(1) > 0.1).mean((1, 2)).min() > 0.03
 

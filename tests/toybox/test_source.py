@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from customized_grpo.toybox import prompts
+from customized_grpo.toybox.prompts import to_prompt
 from customized_grpo.toybox.render import render
 from customized_grpo.toybox.source import ToyBoxSource
+from toybox_grammar import attributes, parse_prompt
 
 
 def test_a_row_is_a_function_of_seed_split_and_index() -> None:
@@ -45,13 +46,13 @@ def test_a_row_shows_one_toy_as_its_scenes_and_prompt_say() -> None:
     torch.testing.assert_close(row.references[0], torch.from_numpy(drawn[0]), rtol=0, atol=0)
     torch.testing.assert_close(row.masks[0], torch.from_numpy(masks[0]), rtol=0, atol=0)
     torch.testing.assert_close(row.target, torch.from_numpy(drawn[1]), rtol=0, atol=0)
-    assert prompts.parse_prompt(row.prompt).attributes() == row.meta["scene"].attributes()
+    assert attributes(parse_prompt(row.prompt)) == attributes(row.meta["scene"])
     assert not torch.equal(row.meta["other_view"], row.target)
 
 
 def test_prompts_are_worded_in_many_ways() -> None:
     source = ToyBoxSource(40, 1, 0, "train")
-    canonical = [prompts.to_prompt(source.scenes(i)[1]) == source[i].prompt for i in range(40)]
+    canonical = [to_prompt(source.scenes(i)[1]) == source[i].prompt for i in range(40)]
     assert sum(canonical) < 10
 
 

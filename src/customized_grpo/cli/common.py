@@ -1,7 +1,9 @@
-"""What several verbs share: the RUN argument, the option --trust, and results as a table."""
+"""Shared by the verbs: arguments that several have, checks of them, --json, and tables."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +13,15 @@ import typer
 from customized_grpo import files
 from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
+
+UNBROKEN = 100_000  # columns, more than any line needs
+
+Recipe = Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
+]
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/toybox.")]
 
@@ -29,10 +40,35 @@ Trust = Annotated[
         "--trust",
         metavar="MODULE",
         callback=_trust,
-        help="Allow the recipe to name parts in this Python module of yours; may be repeated.",
+        help="Allow the recipe to name parts in this Python module of yours; repeatable.",
     ),
 ]
 """Allows code by dotted path, see `extensions`; it has done its work when the verb begins."""
+
+
+def _check_json_file(file: Path | None) -> Path | None:
+    """Refuse a file that could not be written before any work is done.
+
+    Raises:
+        UserError: It is not a file in an existing folder.
+    """
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise UserError(
+            f"--json {file}: not a file in an existing folder", hint="Create the folder or name another file."
+        )
+    return file
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=_check_json_file,
+        help="Also write the findings as JSON to this file.",
+    ),
+]
+"""A file for `write_json_file`, in a folder that exists."""
 
 
 def check_run(run: Path) -> Path:
@@ -45,14 +81,14 @@ def check_run(run: Path) -> Path:
 
     if is_run_folder(run):
         return run
-    what = "is not the folder of a run" if run.is_dir() else "is not a folder"
-    runs = [str(path) for path in runs_in(run.parent)]
-    hint = f"Runs here: {', '.join(runs)}." if runs else "Start one with `cgrpo train toybox`."
-    raise UserError(f"{run} {what}", hint=hint)
+    problem = "is not the folder of a run" if run.is_dir() else "is not a folder"
+    neighbours = [str(path) for path in runs_in(run.parent)]
+    hint = f"Runs here: {', '.join(neighbours)}." if neighbours else "Start a run with `cgrpo train toybox`."
+    raise UserError(f"{run} {problem}", hint=hint)
 
 
 def check_source(source: str) -> None:
-    """Refuse what can only be a run that is not there, rather than ask the hub for it.
+    """Refuse a source that can only be a run that is not there, instead of asking the hub for it.
 
     Raises:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
@@ -71,22 +107,13 @@ def check_files(paths: list[Path], option: str) -> None:
     Raises:
         UserError: Names the option and every such path.
     """
-    if missing := [str(path) for path in paths if not path.is_file()]:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
         raise UserError(f"{option}: no such file: {', '.join(missing)}")
 
 
-def check_json_file(file: Path | None) -> None:
-    """Refuse a --json that could not be written, before any work is done.
-
-    Raises:
-        UserError: It is not a file in an existing folder.
-    """
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise UserError(f"--json {file}: not a file in an existing folder")
-
-
 def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
-    """Write what --json asks for, whole or not at all; without --json, nothing.
+    """Write the file of --json, whole or not at all; without --json, do nothing.
 
     Raises:
         UserError: The disk refuses.
@@ -99,8 +126,37 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
         raise UserError(f"--json {file}: {error.strerror}") from error
 
 
+def problem_count(count: int) -> str:
+    """Return for example "2 problems found"."""
+    return f"{count} problem{'s' if count > 1 else ''} found"
+
+
+def printable(text: str) -> str:
+    """Return text with its control characters escaped, so that foreign text cannot drive the terminal."""
+    characters = []
+    for character in text:
+        if character.isprintable() or character == "\n":
+            characters.append(character)
+        else:
+            characters.append(character.encode("unicode_escape").decode())
+    return "".join(characters)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned text."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    """Return rows as aligned text: at most as wide as a terminal, and with unbroken lines in a file or pipe.
+
+    Args:
+        rows: Of equally many cells; brackets and the like in them have no meaning.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for row in rows:
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # a plain str would be read as markup
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

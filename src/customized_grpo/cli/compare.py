@@ -1,4 +1,4 @@
-"""`cgrpo compare`: arms x seeds of one recipe, and the page that says what differs."""
+"""`cgrpo compare`: several runs of every arm of a recipe, and a page that compares the arms."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust
+from customized_grpo.cli.common import Overrides, Recipe, Trust
 
 
 def compare(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's, for all arms."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     arms: Annotated[
-        str, typer.Option(help="What is compared: core, full, or path of a YAML file of arms.")
+        str, typer.Option(help="What to compare: core, full, or path of a YAML file of arms.")
     ] = "core",
-    only: Annotated[list[str] | None, typer.Option(help="Run only this arm; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeatable.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each arm.")] = 5,
-    first_seed: Annotated[int, typer.Option(min=0, help="run.seed of the first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="run.seed of the first run of each arm.")] = 0,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side; by default one per core or GPU.")
     ] = None,
@@ -30,17 +27,17 @@ def compare(
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare-RECIPE.")] = None,
     doctor: Annotated[
-        bool, typer.Option(help="Let cgrpo doctor examine the recipe before the first run.")
+        bool, typer.Option(help="Let `cgrpo doctor` examine the recipe before the first run.")
     ] = True,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing, write the page of what there is.")
+        bool, typer.Option("--report-only", help="Train nothing, only write the page again.")
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """Train arms x seeds of a recipe and say what differs.
+    """Train arms x seeds of a recipe and compare them.
 
-    All arms get the same prompts and noise. Call it again to go on after an interruption, or to add arms and
-    seeds.
+    An arm is a method, such as constant weights or SARS with TDW. All arms see the same prompts and the same
+    noise. Call it again to continue after an interruption, or to add arms and seeds.
 
     For example: cgrpo compare toybox-leaky --arms core --seeds 5
     """

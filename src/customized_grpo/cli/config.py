@@ -1,4 +1,4 @@
-"""`cgrpo config`: what a run would use, and what there is to set."""
+"""`cgrpo config`: the values that a run would use, the presets, and all settings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, table
+from customized_grpo.cli.common import Overrides, Recipe, Trust, table
 
-app = typer.Typer(help="Show what a run would use, and what there is to set.", no_args_is_help=True)
+app = typer.Typer(help="Show the values of a recipe, the presets, and all settings.", no_args_is_help=True)
 
 
 class SchemaFormat(StrEnum):
-    """How the schema is printed."""
+    """Formats of the schema."""
 
     json = "json"
     markdown = "markdown"
@@ -21,11 +21,8 @@ class SchemaFormat(StrEnum):
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     trust: Trust = None,
 ) -> None:
     """Check a recipe and print every value a run would use, as YAML."""
@@ -44,9 +41,9 @@ def presets() -> None:
 
 @app.command()
 def schema(
-    format: Annotated[SchemaFormat, typer.Option(help="JSON Schema, or a page to read.")] = SchemaFormat.json,
+    format: Annotated[SchemaFormat, typer.Option(help="JSON Schema, or Markdown.")] = SchemaFormat.json,
 ) -> None:
-    """Print every knob with its type, range, default and meaning."""
+    """Print every setting with its type, range, default and meaning."""
     from customized_grpo.config.reference import markdown, schema_json
 
     print(schema_json() if format is SchemaFormat.json else markdown(), end="")

@@ -1,4 +1,4 @@
-"""`cgrpo data`: published data sets made into manifests, and checks before training."""
+"""`cgrpo data`: manifests from published data sets, masks, and checks before training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_json_file, write_json_file
+from customized_grpo.cli.common import JsonFile, Trust, problem_count, write_json_file
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
@@ -24,34 +24,33 @@ MAX_SIZES = 8  # lines of the table of sizes
 
 Images = Annotated[
     Path | None,
-    typer.Option(help="uno, syncd-pairs: folder the list's paths are relative to; by default the list's."),
+    typer.Option(help="uno, syncd-pairs: folder of the list's relative paths; by default the list's own."),
 ]
 Prompts = Annotated[
-    Path | None, typer.Option(help="folder: file with a prompt a line; {} stands for the subject's class.")
+    Path | None,
+    typer.Option(help="folder: file of one prompt per line; {} is replaced by the subject's class."),
 ]
 Reference = Annotated[
     str | None,
     typer.Option(
         help="folder, dreambench: first (the default), all, or a photo's name without ending; "
-        "dreambench also takes a JSON list of UNO's."
+        "dreambench also reads a JSON list of UNO's."
     ),
 ]
 MinScore = Annotated[
-    float | None, typer.Option(help="uno-1m: lowest score_final kept; 3.5 by default, 4 is perfect.")
+    float | None,
+    typer.Option(help="uno-1m: lowest score_final to keep; 3.5 by default, 4 is perfect."),
 ]
 MinQuality = Annotated[
     int | None,
-    typer.Option(min=0, max=5, help="subjects200k: lowest of the three ratings kept; 5 by default."),
+    typer.Option(min=0, max=5, help="subjects200k: lowest of the three ratings to keep; 5 by default."),
 ]
 Subject = Annotated[
     SubjectChoice | None,
-    typer.Option(help="uno: rows of one subject share their references (the default), or their folder."),
+    typer.Option(help="uno: rows of a subject are those with the same references (default) or folder."),
 ]
 Masks = Annotated[
-    MaskChoice, typer.Option(help="Masks the source ships, transparency of the references, or none.")
-]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings to this file.")
+    MaskChoice, typer.Option(help="The source's own masks, the transparency of the references, or none.")
 ]
 
 
@@ -68,7 +67,7 @@ def convert(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of held-out subjects.")] = 0,
     masks: Masks = MaskChoice.shipped,
-    link: Annotated[bool, typer.Option("--link", help="Hard-link pictures instead of copying.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Hard-link images instead of copying them.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad rows and count them.")] = False,
     images: Images = None,
     prompts: Prompts = None,
@@ -81,12 +80,11 @@ def convert(
 ) -> None:
     """Make a folder to train on from a published data set.
 
-    OUT gets manifest.jsonl with images and masks, and with --held-out also train.jsonl and held_out.jsonl
-    about different subjects. All bad rows are listed at once; OUT appears whole or not at all.
+    OUT gets manifest.jsonl with images and masks, and with --held-out also train.jsonl and held_out.jsonl,
+    which have no subject in common. All bad rows are listed at once; OUT appears whole or not at all.
 
     For example: cgrpo data convert dreambench dreambooth/dataset data/dreambench --held-out 8
     """
-    check_json_file(json_file)
     from customized_grpo import extensions
     from customized_grpo.data.convert import Choices
     from customized_grpo.data.convert import convert as convert_source
@@ -100,10 +98,10 @@ def convert(
         seed=seed,
     )
     options = _options(images, prompts, reference, min_score, min_quality, subject)
-    found = convert_source(extensions.load("adapter", layout), source, out, options, choices)
-    print(render(found))
+    survey = convert_source(extensions.load("adapter", layout), source, out, options, choices)
+    print(render(survey))
     print(f"\nwritten: {out}")
-    write_json_file(json_file, found.to_json())
+    write_json_file(json_file, survey.to_json())
 
 
 @app.command()
@@ -112,10 +110,10 @@ def check(
         Path, typer.Argument(help="Manifest, folder of a converted data set, or source of a --layout.")
     ],
     held_out: Annotated[
-        Path | None, typer.Option(help="Manifest that must share no subject and no picture with it.")
+        Path | None, typer.Option(help="Manifest that must share no subject and no image with it.")
     ] = None,
     require_masks: Annotated[
-        bool, typer.Option("--require-masks", help="A row without masks is a problem.")
+        bool, typer.Option("--require-masks", help="Count a row without masks as a problem.")
     ] = False,
     layout: Annotated[
         str | None, typer.Option(help="Check a published data set as convert would read it.")
@@ -130,17 +128,16 @@ def check(
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
-    """Show what a data set holds and what is wrong with it.
+    """Show the content of a data set and its problems.
 
     Opens every image. Problems are bad rows, repeated rows, targets that equal a reference, and subjects or
-    pictures that training and held-out rows share; they make the exit status 2.
+    images that training and held-out rows share; they make the exit status 2.
 
     For example: cgrpo data check data/dreambench
     """
-    check_json_file(json_file)
     options = _options(images, prompts, reference, min_score, min_quality, subject)
     if layout is None:
-        found = _check_manifests(source, held_out, require_masks, options, masks)
+        survey = _check_manifests(source, held_out, require_masks, options, masks)
     else:
         from customized_grpo import extensions
         from customized_grpo.data.convert import check_source
@@ -148,13 +145,13 @@ def check(
         if held_out is not None or require_masks:
             raise UserError(
                 "--held-out and --require-masks are about manifests, not about a --layout",
-                "Convert the data set first, then check the result.",
+                hint="Convert the data set first, then check the result.",
             )
-        found = check_source(extensions.load("adapter", layout), source, options, masks)
-    print(render(found))
-    write_json_file(json_file, found.to_json())
-    if count := len(found.problems):
-        raise UserError(f"{count} problem{'s' * (count > 1)} found; see above")
+        survey = check_source(extensions.load("adapter", layout), source, options, masks)
+    print(render(survey))
+    write_json_file(json_file, survey.to_json())
+    if survey.problems:
+        raise UserError(f"{problem_count(len(survey.problems))}; see above")
 
 
 def _check_manifests(
@@ -166,9 +163,11 @@ def _check_manifests(
     if options != Options() or masks is not MaskChoice.shipped:
         raise UserError(
             "options of a layout, but no --layout",
-            "A manifest is checked as it is; name the layout of a source.",
+            hint="A manifest is checked as it is; name the --layout of a published data set.",
         )
-    manifests = [*find_manifests(source), *([] if held_out is None else [held_out])]
+    manifests = [*find_manifests(source)]
+    if held_out is not None:
+        manifests.append(held_out)
     return check_manifests(manifests, require_masks=require_masks)
 
 
@@ -185,25 +184,25 @@ def _options(
     return Options(images, prompts, reference, min_score, min_quality, subject)
 
 
-def render(found: Survey) -> str:
-    """Return a survey as plain text: what there is, what was left out, and the problems."""
-    per_row = ", ".join(f"{count} ({rows:,} rows)" for count, rows in found.references_per_row.items())
-    sizes = list(found.sizes.items())
+def render(survey: Survey) -> str:
+    """Return a survey as plain text: content, rows that were left out, and problems."""
+    per_row = ", ".join(f"{count} ({rows:,} rows)" for count, rows in survey.references_per_row.items())
+    sizes = list(survey.sizes.items())
     lines = [
-        f"rows:                {_parts(found.rows)}",
-        f"subjects:            {_parts(found.subjects)}",
+        f"rows:                {_parts(survey.rows)}",
+        f"subjects:            {_parts(survey.subjects)}",
         f"references per row:  {per_row or 'none'}",
-        f"masks:               {found.masks:.1%} of the rows",
-        f"targets:             {found.targets:.1%} of the rows",
-        f"longest prompt:      {found.longest_prompt} words; {found.long_prompts:,} rows over 50",
-        f"different pictures:  {found.pictures:,}",
+        f"masks:               {survey.masks:.1%} of the rows",
+        f"targets:             {survey.targets:.1%} of the rows",
+        f"longest prompt:      {survey.longest_prompt} words; {survey.long_prompts:,} rows over 50",
+        f"different images:    {survey.pictures:,}",
         *(f"    {size}: {count:,}" for size, count in sizes[:MAX_SIZES]),
     ]
     if len(sizes) > MAX_SIZES:
         rest = sum(count for _, count in sizes[MAX_SIZES:])
         lines.append(f"    {len(sizes) - MAX_SIZES:,} other sizes: {rest:,}")
-    lines += [f"left out:            {count:,} rows: {name}" for name, count in found.dropped.items()]
-    lines += [f"problem: {problem}" for problem in found.problems]
+    lines += [f"left out:            {count:,} rows: {name}" for name, count in survey.dropped.items()]
+    lines += [f"problem: {problem}" for problem in survey.problems]
     return "\n".join(lines)
 
 
@@ -211,4 +210,5 @@ def _parts(counts: Mapping[str, int]) -> str:
     total = f"{sum(counts.values()):,}"
     if len(counts) < 2:
         return total
-    return f"{total} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})"
+    parts = [f"{name} {count:,}" for name, count in counts.items()]
+    return f"{total} ({', '.join(parts)})"

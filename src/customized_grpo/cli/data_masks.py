@@ -1,4 +1,4 @@
-"""`cgrpo data masks`: masks for references that have none."""
+"""`cgrpo data masks`: masks for references without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from customized_grpo.errors import UserError
 
 
 class LayoutName(StrEnum):
-    """Segmentation models whose preprocessing is known."""
+    """Segmentation models whose preprocessing is built in."""
 
     u2net = "u2net"
     isnet = "isnet"
@@ -27,9 +27,9 @@ def masks(
         Path | None,
         typer.Option(help="Manifest to write, in the same folder; by default NAME.masked.jsonl."),
     ] = None,
-    layout: Annotated[LayoutName, typer.Option(help="What the model expects.")] = LayoutName.u2net,
+    layout: Annotated[LayoutName, typer.Option(help="Preprocessing of the model.")] = LayoutName.u2net,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width where the model leaves them open, in pixels.")
+        int | None, typer.Option(min=1, help="Height and width in pixels, for a model that leaves them open.")
     ] = None,
     mean: Annotated[
         tuple[float, float, float] | None, typer.Option(help="Mean of red, green, blue in [0, 1].")
@@ -39,27 +39,28 @@ def masks(
     ] = None,
     sigmoid: Annotated[bool | None, typer.Option(help="Whether the output still needs a sigmoid.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Value from which a pixel is subject, .5 by default.")
+        float | None, typer.Option(help="Pixels of at least this value are subject; .5 by default.")
     ] = None,
 ) -> None:
-    """Give every reference a mask by a segmentation model.
+    """Segment references that have no mask.
 
-    Masks go into masks/ beside the manifest; those already there are kept. For example:
-    cgrpo data masks photos/manifest.jsonl --segmenter isnet.onnx --layout isnet
+    Masks are written to masks/ beside the manifest; masks that are there already are kept.
+
+    For example: cgrpo data masks photos/manifest.jsonl --segmenter isnet.onnx --layout isnet
     """
     if not manifest.is_file():
-        raise UserError(f"{manifest}: there is no such manifest")
+        raise UserError(f"{manifest}: no such manifest")
 
     from customized_grpo.data.masks import LAYOUTS, Segmenter, make_masks
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "size": size,
         "mean": mean,
         "std": std,
         "sigmoid": sigmoid,
         "threshold": threshold,
     }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
     model = Segmenter(segmenter, replace(LAYOUTS[layout.value], **changes))
     target = manifest.with_name(f"{manifest.stem}.masked.jsonl") if out is None else out
     print(make_masks(manifest, model, target, on_progress=lambda line: print(line, flush=True)))

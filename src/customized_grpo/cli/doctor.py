@@ -1,15 +1,22 @@
-"""`cgrpo doctor`: what is wrong with a recipe, before anything is trained."""
+"""`cgrpo doctor`: the problems of a recipe, found before anything is trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, table
+from customized_grpo.cli.common import (
+    JsonFile,
+    Overrides,
+    Recipe,
+    Trust,
+    problem_count,
+    table,
+    write_json_file,
+)
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,62 +27,46 @@ SOURCES = {"reward": "training rewards", "judge": "held-out judges"}
 
 
 def doctor(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=2, help="Training prompts to draw samples for.")] = 16,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings to this file.")
-    ] = None,
+    json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
     """Examine a recipe without training it.
 
-    Draws one iteration's samples and shows what the rewards say of them, how far they conflict, whether
-    training sees what was sampled, and at which denoising steps prompt and identity scores arise. What needs
-    action is printed with its fix, and makes the exit status 2.
+    Draws the samples of one iteration and prints their rewards, how far the rewards conflict, whether
+    training sees the samples as they were drawn, and the denoising steps at which prompt and identity scores
+    arise. Problems are printed with their fixes and make the exit status 2.
 
     For example: cgrpo doctor toybox rollout.eta=0.6
     """
     from customized_grpo.config import load_config
 
     config = load_config(recipe, overrides or ())
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UserError(f"--json {json_file}: not a file in an existing folder")
 
     from customized_grpo.training.doctor import diagnose
 
     diagnosis = diagnose(config, prompts)
     print(render(diagnosis))
-    if json_file is not None:
-        _write(json_file, diagnosis)
-    if count := len(diagnosis.problems):
-        raise UserError(f"{count} problem{'s' * (count > 1)} found; see above for what to do")
+    write_json_file(json_file, diagnosis.to_json())
+    if diagnosis.problems:
+        raise UserError(f"{problem_count(len(diagnosis.problems))}; see above for what to do")
 
 
-def _write(file: Path, diagnosis: Diagnosis) -> None:
-    from customized_grpo.runs.folder import RunFolder
-
-    try:
-        RunFolder(file.parent).write_json(file.name, diagnosis.to_json())
-    except OSError as error:
-        raise UserError(f"--json {file}: {error.strerror}") from error
-
-
-def render(found: Diagnosis) -> str:
-    """Return a diagnosis as plain text: rewards, their conflict, gains by step, and what to act on."""
-    group_size = found.samples // found.prompts
+def render(diagnosis: Diagnosis) -> str:
+    """Return a diagnosis as plain text: rewards, their conflict, gains by step, and problems."""
+    group_size = diagnosis.samples // diagnosis.prompts
     parts = [
-        f"{found.prompts} prompts, {group_size} samples each, as the first iteration of training draws them",
-        _rewards_table(found.rewards),
-        "\n".join([*_conflict_lines(found), _ratio_line(found)]),
-        *_gains_tables(found.step_gains),
-        found.premise,
+        f"{diagnosis.prompts} prompts, {group_size} samples each, as in the first iteration of training",
+        _rewards_table(diagnosis.rewards),
+        "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
+        *_gains_tables(diagnosis.step_gains),
+        diagnosis.premise,
     ]
-    if found.problems:
-        parts.append("\n".join(f"problem: {p.problem}\n    fix: {p.fix}" for p in found.problems))
+    if diagnosis.problems:
+        lines = [f"problem: {problem.problem}\n    fix: {problem.fix}" for problem in diagnosis.problems]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -88,35 +79,38 @@ def _rewards_table(rewards: Sequence[RewardHealth]) -> str:
     return table(rows)
 
 
-def _conflict_lines(found: Diagnosis) -> list[str]:
-    if math.isnan(found.rho):
-        return ["prompt and identity reward do not both vary in any group: nothing to say of their conflict"]
+def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
+    if math.isnan(diagnosis.rho):
+        return [
+            "conflict of the rewards: unknown, because no group varies in both prompt and identity reward"
+        ]
     lines = [
-        f"correlation of prompt and identity reward inside groups: rho = {found.rho:+.3f}",
-        f"advantages in conflict: {found.conflict:.1%} of the samples "
-        f"({found.conflict_null:.1%} in Gaussian rewards of this rho)",
+        f"correlation of prompt and identity reward inside groups: rho = {diagnosis.rho:+.3f}",
+        f"advantages in conflict: {diagnosis.conflict:.1%} of the samples "
+        f"({diagnosis.conflict_null:.1%} in Gaussian rewards of this rho)",
     ]
-    if found.sars is not None:
-        pairs = ", ".join(f"{weight:.3f} -> {matched:.3f}" for weight, matched in found.sars.weights)
+    if diagnosis.sars is not None:
+        sars = diagnosis.sars
+        pairs = ", ".join(f"{weight:.3f} -> {matched:.3f}" for weight, matched in sars.weights)
         lines += [
-            f"SARS at gamma {found.sars.gamma:g} pulls towards equal weights by k = {found.sars.pull:.3f}: "
+            f"SARS at gamma {sars.gamma:g} pulls the weights towards equality by k = {sars.pull:.3f}: "
             "on average it acts like",
-            f"  prompt weights {pairs} and a step {found.sars.step_scale:.2f} times as long",
+            f"  prompt weights {pairs} and a step {sars.step_scale:.2f} times as long",
         ]
     return lines
 
 
-def _ratio_line(found: Diagnosis) -> str:
-    if found.ratio_deviation is None:
-        return "first-pass ratio: not measured, as there is no sample to train on"
+def _ratio_line(diagnosis: Diagnosis) -> str:
+    if diagnosis.ratio_deviation is None:
+        return "first-pass ratio: not measured, because there is no sample to train on"
     return (
-        f"first-pass ratio: deviates from 1 by at most {found.ratio_deviation:.1e} "
-        f"(limit {found.ratio_tolerance:.0e})"
+        f"first-pass ratio: deviates from 1 by at most {diagnosis.ratio_deviation:.1e} "
+        f"(limit {diagnosis.ratio_tolerance:.0e})"
     )
 
 
 def _gains_tables(gains: StepGains) -> list[str]:
-    """Return a table of each source that measured both prompt and identity."""
+    """Return a table for each source that measured both prompt and identity."""
     tables = []
     for source, name in SOURCES.items():
         metrics = [gains.metrics.get(f"{source}/{kind}") for kind in ("prompt", "identity")]
@@ -130,11 +124,16 @@ def _gains_tables(gains: StepGains) -> list[str]:
 def _gains_table(gains: StepGains, metrics: Sequence[MetricGains]) -> str:
     rows = [["step", "sigma", "prompt weight", "prompt gain", "identity gain"]]
     for step, weight in enumerate(gains.prompt_weights):
-        cells = [f"{m.gain[step]:+.3f} [{m.low[step]:+.3f}, {m.high[step]:+.3f}]" for m in metrics]
+        cells = [_gain(metric, step) for metric in metrics]
         rows.append([str(step), f"{gains.sigmas[step]:.3f}", f"{weight:.3f}", *cells])
-    rows.append(["all", "", "", *(f"{m.scores[0]:.3f} -> {m.scores[-1]:.3f}" for m in metrics)])
+    totals = [f"{metric.scores[0]:.3f} -> {metric.scores[-1]:.3f}" for metric in metrics]
+    rows.append(["all", "", "", *totals])
     rows.append(["centre", "", "", *(_centre(metric) for metric in metrics)])
     return table(rows)
+
+
+def _gain(metric: MetricGains, step: int) -> str:
+    return f"{metric.gain[step]:+.3f} [{metric.low[step]:+.3f}, {metric.high[step]:+.3f}]"
 
 
 def _centre(metric: MetricGains) -> str:

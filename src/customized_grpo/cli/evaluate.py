@@ -46,7 +46,7 @@ def evaluate(
             "--samples-per-prompt",
             "--samples",
             min=1,
-            help="Images for each prompt; by default the recipe's number.",
+            help="Images for each prompt; by default as many as in the recipe.",
         ),
     ] = None,
     seed: Annotated[

@@ -1,4 +1,4 @@
-"""`cgrpo export`: a run's adapter as a file for other programs."""
+"""`cgrpo export`: the adapter of a run as a file for other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from customized_grpo.cli.common import Run, Trust, check_run
 
 
 class Format(StrEnum):
-    """For diffusers; for ComfyUI; for sd-scripts, Forge and other readers of kohya's names."""
+    """File formats; kohya's is read by sd-scripts, Forge and others."""
 
     diffusers = "diffusers"
     comfyui = "comfyui"
@@ -31,12 +31,13 @@ def export(
     ema: Annotated[
         bool | None,
         typer.Option(
-            "--ema/--no-ema", help="The moving average or not; by default what the run is judged by."
+            "--ema/--no-ema",
+            help="The moving average or not; by default as the run evaluates.",
         ),
     ] = None,
     trust: Trust = None,
 ) -> None:
-    """Write the adapter and its model card.
+    """Write a run's adapter as a file, with a model card.
 
     For example: cgrpo export runs/toybox --format comfyui
     """

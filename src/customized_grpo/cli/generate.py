@@ -1,4 +1,4 @@
-"""`cgrpo generate`: pictures from a run, or from any model it could be trained from."""
+"""`cgrpo generate`: images from a run, or from any model that a run can start from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from customized_grpo.errors import UserError
 
 def generate(
     source: Annotated[str, typer.Argument(help='Run, "toybox", folder in diffusers layout, or hub id.')],
-    prompt: Annotated[list[str], typer.Option(help="What the picture should show; may be repeated.")],
-    reference: Annotated[list[Path], typer.Option(help="Picture of the subject; may be repeated.")],
+    prompt: Annotated[list[str], typer.Option(help="What the image should show; repeatable.")],
+    reference: Annotated[list[Path], typer.Option(help="Image of the subject; repeatable.")],
     mask: Annotated[
         list[Path] | None,
         typer.Option(help="Mask of the subject, white on black; one per reference, in the same order."),
@@ -23,7 +23,7 @@ def generate(
     lora: Annotated[
         Path | None, typer.Option(help="Adapter in diffusers' format to put on a model that is not a run.")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Draw with a run's model before tuning.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use a run's model before tuning.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps; by default the recipe's or model card's.")
     ] = None,
@@ -33,17 +33,18 @@ def generate(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="model.KEY=VALUE", help="Another setting; may be repeated."),
+        typer.Option("--set", metavar="model.KEY=VALUE", help="Another setting; repeatable."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i depends on seed, prompt and i only.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("generated"),
+    count: Annotated[int, typer.Option(min=1, help="Images for each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Image i depends on seed, prompt and i only.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("generated"),
     grid: Annotated[
-        bool, typer.Option("--grid", help="Also one labelled picture of all, beside the base's.")
+        bool,
+        typer.Option("--grid", help="Also write one labelled image of all, beside the base's."),
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """Generate pictures.
+    """Generate images of a subject.
 
     For example: cgrpo generate runs/toybox --prompt "a toy at night" --reference toy.png --grid
     """
@@ -52,22 +53,27 @@ def generate(
     check_files(reference, "--reference")
     check_files(masks, "--mask")
     if masks and len(masks) != len(reference):
-        raise UserError(f"{len(masks)} --mask for {len(reference)} --reference; give one for each")
+        raise UserError(
+            f"{len(masks)} --mask for {len(reference)} --reference", hint="Give one mask for each reference."
+        )
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
-    wanted = [*(settings or ()), *_size_settings(size), *([] if steps is None else [f"steps={steps}"])]
+    overrides = [*(settings or ()), *_size_settings(size)]
+    if steps is not None:
+        overrides.append(f"steps={steps}")
 
     from customized_grpo.generation.pictures import Request
     from customized_grpo.generation.pictures import generate as draw
 
     request = Request(prompt, reference, masks, count, seed)
-    for path in draw(source, request, out=out, settings=wanted, lora=lora, base=base, grid=grid):
+    for path in draw(source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid):
         print(path)
 
 
 def _size_settings(size: str | None) -> list[str]:
     if size is None:
         return []
-    if (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)) is None:
-        raise UserError(f"--size {size!r}: write height x width in pixels, for example 768x1024")
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    if match is None:
+        raise UserError(f"--size {size!r}: not HxW", hint="Write height x width in pixels, such as 768x1024.")
     return [f"model.height={match[1]}", f"model.width={match[2]}"]

@@ -1,7 +1,7 @@
-"""The `cgrpo` command: its verbs, and what becomes of errors.
+"""The `cgrpo` command: its verbs, and how errors are reported.
 
-Exit status: 0 done, 2 a mistake the user can fix, 130 after Ctrl-C and 143 after SIGTERM (both saved), 1
-with a traceback for anything that is our fault.
+Exit status: 0 done, 2 a mistake the user can fix, 130 after Ctrl-C and 143 after SIGTERM (the run is saved in
+both cases), 1 with a traceback for a bug.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from customized_grpo.cli import (
     toybox,
     train,
 )
+from customized_grpo.cli.common import printable
 from customized_grpo.errors import UserError
 
 app = typer.Typer(
@@ -53,11 +54,11 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")
 
-_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")  # in an address, also an address of the hub or of a judge
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"cgrpo {__version__}")
         raise typer.Exit
 
@@ -76,7 +77,7 @@ def _cgrpo(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; return its exit status, or leave by SystemExit where typer does.
+    """Run one command line and return its exit status; typer ends most verbs by SystemExit instead.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
@@ -85,12 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=argv, prog_name="cgrpo")
     except UserError as error:
         hint = "" if error.hint is None else f"\n{error.hint}"
-        print(_visible(f"error: {error.message}{hint}"), file=sys.stderr)
+        print(printable(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}")), file=sys.stderr)
         return 2
     return 0
-
-
-def _visible(text: str) -> str:
-    """Escape control characters, which must not drive the terminal, and hide passwords in addresses."""
-    text = _PASSWORD.sub("[hidden]@", text)
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

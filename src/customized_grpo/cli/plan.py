@@ -1,14 +1,12 @@
-"""`cgrpo plan`: what a recipe will cost, before anything is loaded or spent."""
+"""`cgrpo plan`: what a recipe will cost, computed before any weight is loaded."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, table
+from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, table, write_json_file
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,91 +15,77 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     device_memory: Annotated[
         float | None,
-        typer.Option(min=1, metavar="GIB", help="Memory of each device; says whether the recipe fits."),
+        typer.Option(min=1, metavar="GIB", help="Memory of each device, to see whether the recipe fits."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes, one per device.")] = 1,
-    references: Annotated[int, typer.Option(min=1, help="References of a sample.")] = 1,
+    references: Annotated[int, typer.Option(min=1, help="Reference images of each sample.")] = 1,
     tflops: Annotated[
         float | None,
-        typer.Option(min=0.001, help="10^12 operations a second that the device reaches; gives a time."),
+        typer.Option(min=0.001, help="10^12 operations per second that the device reaches, to see the time."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan to this file.")
-    ] = None,
+    json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
-    """Say what a recipe will cost: batches, work and memory.
+    """Estimate what a recipe will cost: batches, work and memory.
 
     Reads no weights: the model runs on tensors without data. With --device-memory it says whether the recipe
-    fits, and if not, which settings would make it fit; the exit status then is 2.
+    fits, and if not, which settings would make it fit; the exit status is then 2.
 
     For example: cgrpo plan flux1-kontext --device-memory 80
     """
     from customized_grpo.config import load_config
 
     config = load_config(recipe, overrides or ())
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UserError(f"--json {json_file}: not a file in an existing folder")
 
     from customized_grpo.planning.estimate import make_fit, make_plan
     from customized_grpo.planning.memory import GIB
 
-    found = make_plan(config, processes=processes, references=references)
-    print(render(found, f"{recipe}: {config.model.path}", tflops))
-    if json_file is not None:
-        _write(json_file, found)
+    estimate = make_plan(config, processes=processes, references=references)
+    print(render(estimate, f"{recipe}: {config.model.path}", tflops))
+    write_json_file(json_file, estimate.to_json())
     if device_memory is None:
         return
-    if found.memory.needed <= device_memory * GIB:
+    if estimate.memory.needed <= device_memory * GIB:
         print(f"\nfits {device_memory:g} GiB")
         return
     advice = make_fit(config, device_memory, processes=processes, references=references)
     raise UserError(
-        f"needs {_gib(found.memory.needed)} GiB, the device has {device_memory:g}", _advice(advice)
+        f"the recipe needs {_gib(estimate.memory.needed)} GiB, the device has {device_memory:g}",
+        hint=_advice(advice),
     )
 
 
-def _write(file: Path, found: Plan) -> None:
-    try:
-        file.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {file}: {error.strerror}") from error
-
-
-def render(found: Plan, title: str, tflops: float | None = None) -> str:
+def render(estimate: Plan, title: str, tflops: float | None = None) -> str:
     """Return a plan as plain text.
 
     Args:
-        found: The plan.
+        estimate: The plan.
         title: The recipe and its model.
-        tflops: 10^12 operations a second that the device reaches; without it no time is given.
+        tflops: 10^12 operations per second that the device reaches; None: no time is printed.
     """
     parts = [
-        f"{title}\nsizes: {found.source}",
-        table([*_batch_rows(found), *_work_rows(found, tflops)]),
-        f"parameters\n{table(_parameter_rows(found))}",
-        f"memory of one device, in GiB\n{table(_memory_rows(found.memory))}",
-        _peak_lines(found.memory),
+        f"{title}\nsizes: {estimate.source}",
+        table([*_batch_rows(estimate), *_work_rows(estimate, tflops)]),
+        f"parameters\n{table(_parameter_rows(estimate))}",
+        f"memory of one device, in GiB\n{table(_memory_rows(estimate.memory))}",
+        _peak_lines(estimate.memory),
     ]
     return "\n\n".join(parts)
 
 
-def _batch_rows(found: Plan) -> list[list[str]]:
-    batches, tokens = found.batches, found.tokens
-    here = f"{batches.samples_per_process} samples"
+def _batch_rows(estimate: Plan) -> list[list[str]]:
+    batches = estimate.batches
+    tokens = estimate.tokens
     return [
         ["iteration", f"{batches.prompts} prompts, {batches.samples} samples"],
         [
             "process",
-            f"{found.processes}, each {batches.prompts_per_process} prompts, {here}, "
-            f"{batches.rollout_batches} rollout batches",
+            f"{estimate.processes}, each {batches.prompts_per_process} prompts, "
+            f"{batches.samples_per_process} samples, {batches.rollout_batches} rollout batches",
         ],
         [
             "update",
@@ -110,36 +94,36 @@ def _batch_rows(found: Plan) -> list[list[str]]:
         ],
         [
             "steps",
-            f"{found.steps} denoising steps, {found.noisy_steps} draw noise, "
-            f"{found.trained_steps} are trained",
+            f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, "
+            f"{estimate.trained_steps} are trained",
         ],
         ["tokens", f"{tokens.image} image, {tokens.references} references, {tokens.text} text a sample"],
     ]
 
 
-def _work_rows(found: Plan, tflops: float | None) -> list[list[str]]:
-    passes = found.passes
+def _work_rows(estimate: Plan, tflops: float | None) -> list[list[str]]:
+    passes = estimate.passes
     rows = [
         [
             "work",
             f"{passes.iteration} forward-equivalents a prompt and iteration: {passes.rollout} rollout, "
             f"{passes.update} update; evaluation {passes.evaluation} a held-out prompt",
         ],
-        ["operations", f"{found.flops_per_pass / 1e12:.2f} TFLOP a forward pass of one sample"],
+        ["operations", f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"],
     ]
     if tflops is not None:
         rows.append(
             [
                 "time",
-                f"{found.seconds_per_iteration(tflops):.0f} s an iteration for the transformer: "
+                f"{estimate.seconds_per_iteration(tflops):.0f} s an iteration for the transformer: "
                 f"forward-equivalents x prompts of a process x operations / {tflops:g} TFLOP/s",
             ]
         )
     return rows
 
 
-def _parameter_rows(found: Plan) -> list[list[str]]:
-    parameters = found.parameters
+def _parameter_rows(estimate: Plan) -> list[list[str]]:
+    parameters = estimate.parameters
     return [
         ["  base", f"{parameters.base:,}"],
         ["  adapter", f"{parameters.adapter:,}"],
@@ -149,7 +133,7 @@ def _parameter_rows(found: Plan) -> list[list[str]]:
 
 
 def _memory_rows(memory: Memory) -> list[list[str]]:
-    """Return parts on the left, phases on the right."""
+    """Return rows with the parts on the left and the fewer phases on the right."""
     parts = [[f"  {name}", _gib(n_bytes)] for name, n_bytes in memory.parts.items()]
     phases = [[name, _gib(n_bytes)] for name, n_bytes in memory.phases.items()]
     blank = [["", ""]] * (len(parts) - len(phases))
@@ -168,10 +152,12 @@ def _peak_lines(memory: Memory) -> str:
 
 
 def _advice(advice: Advice) -> str:
+    needed = _gib(advice.memory.needed)
+    overrides = " ".join(advice.overrides)
     if advice.fits:
-        return f"It would fit ({_gib(advice.memory.needed)} GiB) with: {' '.join(advice.overrides)}"
+        return f"It would fit ({needed} GiB) with: {overrides}"
     return (
-        f"Even with {' '.join(advice.overrides)} it needs {_gib(advice.memory.needed)} GiB: "
+        f"Even with {overrides} it needs {needed} GiB: "
         "use smaller images, a smaller model.lora.rank or a larger device."
     )
 

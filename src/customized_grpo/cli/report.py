@@ -1,4 +1,4 @@
-"""`cgrpo report`: the page of a run."""
+"""`cgrpo report`: the page of a run, written again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from customized_grpo.cli.common import Run, check_run
 
 
 def report(run: Run) -> None:
-    """Write report.html, finished run or not."""
+    """Write the page of a run, finished or not.
+
+    For example: cgrpo report runs/toybox
+    """
     check_run(run)
 
     from customized_grpo.pages.run_page import write_report

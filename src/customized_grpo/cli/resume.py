@@ -1,4 +1,4 @@
-"""`cgrpo resume`: an interrupted run, continued exactly."""
+"""`cgrpo resume`: an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def resume(
 ) -> None:
     """Continue an interrupted run exactly.
 
-    It goes on from a checkpoint, the newest if not told otherwise, as if it had never stopped, or refuses;
-    it never starts afresh.
+    It continues from the newest checkpoint or the one of --from as if it had never stopped, or says why it
+    cannot; it never starts again from the beginning.
+
+    For example: cgrpo resume runs/toybox
     """
     check_run(run)
 

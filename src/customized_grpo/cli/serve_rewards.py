@@ -1,4 +1,4 @@
-"""`cgrpo serve-rewards`: the rewards of a recipe for trainers on other machines."""
+"""`cgrpo serve-rewards`: the rewards of a recipe as a service for trainers on other machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust
+from customized_grpo.cli.common import Overrides, Recipe, Trust
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,36 +20,34 @@ MEGABYTE = 2**20
 
 
 def serve_rewards(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = (
+    recipe: Recipe,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token_env: Annotated[
-        str, typer.Option(help="Environment variable with the token that clients must present.")
+        str, typer.Option(help="Environment variable with the token that clients must send.")
     ] = "CGRPO_TOKEN",
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
     max_pixels: Annotated[
-        int, typer.Option(min=1, max=150_000_000, help="Most pixels of a request, over all its pictures.")
+        int,
+        typer.Option(min=1, max=150_000_000, help="Most pixels of a request, in all its images."),
     ] = 64 * 1024**2,
-    queue: Annotated[int, typer.Option(min=1, help="Requests taken at once; more are told to wait.")] = 16,
-    reference_mb: Annotated[int, typer.Option(min=1, help="References kept, compressed, in MiB.")] = 512,
-    workers: Annotated[int, typer.Option(min=1, help="Copies of each reward, each in a thread.")] = 1,
+    queue: Annotated[int, typer.Option(min=1, help="Requests accepted at once; more have to wait.")] = 16,
+    reference_mb: Annotated[int, typer.Option(min=1, help="Memory for compressed references, in MiB.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="Copies of each reward, each in its own thread.")] = 1,
     merge: Annotated[
         int,
         typer.Option(
-            min=0, help="Samples of several requests scored together; 0: none, scores repeat exactly."
+            min=0, help="Samples of several requests to score together; with 0 scores repeat exactly."
         ),
     ] = 0,
     trust: Trust = None,
 ) -> None:
-    """Score pictures for trainers elsewhere.
+    """Score images for trainers on other machines.
 
-    Serves the recipe's rewards whose executor is http, or all if none is. The trainer uses the same recipe.
+    Serves the recipe's rewards whose executor is http, or all if none is. The trainers use the same recipe.
 
     For example: cgrpo serve-rewards my.yaml --host 0.0.0.0
     """
@@ -66,8 +64,8 @@ def serve_rewards(
     server.check_access(host, token, token_env)
     with server.listen(host, port) as listener:
         copies = _build(config, rewards, workers)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving {', '.join(copies)} at http://{shown}:{listener.getsockname()[1]}", flush=True)
+        address = f"[{host}]" if ":" in host else host  # IPv6 needs brackets before the port
+        print(f"serving {', '.join(copies)} at http://{address}:{listener.getsockname()[1]}", flush=True)
         limits = Limits(max_body_mb * MEGABYTE, max_pixels, queue, reference_mb * MEGABYTE)
         server.serve(copies, listener, limits, token=token, merge=merge)
 
@@ -76,15 +74,16 @@ def served_rewards(config: Config) -> Sequence[RewardConfig]:
     """Return the rewards with executor http, or all if none has it.
 
     Raises:
-        UserError: Two have the same name, by which requests ask for them.
+        UserError: Two have the same name; requests name the reward they need.
     """
     remote = [reward for reward in config.rewards if reward.executor.kind == "http"]
     rewards = remote or list(config.rewards)
     names = [reward.name for reward in rewards]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise UserError(
-            f"rewards: {', '.join(twice)} is there twice, and clients ask by name",
-            "Serve each from a recipe of its own.",
+            f"rewards: {', '.join(duplicates)} is there twice, and clients ask by name",
+            hint="Serve each from a recipe of its own.",
         )
     return rewards
 
@@ -96,7 +95,7 @@ def _check_installed() -> None:
         except ImportError as error:
             raise UserError(
                 f"serve-rewards needs {package}, which is not installed",
-                "Install it with: pip install 'customized-grpo[serve]'",
+                hint="Install it with `pip install 'customized-grpo[serve]'`.",
             ) from error
 
 
@@ -105,4 +104,7 @@ def _build(config: Config, rewards: Sequence[RewardConfig], workers: int) -> dic
     from customized_grpo.rewards import build_reward
 
     device = pick_device(config.model.device)
-    return {reward.name: [build_reward(reward, device) for _ in range(workers)] for reward in rewards}
+    copies = {}
+    for reward in rewards:
+        copies[reward.name] = [build_reward(reward, device) for _ in range(workers)]
+    return copies

@@ -1,4 +1,4 @@
-"""`cgrpo toybox`: the embedded world and the recipe of its weights."""
+"""`cgrpo toybox`: the embedded world as files, and the pretraining of its weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The embedded world, and the recipe that made its weights.", no_args_is_help=True)
+app = typer.Typer(help="Export ToyBox as files, or pretrain its models.", no_args_is_help=True)
 
 
 class Stage(StrEnum):
-    """Autoencoder; rewards and judges; generator on clean pairs; on the noisy mixture; the assets."""
+    """Autoencoder; rewards and judges; generator on good pairs; on mixed pairs; package the weights."""
 
     vae = "vae"
     encoders = "encoders"
@@ -23,17 +23,17 @@ class Stage(StrEnum):
 
 @app.command()
 def pretrain(
-    stage: Annotated[Stage, typer.Argument(help="The part to train.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights; later stages read earlier ones there.")],
+    stage: Annotated[Stage, typer.Argument(help="The part to train; they follow each other in this order.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights of all stages.")],
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Training samples; by default what the shipped weights saw."),
+        typer.Option(min=1, help="Training samples; by default as many as for the shipped weights."),
     ] = None,
 ) -> None:
-    """Train a part of ToyBox as the shipped weights were."""
-    from customized_grpo.pretraining import stages as pretraining
+    """Train a part of ToyBox as the shipped weights were trained."""
+    from customized_grpo.pretraining.stages import main as run_stage
 
-    pretraining.main(stage.value, out, samples=samples)
+    run_stage(stage.value, out, samples=samples)
 
 
 @app.command()
@@ -42,7 +42,7 @@ def export(
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
 ) -> None:
-    """Write ToyBox as an ordinary data set.
+    """Write ToyBox as a data set of image files.
 
     The folder gets images, masks, targets, prompts and a manifest that `data.kind=manifest` reads.
     """

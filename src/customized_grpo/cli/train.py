@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from customized_grpo.cli.common import Trust
+from customized_grpo.cli.common import Overrides, Recipe, Trust
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     trust: Trust = None,
 ) -> None:
     """Train a new run and write its report.

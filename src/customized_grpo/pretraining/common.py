@@ -1,4 +1,4 @@
-"""What the pretraining stages share: pictures in memory, the learning-rate schedule, progress lines."""
+"""Shared by the pretraining stages: images in memory, the learning-rate schedule, progress lines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ RENDER_CHUNK = 512
 
 
 def render_bytes(pairs: list[tuple[world.Subject, world.Scene]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw pictures; returns uint8 pictures [B, 3, 64, 64] and subject masks [B, 1, 64, 64]."""
-    chunks = [render(pairs[i : i + RENDER_CHUNK]) for i in range(0, len(pairs), RENDER_CHUNK)]
-    pictures, masks = (
-        torch.cat([to_uint8(torch.from_numpy(part)) for part in parts]) for parts in zip(*chunks, strict=True)
-    )
-    return pictures, masks
+    """Return uint8 images [B, 3, 64, 64] and subject masks [B, 1, 64, 64] of subjects in scenes."""
+    images = []
+    masks = []
+    # in chunks, because images in fp32 are four times as large as the bytes that are kept
+    for start in range(0, len(pairs), RENDER_CHUNK):
+        image_chunk, mask_chunk = render(pairs[start : start + RENDER_CHUNK])
+        images.append(to_uint8(torch.from_numpy(image_chunk)))
+        masks.append(to_uint8(torch.from_numpy(mask_chunk)))
+    return torch.cat(images), torch.cat(masks)
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
@@ -36,10 +39,18 @@ def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
 
 
 class Log:
-    """Prints a line every `every` steps and keeps the numbers for the model card."""
+    """Progress of one stage: prints the mean of every `every` steps and keeps the last for the model card.
+
+    Args:
+        stage: Name of the stage.
+        out: Folder for its card.
+        every: Steps between two lines.
+    """
 
     def __init__(self, stage: str, out: Path, every: int = 100) -> None:
-        self.stage, self.out, self.every = stage, out, every
+        self.stage = stage
+        self.out = out
+        self.every = every
         self.start = time.monotonic()
         self.sums: dict[str, float] = {}
         self.last: dict[str, float] = {}
@@ -49,14 +60,12 @@ class Log:
         for key, value in values.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
         if (step + 1) % self.every == 0 or step + 1 == total:
-            count = (step % self.every) + 1
+            count = (step % self.every) + 1  # the last line may be the mean of fewer steps
             self.last = {key: value / count for key, value in self.sums.items()}
             self.sums = {}
             text = "  ".join(f"{key} {value:.4g}" for key, value in self.last.items())
-            print(
-                f"[{self.stage}] {step + 1}/{total}  {time.monotonic() - self.start:.0f} s  {text}",
-                flush=True,
-            )
+            seconds = time.monotonic() - self.start
+            print(f"[{self.stage}] {step + 1}/{total}  {seconds:.0f} s  {text}", flush=True)
 
     def finish(self, **facts: float | int | str) -> None:
         """Write the stage's facts beside its weights."""
@@ -66,7 +75,7 @@ class Log:
 
 
 def batches(count: int, batch_size: int, seed: int) -> Callable[[int], torch.Tensor]:
-    """Return a function step -> indices [batch_size], drawn with replacement, a pure function of the step."""
+    """Return a pure function of the step: indices [batch_size] below `count`, drawn with replacement."""
 
     def draw(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch", step))

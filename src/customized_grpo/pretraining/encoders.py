@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from customized_grpo.pretraining.common import Log, cosine_with_warmup
 from customized_grpo.pretraining.generator import miscaption
-from customized_grpo.pretraining.pictures import PicturePool, random_crops, segment
+from customized_grpo.pretraining.images import ImagePool, random_crops, segment
 from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox import judges
 from customized_grpo.toybox.prompts import to_prompt
@@ -27,6 +27,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 # on CPUs the bf16 backward of fused attention is three times slower than the plain one, at these sizes
 ATTENTION = "eager"
 LossOf = Callable[[torch.Generator, random.Random], torch.Tensor]
+"""Returns the loss of one batch; all its randomness comes from the two generators."""
 
 
 def build_dino() -> Dinov2Model:
@@ -67,7 +68,7 @@ def build_clip() -> CLIPModel:
 
 
 def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
-    """Symmetric InfoNCE between rows of a and b [B, D]; row i of a belongs to row i of b."""
+    """Return the symmetric InfoNCE loss between rows of a and b [B, D]; row i of a belongs to row i of b."""
     logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
     target = torch.arange(len(a))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -76,7 +77,7 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float = TEMPERATURE)
 def _optimise(
     module: torch.nn.Module, loss_of: LossOf, log: Log, samples: int, batch_size: int, lr: float, seed: int
 ) -> None:
-    """Run AdamW; `loss_of(generator, rng)` returns the loss of one batch drawn from its generators."""
+    """Train a module with AdamW; a step's batch is a function of the seed, the stage and the step."""
     steps = max(1, samples // batch_size)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.02)
     module.train()
@@ -98,12 +99,12 @@ def _normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 def train_dino(
-    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 301
+    pool: ImagePool, out: Path, samples: int, batch_size: int = 96, seed: int = 301
 ) -> Dinov2Model:
-    """Train the identity reward: two crops of one picture agree, either of them perhaps segmented.
+    """Train the identity reward: two crops of one image agree, each of them segmented half of the time.
 
-    Self-supervised on single pictures, so that it leaks pose and background as DINO does; segmenting one crop
-    is what makes it look at the subject at all.
+    It is self-supervised on single images, so that it leaks pose and background as DINO does; only the
+    segmented crops make it look at the subject.
     """
     torch.manual_seed(seed)
     model = build_dino()
@@ -128,24 +129,24 @@ def train_dino(
     return model
 
 
-def train_clip(
-    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 302
-) -> CLIPModel:
-    """Train the prompt reward: pictures and captions agree, against other and slightly wrong captions."""
+def train_clip(pool: ImagePool, out: Path, samples: int, batch_size: int = 96, seed: int = 302) -> CLIPModel:
+    """Train the prompt reward: images and captions agree, against other and slightly wrong captions."""
     torch.manual_seed(seed)
-    model, tokenizer = build_clip(), clip_tokenizer()
+    model = build_clip()
+    tokenizer = clip_tokenizer()
     model.set_attn_implementation(ATTENTION)
 
     def loss_of(generator: torch.Generator, rng: random.Random) -> torch.Tensor:
         subjects = torch.randint(len(pool), (batch_size,), generator=generator)
         views = torch.randint(VIEWS, (batch_size,), generator=generator)
         images, _ = pool.pick(subjects, views, generator)
-        scenes = [pool.scenes[s][v] for s, v in zip(subjects.tolist(), views.tolist(), strict=True)]
-        captions = [to_prompt(s, rng) for s in scenes] + [to_prompt(miscaption(s, rng), rng) for s in scenes]
+        scenes = pool.scenes_at(subjects, views)
+        captions = [to_prompt(scene, rng) for scene in scenes]
+        captions += [to_prompt(miscaption(scene, rng), rng) for scene in scenes]
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
         text = model.get_text_features(**tokens).pooler_output.float()
         image = model.get_image_features(pixel_values=_normalised(images)).pooler_output.float()
-        return _caption_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scenes, captions)
+        return _caption_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), captions)
 
     log = Log("clip", out)
     _optimise(model, loss_of, log, samples, batch_size, 1e-3, seed)
@@ -155,10 +156,8 @@ def train_clip(
     return model
 
 
-def _caption_loss(
-    image: torch.Tensor, text: torch.Tensor, scenes: list[object], captions: list[str]
-) -> torch.Tensor:
-    """InfoNCE of images [B, D] against 2 B captions, the second half of which are near misses."""
+def _caption_loss(image: torch.Tensor, text: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    """Return the InfoNCE loss of images [B, D] against 2 B captions; the second half are near misses."""
     count = len(image)
     logits = image @ text.T / TEMPERATURE
     # a miscaption that changed nothing is no negative
@@ -169,7 +168,7 @@ def _caption_loss(
 
 
 def train_subject_encoder(
-    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 303
+    pool: ImagePool, out: Path, samples: int, batch_size: int = 96, seed: int = 303
 ) -> judges.SubjectEncoder:
     """Train the held-out identity judge: two views of one subject in different scenes agree."""
     torch.manual_seed(seed)
@@ -178,8 +177,9 @@ def train_subject_encoder(
     def loss_of(generator: torch.Generator, rng: random.Random) -> torch.Tensor:
         subjects = torch.randperm(len(pool), generator=generator)[:batch_size]
         order = torch.rand(batch_size, VIEWS, generator=generator).argsort(1)
-        pairs = [pool.pick(subjects, order[:, i], generator)[0] for i in range(2)]
-        return info_nce(*model(torch.cat(pairs)).chunk(2))
+        first, _ = pool.pick(subjects, order[:, 0], generator)
+        second, _ = pool.pick(subjects, order[:, 1], generator)
+        return info_nce(*model(torch.cat([first, second])).chunk(2))
 
     log = Log("subject_encoder", out)
     _optimise(model, loss_of, log, samples, batch_size, 2e-3, seed)
@@ -189,7 +189,7 @@ def train_subject_encoder(
 
 
 def train_attribute_classifier(
-    pool: PicturePool, out: Path, samples: int, batch_size: int = 96, seed: int = 304
+    pool: ImagePool, out: Path, samples: int, batch_size: int = 96, seed: int = 304
 ) -> judges.AttributeClassifier:
     """Train the held-out prompt judge by cross-entropy on every attribute a scene has."""
     torch.manual_seed(seed)
@@ -199,10 +199,10 @@ def train_attribute_classifier(
         subjects = torch.randint(len(pool), (batch_size,), generator=generator)
         views = torch.randint(VIEWS, (batch_size,), generator=generator)
         images, _ = pool.pick(subjects, views, generator)
-        wanted = judges.labels(
-            [pool.scenes[s][v] for s, v in zip(subjects.tolist(), views.tolist(), strict=True)]
-        )
-        losses = [F.cross_entropy(x, wanted[n], ignore_index=judges.IGNORE) for n, x in model(images).items()]
+        labels = judges.attribute_labels(pool.scenes_at(subjects, views))
+        losses = []
+        for name, logits in model(images).items():
+            losses.append(F.cross_entropy(logits, labels[name], ignore_index=judges.IGNORE))
         return torch.stack(losses).sum()
 
     log = Log("attribute_classifier", out)
@@ -213,11 +213,11 @@ def train_attribute_classifier(
 
 
 def train_encoders(out: Path, subjects: int = 5_000, samples: int = 100_000) -> None:
-    """Train both rewards on one set of subjects and both judges on another."""
+    """Train both rewards on one set of subjects, and both judges on another to keep them independent."""
     vae = AutoencoderTiny.from_pretrained(out / "vae").eval()
-    pool = PicturePool(vae, subjects, VIEWS, seed=401)
+    pool = ImagePool(vae, subjects, VIEWS, seed=401)
     train_dino(pool, out, samples)
     train_clip(pool, out, samples)
-    pool = PicturePool(vae, subjects, VIEWS, seed=402)
+    pool = ImagePool(vae, subjects, VIEWS, seed=402)
     train_attribute_classifier(pool, out, samples)
     train_subject_encoder(pool, out, samples)

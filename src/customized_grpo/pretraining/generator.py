@@ -1,12 +1,12 @@
 """Stages `clean` and `mixture`: text encoders and transformer by flow matching.
 
 Both learn from triples (reference, prompt, target). `clean` sees only good pairs. `mixture` sees the three
-kinds of bad pairs that real subject-driven data sets contain, in known shares, so that the base's samples are
-a mixture of the same modes and reinforcement learning has modes to choose between:
+kinds of bad pairs that real subject-driven data sets contain, in known shares. The samples of the base are
+then a mixture of the same modes, and reinforcement learning can choose between modes:
 
 * copy: the target repeats the reference, background and all;
 * drift: the target shows another subject in the prompted scene;
-* miss: the caption names what the picture lacks.
+* miss: the caption names something that the image lacks.
 """
 
 from __future__ import annotations
@@ -23,20 +23,32 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxKontextPipeline
 from safetensors.torch import load_file, save_file
 
-from customized_grpo.pretraining.common import Log, cosine_with_warmup, render_bytes
+from customized_grpo.pretraining.common import Log, cosine_with_warmup
+from customized_grpo.pretraining.images import render_subjects, scenes_of_subjects
 from customized_grpo.seeding import derive_seed
 from customized_grpo.toybox import models, world
 from customized_grpo.toybox.prompts import to_prompt
 
 VIEWS = 6
-ENCODE_SUBJECTS = 8  # whose pictures are encoded together: what fits the caches
-GUIDANCE = 2.5  # the embedded guidance is a constant input here; training and use must agree on it
-MISS_CHANCE = 0.5  # of each attribute group of a `miss` caption being drawn anew
+ENCODE_SUBJECTS = 8  # whose images are encoded together: as many as fit the processor's caches
+GUIDANCE = 2.5  # the embedded guidance, a constant input: the same in pretraining and in use
+MISS_CHANCE = 0.5  # that an attribute group of a `miss` caption is drawn anew
+
+ATTRIBUTE_GROUPS = (
+    ("hat", "hat_colour"),
+    ("prop", "prop_colour", "side"),
+    ("floor", "floor_colour"),
+    ("sky",),
+)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the kinds of training pairs; what is left is good."""
+    """Shares of the three kinds of bad training pairs; the rest is good.
+
+    Attributes:
+        copy, drift, miss: See the module's docstring.
+    """
 
     copy: float = 0.0
     drift: float = 0.0
@@ -52,7 +64,12 @@ PEAK_RATE = {"clean": 1e-3, "mixture": 6e-4}
 
 @dataclass(frozen=True)
 class Triple:
-    """One training pair by index: (subject, view) of reference and target, and the caption."""
+    """One training example.
+
+    Attributes:
+        reference, target: Indices (subject, view) of the two images.
+        prompt: The caption.
+    """
 
     reference: tuple[int, int]
     target: tuple[int, int]
@@ -60,13 +77,15 @@ class Triple:
 
 
 class LatentWorld:
-    """Latents of `VIEWS` pictures of every subject: fp16 [subjects, VIEWS, 32, 8, 8], kept in memory.
+    """The training images as latents, encoded once and cached beside the weights: both stages read the same.
 
-    They are made once and kept beside the weights: both stages read the same ones.
+    Attributes:
+        scenes: scenes[subject][view].
+        latents: fp16 [subjects, VIEWS, 32, 8, 8], in memory.
     """
 
     def __init__(self, vae: AutoencoderTiny, subjects: int, seed: int, cache: Path) -> None:
-        self.scenes = [[world.scene(seed, i, view) for view in range(VIEWS)] for i in range(subjects)]
+        self.scenes = scenes_of_subjects(seed, subjects, VIEWS)
         file = cache / f"latents-{subjects}-{seed}.safetensors"
         if not file.exists():
             save_file({"latents": self._encode_all(vae, subjects, seed)}, file)
@@ -76,41 +95,46 @@ class LatentWorld:
         vae = vae.to(memory_format=torch.channels_last)
         chunks = []
         for start in range(0, subjects, ENCODE_SUBJECTS):
-            ids = range(start, min(start + ENCODE_SUBJECTS, subjects))
-            pictures, _ = render_bytes(
-                [(world.subject(seed, i), scene) for i in ids for scene in self.scenes[i]]
-            )
-            chunks.append(encode(vae, pictures))
+            together = range(start, min(start + ENCODE_SUBJECTS, subjects))
+            images, _ = render_subjects(seed, together, self.scenes)
+            chunks.append(encode(vae, images))
         return torch.cat(chunks).contiguous().unflatten(0, (subjects, VIEWS))
 
     def triple(self, rng: random.Random, shares: Shares) -> Triple:
-        """Draw one training pair."""
+        """Return a random training example, bad in one of the three ways with the chances in `shares`."""
         subject = rng.randrange(len(self.scenes))
-        reference, target = rng.sample(range(VIEWS), 2)
-        shown, caption = (subject, target), self.scenes[subject][target]
+        reference_view, target_view = rng.sample(range(VIEWS), 2)
+        target = (subject, target_view)
+        prompted = self.scenes[subject][target_view]
         kind = rng.random()
         if kind < shares.copy:
-            shown = (subject, reference)
+            target = (subject, reference_view)
         elif kind < shares.copy + shares.drift:
             other = rng.randrange(len(self.scenes))
-            shown, caption = (other, target), self.scenes[other][target]
+            target = (other, target_view)
+            prompted = self.scenes[other][target_view]
         elif kind < shares.copy + shares.drift + shares.miss:
-            caption = miscaption(caption, rng)
-        return Triple((subject, reference), shown, to_prompt(caption, rng))
+            prompted = miscaption(prompted, rng)
+        return Triple((subject, reference_view), target, to_prompt(prompted, rng))
 
 
 def miscaption(scene: world.Scene, rng: random.Random) -> world.Scene:
-    """Redraw each attribute group of a scene with chance MISS_CHANCE."""
+    """Return a scene of which each attribute group is drawn anew with chance MISS_CHANCE.
+
+    A new draw may repeat the old value, so about one in ten of these scenes has not changed.
+    """
     other = world.scene(rng.getrandbits(40), "miss")
-    groups = (("hat", "hat_colour"), ("prop", "prop_colour", "side"), ("floor", "floor_colour"), ("sky",))
-    changed = {n: getattr(other, n) for names in groups if rng.random() < MISS_CHANCE for n in names}
-    return dataclasses.replace(scene, **changed)
+    changes = {}
+    for group in ATTRIBUTE_GROUPS:
+        if rng.random() < MISS_CHANCE:
+            changes.update({name: getattr(other, name) for name in group})
+    return dataclasses.replace(scene, **changes)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
-    """Encode uint8 pictures [B, 3, 64, 64] as the pipeline does; returns fp16 latents [B, 32, 8, 8]."""
-    images = (pictures.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+def encode(vae: AutoencoderTiny, pixels: torch.Tensor) -> torch.Tensor:
+    """Return fp16 latents [B, 32, 8, 8] of uint8 images [B, 3, 64, 64], as the pipeline encodes them."""
+    images = (pixels.float() / 127.5 - 1).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(images).latents.float()
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
@@ -118,10 +142,10 @@ def encode(vae: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def text_inputs(pipe: FluxKontextPipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode prompts with gradients, otherwise exactly as `pipe.encode_prompt` does.
+    """Return the encoded prompts, with gradients but otherwise exactly as `pipe.encode_prompt` does.
 
     Returns:
-        token embeddings [B, TEXT_TOKENS, TEXT_WIDTH] and pooled embeddings [B, TEXT_WIDTH].
+        Token embeddings [B, TEXT_TOKENS, TEXT_WIDTH] and pooled embeddings [B, TEXT_WIDTH].
     """
     clip_ids = pipe.tokenizer(
         prompts,
@@ -137,7 +161,7 @@ def text_inputs(pipe: FluxKontextPipeline, prompts: list[str]) -> tuple[torch.Te
 
 
 def image_ids(pipe: FluxKontextPipeline) -> torch.Tensor:
-    """Return (t, h, w) of 16 target tokens (t = 0) and 16 reference tokens (t = 1)."""
+    """Return positions (t, h, w) of 16 target tokens (t = 0) and 16 reference tokens (t = 1), [32, 3]."""
     edge = models.IMAGE_SIZE // 16
     target = pipe._prepare_latent_image_ids(1, edge, edge, torch.device("cpu"), torch.float32)
     reference = target.clone()
@@ -148,19 +172,19 @@ def image_ids(pipe: FluxKontextPipeline) -> torch.Tensor:
 def flow_loss(
     pipe: FluxKontextPipeline, latents: LatentWorld, triples: list[Triple], generator: torch.Generator
 ) -> torch.Tensor:
-    """Flow-matching loss E |v - (noise - x0)|^2 with logit-normal times."""
+    """Return the flow-matching loss E |v - (noise - x0)|^2 of a batch, with logit-normal times."""
     count = len(triples)
-    target = torch.stack([latents.latents[t.target] for t in triples]).float()
-    reference = torch.stack([latents.latents[t.reference] for t in triples]).float()
-    pack = lambda z: pipe._pack_latents(z, count, models.LATENT_CHANNELS, 8, 8)  # noqa: E731
-    x0 = pack(target)
+    target = torch.stack([latents.latents[triple.target] for triple in triples]).float()
+    reference = torch.stack([latents.latents[triple.reference] for triple in triples]).float()
+    x0 = pipe._pack_latents(target, count, models.LATENT_CHANNELS, 8, 8)
+    reference_tokens = pipe._pack_latents(reference, count, models.LATENT_CHANNELS, 8, 8)
     noise = torch.randn(x0.shape, generator=generator)
     sigma = torch.sigmoid(torch.randn(count, generator=generator))
     x = torch.lerp(x0, noise, sigma[:, None, None])
     with torch.autocast("cpu", torch.bfloat16):
-        embeds, pooled = text_inputs(pipe, [t.prompt for t in triples])
+        embeds, pooled = text_inputs(pipe, [triple.prompt for triple in triples])
         output = pipe.transformer(
-            hidden_states=torch.cat([x, pack(reference)], 1),
+            hidden_states=torch.cat([x, reference_tokens], 1),
             timestep=sigma,
             guidance=torch.full((count,), GUIDANCE),
             pooled_projections=pooled,
@@ -173,7 +197,7 @@ def flow_loss(
 
 
 def trained_modules(pipe: FluxKontextPipeline) -> torch.nn.ModuleDict:
-    """Return what flow matching trains."""
+    """Return the parts that flow matching trains: the transformer and the text encoders."""
     names = ("transformer", "text_encoder", "text_encoder_2")
     return torch.nn.ModuleDict({name: getattr(pipe, name) for name in names})
 
@@ -202,22 +226,26 @@ def train_generator(
 
     `samples` defaults to what the shipped weights saw. `clean` starts from random weights and holds its
     learning rate, so that it can be stopped at any time; `mixture` starts from `out/base-clean` and anneals
-    it. What is saved is the exponential moving average.
+    it. The exponential moving average of the weights is saved.
     """
     torch.manual_seed(seed)
-    samples, lr, shares = samples or SAMPLES[stage], PEAK_RATE[stage], PAIRS[stage]
+    samples = samples or SAMPLES[stage]
+    lr = PEAK_RATE[stage]
+    shares = PAIRS[stage]
     pipe = _start(out, stage, seed)
     latents = LatentWorld(pipe.vae, subjects, seed, out)
     modules = trained_modules(pipe).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     average = torch.optim.swa_utils.AveragedModel(modules, multi_avg_fn=ema_with_warmup(ema_decay))
-    steps, log = max(1, samples // batch_size), Log(stage, out)
+    steps = max(1, samples // batch_size)
+    log = Log(stage, out)
     for step in range(steps):
         factor = cosine_with_warmup(step, steps, 200) if stage == "mixture" else min(1.0, (step + 1) / 500)
         optimizer.param_groups[0]["lr"] = lr * factor
         rng = random.Random(derive_seed(seed, stage, "triples", step))
         generator = torch.Generator().manual_seed(derive_seed(seed, stage, "noise", step))
-        loss = flow_loss(pipe, latents, [latents.triple(rng, shares) for _ in range(batch_size)], generator)
+        triples = [latents.triple(rng, shares) for _ in range(batch_size)]
+        loss = flow_loss(pipe, latents, triples, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""Last stage: trained parts -> the assets of the package, with their card."""
+"""Stage `pack`: the trained parts become the assets of the package, with a card of what they measure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ REWARDS = {"dino": "reference", "clip_t": "none"}
 
 
 def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
-    """Copy the weights in `out` to the package's assets (bf16, all but the autoencoder) and measure them.
+    """Copy the weights in `out` to the package's assets (in bf16, except the autoencoder) and measure them.
 
-    All is written and measured beside `target`, which is replaced at the end: a failure leaves it as it was.
+    All is written and measured beside `target`, which is replaced at the end: a failure leaves it unchanged.
 
     Args:
         out: Folder of the earlier stages.
-        target: Folder to fill; whatever is there is replaced.
+        target: Folder to fill; its old content is deleted.
         prompts: Prompts on which the base is measured.
     """
     new = target.with_name(f"{target.name}.new")
@@ -38,7 +38,6 @@ def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
     if target.exists():
         shutil.rmtree(target)
     new.rename(target)
-    assets.card.cache_clear()
 
 
 def _copy_weights(out: Path, target: Path) -> None:
@@ -53,9 +52,8 @@ def _copy_weights(out: Path, target: Path) -> None:
     for name in assets.REWARD_MODELS:
         shutil.copytree(out / name, target / name)
         _copy_as_bf16(out / name / "model.safetensors", target / name / "model.safetensors")
-        (target / name / "preprocessor_config.json").write_text(
-            json.dumps(_preprocessor(name), indent=2) + "\n"
-        )
+        preprocessor = json.dumps(_preprocessor(name), indent=2)
+        (target / name / "preprocessor_config.json").write_text(preprocessor + "\n")
     for name in ("subject_encoder", "attribute_classifier"):
         _copy_as_bf16(out / f"{name}.safetensors", target / "judges" / f"{name}.safetensors")
 
@@ -66,7 +64,7 @@ def _copy_as_bf16(source: Path, target: Path) -> None:
 
 
 def _forget_folders(base: Path) -> None:
-    """Drop what diffusers notes of where the weights came from: a folder that exists on one machine only."""
+    """Delete the paths that diffusers writes into its configs: a folder that exists on one machine only."""
     for file in (base / "model_index.json", *base.glob("*/config.json")):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
@@ -92,7 +90,8 @@ def _preprocessor(name: str) -> dict[str, Any]:
 
 
 def _write_card(out: Path, target: Path, prompts: int) -> None:
-    """Write how the parts were made, then what they measure; judges first, for the base needs them."""
+    """Write how the parts were made and what they measure."""
+    # written twice: measuring the base needs the identity threshold of the judges, which is in the card
     card: dict[str, Any] = {
         "recipe": "cgrpo toybox pretrain vae | encoders | clean | mixture | pack",
         "stages": {name: json.loads((out / f"{name}.card.json").read_text()) for name in STAGES},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from customized_grpo.errors import UserError
 
+# the files and folders in `out` that a stage reads
 NEEDS = {
     "vae": (),
     "encoders": ("vae",),
@@ -34,7 +35,9 @@ def main(stage: str, out: Path, *, samples: int | None) -> None:
     """
     missing = [part for part in NEEDS[stage] if not (out / part).exists()]
     if missing:
-        raise UserError(f"stage {stage} needs {', '.join(missing)} in {out}", "Run the earlier stages first.")
+        raise UserError(
+            f"stage {stage} needs {', '.join(missing)} in {out}", hint="Run the earlier stages first."
+        )
     options = {} if samples is None else {"samples": samples}
     if stage == "vae":
         from customized_grpo.pretraining.vae import train_vae

@@ -1,11 +1,11 @@
-"""The weights that ship with the package, and the card that says how they were made."""
+"""The weights that ship with the package, and the card that states how they were made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +19,29 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 REWARD_MODELS = ("dino", "clip")
 
+_current: ContextVar[Path] = ContextVar("folder of the ToyBox weights", default=ASSETS)
+
 
 @contextmanager
 def reading_from(folder: Path) -> Iterator[None]:
-    """Read all of the weights in another folder inside the block: new ones are measured before they ship."""
-    global ASSETS
-    before, ASSETS = ASSETS, folder
-    card.cache_clear()
+    """Load all weights from another folder inside the block: new ones are measured before they ship."""
+    token = _current.set(folder)
     try:
         yield
     finally:
-        ASSETS = before
-        card.cache_clear()
+        _current.reset(token)
 
 
 def _folder(name: str) -> Path:
-    path = ASSETS / name
+    path = _current.get() / name
     if not path.exists():
         raise UserError(
             f"the embedded ToyBox weights are incomplete: {path} is missing",
-            "Reinstall customized-grpo; wheels and clones carry all of them.",
+            hint="Reinstall customized-grpo; wheels and clones contain all of them.",
         )
     return path
 
 
-@cache
 def card() -> dict[str, Any]:
     """Return the card: recipe, seeds, samples, losses and measured scores of every part."""
     loaded: dict[str, Any] = json.loads(_folder("card.json").read_text())
@@ -79,13 +77,14 @@ def load_reward_model(name: str) -> tuple[Any, Path]:
 
 
 def load_judges() -> tuple[SubjectEncoder, AttributeClassifier]:
-    """Return the held-out judges."""
+    """Return the held-out judges in fp32 (stored as bf16)."""
     from safetensors.torch import load_file
 
     from customized_grpo.toybox.judges import AttributeClassifier, SubjectEncoder
 
-    encoder, classifier = SubjectEncoder(), AttributeClassifier()
-    for module, name in ((encoder, "subject_encoder"), (classifier, "attribute_classifier")):
-        module.load_state_dict(load_file(_folder("judges") / f"{name}.safetensors"))
-        module.float().eval()
-    return encoder, classifier
+    folder = _folder("judges")
+    encoder = SubjectEncoder()
+    encoder.load_state_dict(load_file(folder / "subject_encoder.safetensors"))
+    classifier = AttributeClassifier()
+    classifier.load_state_dict(load_file(folder / "attribute_classifier.safetensors"))
+    return encoder.float().eval(), classifier.float().eval()

@@ -17,13 +17,13 @@ PROMPTS_PER_SUBJECT = 2
 
 
 def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
-    """Write `manifest.jsonl` and its pictures into a new or empty folder; returns the manifest.
+    """Write `manifest.jsonl` and its images into a new or empty folder; return the path of the manifest.
 
     Raises:
         UserError: The folder already holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder", "Name a new folder.")
+        raise UserError(f"{folder} already exists and is not an empty folder", hint="Name a new folder.")
     (folder / "images").mkdir(parents=True)
     source = ToyBoxSource(subjects, PROMPTS_PER_SUBJECT, seed, "train")
     rows = []

@@ -1,8 +1,8 @@
-"""From a subject in a scene to the table of primitives that the ray caster draws.
+"""The table of primitives that the ray caster draws, made from a subject in a scene.
 
 Every primitive is a canonical body (unit sphere, unit cube, unit cylinder, unit cone) that is scaled by
 `half`, turned about the vertical axis and moved to `centre`. The toy faces +z; its yaw turns it as a whole,
-while props stand still.
+while props do not turn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,19 @@ BACKDROP_COLUMNS = 11
 
 @dataclass(frozen=True)
 class Primitive:
-    """One body of a scene, of half extents `half`; a cone of height `half[1]` stands on `centre`."""
+    """One body of a scene.
+
+    Attributes:
+        shape: ELLIPSOID, BOX, CYLINDER or CONE.
+        centre: Of the body; of its base for a cone.
+        half: Half extents; for a cone the radius of its base and its whole height.
+        colour: Its colour.
+        yaw: Its angle about the vertical axis, in radians.
+        owner: OF_SUBJECT or OF_SCENE; only the subject's bodies are in the mask.
+        pattern: Of world.PATTERNS.
+        second_colour: Colour of the pattern.
+        frequency: Of the pattern, in radians per half extent.
+    """
 
     shape: int
     centre: Vector
@@ -56,7 +68,7 @@ class Primitive:
 
 
 class _Toy:
-    """Collects primitives that turn with the toy."""
+    """The primitives that turn with the toy."""
 
     def __init__(self, yaw: float) -> None:
         self.yaw = yaw
@@ -72,18 +84,20 @@ class _Toy:
         pattern: tuple[str, RGB, float] = ("plain", BLACK, 0.0),
     ) -> None:
         x, y, z = centre
-        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        cos = math.cos(self.yaw)
+        sin = math.sin(self.yaw)
         turned = (x * cos + z * sin, y, -x * sin + z * cos)
         self.parts.append(Primitive(shape, turned, half, colour, self.yaw, owner, *pattern))
 
 
 def primitives(subject: Subject, scene: Scene) -> list[Primitive]:
-    """Return the bodies of one picture."""
+    """Return the bodies of one image."""
     toy = _Toy(scene.yaw)
     width, height, depth = subject.body_size
     body_y = subject.leg + height
     size = subject.head_size
-    head_y, head_z = body_y + height * 0.7 + size * 0.7, depth * 0.75
+    head_y = body_y + height * 0.7 + size * 0.7
+    head_z = depth * 0.75
     pattern = (subject.pattern, subject.second_colour, subject.pattern_frequency)
     toy.add(_SHAPES[subject.body], (0, body_y, 0), subject.body_size, subject.main_colour, pattern=pattern)
     toy.add(_SHAPES[subject.head], (0, head_y, head_z), (size, size, size), subject.main_colour)
@@ -109,7 +123,9 @@ def primitives(subject: Subject, scene: Scene) -> list[Primitive]:
 
 
 def _add_ear(toy: _Toy, subject: Subject, side: int, head_y: float, head_z: float) -> None:
-    size, ear, colour = subject.head_size, subject.ear_size, subject.limb_colour
+    size = subject.head_size
+    ear = subject.ear_size
+    colour = subject.limb_colour
     if subject.ears == "tall":
         toy.add(
             ELLIPSOID,
@@ -152,10 +168,10 @@ def _prop(scene: Scene) -> list[Primitive]:
 def tables(
     pairs: Sequence[tuple[Subject, Scene]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return what the ray caster reads.
+    """Return the tables that the ray caster reads.
 
     Returns:
-        primitive rows [B, MAX_PRIMITIVES, COLUMNS], their number [B], backdrops [B, BACKDROP_COLUMNS].
+        Primitive rows [B, MAX_PRIMITIVES, COLUMNS], their number [B], backdrops [B, BACKDROP_COLUMNS].
     """
     rows = np.zeros((len(pairs), MAX_PRIMITIVES, COLUMNS), np.float32)
     counts = np.zeros(len(pairs), np.int64)

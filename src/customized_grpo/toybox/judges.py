@@ -1,8 +1,7 @@
-"""Held-out judges: they never train a generator, they only say how good its pictures are.
+"""Held-out judges: they never train a generator, they only measure how good its images are.
 
-Two small convolutional networks, on purpose of another kind than the rewards (transformers): a subject
-re-identification encoder (views of one subject agree across scenes) and classifiers of the prompted
-attributes.
+Two small convolutional networks, on purpose of another kind than the rewards, which are transformers: an
+encoder that re-identifies a subject across scenes, and a classifier of the prompted attributes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from customized_grpo.toybox import world
 from customized_grpo.toybox.world import Scene
 
 EMBEDDING = 64
-# what each head tells apart; "none" is a class of hat and prop only
+# the classes of each head; "none" is a class of hat and prop only
 CLASSES: dict[str, tuple[str, ...]] = {
     "hat": world.HATS,
     "hat_colour": tuple(world.COLOURS),
@@ -32,12 +31,12 @@ IGNORE = -100  # label of an attribute that a scene does not have
 
 
 class Trunk(nn.Module):
-    """A small residual network: images [B, 3, 64, 64] in [0, 1] -> features [B, width, 4, 4]."""
+    """Residual network that both judges start with: images [B, 3, 64, 64] in [0, 1] -> [B, width, 4, 4]."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(Residual(a, b) for a, b in ((32, 64), (64, 96), (96, width)))
+        self.blocks = nn.ModuleList([Residual(32, 64), Residual(64, 96), Residual(96, width)])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features on a 4 x 4 grid, [B, width, 4, 4]."""
@@ -48,7 +47,7 @@ class Trunk(nn.Module):
 
 
 class Residual(nn.Module):
-    """Halve the resolution with a strided convolution and a residual branch."""
+    """Residual block that halves the resolution by strided convolutions."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ class Residual(nn.Module):
 
 
 class SubjectEncoder(nn.Module):
-    """Re-identification: images [B, 3, 64, 64] in [0, 1] -> unit embeddings [B, EMBEDDING]."""
+    """Re-identification encoder: images [B, 3, 64, 64] in [0, 1] -> unit embeddings [B, EMBEDDING]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,12 +77,14 @@ class SubjectEncoder(nn.Module):
 
 
 class AttributeClassifier(nn.Module):
-    """One linear head per attribute over a shared trunk."""
+    """Classifier with one linear head per attribute over a shared trunk."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trunk = Trunk()
-        self.heads = nn.ModuleDict({name: nn.Linear(128 * 16, len(c)) for name, c in CLASSES.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(128 * 16, len(classes)) for name, classes in CLASSES.items()}
+        )
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return logits [B, classes] by attribute."""
@@ -91,7 +92,7 @@ class AttributeClassifier(nn.Module):
         return {name: head(features).float() for name, head in self.heads.items()}
 
 
-def labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+def attribute_labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     """Return class indices [B] by attribute, IGNORE where a scene has no such attribute."""
     columns: dict[str, torch.Tensor] = {}
     for name, classes in CLASSES.items():
@@ -100,16 +101,18 @@ def labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     return columns
 
 
-def attribute_hits(predicted: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Compare class indices with the wanted ones.
+def attribute_hits(predicted: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return which attributes an image has as its prompt asks.
 
     Args:
         predicted: Class indices [B] by attribute.
-        wanted: Class indices [B] by attribute, IGNORE where the prompt does not name it.
+        labels: Class indices [B] by attribute, IGNORE where the prompt does not name it.
 
     Returns:
         [B, attributes]: 1 hit, 0 miss, NaN where the prompt does not name the attribute.
     """
-    hits = [(predicted[name] == wanted[name]).float() for name in CLASSES]
-    asked = [wanted[name] != IGNORE for name in CLASSES]
-    return torch.stack([h.masked_fill(~a, float("nan")) for h, a in zip(hits, asked, strict=True)], dim=1)
+    columns = []
+    for name in CLASSES:
+        hits = (predicted[name] == labels[name]).float()
+        columns.append(hits.masked_fill(labels[name] == IGNORE, float("nan")))
+    return torch.stack(columns, dim=1)

@@ -1,4 +1,4 @@
-"""What the held-out judges say of pictures made for ToyBox examples."""
+"""The held-out judges of ToyBox: every score and monitor of the images that are drawn for its examples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ GROUPS = {
     "floor": ("floor", "floor_colour"),
     "sky": ("sky",),
 }
-MATCH = 0.75  # share of the named attributes from which on a picture shows a scene
+MATCH = 0.75  # an image shows a scene if at least this share of the named attributes is right
 
 
 class ToyBoxJudges:
-    """Scores pictures with encoders that never took part in training.
+    """Judge whose encoders never took part in training.
 
     Columns (each [B], fp32):
-        judge/identity: cosine between re-identification embeddings of the picture and of a true picture of
+        judge/identity: cosine between re-identification embeddings of the image and of a true image of
             the subject in the prompted scene.
         judge/prompt: share of the attributes named by the prompt that the classifiers find.
-        judge/hat, prop, floor, sky: 1 if the whole group is right (also: nothing there when none is asked).
+        judge/hat, prop, floor, sky: 1 if the whole group is right (also if there is rightly no hat or prop).
         monitor/copy_score: 0 honest, 1 a literal copy of the reference (scene embedding of the classifier).
-        monitor/background_similarity: of picture and reference, 1 where equal, outside the reference's mask.
-        mode/good, copied, drift, other: which kind of sample the picture is nearest to, one of them is 1.
+        monitor/background_similarity: of image and reference outside the reference's mask, 1 where equal.
+        mode/good, copied, drift, other: which kind of sample the image is; one of them is 1.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class ToyBoxJudges:
         targets = torch.stack([e.target for e in examples if e.target is not None])
         identity = (self.encoder(images) * self.encoder(targets)).sum(-1)
         predicted = {name: logits.argmax(-1) for name, logits in self.classifier(images).items()}
-        hits = judges.attribute_hits(predicted, judges.labels([e.meta["scene"] for e in examples]))
-        reference_hits = judges.attribute_hits(
-            predicted, judges.labels([e.meta["reference_scene"] for e in examples])
-        )
-        prompt, reference_match = hits.nanmean(1), reference_hits.nanmean(1)
+        prompted_labels = judges.attribute_labels([e.meta["scene"] for e in examples])
+        reference_labels = judges.attribute_labels([e.meta["reference_scene"] for e in examples])
+        hits = judges.attribute_hits(predicted, prompted_labels)
+        prompt = hits.nanmean(1)
+        reference_match = judges.attribute_hits(predicted, reference_labels).nanmean(1)
         columns = {"judge/identity": identity, "judge/prompt": prompt}
         columns |= {f"judge/{group}": _all_right(hits, names) for group, names in GROUPS.items()}
         columns |= self._modes(identity, prompt, reference_match)
@@ -63,6 +63,7 @@ class ToyBoxJudges:
     def _modes(
         self, identity: torch.Tensor, prompt: torch.Tensor, reference: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        """Return which mode each image is in, from its identity and its match with both scenes, each [B]."""
         copied = (reference >= MATCH) & (reference > prompt)
         prompted = ~copied & (prompt >= MATCH)
         same = identity >= self.identity_threshold
@@ -78,11 +79,22 @@ class ToyBoxJudges:
         self, images: torch.Tensor, references: torch.Tensor, examples: Sequence[Example]
     ) -> torch.Tensor:
         others = torch.stack([e.meta["other_view"] for e in examples])
-        embed = lambda x: F.normalize(F.silu(self.classifier.trunk(x)).flatten(1), dim=-1)  # noqa: E731
-        return monitors.copy_score(embed(images), embed(references), embed(others))
+        return monitors.copy_score(
+            self._scene_embedding(images), self._scene_embedding(references), self._scene_embedding(others)
+        )
+
+    def _scene_embedding(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the classifier's features [B, D] before its heads: they know the scene, not the subject."""
+        return F.normalize(F.silu(self.classifier.trunk(images)).flatten(1), dim=-1)
 
 
 def _all_right(hits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Return 1 where every asked attribute of `names` is hit; hits [B, attributes], NaN = not asked."""
-    columns = hits[:, [list(judges.CLASSES).index(name) for name in names]]
-    return (columns.nan_to_num(1.0) == 1).all(1).float()
+    """Return [B]: 1 where all attributes of `names` that the prompt asks for are hit.
+
+    Args:
+        hits: [B, attributes], NaN where the prompt does not ask.
+        names: Of attributes.
+    """
+    order = list(judges.CLASSES)
+    group = hits[:, [order.index(name) for name in names]]
+    return (group.nan_to_num(1.0) == 1).all(1).float()

@@ -1,10 +1,10 @@
 """Untrained ToyBox models, built from configurations: the same classes as FLUX.1-Kontext, only small.
 
-Sizes were chosen by measuring picture quality against cost on two CPU cores. An f8 autoencoder leaves 16
+Sizes were chosen by measuring image quality against cost on two CPU cores. An f8 autoencoder leaves 16
 image and 16 reference tokens at 64 px, three times cheaper than f4. It has 32 latent channels, as FLUX.2's:
 with the 16 of FLUX.1 even the best linear code of 8 x 8 pixel blocks keeps the toys at 21.1 dB only, with 32
 at 23.8 dB. AutoencoderTiny, the class of TAEF1, trains at 3 ms a 40 px crop on one core where an
-AutoencoderKL of like size takes 8.
+AutoencoderKL of that size takes 8.
 """
 
 from __future__ import annotations

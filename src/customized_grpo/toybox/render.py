@@ -18,7 +18,7 @@ import numpy.typing as npt
 from customized_grpo.toybox import geometry as g
 from customized_grpo.toybox.world import Scene, Subject
 
-CHUNK = 16  # pictures a thread draws at a time
+CHUNK = 16  # images a thread draws at a time
 FAR = 1e6
 EYE = (0.0, 1.55, 4.6)
 LOOK_AT = (0.0, 0.85, 0.0)
@@ -34,7 +34,7 @@ _ELLIPSOID, _BOX, _CYLINDER, _CONE = float(g.ELLIPSOID), float(g.BOX), float(g.C
 
 @numba.njit(fastmath=True, cache=True, inline="always")
 def _slab(origin, direction):  # type: ignore[no-untyped-def]
-    """Entry and exit of the slab |x| <= 1."""
+    """Return entry and exit of the slab |x| <= 1."""
     if abs(direction) < 1e-6:
         direction = 1e-6
     first, second = (-1.0 - origin) / direction, (1.0 - origin) / direction
@@ -43,7 +43,7 @@ def _slab(origin, direction):  # type: ignore[no-untyped-def]
 
 @numba.njit(fastmath=True, cache=True)
 def _entry(shape, lx, ly, lz, ux, uy, uz):  # type: ignore[no-untyped-def]
-    """Distance at which the ray (l + t u) enters a canonical body, FAR if it misses."""
+    """Return the distance at which the ray l + t u enters a canonical body, FAR if it misses."""
     if shape == _ELLIPSOID:
         a = ux * ux + uy * uy + uz * uz
         b = lx * ux + ly * uy + lz * uz
@@ -175,12 +175,11 @@ def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
 def _draw(rows, counts, backdrops, size, samples, images, masks):  # type: ignore[no-untyped-def]
+    """Add the images [B, 3, size, size] and subject masks [B, 1, size, size] to arrays of zeros."""
     forward = (LOOK_AT[0] - EYE[0], LOOK_AT[1] - EYE[1], LOOK_AT[2] - EYE[2])
     norm = math.sqrt(forward[0] ** 2 + forward[1] ** 2 + forward[2] ** 2)
-    fy, fz = (
-        forward[1] / norm,
-        forward[2] / norm,
-    )  # the camera looks along -z: right is +x, up is (0, -fz, fy)
+    # the camera looks along -z: right is +x, up is (0, -fz, fy)
+    fy, fz = forward[1] / norm, forward[2] / norm
     fine = size * samples
     share = 1.0 / (samples * samples)
     for i in range(rows.shape[0]):
@@ -201,7 +200,7 @@ def _draw(rows, counts, backdrops, size, samples, images, masks):  # type: ignor
 
 
 def allowed_threads() -> int:
-    """Return how many threads may draw: what OpenMP, and so torch, may use."""
+    """Return how many threads may draw: as many as OpenMP, and so torch, may use."""
     setting = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
     return int(setting.split(",")[0])  # "4,2" means 4, and 2 in each of them
 
@@ -213,15 +212,15 @@ THREADS = allowed_threads()
 def render(
     pairs: Sequence[tuple[Subject, Scene]], size: int = 64, samples: int = 2
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Draw pictures.
+    """Return images of subjects in scenes.
 
     Args:
-        pairs: The subject and the scene of each picture.
+        pairs: The subject and the scene of each image.
         size: Edge in pixels.
         samples: Rays per pixel and axis.
 
     Returns:
-        images [B, 3, size, size] and subject masks [B, 1, size, size], both in [0, 1].
+        Images [B, 3, size, size] and subject masks [B, 1, size, size], both in [0, 1].
     """
     rows, counts, backdrops = g.tables(pairs)
     images = np.zeros((len(pairs), 3, size, size), np.float32)

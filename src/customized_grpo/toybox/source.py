@@ -1,4 +1,4 @@
-"""ToyBox as a source of examples: rendered when asked for, always the same for the same index."""
+"""ToyBox as a source of examples: a row is rendered when it is read, and is a function of its index."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ TRAIN_PROMPTS_PER_SUBJECT = 16
 
 
 class ToyBoxSource:
-    """`subjects` toys, each asked for in `prompts_per_subject` scenes.
+    """Training or held-out rows about `subjects` toys, each in `prompts_per_subject` scenes.
 
     Args:
         subjects: Number of subjects.
-        prompts_per_subject: Prompts about each of them, each with a reference of its own.
+        prompts_per_subject: Prompts about each subject, each with a reference of its own.
         seed: Seed of the world.
         split: Name of the split; splits have different subjects, prompts and references.
     """
 
     def __init__(self, subjects: int, prompts_per_subject: int, seed: int, split: str) -> None:
-        self.subjects, self.prompts_per_subject = subjects, prompts_per_subject
-        self.split, self.seed = split, derive_seed(seed, "toybox", split)
+        self.subjects = subjects
+        self.prompts_per_subject = prompts_per_subject
+        self.split = split
+        self.seed = derive_seed(seed, "toybox", split)
 
     def __len__(self) -> int:
         return self.subjects * self.prompts_per_subject
 
     def scenes(self, index: int) -> tuple[world.Scene, world.Scene, world.Scene]:
         """Return the scenes of row `index`: reference, prompted, and an unrelated third view."""
-        return tuple(world.scene(self.seed, kind, index) for kind in ("reference", "prompted", "other"))  # type: ignore[return-value]
+        return (
+            world.scene(self.seed, "reference", index),
+            world.scene(self.seed, "prompted", index),
+            world.scene(self.seed, "other", index),
+        )
 
     def toy(self, index: int) -> world.Subject:
         """Return the subject of row `index`; consecutive rows are about different subjects."""
@@ -41,18 +47,19 @@ class ToyBoxSource:
         """Render row `index`.
 
         `meta` holds the prompted scene, the reference's scene, and `other_view`: the subject in a third
-        scene, which an honest picture resembles as much as it resembles the reference.
+        scene, which an honest image resembles as much as it resembles the reference.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        toy, (reference, prompted, other) = self.toy(index), self.scenes(index)
-        images, masks = (
-            torch.from_numpy(a) for a in render([(toy, s) for s in (reference, prompted, other)])
-        )
-        words = int(torch.randint(2**31, (1,), generator=generator(self.seed, "words", index)))
+        toy = self.toy(index)
+        reference, prompted, other = self.scenes(index)
+        pixels, subject_masks = render([(toy, reference), (toy, prompted), (toy, other)])
+        images = torch.from_numpy(pixels)
+        masks = torch.from_numpy(subject_masks)
+        wording = int(torch.randint(2**31, (1,), generator=generator(self.seed, "words", index)))
         return Example(
             id=f"{self.split}-{index:05d}",
-            prompt=prompts.paraphrase(prompted, words),
+            prompt=prompts.paraphrase(prompted, wording),
             references=(images[0],),
             masks=(masks[0],),
             target=images[1],

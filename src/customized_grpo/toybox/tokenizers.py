@@ -1,4 +1,4 @@
-"""Word-level tokenizers over the ToyBox vocabulary, in the classes that FLUX.1 uses."""
+"""Tokenizers with one token for every word of the ToyBox grammar, in the classes that FLUX.1 uses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MAX_LENGTH = 32
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Return a CLIPTokenizer to which every word of the grammar is one token.
+    """Return a CLIPTokenizer in which every word of the grammar is one token.
 
     The pooled text token is found by the end token's id, which must not be 2 (a legacy code path of CLIP);
     the two special tokens therefore come last, as in the published vocabulary.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     # The trainer numbers the characters that end a word in the order of a hash map, and breaks ties between
-    # merges by number: naming all of them beforehand makes it repeatable.
+    # merges by these numbers: naming all characters beforehand makes it repeatable.
     characters = sorted(set("".join(vocabulary())))
     trainer = trainers.BpeTrainer(
         vocab_size=2000,

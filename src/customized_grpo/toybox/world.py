@@ -1,14 +1,12 @@
-"""What exists in the ToyBox: subjects (the identity) and scenes (what a prompt asks for).
+"""The content of the ToyBox: subjects (the identity) and scenes (what a prompt asks for).
 
-Both are plain frozen dataclasses drawn from a seed, so a world needs no files: subject 17 of seed 0 is the
-same toy everywhere.
+Both are frozen dataclasses drawn from a seed, so a world needs no files: subject 17 of seed 0 is the same toy
+everywhere.
 """
 
 from __future__ import annotations
 
 import colorsys
-import dataclasses
-import math
 import random
 from dataclasses import dataclass
 
@@ -49,7 +47,19 @@ PATTERNS = ("plain", "stripes", "spots")
 
 @dataclass(frozen=True)
 class Subject:
-    """One toy animal: everything that must survive from reference to output. Lengths in world units."""
+    """One toy animal: everything that must survive from reference to output.
+
+    Attributes:
+        body, head, ears, tail: Shapes, of BODIES, HEADS, EARS and TAILS.
+        body_size: Half width, half height and half depth of the body, in world units as all lengths.
+        head_size: Half edge or radius of the head.
+        ear_size: Radius of an ear.
+        nose: How much the nose is longer than the shortest one.
+        leg: Height of the body's lower end over the floor.
+        main_colour, second_colour, limb_colour: Of body and head, of pattern and nose, of limbs and ears.
+        pattern: Of the body, of PATTERNS.
+        pattern_frequency: In radians per half size of the body.
+    """
 
     body: str
     body_size: tuple[float, float, float]
@@ -69,10 +79,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a prompt can ask for, plus the free view.
+    """Everything a prompt can ask for, and the view, which is free.
 
-    `hat_colour`, `prop_colour` and `side` are None exactly when there is no hat or no prop. `yaw` (radians)
-    is never mentioned in a prompt.
+    Attributes:
+        hat, prop: "none" if there is none.
+        hat_colour, prop_colour, side: None exactly when there is no hat or no prop.
+        floor, floor_colour, sky: Always there.
+        yaw: Angle of the toy in radians; never mentioned in a prompt.
     """
 
     hat: str
@@ -84,12 +97,6 @@ class Scene:
     floor_colour: str
     sky: str
     yaw: float = 0.0
-
-    def attributes(self) -> dict[str, str | None]:
-        """Return the prompted attributes by name (everything but the yaw)."""
-        values = dataclasses.asdict(self)
-        del values["yaw"]
-        return values
 
 
 def subject(seed: int, index: int) -> Subject:
@@ -118,11 +125,15 @@ def subject(seed: int, index: int) -> Subject:
 
 
 def scene(seed: int, *keys: int | str) -> Scene:
-    """Draw one scene; the keys say what for (for example the subject's index and the number of the view)."""
+    """Return a scene, a function of `seed` and `keys` (for example the subject's index and the view)."""
     rng = random.Random(derive_seed(seed, "scene", *keys))
-    names = list(COLOURS)
-    hat, prop = rng.choice(HATS), rng.choice(PROPS)
-    hat_colour, prop_colour, side = rng.choice(names), rng.choice(names), rng.choice(SIDES)
+    colours = list(COLOURS)
+    # colours and side are drawn even where there is no hat or prop: every scene takes as many random numbers
+    hat = rng.choice(HATS)
+    prop = rng.choice(PROPS)
+    hat_colour = rng.choice(colours)
+    prop_colour = rng.choice(colours)
+    side = rng.choice(SIDES)
     return Scene(
         hat=hat,
         hat_colour=None if hat == "none" else hat_colour,
@@ -130,16 +141,7 @@ def scene(seed: int, *keys: int | str) -> Scene:
         prop_colour=None if prop == "none" else prop_colour,
         side=None if prop == "none" else side,
         floor=rng.choice(FLOORS),
-        floor_colour=rng.choice(names),
+        floor_colour=rng.choice(colours),
         sky=rng.choice(SKIES),
         yaw=rng.uniform(-MAX_YAW, MAX_YAW),
     )
-
-
-def second_view(original: Scene, seed: int, *keys: int | str) -> Scene:
-    """Return the same scene seen from another yaw, at least a quarter radian away."""
-    rng = random.Random(derive_seed(seed, "view", *keys))
-    yaw = original.yaw
-    while math.isclose(yaw, original.yaw, abs_tol=0.25):
-        yaw = rng.uniform(-MAX_YAW, MAX_YAW)
-    return dataclasses.replace(original, yaw=yaw)
