@@ -134,8 +134,8 @@ def make_masks(
         `out`, which is written only when every reference has a mask.
 
     Raises:
-        UserError: Rows are bad, `out` exists or is in another folder, `masks/` is another segmenter's, or some
-            photos show no subject: lists all of them.
+        UserError: Rows are bad, `out` exists or is in another folder, `masks/` is another segmenter's, or
+            some photos show no subject: lists all of them.
     """
     if out.exists():
         raise UserError(f"{out} already exists", "Name a new manifest with --out.")
