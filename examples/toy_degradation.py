@@ -4,11 +4,11 @@
 
 A sample is a vector x = (subject, context) drawn from N(mean, SPREAD^2); the policy is the mean. The identity
 reward should look at the subject alone but leaks: it also rises when the context resembles that of the
-reference picture, which is what copying does. The prompt reward wants the opposite context. Below a critical
-prompt weight the naive weighted sum copies the reference; SARS at the same weights holds out longer, the more
-so the larger gamma. Rewards, samples and start are the same for all.
+reference image, as it does when a model copies. The prompt reward asks for the opposite context. Below a
+critical prompt weight the naive weighted sum copies the reference; SARS at the same weights resists longer,
+the more so the larger gamma. Rewards, samples and start are the same for all.
 
-The fourth line of each block is the control that keeps claims honest: constant weights and a step size that
+The fourth line of each block is a control: constant weights and a step size that
 match SARS to first order (`conflict.matched_constant_weights`). In this toy they do about as well.
 """
 
@@ -28,19 +28,22 @@ LEAK, SPREAD = 0.35, 0.15
 GROUPS, GROUP_SIZE = 8, 12
 LEARNING_RATE, ITERATIONS = 0.01, 3000
 CORRELATION = -0.4
-"""Of the two rewards over samples of the first policy."""
+"""Correlation of the two rewards over samples of the first policy."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The policy's mean after training, one entry a seed."""
+    """The policy's mean after training; one entry for each seed.
+
+    Attributes:
+        prompt: Prompt reward of the context, in (-1, 1); below 0 the prompt has been abandoned.
+        identity: True similarity of the subject, in (0, 1].
+        measured_identity: The leaky reward; above 1 it is deceived.
+    """
 
     prompt: Tensor
-    """Prompt reward of the context, in (-1, 1); below 0 the prompt has been abandoned."""
     identity: Tensor
-    """True similarity of the subject, in (0, 1]."""
     measured_identity: Tensor
-    """What the leaky reward says; above 1 it is being deceived."""
 
 
 def rewards(x: Tensor, reference: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def rewards(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def train(rule: Rule, prompt_weight: float, *, step_scale: float = 1.0, seeds: int = 24) -> Outcome:
-    """Train one policy per seed with plain policy gradient and return where they end."""
+    """Train one policy per seed with plain policy gradient and return their outcome."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(seeds, 1, SUBJECT, generator=generator) / SUBJECT**0.5
     mean = torch.cat([0.3 * reference, torch.full((seeds, 1, CONTEXT), -0.7)], dim=-1)
@@ -74,7 +77,7 @@ def train(rule: Rule, prompt_weight: float, *, step_scale: float = 1.0, seeds: i
 
 
 def main() -> None:
-    """Print where each rule ends at three prompt weights."""
+    """Print the outcome of each rule at three prompt weights."""
     torch.set_num_threads(1)  # the tensors are too small to share
     print(f"{'advantage':<18}{'w_p':>6}{'prompt':>9}{'identity':>10}{'measured':>10}{'collapsed':>11}")
     for prompt_weight in (0.38, 0.40, 0.42):
@@ -86,9 +89,11 @@ def main() -> None:
             "linear, matched": train(Linear(), matched.prompt, step_scale=matched.step_scale),
         }
         for label, end in ends.items():
-            scores = "".join(f"{float(v.mean()):>10.2f}" for v in (end.identity, end.measured_identity))
+            prompt = f"{float(end.prompt.mean()):>9.2f}"
+            identity = f"{float(end.identity.mean()):>10.2f}"
+            measured = f"{float(end.measured_identity.mean()):>10.2f}"
             collapsed = f"{int((end.prompt < 0).sum())}/{len(end.prompt)}"
-            print(f"{label:<18}{prompt_weight:>6.2f}{float(end.prompt.mean()):>9.2f}{scores}{collapsed:>11}")
+            print(f"{label:<18}{prompt_weight:>6.2f}{prompt}{identity}{measured}{collapsed:>11}")
 
 
 def _similarity(subject: Tensor, reference: Tensor) -> Tensor:

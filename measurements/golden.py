@@ -3,9 +3,9 @@
     python measurements/golden.py before.json          # on the commit to start from
     python measurements/golden.py after.json --against before.json
 
-Each case is a run of the preset toybox-smoke that takes another way through the method: rules, schedules,
-samplers, precision, moving average, KL, windows. What is compared is a digest of its metrics (without times),
-of its held-out evaluations and of its adapter. Numbers are comparable on one machine only: other processors
+Each case is a run of the preset toybox-smoke that takes another path through the method: rules, schedules,
+samplers, precision, moving average, KL, windows. Digests of its metrics (without times), its held-out
+evaluations and its adapter are compared. Numbers are comparable on one machine only: other processors
 round differently.
 """
 
@@ -62,7 +62,7 @@ CASES: dict[str, list[str]] = {
 
 
 def main() -> int:
-    """Run every case; returns 1 when a digest differs."""
+    """Run every case; return 1 if a digest differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--against", type=Path, help="an earlier file; differences are listed")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print every difference; returns 1 if there is one."""
+    """Print every difference; return 1 if there is one."""
     different = 0
     for name, digests in before.items():
         for part, digest in digests.items():
@@ -90,7 +90,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
 
 
 def trajectory(overrides: list[str]) -> dict[str, str]:
-    """Train one case and return the digests of what it left."""
+    """Train one case and return the digests of its files."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         cgrpo = [sys.executable, "-m", "customized_grpo"]
@@ -108,7 +108,11 @@ def trajectory(overrides: list[str]) -> dict[str, str]:
 
 def _metrics(file: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not _is_time(key)} for line in lines]
+    return [_without_times(line) for line in lines]
+
+
+def _without_times(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if not _is_time(key)}
 
 
 def _is_time(key: str) -> bool:

@@ -5,9 +5,9 @@
     python measurements/gpu.py --tiny --device cpu   # the same code on small models, to try the benchmark
 
 Every case (gpu_case.py) is a preset on one group of 12 samples of 512 x 512 pixels with one reference, in a
-process of its own: one that fails leaves the others alone. Four denoising steps, one of them trained. Each
-process first measures the rate of large bf16 products, against which the share of what a phase computes is
-given; recomputation under gradient checkpointing counts as work. Exit status 1 if a case has failed.
+process of its own: a failure does not stop the others. Four denoising steps, one of them trained. Each
+process first measures the rate of large bf16 products; the rate of a phase is given as a share of that.
+Recomputation under gradient checkpointing counts as work. Exit status 1 if a case has failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gpu_case import CASES
 SCRIPT = Path(__file__).with_name("gpu_case.py")
 BUDGET_S = 540
 PATIENCE = 2.5
-"""A case may take so many times the seconds that are expected of it."""
+"""A case is stopped after this many times its expected seconds."""
 PHASES = ("encode", "rollout", "decode", "update", "optimizer step")
 GIB = 2**30
 
@@ -34,7 +34,7 @@ Result = Mapping[str, Any]
 
 
 def run_case(name: str, options: Sequence[str], limit_s: float) -> dict[str, Any]:
-    """Measure a case in a process of its own; a failure is a result, too."""
+    """Measure a case in a process of its own; a failure is also a result."""
     if limit_s <= 0:
         return {"case": name, "error": "not run: no time was left"}
     command = [sys.executable, str(SCRIPT), name, *options]
@@ -50,15 +50,16 @@ def run_case(name: str, options: Sequence[str], limit_s: float) -> dict[str, Any
 
 
 def peak(result: Result) -> tuple[str, str]:
-    """Return the measured peak with its phase, and what was planned for that phase."""
+    """Return the measured peak with its phase, and the planned peak of that phase."""
     peaks = result["peaks"]
     phase = max(peaks, key=lambda name: peaks[name]["measured"])
-    sizes = {kind: peaks[phase][kind] / GIB for kind in ("measured", "planned")}
-    return f"{sizes['measured']:.3g} ({phase})", f"{sizes['planned']:.3g}"
+    measured = peaks[phase]["measured"] / GIB
+    planned = peaks[phase]["planned"] / GIB
+    return f"{measured:.3g} ({phase})", f"{planned:.3g}"
 
 
 def share(result: Result, phase: str) -> str:
-    """Return a phase's operations a second, and what part of the measured product's rate that is."""
+    """Return a phase's operations per second, also as a share of the measured product's rate."""
     rate = result["tflops"][phase]
     return f"{rate:.3g} ({rate / result['matmul_tflops']:.0%})"
 
@@ -90,7 +91,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown table, and below it what failed."""
+    """Return the results as a Markdown table, and the failures below it."""
     done = [result for result in results if "error" not in result]
     lines = []
     if done:
@@ -102,13 +103,15 @@ def table(results: Sequence[Result]) -> str:
             "| " + " | ".join(COLUMNS) + " |",
             "|---" * len(COLUMNS) + "|",
         ]
-        lines += ["| " + " | ".join(column(result) for column in COLUMNS.values()) + " |" for result in done]
+        for result in done:
+            cells = [column(result) for column in COLUMNS.values()]
+            lines.append(f"| {' | '.join(cells)} |")
     lines += [f"{result['case']}: {result['error']}" for result in results if "error" in result]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the cases one after the other, print the table and keep the numbers."""
+    """Measure the cases one after the other, print the table and write the numbers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
@@ -118,13 +121,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="file for the numbers, kept up to date after every case")
     options = parser.parse_args(arguments)
-    start, results = time.monotonic(), []
+    case_options = [f"--device={options.device}"]
+    if options.tiny:
+        case_options.append("--tiny")
+    results = []
+    start = time.monotonic()
     for name in options.cases:
-        left = options.budget - (time.monotonic() - start)
-        given = [f"--device={options.device}", *(["--tiny"] if options.tiny else [])]
-        began = time.monotonic()
-        result = run_case(name, given, min(left, PATIENCE * CASES[name].expected_s))
-        results.append(result | {"case_s": time.monotonic() - began, "expected_s": CASES[name].expected_s})
+        expected_s = CASES[name].expected_s
+        case_start = time.monotonic()
+        left = options.budget - (case_start - start)
+        result = run_case(name, case_options, min(left, PATIENCE * expected_s))
+        results.append(result | {"case_s": time.monotonic() - case_start, "expected_s": expected_s})
         print(f"{name}: {result.get('error', 'done')}, {results[-1]['case_s']:.0f} s", file=sys.stderr)
         if options.out is not None:
             options.out.write_text(json.dumps(results, indent=2) + "\n")

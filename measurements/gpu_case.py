@@ -4,8 +4,8 @@
     python measurements/gpu_case.py flux1 --tiny --device cpu
 
 Transformer and autoencoder are of the published classes and sizes, with random weights made on the device:
-how fast they are does not depend on what they have learned. Text encoders are left out; their embeddings are
-drawn. All else is what `cgrpo train` runs: the preset's adapter, sampler, rollout and update.
+their speed does not depend on training. Text encoders are left out; their embeddings are random. All the rest
+is the code of `cgrpo train`: the preset's adapter, sampler, rollout and update.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from overhead import Stopwatches
 from random_models import all_shrunk, build_policy
 
 CARD_GIB = 23.6
-"""What torch sees of a 24 GB card (GeForce RTX 4090)."""
+"""Memory that torch can use of a 24 GB card (GeForce RTX 4090)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """One measurement.
 
     Attributes:
-        preset: The recipe that gives adapter, precision, batches and what saves memory.
+        preset: The recipe of adapter, precision, batches and measures that save memory.
         compiled: Whether the transformer's blocks are compiled.
-        card_gib: The process gets no more memory than a card of this size has; None: all there is.
+        card_gib: The process gets no more memory than a card of this size has; None: no limit.
         expected_s: Seconds it should take on an H100, start and compilation included; an estimate.
     """
 
@@ -78,7 +78,7 @@ SHORTENED = (
     "train.prompts_per_iteration=1",  # one group
     "rollout.steps=4",
     "rollout.sde_window.size=1",  # one trained step: rollout and update then take comparable time
-    "model.text_encoders=keep",  # there are none, so nothing changes places
+    "model.text_encoders=keep",  # there are none to move between devices
 )
 TINY = ("model.height=64", "model.width=64", "model.max_text_tokens=16", "model.lora.rank=4")
 MATMUL = {False: 8192, True: 256}
@@ -89,15 +89,15 @@ MATMUL = {False: 8192, True: 256}
 
 
 class Meter(Protocol):
-    """Counts the bytes of tensors that are alive."""
+    """Counter of the bytes of tensors that are alive."""
 
     def take(self) -> int:
-        """Return the most that were alive at once since the last call, and begin anew."""
+        """Return the peak since the last call, in bytes, and start again."""
         ...
 
 
 class CudaMeter:
-    """Asks torch's allocator."""
+    """Counter of a CUDA device, by torch's allocator."""
 
     def take(self) -> int:
         """Return the peak since the last call, in bytes."""
@@ -107,11 +107,12 @@ class CudaMeter:
 
 
 class CpuMeter(LiveBytes):
-    """Watches every operation, as torch's allocator for CPUs keeps no count; that takes time."""
+    """Counter of the CPU: watches every operation, slowly, as torch's allocator for CPUs keeps no count."""
 
     def take(self) -> int:
         """Return the peak since the last call, in bytes."""
-        peak, self.peak = self.peak, self.now
+        peak = self.peak
+        self.peak = self.now
         return peak
 
 
@@ -126,10 +127,10 @@ def metered(device: torch.device) -> Iterator[Meter]:
 
 
 class Phases(Stopwatches):
-    """Stopwatches that keep the peaks of memory, too.
+    """Stopwatches that also record the peaks of memory.
 
     Args:
-        meter: Counts it.
+        meter: Counts the memory.
 
     Attributes:
         peaks: Most bytes that were alive at once, by label.
@@ -149,7 +150,7 @@ class Phases(Stopwatches):
 
 
 class Bench:
-    """A recipe's iteration on one drawn prompt with one drawn reference.
+    """A recipe's iteration on one random prompt with one random reference.
 
     Args:
         config: The recipe.
@@ -158,7 +159,8 @@ class Bench:
     """
 
     def __init__(self, config: Config, device: torch.device, meter: Meter) -> None:
-        self.config, self.meter = config, meter
+        self.config = config
+        self.meter = meter
         self.policy = build_policy(config, device)
         size = (config.model.height, config.model.width)
         self.encoder = PromptEncoder(self.policy, size)
@@ -170,7 +172,7 @@ class Bench:
         self.example = Example("drawn", "a drawn prompt", (reference,), None, None, "drawn")
 
     def collect(self, batch_size: int, group_size: int) -> Trajectory:
-        """Draw a group in batches of so many samples."""
+        """Draw a group in batches of `batch_size` samples."""
         config = self.config
         settings = config.rollout.model_copy(update={"batch_size": batch_size})
         return collect(
@@ -185,7 +187,7 @@ class Bench:
         )
 
     def signal(self) -> LearningSignal:
-        """Return drawn advantages: what an update costs does not depend on them."""
+        """Return random advantages: the cost of an update does not depend on them."""
         config = self.config
         drawn = torch.randn(config.train.group_size, 2, generator=generator(0, "advantages"))
         weights = schedules.prompt_weights(config.schedule.build(), config.rollout.steps)
@@ -211,25 +213,27 @@ class Bench:
         return largest
 
     def iteration(self) -> tuple[Phases, float]:
-        """Draw a group and update on it; returns what it took and its largest deviation from ratio 1."""
-        policy, optimizer = self.policy, self.updater.optimizer
-        train, watches = self.config.train, Phases(self.meter)
+        """Draw a group and update on it; return the stopwatches and the largest deviation from ratio 1."""
+        policy = self.policy
+        optimizer = self.updater.optimizer
+        watches = Phases(self.meter)
         with (
             patch.object(policy, "encode", watches.timed("encode", policy.encode)),
             patch.object(policy, "decode", watches.timed("decode", policy.decode)),
             patch.object(optimizer, "step", watches.timed("optimizer step", optimizer.step)),
         ):
             with watches.run("rollout"):
-                trajectory = self.collect(self.config.rollout.batch_size, train.group_size)
+                trajectory = self.collect(self.config.rollout.batch_size, self.config.train.group_size)
             with watches.run("update"):
                 report = self.updater.update(trajectory, self.signal(), 0)
         assert len(report.grad_norms) == 1, report
         return watches, report.first.deviation
 
     def one_by_one(self) -> tuple[float, float]:
-        """Draw the group one sample at a time; returns (seconds without decoding, deviation from ratio 1)."""
+        """Draw the group one sample at a time; return (seconds without decoding, deviation from ratio 1)."""
         self.collect(1, 1)  # a compiled block is another one for a single sample
-        watches, policy = Phases(self.meter), self.policy
+        watches = Phases(self.meter)
+        policy = self.policy
         with (
             patch.object(policy, "encode", watches.timed("encode", policy.encode)),
             patch.object(policy, "decode", watches.timed("decode", policy.decode)),
@@ -240,8 +244,9 @@ class Bench:
 
 
 def matmul_rate(device: torch.device, side: int, repeats: int = 20) -> float:
-    """Return 10^12 operations a second of bf16 products of square matrices, the best of five series."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    """Return 10^12 operations per second of bf16 products of square matrices, the best of five series."""
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    b = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     best = 0.0
     for _ in range(6):  # the first one warms up
         _synchronise(device)
@@ -259,7 +264,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def limit_memory(card_gib: float) -> None:
-    """Give this process what a smaller card has for torch's allocator: its size without CUDA's own share."""
+    """Limit torch's allocator to the memory of a smaller card, without the share of CUDA itself."""
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (card_gib * GIB - CONTEXT_BYTES) / total))
@@ -277,7 +282,7 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
     Args:
         config: The recipe.
         device: Where it runs.
-        card_gib: Size of the card that it must fit, in GiB; None: as much as there is.
+        card_gib: Size of the card that it must fit, in GiB; None: no limit.
 
     Returns:
         Seconds, work and memory by phase, and the deviations from ratio 1.
@@ -294,7 +299,8 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
         bench.iteration()  # compiles, chooses kernels, fills the caches
         watches, deviation = bench.iteration()
         alone_s, alone_deviation = bench.one_by_one()
-    seconds, prompts = watches.seconds, plan.batches.prompts
+    seconds = watches.seconds
+    prompts = plan.batches.prompts
     operations = {"rollout": plan.passes.rollout, "update": plan.passes.update}
     return {
         "parameters": plan.parameters.base,
@@ -322,7 +328,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the benchmark itself")
     options = parser.parse_args(arguments)
-    case, device = CASES[options.case], torch.device(options.device)
+    case = CASES[options.case]
+    device = torch.device(options.device)
     settings = [*SHORTENED, f"model.device={device}", f"model.compile={str(case.compiled).lower()}"]
     config = load_config(case.preset, [*settings, *(TINY if options.tiny else ())])
     rate = matmul_rate(device, MATMUL[options.tiny])

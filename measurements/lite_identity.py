@@ -1,11 +1,11 @@
-"""What `lite` and `lite_t` tell about photos: subjects apart, and classes.
+"""How well `lite` separates subjects, and `lite_t` classes, on true photos.
 
     python measurements/lite_identity.py PHOTOS
 
-PHOTOS is the `dataset` folder of DreamBooth's benchmark (github.com/google/dreambooth): a folder of pictures
-for each subject, and `prompts_and_classes.txt`. Whole photos, no masks. The area under the ROC curve says how
-often two photos of one subject are more alike than two of different subjects; "same class" keeps only those
-different subjects that share a class, such as two dogs.
+PHOTOS is the `dataset` folder of DreamBooth's benchmark (github.com/google/dreambooth): a folder of photos
+for each subject, and `prompts_and_classes.txt`. Whole photos, no masks. The area under the ROC curve is the
+chance that two photos of one subject are more similar than two of different subjects; "same class" keeps only
+those different subjects that share a class, such as two dogs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ SIZE = 640  # pixels, of the photos as they are scored
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos [N, 3, SIZE, SIZE] in [0, 1] with the subject and the class of each."""
+    """Photos of all subjects.
+
+    Attributes:
+        images: [N, 3, SIZE, SIZE] in [0, 1].
+        subjects, classes: Of each photo.
+    """
 
     images: Tensor
     subjects: list[str]
@@ -41,10 +46,14 @@ class Photos:
 def load_photos(folder: Path) -> Photos:
     """Read the dataset; a photo that is not square is squeezed."""
     lines = (folder / "prompts_and_classes.txt").read_text(encoding="utf-8").splitlines()
-    known = {path.name for path in folder.iterdir() if path.is_dir()}
-    pairs = (line.split(",") for line in lines if line.count(",") == 1)
-    class_of = {subject: name.strip() for subject, name in pairs if subject in known}
-    files = sorted(file for subject in class_of for file in (folder / subject).glob("*.jpg"))
+    class_of: dict[str, str] = {}
+    files: list[Path] = []
+    for line in lines:
+        subject, comma, name = line.partition(",")
+        if comma and "," not in name and (folder / subject).is_dir():  # other lines are headings and prompts
+            class_of[subject] = name.strip()
+            files += (folder / subject).glob("*.jpg")
+    files.sort()
     return Photos(
         images=torch.stack([_read(file) for file in files]),
         subjects=[file.parent.name for file in files],
@@ -61,7 +70,8 @@ def identity(photos: Photos) -> dict[str, float]:
     seconds = time.perf_counter() - start
     first, second = np.triu_indices(len(features), 1)
     cosines = (features @ features.T).numpy()[first, second]
-    subjects, classes = np.array(photos.subjects), np.array(photos.classes)
+    subjects = np.array(photos.subjects)
+    classes = np.array(photos.classes)
     same = subjects[first] == subjects[second]
     class_mates = ~same & (classes[first] == classes[second])
     return {
@@ -93,15 +103,15 @@ def prompts(photos: Photos) -> dict[str, float]:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the chance that a positive lies above a negative, ties counted half."""
+    """Return the chance that a positive is above a negative; a tie counts half."""
     ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
     wins = ranks.sum() - len(positive) * (len(positive) + 1) / 2
     return float(wins / (len(positive) * len(negative)))
 
 
 def _read(file: Path) -> Tensor:
-    picture = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    image = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,12 @@
-"""What share of a training iteration is not model forward, backward, VAE or reward.
+"""The share of a training iteration that is not model forward, backward, VAE or reward.
 
     python measurements/overhead.py                       # the preset toybox, five iterations
     python measurements/overhead.py toybox-smoke --iterations 2 --limit 1
 
 Real training with stopwatches around the work that any implementation has to do. Every moment of the loop is
-counted once, under the innermost stopwatch. The first iteration (compilation, first allocations) is left out,
-and so is evaluation, whose price is the recipe's choice. Checkpoints count at the recipe's interval. Exit
-status 1 if the share is above the limit.
+counted once, under the innermost stopwatch. The first iteration (compilation, first allocations) is left out.
+Evaluation is also left out, because the recipe chooses how much of it there is. Checkpoints count at the
+recipe's interval. Exit status 1 if the share is above the limit.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ WARM_UP = 1  # iterations
 
 
 class Stopwatches:
-    """Seconds by label; of nested labels only the innermost runs, and none inside `evaluation`."""
+    """Seconds by label; of nested labels only the innermost is timed, and none inside `evaluation`."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -85,7 +85,7 @@ class Stopwatches:
             self.labels.pop()
 
     def forget(self) -> None:
-        """Start again from zero, whatever runs now."""
+        """Start again from zero; the current label goes on."""
         self.lap()
         self.seconds.clear()
 
@@ -123,7 +123,8 @@ def measure(recipe: str, overrides: list[str], iterations: int) -> dict[str, Any
         assert status == 0, status
     seconds = {label: watches.seconds[label] / iterations for label in WORK | OVERHEAD}
     seconds["checkpoint"] *= iterations / interval  # one was saved, at the end
-    total, work = sum(seconds.values()), sum(seconds[label] for label in WORK)
+    total = sum(seconds.values())
+    work = sum(seconds[label] for label in WORK)
     return {
         "recipe": recipe,
         "overrides": overrides,

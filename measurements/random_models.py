@@ -1,6 +1,6 @@
 """Full-size pipelines of published checkpoints without a download: random weights, made on the device.
 
-Text encoders are left out; what they would say is drawn. `all_shrunk` makes all of it small enough for a CPU.
+Text encoders are left out; their embeddings are random. `all_shrunk` makes everything small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from customized_grpo.seeding import generator
 
 
 class DrawnText:
-    """Stands where a pipeline encodes its prompts: embeddings of the right shapes, a function of the prompt.
+    """Replacement of a pipeline's `encode_prompt`: random embeddings that are a function of the prompt.
 
     Args:
         config: The transformer's.
@@ -33,7 +33,8 @@ class DrawnText:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        self.width, self.pooled_width = config.joint_attention_dim, config.get("pooled_projection_dim", 0)
+        self.width = config.joint_attention_dim
+        self.pooled_width = config.get("pooled_projection_dim", 0)
         self.dtype = dtype
 
     def __call__(
@@ -64,7 +65,7 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, FluxKontextPipeline
         from transformers import Qwen2Tokenizer
 
-        # the schedule of the published checkpoints, FLUX.1's and FLUX.2's alike
+        # the schedule of the published checkpoints, the same for FLUX.1 and FLUX.2
         scheduler = FlowMatchEulerDiscreteScheduler(
             shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=4096
         )
@@ -77,7 +78,7 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
             pipe: Any = FluxKontextPipeline(**parts, **absent)
         else:
             tokenizer = Qwen2Tokenizer()
-            tokenizer.chat_template = ""  # the policy asks how long it is
+            tokenizer.chat_template = ""  # the policy measures its length
             pipe = Flux2KleinPipeline(
                 **parts, text_encoder=None, tokenizer=tokenizer, is_distilled=architecture.distilled
             )
@@ -97,7 +98,8 @@ def build_policy(config: Config, device: torch.device) -> Policy:
 
 def shrunk(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint's classes at a size for a CPU: two blocks of each kind, no text encoders."""
-    transformer, vae = checkpoint.architecture.transformer, checkpoint.architecture.vae
+    transformer = checkpoint.architecture.transformer
+    vae = checkpoint.architecture.vae
     small = {
         "num_layers": 2,
         "num_single_layers": 2,
@@ -118,7 +120,7 @@ def shrunk(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextmanager
 def all_shrunk() -> Iterator[None]:
-    """Have every checkpoint shrunk inside the block, and "compiled" blocks run as they are.
+    """Make every checkpoint small inside the block, and let "compiled" blocks run eagerly.
 
     Compilers for CPUs take a minute, and the numbers of a tiny model are of no interest.
     """

@@ -1,10 +1,10 @@
-"""How many pictures a second a reward service scores for clients in parallel, and how long they wait.
+"""Images per second that a reward service scores for clients in parallel, and how long the clients wait.
 
     python measurements/reward_service.py                         # dino of ToyBox, 512 px, batches of 12
     python measurements/reward_service.py --batch 2 --merge 24 --json numbers.json
 
-A real `cgrpo serve-rewards` on loopback, and clients in processes of their own that send pictures they have
-encoded before. Three parts: clients in parallel without limits; more clients than the queue holds, with the
+A real `cgrpo serve-rewards` on loopback, and clients in processes of their own that send images encoded
+before. Three parts: clients in parallel without limits; more clients than the queue holds, with the
 client's own retries left out, to count the refusals; and SIGTERM under load, after which every accepted
 request must still be answered. Exit status 1 if a score was lost or differed from those of another request.
 """
@@ -42,7 +42,13 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Answered:
-    """One request: its status (0: the connection was refused or lost), seconds, and scores."""
+    """One request and its response.
+
+    Attributes:
+        status: HTTP status; 0 if the connection was refused or lost.
+        seconds: From sending to the response.
+        scores: Empty unless the status is 200.
+    """
 
     status: int
     seconds: float
@@ -51,7 +57,7 @@ class Answered:
 
 @contextmanager
 def service(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the service on a free port; gives the process and its URL."""
+    """Run the service on a free port inside the block; yield the process and its URL."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(RECIPE)
@@ -59,32 +65,32 @@ def service(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         child = subprocess.Popen([*command, "--port", "0", *options], stdout=subprocess.PIPE, text=True)
         try:
             assert child.stdout is not None
-            found = re.search(r"at (http://\S+)$", child.stdout.readline().strip())
-            assert found, "the service did not start"
-            yield child, found[1]
+            address = re.search(r"at (http://\S+)$", child.stdout.readline().strip())
+            assert address, "the service did not start"
+            yield child, address[1]
         finally:
             child.kill()
             child.wait()
 
 
 def request_body(url: str, batch: int, size: int) -> bytes:
-    """Upload a reference and return a request about `batch` pictures of size x size pixels."""
+    """Upload a reference and return a request about `batch` images of size x size pixels."""
     noise = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch + 1, 3, 16, 16, generator=noise)
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
     images = (smooth + 0.02 * torch.randn(smooth.shape, generator=noise)).clamp(0, 1)  # a photo's grain
     reward = httpx.get(f"{url}/v1/info").json()["rewards"][0]
-    pictures = ScoringBatch(
+    samples = ScoringBatch(
         images[:batch], ["a toy"] * batch, [[images[batch]]] * batch, None, None, [{}] * batch
     )
-    upload = encode(pictures, reward["name"], reward["digest"])
+    upload = encode(samples, reward["name"], reward["digest"])
     for sha256, png in upload.files.items():
         httpx.put(f"{url}/v1/references/{sha256}", content=png).raise_for_status()
     return upload.body
 
 
 def client(url: str, body: bytes, requests: int, begin: Any, results: Any) -> None:
-    """Send the same request over and over, each as soon as the last one is answered."""
+    """Send the same request again and again, each as soon as the last one is answered."""
     answers = []
     with httpx.Client(timeout=120) as http:
         begin.wait()
@@ -102,26 +108,31 @@ def client(url: str, body: bytes, requests: int, begin: Any, results: Any) -> No
 def load(
     url: str, body: bytes, clients: int, requests: int, meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[list[Answered], float]:
-    """Let clients send requests at once; returns all answers and the seconds it took."""
+    """Let clients send requests at once; return all answers and the seconds it took."""
     spawn = multiprocessing.get_context("spawn")
-    begin, results = spawn.Barrier(clients + 1), spawn.Queue()
-    crowd = [spawn.Process(target=client, args=(url, body, requests, begin, results)) for _ in range(clients)]
-    for one in crowd:
-        one.start()
+    begin = spawn.Barrier(clients + 1)
+    results = spawn.Queue()
+    processes = []
+    for _ in range(clients):
+        process = spawn.Process(target=client, args=(url, body, requests, begin, results))
+        process.start()
+        processes.append(process)
     begin.wait()
     since = time.perf_counter()
     meanwhile()
-    answers = [answer for _ in crowd for answer in results.get()]
+    answers: list[Answered] = []
+    for _ in processes:  # each puts all of its answers at once, at its end
+        answers += results.get()
     seconds = time.perf_counter() - since
-    for one in crowd:
-        one.join()
+    for process in processes:
+        process.join()
     return answers, seconds
 
 
 def throughput(
     counts: Sequence[int], requests: int, batch: int, size: int, merge: int
 ) -> list[dict[str, Any]]:
-    """Measure pictures a second and latencies for each number of clients."""
+    """Measure images per second and latencies for each number of clients."""
     rows = []
     with service("--queue", "64", "--merge", str(merge)) as (_, url):
         body = request_body(url, batch, size)
@@ -162,7 +173,7 @@ def back_pressure(queue: int, clients: int, requests: int, batch: int, size: int
 
 
 def shutdown(clients: int, batch: int, size: int) -> dict[str, Any]:
-    """Send SIGTERM while clients wait; count what became of their requests."""
+    """Send SIGTERM while clients wait; count the outcomes of their requests."""
     with service("--queue", "64") as (child, url):
         body = request_body(url, batch, size)
 
@@ -196,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8], help="clients in parallel")
     parser.add_argument("--requests", type=int, default=20, help="requests of each client (default 20)")
-    parser.add_argument("--batch", type=int, default=12, help="pictures of a request (default 12)")
+    parser.add_argument("--batch", type=int, default=12, help="images of a request (default 12)")
     parser.add_argument("--size", type=int, default=512, help="height and width, in pixels (default 512)")
     parser.add_argument("--merge", type=int, default=0, help="samples the service may score together")
     parser.add_argument("--json", type=Path, help="file for the numbers")

@@ -1,9 +1,9 @@
-"""How fast ToyBox draws one group in batches of different sizes, compared within one run.
+"""Speed of one group's rollout on ToyBox in batches of different sizes, compared within one run.
 
     python measurements/rollout_batches.py
     python measurements/rollout_batches.py toybox model.precision=fp32 --repeats 7
 
-The sizes take turns, so that other work on the machine slows all of them alike; times are medians.
+The sizes take turns, so that other work on the machine slows all of them equally; times are medians.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from customized_grpo.config import load_config
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import build_sampler, plan_steps
-from customized_grpo.training import parts as components
+from customized_grpo.training.parts import build_data, build_policy
 
 GROUP = 12
 SIZES = (1, 2, 4, 12)
@@ -28,10 +28,10 @@ SIZES = (1, 2, 4, 12)
 def measure(recipe: str, overrides: list[str], repeats: int) -> dict[int, float]:
     """Return the median seconds of one group's rollout, decoding included, by batch size."""
     config = load_config(recipe, overrides)
-    policy = components.build_policy(config)
+    policy = build_policy(config)
     encoder = PromptEncoder.from_config(config, policy)
     sampler = build_sampler(policy, config.rollout, *encoder.size)
-    example = components.build_data(config).train[0]
+    example = build_data(config).train[0]
     plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     for repeat in range(repeats + 1):
@@ -62,9 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     medians = measure(options.recipe, options.overrides, options.repeats)
     print(f"{options.recipe}, a group of {GROUP}, {torch.get_num_threads()} threads")
-    print(
-        "\n| rollout.batch_size | s / group | images / s | times as fast as one by one |\n|---|---|---|---|"
-    )
+    print("\n| rollout.batch_size | s / group | images / s | relative to one by one |\n|---|---|---|---|")
     for size, seconds in medians.items():
         print(f"| {size} | {seconds:.2f} | {GROUP / seconds:.1f} | {medians[1] / seconds:.1f} |")
     return 0

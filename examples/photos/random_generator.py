@@ -1,9 +1,9 @@
-"""Write a small FLUX.1-Kontext with random weights, in diffusers' layout, where no other can be had.
+"""Write a small FLUX.1-Kontext with random weights in diffusers' layout, to try a recipe without a download.
 
     python examples/photos/random_generator.py photos/generator
 
-It has the classes of the published checkpoint, so that a recipe that trains it trains FLUX.1-Kontext-dev by
-changing `model.path` and the sizes. Its pictures are noise.
+It has the classes of the published checkpoint: a recipe that trains it also trains FLUX.1-Kontext-dev after a
+change of `model.path` and the sizes. Its images are noise.
 """
 
 from __future__ import annotations

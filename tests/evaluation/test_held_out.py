@@ -21,6 +21,7 @@ from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.scoring import scoring_batch
 
@@ -216,13 +217,17 @@ REWARDS = [
 
 
 def evaluate(
-    batch_size: int, seed: int = 0, samples_per_prompt: int = 2, **options: Any
+    batch_size: int,
+    seed: int = 0,
+    samples_per_prompt: int = 2,
+    scorer: Scorer | None = None,
+    **options: Any,
 ) -> tuple[HeldOutScores, Tensor]:
     policy: Any = Painter()
     return evaluate_policy(
         policy,
         rows(3),
-        Scorer.inline(REWARDS),
+        scorer or Scorer.inline(REWARDS),
         FirstPixel(),
         encoder=PromptEncoder(policy, (8, 8)),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
@@ -258,7 +263,9 @@ def test_one_picture_of_a_prompt_has_no_diversity() -> None:
 
 
 def test_rewards_of_a_kind_are_averaged_by_their_weights() -> None:
-    table, images = evaluate(batch_size=6, reward_weights=[3.0, 1.0, 7.0])
+    executors = [InlineExecutor(reward) for reward in REWARDS]
+    scorer = Scorer(executors, ["stop"] * 3, [3.0, 1.0, 7.0])
+    table, images = evaluate(batch_size=6, scorer=scorer)
     images = (images * 255).round() / 255  # what rewards see
     expected = 0.75 * images[:, 0, 0, 0] + 0.25 * images[:, 2, 7, 7]
     assert table.columns["reward/prompt"] == pytest.approx(expected.tolist(), rel=1e-6)

@@ -29,6 +29,7 @@ from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rollout.batches import sample_conditioning
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
@@ -110,7 +111,6 @@ def measure(recipe: Recipe, *overrides: str, **changes: Any) -> StepGains:
         "judges": None,
         "rollout_config": recipe("rollout.steps=4", *overrides).rollout,
         "group_size": 2,
-        "reward_weights": None,
         "seed": 0,
         "prompt_weights": WEIGHTS,
         **changes,
@@ -156,7 +156,8 @@ def test_judges_are_measured_besides_the_rewards(recipe: Recipe) -> None:
 
 def test_rewards_of_one_kind_are_averaged_by_weight(recipe: Recipe) -> None:
     both = [*REWARDS, FunctionReward("green again", "prompt", green)]
-    gains = measure(recipe, scorer=Scorer.inline(both), reward_weights=[3.0, 1.0, 1.0])
+    executors = [InlineExecutor(reward) for reward in both]
+    gains = measure(recipe, scorer=Scorer(executors, ["stop"] * 3, [3.0, 1.0, 1.0]))
     expected = [2 / 3 * (0.75 * p + 0.25 * i) for p, i in zip(PROMPT, IDENTITY, strict=True)]
     assert gains.metrics["reward/prompt"].scores[:4] == pytest.approx(expected, abs=1e-5)
 
@@ -236,7 +237,6 @@ def test_the_last_picture_is_the_sample_and_the_others_are_predictions_from_its_
         config.rollout,
         encoder=PromptEncoder(policy, size),
         group_size=3,
-        reward_weights=None,
         seed=seed,
         prompt_weights=WEIGHTS,
     )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.engine.partition import padded_block
 from customized_grpo.evaluation.scores import DIVERSITY, HeldOutScores
 from customized_grpo.rollout.batches import count_batches, repeat_examples
@@ -63,7 +62,6 @@ class HeldOutEvaluation:
         examples: Sequence[Example],
     ) -> None:
         self.settings = config.evaluation
-        self.reward_weights = [reward.weight for reward in config.rewards]
         self.sigmas = policy.sigmas(config.evaluation_steps, policy.n_tokens(*encoder.size))
         self.engine = engine
         self.policy = policy
@@ -96,7 +94,6 @@ class HeldOutEvaluation:
             self.scorer,
             self.judges,
             encoder=self.encoder,
-            reward_weights=self.reward_weights,
             sigmas=self.sigmas,
             samples_per_prompt=samples_per_prompt,
             seed=self.settings.seed,
@@ -131,7 +128,6 @@ def evaluate_policy(
     judges: Judges | None,
     *,
     encoder: PromptEncoder,
-    reward_weights: Sequence[float] | None = None,
     sigmas: Tensor,
     samples_per_prompt: int,
     seed: int,
@@ -146,7 +142,6 @@ def evaluate_policy(
         scorer: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
         encoder: Encodes the examples; knows the size of the images.
-        reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         sigmas: Noise levels [T + 1]; steps draw no noise.
         samples_per_prompt: Images of each prompt.
         seed: Seed of the initial noise, which also depends on the prompt's id and the sample's number.
@@ -172,7 +167,7 @@ def evaluate_policy(
         before_batch=before_batch,
     ):
         images.append(batch.cpu())  # the device keeps its memory for the next batch
-        scores = score_columns(images[-1], example_of_sample[samples], scorer, reward_weights, judges)
+        scores = score_columns(images[-1], example_of_sample[samples], scorer, judges)
         for name, values in scores.items():
             columns.setdefault(name, []).extend(values.tolist())
     if samples_per_prompt > 1:
@@ -184,7 +179,6 @@ def score_columns(
     images: Tensor,
     examples: Sequence[Example],
     scorer: Scorer,
-    reward_weights: Sequence[float] | None,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
     """Return scores [B] by metric name: rewards by kind, judges, and image statistics.
@@ -193,16 +187,10 @@ def score_columns(
         images: [B, 3, H, W] in [0, 1], on the CPU.
         examples: One example per image.
         scorer: The training rewards.
-        reward_weights: Share of each reward among those of its kind; None: equal shares.
         judges: Held-out judges, if there are any.
     """
     scores = scorer.score(scoring_batch(images, examples))
-    columns: dict[str, Tensor] = {}
-    for kind in KINDS:
-        members = [k for k, reward in enumerate(scorer.rewards) if reward.kind == kind]
-        if members:
-            shares = torch.tensor([1.0 if reward_weights is None else reward_weights[k] for k in members])
-            columns[f"reward/{kind}"] = scores[:, members] @ shares / shares.sum()
+    columns = {f"reward/{kind}": values for kind, values in scorer.by_kind(scores).items()}
     if judges is not None:
         columns |= judges.columns(images, examples)
     statistics = monitors.image_statistics(images)

@@ -136,7 +136,6 @@ def measure_step_gains(
     *,
     encoder: PromptEncoder,
     group_size: int,
-    reward_weights: Sequence[float] | None,
     seed: int,
     prompt_weights: Tensor,
     before_batch: Callable[[], None] = lambda: None,
@@ -152,7 +151,6 @@ def measure_step_gains(
         rollout_config: The recipe's rollout section.
         encoder: Encodes the examples.
         group_size: G.
-        reward_weights: Share of each reward among those of its kind, as in training; None: equal shares.
         seed: The run's seed; the samples are those that `collect` draws with NoiseKey(seed, 0).
         prompt_weights: Prompt weights of the recipe's schedule [T].
         before_batch: Called before every batch; may raise to stop.
@@ -173,7 +171,7 @@ def measure_step_gains(
     )
     no_scores = torch.full((len(example_of_sample), sampler.n_steps + 1), math.nan)
     for samples, step, images in predictions:
-        columns = score_columns(images.cpu(), example_of_sample[samples], scorer, reward_weights, judges)
+        columns = score_columns(images.cpu(), example_of_sample[samples], scorer, judges)
         for metric in METRICS:
             if metric in columns:
                 table = scores.setdefault(metric, no_scores.clone())

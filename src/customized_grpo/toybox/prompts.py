@@ -50,7 +50,7 @@ def vocabulary() -> list[str]:
     phrases += [*HATS[1:], *PROPS[1:], *SIDES, *FLOORS]  # "none", the first hat and prop, is never named
     for wordings in SKY_WORDS.values():
         phrases += wordings
-    return sorted({word for phrase in phrases for word in phrase.split()})
+    return sorted(set(" ".join(phrases).split()))
 
 
 def paraphrase(scene: Scene, seed: int) -> str:

@@ -234,7 +234,6 @@ def _step_gains(parts: Parts, examples: Sequence[Example], prompt_weights: Tenso
         config.rollout,
         encoder=parts.encoder,
         group_size=config.train.group_size,
-        reward_weights=[reward.weight for reward in config.rewards],
         seed=config.run.seed,
         prompt_weights=prompt_weights,
     )
