@@ -30,7 +30,7 @@ def find_manifests(path: Path) -> list[Path]:
         return [path / WHOLE]
     raise UserError(
         f"{path} has no {WHOLE}",
-        "Name a manifest, or say which published layout the folder has: --layout dreambench.",
+        hint="Name a manifest, or say which published layout the folder has: --layout dreambench.",
     )
 
 

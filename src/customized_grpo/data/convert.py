@@ -72,7 +72,7 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
         if found.bad and not choices.skip_bad:
             raise UserError(
-                _bad_listing(source, found.bad), "Leave them out with --skip-bad, or fix the source."
+                _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
             )
         if not found.rows:
             raise UserError(f"{source}: no row is left{_left_out(found)}")
@@ -205,7 +205,7 @@ def _appearing_whole(out: Path) -> Iterator[Path]:
         UserError: `out` holds something, the hidden folder is there already, or the disk refuses.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already exists and is not an empty folder", "Name a new folder.")
+        raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -214,7 +214,7 @@ def _appearing_whole(out: Path) -> Iterator[Path]:
     except FileExistsError as error:
         raise UserError(
             f"{partial} already exists: a conversion to {out} is running, or was killed",
-            "Delete that folder if none is running.",
+            hint="Delete that folder if none is running.",
         ) from error
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error

@@ -75,7 +75,7 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         listing = "\n".join(f"  line {number}: {problem}" for number, problem in scan.problems)
         raise UserError(f"{path}: {count} bad row{'s' if count > 1 else ''}\n{listing}")
     if not scan.rows:
-        raise UserError(f"{path} holds no rows.")
+        raise UserError(f"{path} holds no rows")
     return [row for _, row in scan.rows]
 
 
@@ -108,7 +108,7 @@ def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -
         for number, line in _lines(path):
             reader.read(number, line)
     except OSError as error:
-        raise UserError(f"cannot read manifest {path}: {error.strerror}.") from error
+        raise UserError(f"cannot read manifest {path}: {error.strerror}") from error
     return Scan(reader.rows, reader.problems)
 
 
@@ -143,7 +143,7 @@ def _relative(file: Path, folder: Path) -> str:
         return (file.parent.resolve() / file.name).relative_to(folder).as_posix()
     except ValueError as error:
         raise UserError(
-            f"{file} is not inside {folder}.",
+            f"{file} is not inside {folder}",
             hint="Write the manifest into the folder that holds its images.",
         ) from error
 

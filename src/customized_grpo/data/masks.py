@@ -96,7 +96,7 @@ class Segmenter:
             raise UserError(
                 f"{self.model.path}: the values of a mask are in [0, 1], these are in "
                 f"[{values.min():.3g}, {values.max():.3g}]",
-                "Choose the layout the model was made for, or --sigmoid.",
+                hint="Choose the layout the model was made for, or --sigmoid.",
             )
         whole = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
         return Image.fromarray(np.where(np.asarray(whole) >= self.layout.threshold, 255, 0).astype(np.uint8))
@@ -138,9 +138,11 @@ def make_masks(
             some photos show no subject: lists all of them.
     """
     if out.exists():
-        raise UserError(f"{out} already exists", "Name a new manifest with --out.")
+        raise UserError(f"{out} already exists", hint="Name a new manifest with --out.")
     if out.parent.resolve() != manifest.parent.resolve():
-        raise UserError(f"{out} is not in the folder of {manifest}", "Its paths are relative to that folder.")
+        raise UserError(
+            f"{out} is not in the folder of {manifest}", hint="Its paths are relative to that folder."
+        )
     rows = load_manifest(manifest, require_masks=False)
     folder = out.parent / FOLDER
     photos = dict.fromkeys(photo for row in rows if not row.masks for photo in row.references)
@@ -157,8 +159,9 @@ def make_masks(
     if empty:
         raise UserError(
             _empty_message(empty, rows),
-            f"Draw these by hand, white on black, as {FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) "
-            "and call this again, or leave the rows out.",
+            hint="Draw these by hand, white on black, as "
+            f"{FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) and call this again, "
+            "or leave the rows out.",
         )
     write_manifest(out, [row if row.masks else _masked(row, masks) for row in rows])
     return out
@@ -180,7 +183,7 @@ def _claim(folder: Path, stamp: dict[str, Any]) -> None:
         if read_json(file) != stamp:
             raise UserError(
                 f"{folder} holds masks of another segmenter, or of other settings ({file})",
-                "Delete or rename the folder; then all masks are made again.",
+                hint="Delete or rename the folder; then all masks are made again.",
             )
         return
     folder.mkdir(exist_ok=True)
@@ -196,7 +199,7 @@ def _is_whole(mask: Path, photo: Path) -> bool:
     if not mask.exists():
         return False
     if open_mask(mask).size != open_image(photo).size:
-        raise UserError(f"{mask} has not the size of {photo}", "Delete it; then it is made again.")
+        raise UserError(f"{mask} has not the size of {photo}", hint="Delete it; then it is made again.")
     return True
 
 

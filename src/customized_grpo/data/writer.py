@@ -155,7 +155,7 @@ class Store:
                 shutil.copyfile(source, path)
         except OSError as error:
             hint = "Files can be linked within one file system only; leave out --link." if self.link else None
-            raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
+            raise UserError(f"cannot write {path}: {error.strerror}", hint=hint) from error
 
     def _write(self, image: Image.Image, path: Path) -> None:
         if self.dry:

@@ -106,7 +106,7 @@ class FaceReward:
             if not len(self._references[key]):
                 raise UserError(
                     f"reward {self.name!r}: reference {number} of {batch.label(row)} shows no face",
-                    "Leave the row out, give a clearer image, or lower `min_score`.",
+                    hint="Leave the row out, give a clearer image, or lower `min_score`.",
                 )
             people.append(self._references[key])
         return people

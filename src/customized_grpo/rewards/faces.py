@@ -208,5 +208,5 @@ def _check_detector(model: OnnxModel) -> None:
             if shapes.get(key) != expected:
                 raise UserError(
                     f"{model.path}: output {key} should be {expected}, it is {shapes.get(key, 'missing')}",
-                    "The detector must be YuNet as of 2023, such as face_detection_yunet_2023mar.onnx.",
+                    hint="The detector must be YuNet as of 2023, such as face_detection_yunet_2023mar.onnx.",
                 )

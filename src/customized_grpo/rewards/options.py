@@ -40,7 +40,9 @@ def read_options(reward: str, model: type[Options], values: Mapping[str, Any]) -
         return model.model_validate_json(json.dumps(dict(values)))
     except ValidationError as error:
         lines = [_line(model, item["type"], item["loc"], item["msg"]) for item in error.errors()]
-    raise UserError("\n".join([f"reward {reward!r}: its options are wrong", *lines]), _known(reward, model))
+    raise UserError(
+        "\n".join([f"reward {reward!r}: its options are wrong", *lines]), hint=_known(reward, model)
+    )
 
 
 def _line(model: type[RewardOptions], kind: str, place: tuple[int | str, ...], text: str) -> str:

@@ -96,7 +96,7 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
             mistakes.append(error)
     if mistakes:
         hints = dict.fromkeys(error.hint for error in mistakes if error.hint is not None)
-        raise UserError("\n".join(error.message for error in mistakes), "\n".join(hints) or None)
+        raise UserError("\n".join(error.message for error in mistakes), hint="\n".join(hints) or None)
 
 
 def needs_masks(config: RewardConfig) -> bool:

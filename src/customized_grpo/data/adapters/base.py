@@ -153,7 +153,7 @@ class Layout:
             takes = ", ".join(map(_option, sorted(self.takes))) or "none"
             raise UserError(
                 f"{', '.join(map(_option, unknown))}: not an option of the layout {self.name}",
-                f"Its own options: {takes}.",
+                hint=f"Its own options: {takes}.",
             )
 
 
@@ -250,5 +250,7 @@ def source_folder(source: Path) -> Path:
         UserError: It is none.
     """
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder", "This layout is read from the folder that holds it.")
+        raise UserError(
+            f"{source} is not a folder", hint="This layout is read from the folder that holds it."
+        )
     return source.resolve()

@@ -47,7 +47,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     if not files:
         raise UserError(
             f"{source} has no *metadata*.json",
-            "SOURCE is the unpacked folder of nupurkmr9/syncd; the authors' paper list is syncd-pairs.",
+            hint="SOURCE is the unpacked folder of nupurkmr9/syncd; the authors' paper list is syncd-pairs.",
         )
     number = 0
     for file in files:

@@ -65,8 +65,8 @@ def _draft(folder: Path, number: int, raw: object) -> Draft:
 
 LAYOUT = Layout(
     name="syncd-pairs",
-    title="the paper's JSON list of SynCD pairs; --images is the folder of the pictures",
-    licence="pictures: as syncd; the list's repository names no licence",
+    title="the paper's JSON list of SynCD pairs; --images is the folder of the images",
+    licence="images: as syncd; the list's repository names no licence",
     takes=frozenset({"images"}),
     read=read,
 )

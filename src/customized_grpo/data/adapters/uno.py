@@ -72,7 +72,7 @@ def reference_paths(item: object) -> list[str]:
 LAYOUT = Layout(
     name="uno",
     title="UNO's JSON list of {prompt, image_paths, image_tgt_path}",
-    licence="whatever its pictures have",
+    licence="that of its images",
     takes=frozenset({"images", "subject"}),
     read=read,
 )

@@ -57,7 +57,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     if not files:
         raise UserError(
             f"{source} has neither labels/*.json nor {TOTAL}",
-            "SOURCE is the unpacked folder of bytedance-research/UNO-1M.",
+            hint="SOURCE is the unpacked folder of bytedance-research/UNO-1M.",
         )
     minimum = MIN_SCORE if options.min_score is None else options.min_score
     if not 0 <= minimum <= PERFECT:

@@ -99,7 +99,7 @@ class HttpExecutor:
             info = Info.model_validate_json(answer.body)
         except HttpError as error:
             raise UserError(
-                f"reward {config.name!r}: {error}", "Start the service with: cgrpo serve-rewards RECIPE"
+                f"reward {config.name!r}: {error}", hint="Start the service with: cgrpo serve-rewards RECIPE."
             ) from error
         except ValidationError as error:
             raise UserError(f"reward {config.name!r}: {place.url} is no reward service") from error
@@ -160,7 +160,7 @@ def read_token(place: HttpExecution) -> str | None:
     if not token or not token.isascii() or not token.isprintable():
         raise UserError(
             f"executor.token_env: the environment variable {place.token_env} holds no token",
-            "Set it to the token the service was started with.",
+            hint="Set it to the token the service was started with.",
         )
     return token
 
@@ -174,7 +174,7 @@ def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
     if info.protocol != PROTOCOL:
         raise UserError(
             f"{url} speaks protocol {info.protocol}, this version {PROTOCOL}",
-            "Run the same version of customized-grpo on both sides.",
+            hint="Run the same version of customized-grpo on both sides.",
         )
     reward = next((reward for reward in info.rewards if reward.name == config.name), None)
     if reward is None:
@@ -188,6 +188,6 @@ def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
         if value != expected:
             raise UserError(
                 f"reward {config.name!r}: {url} scores with {key}: {value}, the recipe says {expected}",
-                "Start the service with the same recipe.",
+                hint="Start the service with the same recipe.",
             )
     return reward

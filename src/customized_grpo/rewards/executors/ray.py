@@ -126,7 +126,7 @@ def import_ray() -> Any:
     except ImportError as error:
         raise UserError(
             "executor ray needs Ray, which is not installed",
-            hint="Install it with: pip install 'customized-grpo[ray]'",
+            hint="Install it with: pip install 'customized-grpo[ray]'.",
         ) from error
     return ray
 

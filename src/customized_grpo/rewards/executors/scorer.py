@@ -171,5 +171,5 @@ def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mappin
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(
             f"the rewards are not those the run began with:\n{listed}",
-            "Restore them (weights, options, or the service's recipe), or start a new run.",
+            hint="Restore them (weights, options, or the service's recipe), or start a new run.",
         )

@@ -213,7 +213,7 @@ class JudgeReward:
         return RewardError(
             f"reward {self.name!r}: {self._client.endpoint} scored none of {len(failures)} samples: "
             f"{reasons}{quoted}",
-            "Check that it runs, serves the model in `model`, takes images and follows JSON schemas; "
+            hint="Check that it runs, serves the model in `model`, takes images and follows JSON schemas; "
             "a key is read from the variable named by `api_key_env`.",
         )
 
@@ -230,7 +230,7 @@ def _read_key(variable: str | None) -> str | None:
     if not key:
         raise UserError(
             f"reward {NAME!r}: the environment variable {variable} is not set",
-            f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env if none is needed.",
+            hint=f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"reward {NAME!r}: the environment variable {variable} holds what cannot be a key")

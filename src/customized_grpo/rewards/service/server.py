@@ -53,9 +53,9 @@ def check_access(host: str, token: str | None, token_env: str) -> None:
     """
     fix = f"Set {token_env}, for example: export {token_env}=$(openssl rand -hex 32)"
     if token is None and not _is_loopback(host):
-        raise UserError(f"--host {host} can be reached from other machines, and there is no token", fix)
+        raise UserError(f"--host {host} can be reached from other machines, and there is no token", hint=fix)
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
-        raise UserError(f"the token in {token_env} is not {MIN_TOKEN} or more printable characters", fix)
+        raise UserError(f"the token in {token_env} is not {MIN_TOKEN} or more printable characters", hint=fix)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -71,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server(address[:2], family=family, backlog=256)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}", "Choose another --host or --port."
+            f"cannot listen on {host} port {port}: {error.strerror}", hint="Choose another --host or --port."
         ) from error
     listener.set_inheritable(False)
     return listener
