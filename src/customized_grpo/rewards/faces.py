@@ -140,9 +140,13 @@ def decode(outputs: dict[str, Array], height: int, width: int, min_score: float)
         centres = (cells + bbox[:, :2])[is_face] * stride
         half = np.exp(bbox[is_face, 2:]) * stride / 2
         landmarks = (cells[is_face, None] + kps[is_face].reshape(-1, 5, 2)) * stride
-        parts.append((np.concatenate([centres - half, centres + half], axis=1), landmarks, scores[is_face]))
-    boxes, landmarks, scores = [np.concatenate(values) for values in zip(*parts, strict=True)]
-    faces = Faces(boxes, landmarks, scores)
+        boxes = np.concatenate([centres - half, centres + half], axis=1)
+        parts.append(Faces(boxes, landmarks, scores[is_face]))
+    faces = Faces(
+        boxes=np.concatenate([part.boxes for part in parts]),
+        landmarks=np.concatenate([part.landmarks for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
     return faces.select(np.argsort(-faces.scores, kind="stable")[:MAX_CANDIDATES])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
 from customized_grpo.pixels import to_uint8
 
 FILE_NAME = "preprocessor_config.json"
@@ -83,14 +84,7 @@ class Preprocess:
         Raises:
             UserError: The file is missing, or describes something this class cannot do.
         """
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{file}: no such file", hint="It comes with the checkpoint: copy it there."
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON: {error}") from error
+        config = read_json(file, missing_hint="It comes with the checkpoint: copy it there.")
         try:
             return Preprocess(
                 size=_read_size(config["size"]) if config.get("do_resize", True) else None,

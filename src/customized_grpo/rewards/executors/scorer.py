@@ -78,7 +78,9 @@ class Scorer:
         """
         pending = self._pending
         self._pending = []
-        futures = [future for _, columns in pending for future in columns]
+        futures: list[Future[Tensor]] = []
+        for _, columns in pending:
+            futures += columns
         try:
             while wait(futures, timeout=POLL_S).not_done:
                 on_wait()

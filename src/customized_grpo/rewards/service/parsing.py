@@ -117,7 +117,7 @@ def _looked_up(rows: list[list[str]], tensors: dict[str, Tensor]) -> list[list[T
 
 
 def _distinct(rows: list[list[str]]) -> set[str]:
-    return {sha256 for row in rows for sha256 in row}
+    return set().union(*rows)
 
 
 class _Budget:

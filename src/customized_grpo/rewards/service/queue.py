@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, ScoringBatch, checked_scores
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,13 @@ def _joined(batches: list[ScoringBatch]) -> ScoringBatch:
     image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
     return ScoringBatch(
         images=torch.cat([batch.images for batch in batches]),
-        prompts=[prompt for batch in batches for prompt in batch.prompts],
-        references=[row for batch in batches for row in batch.references],
-        reference_masks=[row for part in masks for row in part] if masks else None,
+        prompts=_chained([batch.prompts for batch in batches]),
+        references=_chained([batch.references for batch in batches]),
+        reference_masks=_chained(masks) if masks else None,
         image_masks=torch.cat(image_masks) if image_masks else None,
-        meta=[row for batch in batches for row in batch.meta],
+        meta=_chained([batch.meta for batch in batches]),
     )
+
+
+def _chained(rows: Sequence[list[Item]]) -> list[Item]:
+    return list(itertools.chain.from_iterable(rows))
