@@ -1,6 +1,7 @@
 # Everything from a fresh clone: needs Python >= 3.11 with pip and venv, and nothing else.
 #   make setup   the environment in .venv
 #   make demo    train Customized-GRPO on ToyBox and say where the report is
+#   make check   what to run while working: lint and the fast tests, in about two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
 
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEMO := runs/toybox-demo
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint
+.PHONY: setup demo check test lint
 
 setup: $(STAMP)
 
@@ -30,8 +31,11 @@ demo: $(STAMP)
 	@echo
 	@echo "The report: $(DEMO)/report.html"
 
+check: lint
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

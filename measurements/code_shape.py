@@ -5,7 +5,7 @@
 
 Lines are lines of code, neither blank nor docstring. A nested comprehension is one inside another, or one
 with several `for`. A generator unpacking is `a, b = (f(x) for x in y)`, which hides how many values there
-are. Comments count at the end of a line, too; their share is per line of code.
+are. Comments at the end of a line also count; their share is per line of code.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("src"))
-    parser.add_argument("-v", "--verbose", action="store_true", help="list the places, too")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also list the places")
     arguments = parser.parse_args()
     package = arguments.folder / "customized_grpo"
     rooms = measure_folder(package if package.is_dir() else arguments.folder)

@@ -1,19 +1,23 @@
-"""The figures of docs/results.md as SVG files: python docs/figures/results_figures.py RESULTS.json FOLDER.
+"""The figures of docs/results.md as SVG files: python docs/figures/results_figures.py RESULTS FOLDER.
 
-They are the pictures of the comparison's page, each with its own style sheet, light and dark.
+RESULTS is results.json of a comparison, or the same compressed (.json.gz). The figures are those of the
+comparison's page, each with its own style sheet, light and dark.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+from customized_grpo.pages.comparison_curves import curves
 from customized_grpo.pages.comparison_data import read_comparison
-from customized_grpo.pages.comparison_figures import curves, pareto
+from customized_grpo.pages.comparison_plane import pareto
+from customized_grpo.pages.figures import Figure
 from customized_grpo.pages.page import TEMPLATES
-from customized_grpo.pages.run_figures import Figure
 from customized_grpo.pages.step_figures import step_section
 
 SHEETS = ("charts.css", "comparison.css")
@@ -21,11 +25,20 @@ FONT = ".chart { font-family: system-ui, 'Segoe UI', Roboto, 'Liberation Sans', 
 
 
 def standalone(picture: str) -> str:
-    """Return an inline picture as a file of its own: with the charts' style sheet and an opaque page."""
+    """Return an inline chart as a file of its own: with the charts' style sheet and an opaque page."""
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SHEETS) + FONT
     page = '<rect x="-10%" y="-10%" width="120%" height="120%" style="fill: var(--page)"/>'
     head, body = re.match(r"(<svg[^>]*>)(.*)", picture, re.DOTALL).groups()  # type: ignore[union-attr]
     return f"{head}<style>{style}</style>{page}{body}\n"
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of results.json, compressed or not."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    results: dict[str, Any] = json.loads(content)
+    return results
 
 
 def main() -> None:
@@ -34,11 +47,16 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    data = read_comparison(json.loads(arguments.results.read_text()))
-    plane, steps = pareto(data), step_section(data.steps)
-    found: list[Figure] = [plane.figure] if plane is not None else []
-    found += [*curves(data).figures, *(steps.figures if steps is not None else ())]
-    for figure in found:
+    data = read_comparison(read_results(arguments.results))
+    figures: list[Figure] = []
+    plane = pareto(data)
+    if plane is not None:
+        figures.append(plane.figure)
+    figures += curves(data).figures
+    steps = step_section(data.steps)
+    if steps is not None:
+        figures += steps.figures
+    for figure in figures:
         name = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
         path = arguments.folder / f"{data.name}-{name}.svg"
         path.write_text(standalone(str(figure.picture)), encoding="utf-8")

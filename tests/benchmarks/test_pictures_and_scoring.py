@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.benchmarks.encoders import Encoder
+from customized_grpo.benchmarks.encoders import MetricReward
 from customized_grpo.benchmarks.pictures import PictureFolder, generate
 from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol
 from customized_grpo.benchmarks.rows import BenchmarkRow
@@ -66,7 +66,7 @@ def test_an_interrupted_call_keeps_what_it_drew(tmp_path: Path, rows: list[Bench
 
     artist, pictures = Artist(), folder(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        generate(pictures, rows, artist, samples=2, rows_together=1, made=stop)
+        generate(pictures, rows, artist, samples=2, rows_together=1, on_batch=stop)
     assert generate(pictures, rows, artist, samples=2, rows_together=1) == 4
 
 
@@ -106,8 +106,8 @@ def test_scores_are_of_the_kept_pngs_and_of_the_photos_of_the_mode(
     generate(pictures, rows, Artist(), samples=2, rows_together=3)
     drawings = [(row, n) for row in rows for n in range(2)]
     encoders = [
-        Encoder("photos", FunctionReward("photos", "identity", brightness_of_references)),
-        Encoder("picture", FunctionReward("picture", "prompt", brightness), scale=255.0),
+        MetricReward("photos", FunctionReward("photos", "identity", brightness_of_references)),
+        MetricReward("picture", FunctionReward("picture", "prompt", brightness), scale=255.0),
     ]
 
     def score(mode: str, batch_size: int) -> dict[str, np.ndarray]:

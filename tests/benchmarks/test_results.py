@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from customized_grpo.benchmarks.compare import compare
+from customized_grpo.benchmarks.compare import compare_results
 from customized_grpo.benchmarks.encoders import JudgeEndpoint, combine, encoder_configs, judge_configs
 from customized_grpo.benchmarks.protocol import differences
-from customized_grpo.benchmarks.reported_scores import published
+from customized_grpo.benchmarks.reported_scores import reported_tables
 from customized_grpo.benchmarks.results import Result, Table, make_result, read_result
 from customized_grpo.errors import UserError
 from customized_grpo.statistics.intervals import clustered_bootstrap, clustered_test, paired_difference
@@ -66,7 +66,7 @@ def test_few_subjects_and_unscored_pictures_are_warned_of() -> None:
     assert len(found.warnings) == 1 and "animal (5), object (5)" in found.warnings[0]
     found.table.columns["cp"][:3] = math.nan
     again = make_result(found.generator, found.protocol, found.table)
-    assert "cp: 3 of 40 pictures could not be scored and do not count." in again.warnings
+    assert "cp: 3 of 40 images could not be scored and do not count." in again.warnings
     assert again.summary[0]["metrics"]["cp"]["unscored"] == 3
 
 
@@ -99,12 +99,12 @@ def test_other_files_are_no_results(tmp_path: Path, content: str) -> None:
 
 def test_a_difference_is_paired_and_far_narrower_than_the_two_intervals() -> None:
     before, after = result(), result(shift=0.01, name="tuned")
-    cp = next(d for d in compare(before, after).differences if d.metric == "cp")
+    cp = next(d for d in compare_results(before, after).differences if d.metric == "cp")
     assert cp.test.interval.mean == pytest.approx(0.01)
     assert cp.test.interval.high - cp.test.interval.low < 1e-9
     unpaired = before.summary[0]["metrics"]["cp"]
     assert unpaired["high"] - unpaired["low"] > 0.1
-    product = next(d for d in compare(before, after).differences if d.metric == "cp_x_pf")
+    product = next(d for d in compare_results(before, after).differences if d.metric == "cp_x_pf")
     assert product.after - product.before == pytest.approx(0.01 * before.table.columns["pf"].mean())
     assert product.test.interval.mean == pytest.approx(product.after - product.before)
 
@@ -120,14 +120,14 @@ def test_only_common_rows_count_and_are_matched_by_id() -> None:
         [table.prompt_types[n] for n in turned],
         {metric: values[turned] for metric, values in table.columns.items()},
     )
-    found = compare(before, replace(after, table=part))
+    found = compare_results(before, replace(after, table=part))
     assert found.differences[0].test.interval.mean == pytest.approx(0.1)
     assert found.differences[0].test.interval.rows == 36
-    assert any("Only 36 of 40 pictures" in text for text in found.warnings)
+    assert any("Only 36 of 40 images" in text for text in found.warnings)
 
 
 def test_p_values_are_corrected_for_the_number_of_metrics() -> None:
-    found = compare(result(), result(shift=0.003, name="tuned"))
+    found = compare_results(result(), result(shift=0.003, name="tuned"))
     by_name = {d.metric: d for d in found.differences}
     smallest = min(d.test.p for d in found.differences)
     assert min(d.p_holm for d in found.differences) == pytest.approx(min(1.0, 3 * smallest))
@@ -153,23 +153,23 @@ def test_p_values_are_corrected_for_the_number_of_metrics() -> None:
 )
 def test_results_of_different_protocols_are_not_subtracted(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError) as refused:
-        compare(result(), result(**changes))
+        compare_results(result(), result(**changes))
     assert named in refused.value.message
 
 
 def test_settings_of_the_generator_may_differ_if_the_user_says_so() -> None:
     other = result(steps=8, seed=3)
     with pytest.raises(UserError) as refused:
-        compare(result(), other)
-    assert refused.value.hint == "If that is meant: --across seed --across steps."
-    assert compare(result(), other, ["steps", "seed"]).differences
+        compare_results(result(), other)
+    assert refused.value.hint == "To compare them with these differences: --across seed --across steps."
+    assert compare_results(result(), other, ["steps", "seed"]).differences
     with pytest.raises(UserError, match="--across encoders"):
-        compare(result(), other, ["encoders"])
+        compare_results(result(), other, ["encoders"])
 
 
 def test_two_subjects_must_be_common() -> None:
-    with pytest.raises(UserError, match="4 pictures of 1 subjects in common"):
-        compare(result(), result(subjects=1))
+    with pytest.raises(UserError, match="4 images of 1 subjects in common"):
+        compare_results(result(), result(subjects=1))
 
 
 def test_differences_name_what_only_one_side_has() -> None:
@@ -203,7 +203,7 @@ def test_p_agrees_with_the_interval_and_is_uniform_under_the_null() -> None:
         values = rng.normal(size=36) + np.repeat(rng.normal(size=12), 3)
         test = clustered_test(values[None], owners, lambda means: means[0], n_boot=1000, seed=run)
         if abs(test.p - 0.05) > 0.005:
-            assert (test.p < 0.05) == test.interval.excludes(0.0)
+            assert (test.p < 0.05) == (not test.interval.low <= 0.0 <= test.interval.high)
         ps.append(test.p)
     share = float(np.mean(np.array(ps) < 0.05))
     assert 0.02 <= share <= 0.09, share
@@ -214,12 +214,13 @@ def test_p_agrees_with_the_interval_and_is_uniform_under_the_null() -> None:
 
 
 def test_dreambenchpp_asks_two_questions_three_times() -> None:
-    asked = judge_configs("dreambenchpp", JudgeEndpoint("http://localhost:1/v1", "vlm", "MY_KEY"))
-    assert [metric for metric, _, _ in asked] == ["cp"] * 3 + ["pf"] * 3
-    assert all(scale == 1 / 4 for _, scale, _ in asked)
-    assert [config.options["seed"] for _, _, config in asked] == [0, 1, 2, 0, 1, 2]
-    assert {config.options["rubric"] for _, _, config in asked[:3]} == {"identity"}
-    assert all(config.options["api_key_env"] == "MY_KEY" for _, _, config in asked)
+    configs = judge_configs("dreambenchpp", JudgeEndpoint("http://localhost:1/v1", "vlm", "MY_KEY"))
+    assert [config.metric for config in configs] == ["cp"] * 3 + ["pf"] * 3
+    assert all(config.scale == 1 / 4 for config in configs)
+    options = [config.reward.options for config in configs]
+    assert [one["seed"] for one in options] == [0, 1, 2, 0, 1, 2]
+    assert {one["rubric"] for one in options[:3]} == {"identity"}
+    assert all(one["api_key_env"] == "MY_KEY" for one in options)
 
 
 def test_runs_are_averaged_over_those_that_could_judge() -> None:
@@ -228,8 +229,8 @@ def test_runs_are_averaged_over_those_that_could_judge() -> None:
 
 
 def test_omnicontext_takes_the_root_for_each_picture_on_a_scale_of_ten() -> None:
-    asked = judge_configs("omnicontext", JudgeEndpoint("http://localhost:1/v1", "vlm"))
-    assert [(metric, scale) for metric, scale, _ in asked] == [("sc", 2.5), ("pf", 2.5)]
+    configs = judge_configs("omnicontext", JudgeEndpoint("http://localhost:1/v1", "vlm"))
+    assert [(config.metric, config.scale) for config in configs] == [("sc", 2.5), ("pf", 2.5)]
     columns = combine({"sc": [np.array([10.0, 0.0, math.nan])], "pf": [np.array([2.5, 10.0, 5.0])]})
     assert columns["sqrt_pf_sc"] == pytest.approx([5.0, 0.0, math.nan], nan_ok=True)
 
@@ -245,8 +246,8 @@ def test_encoders_are_named_once_with_a_path_or_without() -> None:
 
 
 def test_published_numbers_have_a_source_and_a_protocol() -> None:
-    tables = published("dreambench")
-    assert tables and published("manifest") == []
+    tables = reported_tables("dreambench")
+    assert tables and reported_tables("manifest") == []
     for table in tables:
         assert table.source and table.protocol
         assert all(len(scores) == len(table.columns) for _, scores in table.rows)

@@ -10,24 +10,17 @@ import pytest
 
 import html_page
 import judge_server
+from commands import status
 from customized_grpo.benchmarks.encoders import JudgeEndpoint
-from customized_grpo.benchmarks.page import render_benchmark
+from customized_grpo.benchmarks.page import render_benchmark_page
 from customized_grpo.benchmarks.results import read_result
-from customized_grpo.benchmarks.run import Request, default_folder, run_benchmark
-from customized_grpo.cli.main import main
+from customized_grpo.benchmarks.run import BenchmarkRequest, default_folder, run_benchmark
 from dreambooth import save_photo
+
+pytestmark = pytest.mark.slow
 
 RUN = ["benchmark", "run", "toybox", "dreambench"]
 ENCODERS = ["--encoder", "dino=toybox", "--encoder", "clip_t=toybox"]
-
-
-def status(*arguments: str) -> int:
-    """Run in this process, which has paid for its imports already."""
-    try:
-        return main(arguments)
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     first, second = tmp_path / "four", tmp_path / "two"
     assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
     out, err = capsys.readouterr()
-    assert "16 pictures drawn, 0 were there already" in err
+    assert "16 images drawn, 0 were there already" in err
     assert "warning: Fewer than 8 subjects" in out and "accessory" in out
     assert len(list((first / "pictures").iterdir())) == 16
     found = read_result(first / "results.json")
@@ -58,16 +51,16 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
 
     before = (first / "results.json").read_bytes()
     assert status(*RUN, "steps=4", *data, "--samples", "2", "--out", str(first)) == 0
-    assert "0 pictures drawn, 16 were there already" in capsys.readouterr().err
+    assert "0 images drawn, 16 were there already" in capsys.readouterr().err
     assert (first / "results.json").read_bytes() == before
 
     against = ["--out", str(second), "--against", str(first / "results.json")]
     assert status(*RUN, "steps=2", *data, *against) == 2
     assert "steps: 4, 2" in capsys.readouterr().err
     assert status(*RUN, "steps=2", *data, *against, "--across", "steps") == 0
-    assert "Only 8 of 16 pictures are in both results" in capsys.readouterr().out
+    assert "Only 8 of 16 images are in both results" in capsys.readouterr().out
     assert status(*RUN, "steps=2", *data, "--out", str(first)) == 2
-    assert "holds pictures made otherwise" in capsys.readouterr().err
+    assert "holds images with other settings" in capsys.readouterr().err
 
     seen = html_page.Page.of_file(second / "report.html")
     html_page.assert_nothing_is_fetched(seen)
@@ -94,7 +87,7 @@ def test_a_judge_is_asked_three_times_and_its_means_are_multiplied(
         caption = tmp_path / "captions" / "object" / f"{stem}.txt"
         caption.parent.mkdir(parents=True, exist_ok=True)
         caption.write_text("\n".join(["a cup", *(f"a cup, version {n}" for n in range(9))]))
-    request = Request(
+    request = BenchmarkRequest(
         "toybox", "dreambenchpp", tmp_path, out=tmp_path / "out", judge=judge, limit=4, settings=["steps=2"]
     )
     outcome = run_benchmark(request)
@@ -130,7 +123,7 @@ def test_mistakes_are_told_before_anything_is_drawn(
 
 
 def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_path: Path) -> None:
-    request = Request(
+    request = BenchmarkRequest(
         "toybox",
         "dreambench",
         dreambench,
@@ -142,6 +135,6 @@ def test_names_from_outside_are_escaped_and_make_no_paths(dreambench: Path, tmp_
     assert outcome is not None
     _, found, _ = outcome
     found.generator["name"] = "<script>alert(1)</script>"  # type: ignore[index]
-    seen = html_page.Page(render_benchmark(found, None, []))
+    seen = html_page.Page(render_benchmark_page(found, None, []))
     assert not seen.of("script") and "<script>alert(1)</script>" in seen.text
     assert default_folder("../../etc/passwd", "dreambench") == Path("runs/dreambench-..-..-etc-passwd")

@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from customized_grpo.cli.main import main
-
-
-def status(*arguments: str) -> int:
-    """Run in this process; typer leaves by SystemExit, `main` returns what is its own."""
-    try:
-        return main(["data", *arguments])
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
+from commands import status
 
 
 @pytest.fixture
@@ -31,7 +22,7 @@ def photos(tmp_path: Path) -> Path:
 
 def convert(photos: Path, *more: str) -> int:
     prompts = ("--prompts", str(photos / "prompts.txt"))
-    return status("convert", "folder", str(photos / "photos"), str(photos / "out"), *prompts, *more)
+    return status("data", "convert", "folder", str(photos / "photos"), str(photos / "out"), *prompts, *more)
 
 
 def test_photos_become_a_data_set_that_the_check_accepts(
@@ -42,7 +33,7 @@ def test_photos_become_a_data_set_that_the_check_accepts(
     assert "rows:                6 (train 2, held_out 4)\n" in printed
     assert "    12 x 8: 3\n" in printed and printed.endswith(f"\nwritten: {photos / 'out'}\n")
     assert json.loads((photos / "made.json").read_text())["references_per_row"] == {"1": 6}
-    assert status("check", str(photos / "out"), "--json", str(photos / "found.json")) == 0
+    assert status("data", "check", str(photos / "out"), "--json", str(photos / "found.json")) == 0
     assert json.loads((photos / "found.json").read_text())["problems"] == []
     assert "rows:                6 (train.jsonl 2, held_out.jsonl 4)" in capsys.readouterr().out
 
@@ -53,7 +44,7 @@ def test_problems_are_printed_and_make_the_status_2(photos: Path, capsys: pytest
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([*lines, lines[0], "{}"]) + "\n")
     capsys.readouterr()
-    assert status("check", str(photos / "out"), "--json", str(photos / "found.json")) == 2
+    assert status("data", "check", str(photos / "out"), "--json", str(photos / "found.json")) == 2
     printed = capsys.readouterr()
     assert "problem: manifest.jsonl line 7: id 'cat-000' was used on line 1 already" in printed.out
     assert printed.err == "error: 4 problems found; see above\n"
@@ -64,23 +55,23 @@ def test_a_held_out_manifest_is_compared(photos: Path, capsys: pytest.CaptureFix
     assert convert(photos, "--held-out", "2") == 0
     out = photos / "out"
     held_out = ("--held-out", str(out / "held_out.jsonl"))
-    assert status("check", str(out / "train.jsonl"), *held_out) == 0
+    assert status("data", "check", str(out / "train.jsonl"), *held_out) == 0
     capsys.readouterr()
-    assert status("check", str(out / "manifest.jsonl"), *held_out, "--require-masks") == 2
+    assert status("data", "check", str(out / "manifest.jsonl"), *held_out, "--require-masks") == 2
     printed = capsys.readouterr().out
     assert "has no `masks`, which the reward needs" in printed
-    assert status("check", str(out / "manifest.jsonl"), *held_out) == 2
+    assert status("data", "check", str(out / "manifest.jsonl"), *held_out) == 2
     assert "is in manifest.jsonl and in held_out.jsonl" in capsys.readouterr().out
 
 
 def test_a_source_is_checked_without_converting_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "photos/dog/1.png").write_bytes(b"<html>")
     source = (str(photos / "photos"), "--layout", "folder", "--prompts", str(photos / "prompts.txt"))
-    assert status("check", *source) == 2
+    assert status("data", "check", *source) == 2
     printed = capsys.readouterr()
     assert "problem: row 3: " in printed.out and "is a web page" in printed.out
     assert sorted(path.name for path in photos.iterdir()) == ["photos", "prompts.txt"]
-    assert status("check", *source, "--require-masks") == 2
+    assert status("data", "check", *source, "--require-masks") == 2
     assert "are about manifests" in capsys.readouterr().err
 
 
@@ -113,11 +104,11 @@ def test_a_mistake_is_one_message_and_status_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(photos)
-    assert status(*arguments) == 2
+    assert status("data", *arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.out == "" and not (photos / "out").exists()
 
 
 def test_a_layout_that_is_none_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status("convert", "dreamboth", "a", "b") == 2
+    assert status("data", "convert", "dreamboth", "a", "b") == 2
     assert "dreambench" in capsys.readouterr().err

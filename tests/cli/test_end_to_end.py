@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from customized_grpo.cli.main import main
+from commands import run_here, status
 from processes import CGRPO, run_python
 
-
-def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_python(*CGRPO, *arguments)
-
-
-def status(*arguments: str) -> int:
-    """Run in this process, which has paid for its imports already."""
-    try:
-        return main(arguments)
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Path:
     """ToyBox as files: two subjects, two prompts each."""
-    done = cgrpo("toybox", "export", str(folder / "data"), "--subjects", "2")
+    done = run_here("toybox", "export", str(folder / "data"), "--subjects", "2")
     assert done.returncode == 0, done.stderr
     manifest = Path(done.stdout.strip())
     assert manifest == folder / "data" / "manifest.jsonl"
@@ -46,7 +34,7 @@ def exported(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     run = folder / "runs" / "toy"
-    done = cgrpo("train", "toybox-smoke", f"run.dir={run}")
+    done = run_python(*CGRPO, "train", "toybox-smoke", f"run.dir={run}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"report: {run / 'report.html'}\n"
     assert "Traceback" not in done.stderr
@@ -62,7 +50,7 @@ def rows(manifest: Path) -> list[dict[str, object]]:
 
 
 def test_evaluate_prints_and_keeps_base_tuned_and_difference(trained: Path) -> None:
-    done = cgrpo("evaluate", str(trained))
+    done = run_here("evaluate", str(trained))
     assert done.returncode == 0, done.stderr
     header, *table = done.stdout.splitlines()
     assert header.split() == ["base", "tuned", "difference"]
@@ -78,7 +66,7 @@ def test_generate_makes_pictures_from_a_reference_png(trained: Path, exported: P
     reference, mask = (exported.parent / str(row[key][0]) for key in ("references", "masks"))  # type: ignore[index]
     prompt = "a toy wearing a red party hat on a checkered green floor at night"
     arguments = ["generate", str(trained), "--prompt", prompt, "--reference", str(reference)]
-    done = cgrpo(*arguments, "--mask", str(mask), "--count", "2", "--out", str(folder / "made"))
+    done = run_python(*CGRPO, *arguments, "--mask", str(mask), "--count", "2", "--out", str(folder / "made"))
     assert done.returncode == 0, done.stderr
     made = [Path(line) for line in done.stdout.splitlines()]
     assert made == [folder / "made" / "0000.png", folder / "made" / "0001.png"]
@@ -91,7 +79,7 @@ def test_generate_makes_pictures_from_a_reference_png(trained: Path, exported: P
 
 def test_report_can_be_written_again(trained: Path) -> None:
     (trained / "report.html").unlink()
-    done = cgrpo("report", str(trained))
+    done = run_here("report", str(trained))
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == trained / "report.html"
     assert "</html>" in (trained / "report.html").read_text()
@@ -208,7 +196,7 @@ def test_a_missing_mask_ends_the_command_with_one_message(
     def unmask(found: list[dict[str, object]]) -> None:
         del found[2]["masks"]
 
-    done = cgrpo(*train_on(copied(unmask), tmp_path / "run"))
+    done = run_here(*train_on(copied(unmask), tmp_path / "run"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -233,7 +221,7 @@ def test_a_mistake_gets_one_message_with_the_way_out(
     arguments: list[str], expected: list[str], tmp_path: Path
 ) -> None:
     run = [f"run.dir={tmp_path / 'run'}"] if arguments[0] == "train" else []
-    done = cgrpo(*arguments, *run)
+    done = run_here(*arguments, *run)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

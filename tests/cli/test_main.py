@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,28 +11,15 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from commands import run_here, status
 from customized_grpo import __version__
 from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
-from customized_grpo.cli.main import main
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.errors import UserError
+from processes import CGRPO, run_python
 
 MODEL_LIBRARIES = {"diffusers", "transformers", "peft", "accelerate", "matplotlib"}
-
-
-def cgrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "customized_grpo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def status(*arguments: str) -> int:
-    """Run in this process; typer leaves by SystemExit, `main` returns what is its own."""
-    try:
-        return main(arguments)
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
 
 
 @pytest.fixture
@@ -53,25 +40,29 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def imported(arguments: list[str]) -> set[str]:
-    """Return the names of the modules that are loaded after a command."""
-    code = f"""
-import sys
+IMPORTED = """
+import json, sys
 from customized_grpo.cli.main import main
-try:
-    main({arguments!r})
-except SystemExit:
-    pass
-print("modules:", *sys.modules)
+heavy, commands = map(json.loads, sys.argv[1:])
+for arguments in commands:
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+    print("\\nimported by", json.dumps([arguments, sorted(set(heavy) & set(sys.modules))]))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return set(result.stdout.rpartition("modules:")[2].split())
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def imported(commands: list[list[str]], heavy: set[str]) -> dict[str, list[str]]:
+    """Return which heavy modules are loaded after each of several commands of one process."""
+    done = run_python("-c", IMPORTED, json.dumps(sorted(heavy)), json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    reports = re.findall("^imported by (.*)$", done.stdout, re.MULTILINE)
+    return {" ".join(arguments): modules for arguments, modules in map(json.loads, reports)}
+
+
+def test_help_and_refusals_import_nothing_heavy() -> None:
+    commands = [
         ["--help"],
         ["train", "--help"],
         ["doctor", "--help"],
@@ -82,36 +73,30 @@ print("modules:", *sys.modules)
         ["data", "convert", "--help"],
         ["data", "check", "data", "--json", "no/such/folder/found.json"],
         ["evaluate", "no/such/run"],
-    ],
-    ids=" ".join,
-)
-def test_help_and_refusals_import_nothing_heavy(arguments: list[str]) -> None:
-    assert not imported(arguments) & {"torch", "numpy", *MODEL_LIBRARIES}
+    ]
+    heavy = {"torch", "numpy", *MODEL_LIBRARIES}
+    assert imported(commands, heavy) == {" ".join(arguments): [] for arguments in commands}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_reading_a_recipe_imports_no_library_of_models() -> None:
+    commands = [
         ["config", "presets"],
         ["config", "show", "toybox"],
         ["config", "schema"],
         ["train", "toybx"],
         ["serve-rewards", "toybx"],
         ["doctor", "toybox", "--json", "no/such/folder/found.json"],
-    ],
-    ids=" ".join,
-)
-def test_reading_a_recipe_imports_no_library_of_models(arguments: list[str]) -> None:
-    assert not imported(arguments) & MODEL_LIBRARIES
+    ]
+    assert imported(commands, MODEL_LIBRARIES) == {" ".join(arguments): [] for arguments in commands}
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, customized_grpo; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert run_python("-c", code).returncode == 0
 
 
 def test_help_lists_every_verb_with_a_whole_sentence() -> None:
-    result = cgrpo("--help")
+    result = run_here("--help")
     assert result.returncode == 0
     for verb in (
         "plan",
@@ -134,11 +119,11 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    assert cgrpo("--version").stdout == f"cgrpo {__version__}\n"
+    assert run_python(*CGRPO, "--version").stdout == f"cgrpo {__version__}\n"
 
 
 def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
-    result = cgrpo("train", "toybox", "train.group_size=1", "trian.x=2")
+    result = run_python(*CGRPO, "train", "toybox", "train.group_size=1", "trian.x=2")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: 2 mistakes in the recipe toybox or its overrides:\n")
     assert "train.group_size: got 1" in result.stderr and "did you mean train?" in result.stderr
@@ -146,7 +131,7 @@ def test_a_mistake_is_one_plain_message_on_stderr_and_status_2() -> None:
 
 
 def test_an_unknown_preset_lists_the_presets() -> None:
-    result = cgrpo("train", "nothing-like-it")
+    result = run_here("train", "nothing-like-it")
     assert result.returncode == 2
     assert f"Presets: {', '.join(preset_names())}." in result.stderr
 

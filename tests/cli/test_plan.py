@@ -7,6 +7,8 @@ import pytest
 
 from customized_grpo.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str) -> None:
     """Run a command that succeeds, which typer leaves by SystemExit."""

@@ -21,6 +21,9 @@ from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.runs.lock import RunLock
+from processes import PATIENCE_S
+
+pytestmark = pytest.mark.slow
 
 ARMS = """
 arms:
@@ -39,7 +42,7 @@ def command(folder: Path, *options: str) -> list[str]:
 def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Compare without the examination, which `finished` alone needs."""
     options = ("--no-doctor", *options)
-    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=280)
+    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def row(folder: Path, arm: str) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def row(folder: Path, arm: str) -> dict[str, Any]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.05)
@@ -60,7 +63,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing disturbed, two runs side by side."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(command(folder, "--jobs", "2"), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command(folder, "--jobs", "2"), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-pass ratio" in done.stdout
     return folder
@@ -103,7 +106,7 @@ def test_sigterm_saves_the_runs_and_the_next_call_goes_on(finished: Path, tmp_pa
     checkpoints = tmp_path / "out" / "runs" / "naive" / "seed_0" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("*")))
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143 and "call the same command to go on" in printed
     assert not (tmp_path / "out" / "runs" / "naive" / "seed_0" / "summary.json").exists()
     done = compare(tmp_path)
@@ -141,7 +144,7 @@ def test_a_run_killed_without_mercy_starts_again_from_its_checkpoint(finished: P
     run = tmp_path / "out" / "runs" / "naive" / "seed_0"
     wait_for(lambda: (run / "lock").is_file() and any((run / "checkpoints").glob("*")))
     os.kill(json.loads((run / "lock").read_text())["pid"], signal.SIGKILL)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and "naive_seed_0 failed" in printed
     done = compare(tmp_path, "--only", "naive")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -152,7 +155,7 @@ def test_a_failing_arm_is_named_and_the_others_finish(tmp_path: Path) -> None:
     text = ARMS.replace("overrides: {advantage.gamma: 0.4}", "overrides: {model.lora.target: no_such_layer}")
     arguments = command(tmp_path, "--no-doctor", "--jobs", "1")
     (tmp_path / "arms.yaml").write_text(text)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert "both_seed_0 failed" in done.stderr and "naive_seed_0 finished" in done.stdout
 
@@ -179,7 +182,7 @@ def test_a_run_that_another_comparison_claimed_is_left_to_it(plan: Plan) -> None
         waiting.start()
         other.join()
         assert waiting.is_alive()
-    waiting.join(timeout=30)
+    waiting.join(timeout=PATIENCE_S)
     assert not waiting.is_alive() and not runner.failed
     assert any("another comparison" in line for line in said)
     assert not (plan.folder / "logs").exists()

@@ -237,6 +237,7 @@ def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),

@@ -25,6 +25,7 @@ from customized_grpo.data.manifest import Row, load_manifest
 from customized_grpo.data.split import HeldOut
 from customized_grpo.data.survey import Survey
 from customized_grpo.errors import UserError
+from processes import PATIENCE_S
 
 
 def run(name: str, source: Path, out: Path, options: dict[str, Any] | None = None, **choices: Any) -> Survey:
@@ -337,7 +338,7 @@ def test_a_killed_conversion_leaves_no_data_set(
     tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     command = [sys.executable, "-c", KILLED, str(published["uno"][0]), str(tmp_path / "out")]
-    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert subprocess.run(command, timeout=PATIENCE_S).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert tree(tmp_path / ".out.partial")  # it was killed in the middle
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image, ImageChops
 
 from processes import cgrpo
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from processes import HELPERS, finish, torchrun
 COUNTS = st.integers(1, 5)
 
 
+@pytest.mark.slow
 def test_every_exchange_between_two_processes() -> None:
     status, printed = finish(torchrun(2, HELPERS / "engine_child.py"))
     assert status == 0, printed

@@ -15,6 +15,8 @@ from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from processes import cgrpo
 
+pytestmark = pytest.mark.slow
+
 # What depends on the whole batch: whitening over it, two updates of two groups, an average, the frozen base.
 RECIPE = [
     "train.iterations=2",

@@ -19,6 +19,8 @@ from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
 from processes import cgrpo, child_environment, finish
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 RECIPE = ["train.iterations=1", "train.group_size=2", "rollout.steps=3", "run.process_timeout_s=60.0"]
 
@@ -69,7 +71,7 @@ def test_two_hosts_train_what_two_processes_on_one_host_train(hosts: list[str], 
     started = [start(host, rank, tmp_path / "hosts") for rank, host in enumerate(hosts)]
     try:
         for process in started:
-            status, printed = finish(process, timeout=150)
+            status, printed = finish(process)
             assert status == 0, printed
     finally:
         for process in started:

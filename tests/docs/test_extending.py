@@ -9,22 +9,15 @@ from typing import Any
 
 import pytest
 
+from commands import status
 from customized_grpo import extensions
-from customized_grpo.cli.main import main
 from customized_grpo.config.yaml_text import read_yaml, write_yaml
+
+pytestmark = pytest.mark.slow
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 MODULES = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL)
 RECIPES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-
-
-def status(*arguments: str) -> int:
-    """Run in this process, which has paid for its imports already."""
-    try:
-        return main(arguments)
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
 
 
 @pytest.fixture(scope="module")

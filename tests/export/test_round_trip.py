@@ -187,6 +187,7 @@ def test_merged_into_the_original_matrices_it_adds_what_it_adds_here(
     assert changed >= 4  # the comparison can fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [2.0, 5.0])
 @pytest.mark.parametrize("with_mlp", [False, True])
 def test_diffusers_reads_the_kohya_file_of_a_full_width_flux1_as_it_was(alpha: float, with_mlp: bool) -> None:

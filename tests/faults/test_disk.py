@@ -20,6 +20,8 @@ from customized_grpo.training import parts, trainer
 from customized_grpo.training.trainer import Trainer
 from same_run import assert_same_run, lines, steps
 
+pytestmark = pytest.mark.slow
+
 Recipe = Callable[..., Config]
 SMALL = [
     "train.iterations=4",

@@ -10,6 +10,8 @@ import pytest
 from processes import run_script
 from same_run import assert_same_run, steps
 
+pytestmark = pytest.mark.slow
+
 # One group of two small samples an iteration: what is killed is the saving.
 RECIPE = [
     "train.iterations=11",
@@ -22,9 +24,8 @@ RECIPE = [
 ]
 
 
-@pytest.mark.timeout(600)
 def test_killed_in_its_saves_and_resumed_each_time_a_run_loses_nothing(tmp_path: Path) -> None:
-    counts = json.loads(run_script("kill_loop.py", tmp_path, *RECIPE, timeout=560).splitlines()[-1])
+    counts = json.loads(run_script("kill_loop.py", tmp_path, *RECIPE).splitlines()[-1])
     print(counts)
     assert counts["kills"] >= 25
     assert counts["before_commit"] >= 5 and counts["after_commit"] >= 5

@@ -69,6 +69,7 @@ def hostile_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return manifest
 
 
+@pytest.mark.slow
 def test_a_run_with_secrets_a_failing_service_and_hostile_text(hostile_rows: Path, tmp_path: Path) -> None:
     run, sent = tmp_path / f"run{HOSTILE.replace('/', '')}", tmp_path / "sent.txt"
     data = f"data={{kind: manifest, train: {hostile_rows}, held_out: {hostile_rows}}}"

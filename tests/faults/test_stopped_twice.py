@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from customized_grpo.engine.interrupts import SAME_STOP_S
-from processes import HELPERS, run_python
+from processes import run_script
 from same_run import steps
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.parametrize(("apart", "saved"), [(0.0, [0]), (SAME_STOP_S + 0.5, [])])
-def test_a_stop_that_comes_twice_is_saved_and_a_later_second_one_ends_at_once(
-    tmp_path: Path, apart: float, saved: list[int]
-) -> None:
-    run = tmp_path / "run"
-    done = run_python(HELPERS / "stopped_twice.py", apart, "train", "toybox-smoke", f"run.dir={run}")
-    assert done.returncode == 143, done.stderr
-    assert ("interrupted; continue with" in done.stderr) is bool(saved)
-    assert steps(run) == saved
+AT_ONCE = "0.0"
+LATER = str(SAME_STOP_S + 0.5)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that were told to stop twice, by the seconds between the two signals."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run_script("stopped_twice.py", folder, AT_ONCE, LATER)
+    assert json.loads((folder / "statuses.json").read_text()) == {AT_ONCE: 143, LATER: 143}
+    return folder
+
+
+def test_a_stop_that_comes_twice_is_saved(stopped: Path) -> None:
+    assert "interrupted; continue with" in (stopped / f"{AT_ONCE}.txt").read_text()
+    assert steps(stopped / AT_ONCE) == [0]
+
+
+def test_a_later_second_stop_ends_at_once(stopped: Path) -> None:
+    assert "interrupted; continue with" not in (stopped / f"{LATER}.txt").read_text()
+    assert steps(stopped / LATER) == []

@@ -23,6 +23,8 @@ from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.waste import find_waste
 from same_run import assert_same_run, events, lines, steps
 
+pytestmark = pytest.mark.slow
+
 Recipe = Callable[..., Config]
 SMALL = [
     "train.prompts_per_iteration=2",

@@ -24,7 +24,7 @@ from customized_grpo.policies.policy import Policy
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
-    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
+    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
 }
 

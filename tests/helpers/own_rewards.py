@@ -48,6 +48,17 @@ class Slow(Own):
         return super().score(batch)
 
 
+class Held(Own):
+    """Notes in the file `log` when it began, and then waits for the file `until`."""
+
+    def score(self, batch: ScoringBatch) -> torch.Tensor:
+        with open(self.options["log"], "a") as file:
+            file.write(f"{len(batch)}\n")
+        while not Path(self.options["until"]).exists():
+            time.sleep(0.01)
+        return super().score(batch)
+
+
 class Moody(Own):
     """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, or fails."""
 

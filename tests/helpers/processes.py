@@ -11,6 +11,8 @@ from typing import Any
 HELPERS = Path(__file__).parent
 SOURCES = HELPERS.parents[1] / "src"
 CGRPO = ("-m", "customized_grpo")
+PATIENCE_S = 900
+"""Seconds after which a child is said to hang; a busy machine is ten times slower than a quiet one."""
 
 
 def child_environment(**changes: str) -> dict[str, str]:
@@ -20,20 +22,23 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **changes}
 
 
-def run_python(*arguments: Any, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: Any, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments and return how it ended and what it printed."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
+        cwd=cwd,
         env=child_environment(**environment),
-        timeout=timeout,
+        timeout=PATIENCE_S,
     )
 
 
-def run_script(name: str, *arguments: Any, timeout: float = 280) -> str:
+def run_script(name: str, *arguments: Any) -> str:
     """Run a script of this folder, which must succeed, and return what it printed."""
-    done = run_python(HELPERS / name, *arguments, timeout=timeout)
+    done = run_python(HELPERS / name, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,7 +57,7 @@ def torchrun(processes: int, *arguments: Any, env: dict[str, str] | None = None)
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout: float = PATIENCE_S) -> tuple[int, str]:
     """Return the exit status and everything that was printed; kill what does not end."""
     try:
         out, err = process.communicate(timeout=timeout)

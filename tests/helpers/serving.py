@@ -9,24 +9,39 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from customized_grpo.config.schema import RewardConfig
-from customized_grpo.rewards import build_reward
+from customized_grpo.rewards import ScoringBatch, build_reward
 from customized_grpo.rewards.service.app import Limits, Service
 from customized_grpo.rewards.service.queue import RequestQueue
 from customized_grpo.rewards.service.server import Server, listen
-from processes import CGRPO, child_environment
+from processes import CGRPO, PATIENCE_S, child_environment
 
 LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)
+
+
+class CountedQueue(RequestQueue):
+    """A queue that counts what it was given, in `submitted`."""
+
+    submitted = 0
+
+    def submit(self, batch: ScoringBatch) -> Future[Tensor]:
+        scores = super().submit(batch)
+        self.submitted += 1
+        return scores
 
 
 @dataclass(frozen=True)
 class Running:
     url: str
     service: Service
+    queues: dict[str, CountedQueue]
 
 
 @contextlib.contextmanager
@@ -39,7 +54,7 @@ def running(
     port: int = 0,
 ) -> Iterator[Running]:
     """Serve the rewards in a thread until the end of the block."""
-    queues = {config.name: RequestQueue([build_reward(config)], merge) for config in configs}
+    queues = {config.name: CountedQueue([build_reward(config)], merge) for config in configs}
     service = Service(queues, limits, token)
     with listen("127.0.0.1", port) as listener:
         server = Server(service)
@@ -47,7 +62,7 @@ def running(
         thread.start()
         try:
             wait_until(lambda: server.started)
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, queues)
         finally:
             service.draining = True
             thread.join()
@@ -55,7 +70,7 @@ def running(
                 queue.close()
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
+def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -1,27 +1,48 @@
-"""Run by test_stopped_twice.py: `cgrpo ARGUMENTS`, which gets SIGTERM twice in the first rollout.
+"""Run by test_stopped_twice.py: short trainings, each of which gets SIGTERM twice in its first rollout.
 
-usage: stopped_twice.py SECONDS ARGUMENTS..., SECONDS between the two
+usage: stopped_twice.py FOLDER SECONDS...
+
+One training for each number of seconds between the two signals, in FOLDER/SECONDS, in a forked process. Their
+exit statuses are written to FOLDER/statuses.json, what one printed on stderr to FOLDER/SECONDS.txt.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from customized_grpo.cli.main import main
+from customized_grpo.config import load_config
+from customized_grpo.training import parts
 from customized_grpo.training.trainer import Trainer
-
-collect = Trainer.collect
-
-
-def signalled(self: Trainer, *args: object) -> object:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(float(sys.argv[1]))
-    os.kill(os.getpid(), signal.SIGTERM)
-    return collect(self, *args)
+from interrupted_train import in_child
 
 
-Trainer.collect = signalled
-sys.exit(main(sys.argv[2:]))
+def train(folder: Path, seconds: str) -> int:
+    """Train into FOLDER/SECONDS, signalled twice."""
+    collect = Trainer.collect
+
+    def signalled(self: Trainer, *args: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(float(seconds))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return collect(self, *args)
+
+    Trainer.collect = signalled
+    os.dup2(os.open(folder / f"{seconds}.txt", os.O_WRONLY | os.O_CREAT), 2)
+    return main(["train", "toybox-smoke", f"run.dir={folder / seconds}"])
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    config = load_config("toybox-smoke")
+    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
+    loaded = parts.build_data(config).train[0], parts.build_policy(config)
+    statuses = {}
+    for seconds in sys.argv[2:]:
+        statuses[seconds] = in_child(lambda seconds=seconds: train(root, seconds))  # type: ignore[misc]
+    (root / "statuses.json").write_text(json.dumps(statuses))

@@ -13,6 +13,7 @@ from customized_grpo.rewards import build_reward
 from dreambooth import save_dreambooth
 
 
+@pytest.mark.slow
 def test_an_encoder_of_toys_can_be_measured_on_any_photos(tmp_path: Path) -> None:
     dino = build_reward(RewardConfig(name="dino", path="toybox", segment="none"))
     found = identity_measures.measure(read_dreambench(save_dreambooth(tmp_path)), dino)

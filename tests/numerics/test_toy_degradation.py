@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 import toy_degradation as toy
 from customized_grpo.algorithms.rules import Linear, Sars
+
+pytestmark = pytest.mark.slow
 
 
 def test_naive_weights_collapse_where_sars_does_not():

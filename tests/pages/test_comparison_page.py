@@ -11,9 +11,10 @@ import pytest
 from comparison_results import ARMS, comparison, many_arms
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
-from customized_grpo.pages.comparison_data import HIGHLIGHTED, read_comparison
-from customized_grpo.pages.comparison_figures import NAMED, curves, mean_curve, pareto, shorten, strips
-from customized_grpo.pages.comparison_page import render_comparison, write_comparison_page
+from customized_grpo.pages.comparison_curves import MeanCurve, curves, mean_curve, strips
+from customized_grpo.pages.comparison_data import OWN_COLOURS, read_comparison
+from customized_grpo.pages.comparison_page import render_comparison_page, write_comparison_page
+from customized_grpo.pages.comparison_plane import NAMED, pareto, shorten
 from customized_grpo.pages.comparison_tables import arm_table, control_rows, gain_rows, p_text, run_rows
 from customized_grpo.pages.page import TEMPLATES
 from html_page import Page, assert_nothing_is_fetched
@@ -29,7 +30,7 @@ SECTIONS = [
 
 
 def page(results: dict[str, Any]) -> Page:
-    return Page(render_comparison(results))
+    return Page(render_comparison_page(results))
 
 
 def headings(seen: Page) -> list[str]:
@@ -59,12 +60,12 @@ def test_the_page_is_written_in_place_and_nothing_else_is_left(
     path.write_text("an older page")
     assert write_comparison_page(results, path) == path
     assert [file.name for file in tmp_path.iterdir()] == ["comparison.html"]
-    assert path.read_text(encoding="utf-8") == render_comparison(results)
+    assert path.read_text(encoding="utf-8") == render_comparison_page(results)
 
 
 def test_the_same_results_give_the_same_page_and_stay_as_they_were(results: dict[str, Any]) -> None:
     before = copy.deepcopy(results)
-    assert render_comparison(results) == render_comparison(copy.deepcopy(results))
+    assert render_comparison_page(results) == render_comparison_page(copy.deepcopy(results))
     assert results == before
 
 
@@ -81,7 +82,7 @@ def test_the_page_cares_for_dark_for_paper_and_for_phones(seen: Page) -> None:
 
 
 def test_every_colour_in_use_is_defined_in_every_theme() -> None:
-    source = render_comparison(comparison(many_arms(28), 2))
+    source = render_comparison_page(comparison(many_arms(28), 2))
     used = set(re.findall(r"var\(--(\w+)", source)) - {"c", "columns"}
     themes = re.findall(r":root \{([^}]*)\}", (TEMPLATES / "charts.css").read_text())
     assert len(themes) == 3
@@ -288,12 +289,13 @@ def test_only_differences_that_survive_holm_are_coloured() -> None:
     against["judge/identity"] = {"mean": -0.02, "low": -0.03, "high": -0.01, "p": 0.02, "p_holm": 0.06}
     against["judge/prompt"] = {"mean": -0.02, "low": -0.03, "high": -0.01, "p": 0.02, "p_holm": 0.04}
     rows = control_rows(read_comparison(results))
-    assert [(arm.name, control.name) for arm, control, _ in rows] == [
+    assert [(row.arm.name, row.control.name) for row in rows] == [
         ("customized-grpo", "matched"), ("sars", "matched"), ("tdw", "tdw-mean"),
     ]  # fmt: skip
-    assert [difference.cell.tone for difference in rows[0][2]] == ["unclear", "worse"]
-    assert [difference.p for difference in rows[0][2]] == ["0.060", "0.040"]
-    assert rows[1][2][1].cell.tone == "better" and rows[1][2][1].p == "< 0.001"
+    assert [difference.cell.tone for difference in rows[0].differences] == ["unclear", "worse"]
+    assert [difference.p for difference in rows[0].differences] == ["0.060", "0.040"]
+    prompt = rows[1].differences[1]
+    assert prompt.cell.tone == "better" and prompt.p == "< 0.001"
 
 
 @pytest.mark.parametrize(
@@ -305,9 +307,9 @@ def test_p_values_read_as_people_write_them(p: float | None, words: str) -> None
 
 def test_gains_come_largest_first_on_an_axis_that_starts_at_zero(results: dict[str, Any]) -> None:
     rows = gain_rows(read_comparison(results))
-    assert [arm.name for arm, _, _ in rows] == ["tdw", "sars", "customized-grpo"]
-    zero = re.search(r'class="zero" x1="([\d.]+)"', rows[0][2])
-    whisker = re.search(r'class="whisker" x1="([\d.]+)"', rows[0][2])
+    assert [row.arm.name for row in rows] == ["tdw", "sars", "customized-grpo"]
+    zero = re.search(r'class="zero" x1="([\d.]+)"', rows[0].plot)
+    whisker = re.search(r'class="whisker" x1="([\d.]+)"', rows[0].plot)
     assert zero is not None and whisker is not None and zero[1] == whisker[1] == "4"
 
 
@@ -316,7 +318,7 @@ def test_curves_are_means_over_the_runs_with_the_range_of_the_seeds() -> None:
         {"evals": [{"rollouts": 0, "a": 1.0}, {"rollouts": 96, "a": value}, {"rollouts": 192, "a": extra}]}
         for value, extra in ((2.0, None), (4.0, 5.0), (9.0, 7.0))
     ]
-    assert mean_curve(runs, "evals", "a") == ([0, 96, 192], [1, 5, 6], [1, 2, 5], [1, 9, 7])
+    assert mean_curve(runs, "evals", "a") == MeanCurve([0, 96, 192], [1, 5, 6], [1, 2, 5], [1, 9, 7])
     assert mean_curve(runs, "evals", "b") is None and mean_curve([], "evals", "a") is None
 
 
@@ -324,17 +326,17 @@ def test_training_curves_are_smoothed_run_by_run() -> None:
     runs = [
         {"train": [{"rollouts": i, "a": float(sign * (i % 2))} for i in range(1, 65)]} for sign in (1, -1)
     ]
-    found = mean_curve(runs, "train", "a")
-    assert found is not None
-    assert max(abs(value) for value in found[1]) < 1e-9
-    assert all(0.4 < value < 0.7 for value in found[3][3:-3])  # 9 neighbours of 0, 1, 0, 1, ...
+    curve = mean_curve(runs, "train", "a")
+    assert curve is not None
+    assert max(abs(value) for value in curve.mean) < 1e-9
+    assert all(0.4 < value < 0.7 for value in curve.high[3:-3])  # 9 neighbours of 0, 1, 0, 1, ...
 
 
 @pytest.mark.parametrize("count", [2, 11, 30])
 def test_every_arm_has_its_curves_and_the_main_charts_stay_readable(count: int) -> None:
     data = read_comparison(comparison(many_arms(count), 2))
     shown = [arm.name for arm in data.arms if arm.highlighted]
-    assert len(shown) == min(count, HIGHLIGHTED) and "naive-0.5" in shown
+    assert len(shown) == min(count, len(OWN_COLOURS) + 1) and "naive-0.5" in shown
     assert len({arm.colour for arm in data.arms if arm.highlighted}) == len(shown)
     assert sorted([*shown, *(strip.arm.name for strip in strips(data))]) == sorted(a.name for a in data.arms)
     if count > 2:
@@ -356,19 +358,10 @@ def test_small_curves_have_the_same_axes_for_all_arms(results: dict[str, Any]) -
         assert len(ticks) == 1
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [
-        (0.05, 0.15, "comes later by 0.100 (95 % interval of the difference +0.050 to +0.150), which agrees"),
-        (-0.15, -0.05, "comes earlier by 0.100"),
-        (-0.05, 0.25, "which does not settle the premise"),
-    ],
-)
-def test_the_premise_of_tdw_is_judged_by_the_interval(low: float, high: float, words: str) -> None:
+def test_the_page_repeats_the_doctors_sentence_on_the_premise_of_tdw() -> None:
     results = comparison(ARMS[:2], 1)
-    results["step_gains"]["difference"] = {"mean": (low + high) / 2, "low": low, "high": high}
-    assert words in page(results).text
-    assert ("contradicts the premise" in page(results).text) == (high < 0)
+    results["step_gains"]["premise"] = "By the training rewards, the premise of TDW holds."
+    assert "By the training rewards, the premise of TDW holds." in page(results).text
 
 
 def test_step_weights_are_those_of_the_results(seen: Page, results: dict[str, Any]) -> None:
@@ -393,7 +386,7 @@ def test_a_name_with_spaces_is_quoted_in_the_command() -> None:
 
 def test_results_of_another_format_are_refused() -> None:
     with pytest.raises(UserError, match="format 2"):
-        render_comparison(comparison(ARMS[:2], 1) | {"format": 2})
+        render_comparison_page(comparison(ARMS[:2], 1) | {"format": 2})
 
 
 def test_long_names_are_cut_where_a_chart_has_no_room() -> None:

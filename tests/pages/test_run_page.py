@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from customized_grpo.errors import UserError
-from customized_grpo.pages.plots.numbers import Interval
-from customized_grpo.pages.run_figures import bin_means, rolling_mean
-from customized_grpo.pages.run_page import TEMPLATES, evenly, write_report
+from customized_grpo.pages.curves import bin_means, rolling_mean
+from customized_grpo.pages.page import TEMPLATES, evenly
+from customized_grpo.pages.plots.numbers import Measurement
+from customized_grpo.pages.run_page import write_report
 from html_page import Page, assert_nothing_is_fetched
 
 from .conftest import PROMPTS, WEIGHTS, RunFolder
@@ -116,7 +117,7 @@ def test_verdicts_follow_from_the_intervals(full_run: RunFolder) -> None:
 def test_a_difference_counts_only_when_its_interval_leaves_out_0(
     low: float | None, high: float | None, verdict: str
 ) -> None:
-    assert Interval(0.05, low, high).verdict == verdict
+    assert Measurement(0.05, low, high).verdict == verdict
 
 
 def test_an_unclear_result_is_not_called_a_rise(full_run: RunFolder) -> None:
@@ -229,7 +230,7 @@ def test_a_picture_outside_the_folder_is_refused_even_if_it_is_one(full_run: Run
     index = json.loads((full_run.path / "samples" / "index.json").read_text())
     index["rows"][0]["reference"] = "../private.png"
     (full_run.path / "samples" / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no picture in"):
+    with pytest.raises(UserError, match="no image in"):
         write_report(full_run.path)
 
 

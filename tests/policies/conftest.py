@@ -22,7 +22,7 @@ MakeImage = Callable[..., Tensor]
 
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
-    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "text_layers": (1, 2, 3)},
+    "flux2": {"max_text_tokens": 96, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
 }
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.policy import Policy
 
+pytestmark = pytest.mark.slow
+
 MakePolicy = Callable[..., Flux1Policy]
 Velocities = Callable[[Policy], Tensor]
 
@@ -46,7 +48,6 @@ def outcomes(policy: Flux1Policy, velocities: Velocities) -> tuple[list[Tensor],
     return [rollout, training.detach(), base, again], row
 
 
-@pytest.mark.timeout(600)
 def test_compiled_blocks_are_the_same_in_both_phases_and_close_to_eager_ones(
     make_policy: MakePolicy, velocities: Velocities, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from customized_grpo.toybox import assets, judges, world
 from customized_grpo.toybox.judging import GROUPS, ToyBoxJudges
 from toybox_grammar import attributes, parse_prompt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -320,7 +322,7 @@ def test_judges_rewards_and_generator_learn_from_different_toys(
 ) -> None:
     """Judges that knew the toys of the rewards would share their mistakes."""
     seeds: dict[str, int] = {}
-    monkeypatch.setattr(encoders, "PicturePool", lambda vae, subjects, views, seed: seed)
+    monkeypatch.setattr(encoders, "ImagePool", lambda vae, subjects, views, seed: seed)
     for name in ("dino", "clip", "attribute_classifier", "subject_encoder"):
         record = functools.partial(lambda name, pool, out, samples: seeds.setdefault(name, pool), name)
         monkeypatch.setattr(encoders, f"train_{name}", record)

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from customized_grpo.reporting.images import (
     SampleRow,
-    save_grid,
     save_image,
     save_samples,
     start_samples,
@@ -38,24 +35,6 @@ def test_height_width_and_channels_keep_their_places(tmp_path: Path) -> None:
     read = pixels(save_image(tmp_path / "x.png", image))
     assert read.shape == (2, 5, 3)
     assert read[1, 4].tolist() == [255, 0, 0] and read[0, 3].tolist() == [0, 0, 255]
-
-
-@given(count=st.integers(1, 9), columns=st.integers(1, 9))
-def test_a_grid_shows_every_image_in_reading_order(
-    tmp_path_factory: pytest.TempPathFactory, count: int, columns: int
-) -> None:
-    images = torch.stack([torch.full((3, 2, 4), index / 10) for index in range(count)])
-    read = pixels(save_grid(tmp_path_factory.mktemp("grid") / "g.png", images, columns, gap=1))
-    wide = min(count, columns)
-    assert read.shape == (-(-count // wide) * 3 - 1, wide * 5 - 1, 3)
-    for index in range(count):
-        row, column = divmod(index, wide)
-        assert read[row * 3, column * 5, 0] == round(index / 10 * 255)
-
-
-def test_an_empty_grid_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="B >= 1"):
-        save_grid(tmp_path / "g.png", torch.zeros(0, 3, 4, 4))
 
 
 def rows(count: int) -> list[SampleRow]:

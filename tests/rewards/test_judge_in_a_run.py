@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import judge_server
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.data.masks import LAYOUTS
@@ -16,6 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-must-not-be-seen-anywhere"
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
     with judge_server.serving(judge_server.sensible) as server:
         options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: JUDGE_KEY}}"

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import COMMIT, PARTIAL, Checkpoint, CheckpointStore
 from kill_child import content
-from processes import run_script
+from processes import run_python, run_script
 
 
 def assert_holds(checkpoint: Checkpoint, step: int) -> None:
@@ -273,6 +271,7 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
     ]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_of_a_save_loses_nothing(tmp_path: Path) -> None:
     instants = int(run_script("kill_child.py", tmp_path))
     assert instants >= 16
@@ -312,9 +311,7 @@ except UserError as error:
 
 
 def test_a_real_write_failure_names_path_and_bytes_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, timeout=120
-    )
+    run = run_python("-c", LIMITED, tmp_path / "c")
     assert run.returncode == 0, run.stderr
     assert f"{tmp_path / 'c' / 'step_000002'} (262,16" in run.stdout  # 4 * 65,536 bytes and a short state
     assert "File too large" in run.stdout and "Older checkpoints are intact" in run.stdout

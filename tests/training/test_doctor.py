@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from commands import status
 from customized_grpo.algorithms.sars import sars_pull
-from customized_grpo.cli.main import main
 from customized_grpo.config import Config
 from customized_grpo.evaluation.step_gains import StepGains
 from customized_grpo.reporting.metrics import read_metrics
@@ -39,14 +39,6 @@ blind_one = FunctionReward("blind", "identity", blind)
 """
 
 
-def status(*arguments: str) -> int:
-    try:
-        return main(["doctor", *arguments])
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
-
-
 def read(file: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(file.read_text())
     return result
@@ -68,7 +60,7 @@ def printed(folder: Path) -> str:
     """What the doctor says of a healthy recipe, asked in an otherwise empty folder."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.chdir(folder)
-        assert status("toybox-smoke", *HEALTHY, "--prompts", "2", "--json", "found.json") == 0
+        assert status("doctor", "toybox-smoke", *HEALTHY, "--prompts", "2", "--json", "found.json") == 0
     return out.getvalue()
 
 
@@ -164,7 +156,7 @@ def examine(
 ) -> tuple[int, list[str], dict[str, Any], str]:
     """Return exit status, the printed problems with their fixes, the findings, and stderr."""
     file = tmp_path / "found.json"
-    code = status("toybox-smoke", TWO_SUBJECTS, *overrides, "--prompts", "2", "--json", str(file))
+    code = status("doctor", "toybox-smoke", TWO_SUBJECTS, *overrides, "--prompts", "2", "--json", str(file))
     printed = capsys.readouterr()
     _, _, problems = printed.out.partition("\nproblem: ")
     return code, problems.splitlines(), read(file), printed.err
@@ -258,10 +250,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_loads(
 
     monkeypatch.setattr("customized_grpo.training.parts.build_data", load)
     for file in (tmp_path / "absent" / "found.json", tmp_path):
-        assert status("toybox-smoke", "--json", str(file)) == 2
+        assert status("doctor", "toybox-smoke", "--json", str(file)) == 2
         assert str(file) in capsys.readouterr().err
 
 
 def test_intervals_need_two_prompts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status("toybox-smoke", "--prompts", "1") == 2
+    assert status("doctor", "toybox-smoke", "--prompts", "1") == 2
     assert "--prompts" in capsys.readouterr().err

@@ -27,6 +27,8 @@ from customized_grpo.training import parts, trainer
 from customized_grpo.training.trainer import Trainer
 from processes import run_script
 
+pytestmark = pytest.mark.slow
+
 Recipe = Callable[..., Config]
 LAST = 3
 # All state there is: moments of Adam, an average, a warm-up, alarms, and evaluations between the ends.

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from customized_grpo.benchmarks.encoders import DERIVED, Floats
 from customized_grpo.benchmarks.protocol import check_across, check_comparable
-from customized_grpo.benchmarks.results import Result
+from customized_grpo.benchmarks.results import Result, Table, count_clusters
 from customized_grpo.errors import UserError
 from customized_grpo.statistics.crossed import holm
 from customized_grpo.statistics.intervals import FEW_CLUSTERS, Test, clustered_test
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One metric of the two results.
+class MetricDifference:
+    """The difference of two results in one metric.
 
     Attributes:
         metric: Its name.
-        before: Of the first result, over the common rows.
-        after: Of the second.
+        before: Value of the first result, over the common rows.
+        after: Value of the second result.
         test: The difference after - before.
         p_holm: Its p-value corrected for the number of metrics.
     """
@@ -50,19 +50,19 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What the second result has over the first.
+class PairedResult:
+    """Two results, subtracted row by row.
 
     Attributes:
         before: Name of the first generator.
         after: Name of the second.
-        differences: One of each metric that both have.
-        warnings: What a reader must know.
+        differences: One for each metric that both have.
+        warnings: Sentences that a reader of the numbers needs.
     """
 
     before: str
     after: str
-    differences: Sequence[Difference]
+    differences: Sequence[MetricDifference]
     warnings: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,33 @@ class Comparison:
         }
 
 
-def compare(before: Result, after: Result, across: Sequence[str] = ()) -> Comparison:
+@dataclass(frozen=True)
+class _CommonRows:
+    """The rows that two results share.
+
+    Attributes:
+        before: Row numbers in the first result [N].
+        after: Row numbers in the second result [N].
+        subjects: The cluster of each row [N].
+    """
+
+    before: list[int]
+    after: list[int]
+    subjects: list[str]
+
+    @classmethod
+    def from_tables(cls, before: Table, after: Table) -> _CommonRows:
+        """Return the rows that are in both tables, in the order of the second."""
+        number_of = {row: number for number, row in enumerate(before.ids)}
+        numbers = [number for number, row in enumerate(after.ids) if row in number_of]
+        return cls(
+            before=[number_of[after.ids[number]] for number in numbers],
+            after=numbers,
+            subjects=[after.subjects[number] for number in numbers],
+        )
+
+
+def compare_results(before: Result, after: Result, across: Sequence[str] = ()) -> PairedResult:
     """Compare two results on the rows they have in common.
 
     Args:
@@ -88,40 +114,44 @@ def compare(before: Result, after: Result, across: Sequence[str] = ()) -> Compar
     """
     check_across(across)
     check_comparable(before.protocol, after.protocol, across)
-    places = {row: number for number, row in enumerate(before.table.ids)}
-    common = [(places[row], number) for number, row in enumerate(after.table.ids) if row in places]
-    subjects = [after.table.subjects[number] for _, number in common]
-    if len(set(subjects)) < 2:
+    rows = _CommonRows.from_tables(before.table, after.table)
+    subjects = len(set(rows.subjects))
+    if subjects < 2:
         raise UserError(
-            f"the two results have {len(common)} pictures of {len(set(subjects))} subjects in common; "
+            f"the two results have {len(rows.after)} images of {subjects} subjects in common; "
             "a comparison needs two subjects at least",
-            "Evaluate both on the same rows: the same --subjects, --limit and --samples.",
+            hint="Evaluate both on the same rows: the same --subjects, --limit and --samples.",
         )
-    metrics = [metric for metric in before.table.columns if metric in after.table.columns]
-    tested: list[tuple[str, float, float, Test]] = []
+    differences = _differences(before.table, after.table, rows)
+    return PairedResult(
+        before.generator["name"], after.generator["name"], differences, _warnings(before, after, rows)
+    )
+
+
+def _differences(before: Table, after: Table, rows: _CommonRows) -> list[MetricDifference]:
+    """Return the difference in every metric that both have, also in those computed from others."""
+    metrics = [metric for metric in before.columns if metric in after.columns]
+    raw: list[MetricDifference] = []
     for metric in metrics:
-        pair = _pair(before, after, metric, common)
-        tested += _test(metric, pair, subjects, lambda means: means[0])
+        pair = _pair(before, after, metric, rows)
+        raw += _test(metric, pair, rows.subjects, lambda means: means[0])
     for derived in DERIVED:
         if set(derived.parts) <= set(metrics):
-            pair = np.concatenate([_pair(before, after, part, common) for part in derived.parts])
-            tested += _test(derived.metric, pair, subjects, derived.function)
-    corrected = holm([test.p for *_, test in tested])
-    differences = [Difference(*entry, p) for entry, p in zip(tested, corrected, strict=True)]
-    names = before.generator["name"], after.generator["name"]
-    return Comparison(*names, differences, _warnings(before, after, common, subjects))
+            pairs = np.concatenate([_pair(before, after, part, rows) for part in derived.parts])
+            raw += _test(derived.metric, pairs, rows.subjects, derived.function)
+    corrected = holm([difference.test.p for difference in raw])
+    return [replace(difference, p_holm=p) for difference, p in zip(raw, corrected, strict=True)]
 
 
-def _pair(before: Result, after: Result, metric: str, common: Sequence[tuple[int, int]]) -> Floats:
-    """Return the metric of both results [2, rows]."""
-    first, second = (list(numbers) for numbers in zip(*common, strict=True))
-    return np.stack([before.table.columns[metric][first], after.table.columns[metric][second]])
+def _pair(before: Table, after: Table, metric: str, rows: _CommonRows) -> Floats:
+    """Return the metric of both results on the common rows [2, N]."""
+    return np.stack([before.columns[metric][rows.before], after.columns[metric][rows.after]])
 
 
 def _test(
     metric: str, pairs: Floats, subjects: Sequence[str], function: Callable[[Floats], Floats]
-) -> list[tuple[str, float, float, Test]]:
-    """Return the test of one metric, nothing if fewer than two subjects have it.
+) -> list[MetricDifference]:
+    """Return the difference in one metric, p not yet corrected; nothing if fewer than two subjects have it.
 
     Args:
         metric: Its name.
@@ -129,28 +159,30 @@ def _test(
         subjects: [N].
         function: Maps means of the K parts [K, draws] to the metric.
     """
-    whole = ~np.isnan(pairs.sum(0))
-    if len({subject for subject, has in zip(subjects, whole, strict=True) if has}) < 2:
+    scored = ~np.isnan(pairs.sum(0))
+    if count_clusters(subjects, scored) < 2:
         return []
-    means = pairs[:, whole].mean(1, keepdims=True)
+    # Even rows are before, odd rows after.
     test = clustered_test(pairs, subjects, lambda means: function(means[1::2]) - function(means[::2]))
-    return [(metric, float(function(means[::2])[0]), float(function(means[1::2])[0]), test)]
+    means = pairs[:, scored].mean(1, keepdims=True)
+    before = float(function(means[::2])[0])
+    after = float(function(means[1::2])[0])
+    return [MetricDifference(metric, before, after, test, test.p)]
 
 
-def _warnings(
-    before: Result, after: Result, common: Sequence[tuple[int, int]], subjects: Sequence[str]
-) -> list[str]:
-    found = []
-    if len(set(subjects)) < FEW_CLUSTERS:
-        found.append(
-            f"Only {len(set(subjects))} subjects in common: with fewer than {FEW_CLUSTERS} the intervals are "
+def _warnings(before: Result, after: Result, rows: _CommonRows) -> list[str]:
+    warnings = []
+    subjects = len(set(rows.subjects))
+    if subjects < FEW_CLUSTERS:
+        warnings.append(
+            f"Only {subjects} subjects in common: with fewer than {FEW_CLUSTERS} the intervals are "
             "too narrow."
         )
     longest = max(len(before.table.ids), len(after.table.ids))
-    if len(common) < longest:
-        found.append(
-            f"Only {len(common)} of {longest} pictures are in both results; the others do not count."
+    if len(rows.after) < longest:
+        warnings.append(
+            f"Only {len(rows.after)} of {longest} images are in both results; the others do not count."
         )
     if before.generator["weights"] == after.generator["weights"]:
-        found.append("Both results are of the same weights.")
-    return found
+        warnings.append("Both results are of the same weights.")
+    return warnings

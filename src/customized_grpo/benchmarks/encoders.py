@@ -1,4 +1,4 @@
-"""Which encoders judge a benchmark, and how several of them become one number.
+"""The rewards that score a benchmark, and how the scores of several become one metric.
 
 An encoder is any reward: a registered name, with its weights after "=", or a dotted path of your own. The
 benchmarks that are judged by a vision-language model ask it twice, about the subject and about the prompt:
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from customized_grpo.benchmarks.protocol import Segment
 from customized_grpo.config.schema import RewardConfig
@@ -31,17 +32,22 @@ DEFAULTS = ("dino_v1", "clip_i", "clip_t")
 """DreamBench's metrics: DINO ViT-S/16, CLIP-I and CLIP-T."""
 
 JUDGED = ("dreambenchpp", "omnicontext")
+"""Benchmarks that a vision-language model scores."""
+
 JUDGE_RUNS = 3
-JUDGE_SCALE = 4.0  # the judge's scores are 0 to 4
+"""Answers per image and question for DreamBench++."""
+
+JUDGE_SCALE = 4.0
+"""The judge's scores are 0 to 4."""
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A reward under the name of its metric.
+class MetricReward:
+    """A reward and the metric that it measures.
 
     Attributes:
-        metric: Name of the column; several encoders of one metric are averaged.
-        reward: What scores.
+        metric: Name of the column; several rewards of one metric are averaged.
+        reward: The reward.
         scale: Factor from the reward's scores to the metric.
     """
 
@@ -52,11 +58,11 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Derived:
-    """A number made of the means of others.
+    """A metric computed from other metrics' means (CP x PF).
 
     Attributes:
         metric: Its name.
-        parts: The metrics it is made of.
+        parts: The metrics that it is computed from.
         function: Maps the parts' means [K, draws] to values [draws].
     """
 
@@ -80,23 +86,24 @@ def encoder_configs(given: Sequence[str], segment: Segment) -> list[RewardConfig
         name, _, path = text.partition("=")
         if not name or ("=" in text and not path):
             raise UserError(
-                f"--encoder {text!r}: write NAME or NAME=PATH", "For example --encoder clip_i=my/clip."
+                f"--encoder {text!r}: write NAME or NAME=PATH", hint="For example --encoder clip_i=my/clip."
             )
         configs.append(RewardConfig(name=name, path=path or None, segment=segment))
     names = [config.name for config in configs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise UserError(
-            f"--encoder {', '.join(twice)} was given twice", "Evaluate twice, with another --out."
+            f"--encoder {', '.join(twice)} was given twice", hint="Evaluate twice, with another --out."
         )
     return configs
 
 
 @dataclass(frozen=True)
 class JudgeEndpoint:
-    """Where a vision-language model answers.
+    """The address of a vision-language model.
 
     Attributes:
-        url: Of an OpenAI-compatible API.
+        url: Base URL of an OpenAI-compatible API.
         model: Name of the model there.
         key_env: Environment variable with the API key; None sends none.
     """
@@ -106,51 +113,67 @@ class JudgeEndpoint:
     key_env: str | None = None
 
 
-def judge_configs(benchmark: str, judge: JudgeEndpoint) -> list[tuple[str, float, RewardConfig]]:
-    """Return (metric, scale, reward) of each question to the judge, runs apart by their seed.
+@dataclass(frozen=True)
+class MetricConfig:
+    """How to build the reward of a metric.
+
+    Attributes:
+        metric: Name of the column.
+        reward: Recipe of the reward.
+        scale: Factor from the reward's scores to the metric.
+    """
+
+    metric: str
+    reward: RewardConfig
+    scale: float = 1.0
+
+
+def judge_configs(benchmark: str, judge: JudgeEndpoint) -> list[MetricConfig]:
+    """Return one recipe for each question to the judge and each of its runs, which differ by their seed.
 
     Args:
         benchmark: One of `JUDGED`.
-        judge: Who is asked.
+        judge: The vision-language model.
     """
     if benchmark == "dreambenchpp":
-        questions, runs, scale = {"cp": "identity", "pf": "prompt"}, JUDGE_RUNS, 1 / JUDGE_SCALE
+        rubrics = {"cp": "identity", "pf": "prompt"}
+        runs = JUDGE_RUNS
+        scale = 1 / JUDGE_SCALE
     else:
-        questions, runs, scale = {"sc": "identity", "pf": "prompt"}, 1, 10 / JUDGE_SCALE
-    return [
-        (
-            metric,
-            scale,
-            RewardConfig(
-                name="judge",
-                segment="none",
-                options={
-                    "url": judge.url,
-                    "model": judge.model,
-                    "api_key_env": judge.key_env,
-                    "rubric": rubric,
-                    "seed": run,
-                },
-            ),
-        )
-        for metric, rubric in questions.items()
-        for run in range(runs)
-    ]
+        rubrics = {"sc": "identity", "pf": "prompt"}
+        runs = 1
+        scale = 10 / JUDGE_SCALE
+    configs = []
+    for metric, rubric in rubrics.items():
+        for seed in range(runs):
+            configs.append(MetricConfig(metric, _judge_config(judge, rubric, seed), scale))
+    return configs
+
+
+def _judge_config(judge: JudgeEndpoint, rubric: str, seed: int) -> RewardConfig:
+    options: dict[str, JsonValue] = {
+        "url": judge.url,
+        "model": judge.model,
+        "api_key_env": judge.key_env,
+        "rubric": rubric,
+        "seed": seed,
+    }
+    return RewardConfig(name="judge", segment="none", options=options)
 
 
 def combine(columns: Mapping[str, list[Floats]]) -> dict[str, Floats]:
     """Return one column [N] of each metric: the mean of its encoders, and sqrt(PF x SC) where both are.
 
-    A picture that one run could not judge counts with its other runs; one that none could is NaN.
+    An image that one run could not judge counts with its other runs; one that none could judge is NaN.
     """
-    means = {metric: _mean_of_scored(np.stack(found)) for metric, found in columns.items()}
+    means = {metric: _mean_of_scored(np.stack(scores)) for metric, scores in columns.items()}
     if {"pf", "sc"} <= means.keys():
         means["sqrt_pf_sc"] = np.sqrt(means["pf"] * means["sc"])
     return means
 
 
 def _mean_of_scored(scores: Floats) -> Floats:
-    """Return means [N] of scores [K, N] over what is not NaN; NaN where nothing is."""
+    """Return means [N] of scores [K, N] over the runs that scored; NaN where none did."""
     scored = ~np.isnan(scores)
     counts = scored.sum(0)
     sums = np.where(scored, scores, 0.0).sum(0)

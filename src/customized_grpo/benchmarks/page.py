@@ -1,4 +1,4 @@
-"""The page of a benchmark: means with intervals by prompt type and category, pictures, protocol, rivals."""
+"""The page of a benchmark: means with intervals by prompt type and category, images, protocol, rivals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from customized_grpo.benchmarks.compare import Comparison
-from customized_grpo.benchmarks.reported_scores import published
+from customized_grpo.benchmarks.compare import MetricDifference, PairedResult
+from customized_grpo.benchmarks.reported_scores import reported_tables
 from customized_grpo.benchmarks.results import Result
 from customized_grpo.pages.page import data_uri, environment, write_page
-from customized_grpo.pages.plots.cells import interval_plot
-from customized_grpo.pages.plots.numbers import Interval, interval_text, number
+from customized_grpo.pages.plots.cell_plots import interval_plot
+from customized_grpo.pages.plots.numbers import Measurement, interval_text, number, symmetric_limit
 
-METRICS = {
+METRIC_NAMES = {
     "dino_v1": "DINO",
     "dino": "DINOv2",
     "clip_i": "CLIP-I",
@@ -30,7 +30,7 @@ METRICS = {
     "cp_x_pf": "CP \u00d7 PF",
     "sqrt_pf_sc": "\u221a(PF \u00d7 SC)",
 }
-"""How metrics are called on the page; one that is not here keeps its own name."""
+"""Names of metrics on the page; one that is not here keeps its own name."""
 
 BENCHMARK_NAMES = {
     "dreambench": "DreamBench",
@@ -41,15 +41,15 @@ BENCHMARK_NAMES = {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture for the page.
+class SampleImage:
+    """An image for the page.
 
     Attributes:
         prompt: Its prompt.
-        subject: Whose photo was given.
-        reference: That photo.
-        picture: What was drawn.
-        scores: By metric; NaN where there is none.
+        subject: The subject of the reference.
+        reference: The photo that the generator was given.
+        picture: The image that it drew.
+        scores: Scores by metric; NaN where there is none.
     """
 
     prompt: str
@@ -60,14 +60,24 @@ class Shown:
 
 
 def write_benchmark_page(
-    path: Path, result: Result, comparison: Comparison | None, shown: Sequence[Shown]
+    path: Path, result: Result, paired: PairedResult | None, samples: Sequence[SampleImage]
 ) -> Path:
-    """Write the page of a result and return its path."""
-    return write_page(path, render_benchmark(result, comparison, shown))
+    """Write the page of a result and return its path.
+
+    Args:
+        path: The HTML file; an older one is replaced.
+        result: The result.
+        paired: Its comparison with another result, if there is one.
+        samples: Images to show.
+    """
+    return write_page(path, render_benchmark_page(result, paired, samples))
 
 
-def render_benchmark(result: Result, comparison: Comparison | None, shown: Sequence[Shown]) -> str:
-    """The page of a result; the same result gives the same page."""
+def render_benchmark_page(result: Result, paired: PairedResult | None, samples: Sequence[SampleImage]) -> str:
+    """Return the page of a result; the same result gives the same page."""
+    reported = []
+    for table in reported_tables(result.protocol["benchmark"]):
+        reported.append((table, [metric_name(metric) for metric in table.columns]))
     metrics = list(result.summary[0]["metrics"])
     return (
         environment()
@@ -77,22 +87,25 @@ def render_benchmark(result: Result, comparison: Comparison | None, shown: Seque
             generator=result.generator["name"],
             facts=_facts(result),
             warnings=result.warnings,
-            metrics=[METRICS.get(metric, metric) for metric in metrics],
+            metrics=[metric_name(metric) for metric in metrics],
             rows=[_row(part, metrics) for part in result.summary],
-            comparison=None if comparison is None else _comparison(comparison),
-            samples=[_sample(one) for one in shown],
-            published=[
-                (table, [METRICS.get(m, m) for m in table.columns])
-                for table in published(result.protocol["benchmark"])
-            ],
+            comparison=None if paired is None else _comparison(paired),
+            samples=[_sample(sample) for sample in samples],
+            reported=reported,
             protocol=_flat(result.protocol),
             number=number,
         )
     )
 
 
+def metric_name(metric: str) -> str:
+    """Return the name of a metric on the page."""
+    return METRIC_NAMES.get(metric, metric)
+
+
 def _facts(result: Result) -> list[tuple[str, str]]:
-    whole, protocol = result.summary[0], result.protocol
+    whole = result.summary[0]
+    protocol = result.protocol
     return [
         ("pictures", f"{whole['pictures']:,}"),
         ("subjects", str(whole["subjects"])),
@@ -106,43 +119,48 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 
 def _row(part: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """Return one part of the summary with the text of its cells."""
     cells = []
     for metric in metrics:
-        found = part["metrics"][metric]
-        span = None if found["mean"] is None else Interval(found["mean"], found["low"], found["high"])
-        cells.append((number(found["mean"]), "" if span is None else interval_text(span)))
+        entry = part["metrics"][metric]
+        interval = ""
+        if entry["mean"] is not None:
+            interval = interval_text(Measurement(entry["mean"], entry["low"], entry["high"]))
+        cells.append((number(entry["mean"]), interval))
     name = "All" if part["split"] == "all" else part["name"]
     return {**part, "name": name, "cells": cells}
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    spans = {
-        one.metric: Interval(one.test.interval.mean, one.test.interval.low, one.test.interval.high)
-        for one in comparison.differences
-    }
-    ends = [abs(end) for span in spans.values() for end in (span.low, span.high) if end is not None]
-    limit = max(ends, default=0.0) * 1.1 or 1.0
-    rows = []
-    for one in comparison.differences:
-        span, name = spans[one.metric], METRICS.get(one.metric, one.metric)
-        tone = {"up": "better", "down": "worse"}.get(span.verdict, "unclear")
-        title = f"{name}: {number(span.mean, True)}, 95 % interval {interval_text(span, True)}"
-        rows.append(
-            {
-                "name": name,
-                "before": number(one.before),
-                "after": number(one.after),
-                "difference": (number(span.mean, True), interval_text(span, True)),
-                "plot": interval_plot(span.mean, span.low, span.high, limit, tone=tone, title=title),
-                "p": _p(one.p_holm),
-                "tone": tone,
-            }
-        )
+def _comparison(paired: PairedResult) -> dict[str, Any]:
+    measurements = [_measurement(difference) for difference in paired.differences]
+    limit = symmetric_limit(measurements)  # one axis for all, so that rows can be compared
     return {
-        "before": comparison.before,
-        "after": comparison.after,
-        "rows": rows,
-        "warnings": comparison.warnings,
+        "before": paired.before,
+        "after": paired.after,
+        "rows": [_difference_row(difference, limit) for difference in paired.differences],
+        "warnings": paired.warnings,
+    }
+
+
+def _measurement(difference: MetricDifference) -> Measurement:
+    interval = difference.test.interval
+    return Measurement(interval.mean, interval.low, interval.high)
+
+
+def _difference_row(difference: MetricDifference, limit: float) -> dict[str, Any]:
+    measurement = _measurement(difference)
+    name = metric_name(difference.metric)
+    size = number(measurement.mean, plus=True)
+    interval = interval_text(measurement, plus=True)
+    title = f"{name}: {size}, 95 % interval {interval}"
+    return {
+        "name": name,
+        "before": number(difference.before),
+        "after": number(difference.after),
+        "difference": (size, interval),
+        "plot": interval_plot(measurement, limit, tone=measurement.tone, title=title),
+        "p": _p(difference.p_holm),
+        "tone": measurement.tone,
     }
 
 
@@ -150,25 +168,25 @@ def _p(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def _sample(one: Shown) -> dict[str, Any]:
+def _sample(sample: SampleImage) -> dict[str, Any]:
+    scores = []
+    for metric, value in sample.scores.items():
+        scores.append((metric_name(metric), number(None if math.isnan(value) else value)))
     return {
-        "prompt": one.prompt,
-        "subject": one.subject,
-        "reference": data_uri(one.reference),
-        "picture": data_uri(one.picture),
-        "scores": [
-            (METRICS.get(metric, metric), number(None if math.isnan(value) else value))
-            for metric, value in one.scores.items()
-        ],
+        "prompt": sample.prompt,
+        "subject": sample.subject,
+        "reference": data_uri(sample.reference),
+        "picture": data_uri(sample.picture),
+        "scores": scores,
     }
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted path, text)."""
-    found: list[tuple[str, str]] = []
+    """Return nested settings as (dotted path, text)."""
+    rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{where}{key}.")
+            rows += _flat(value, f"{where}{key}.")
         else:
-            found.append((f"{where}{key}", str(value)))
-    return found
+            rows.append((f"{where}{key}", str(value)))
+    return rows

@@ -1,7 +1,7 @@
-"""How numbers were made: what two results must share before anybody may subtract them.
+"""The protocol of a result: the fields that two results must share before they may be subtracted.
 
 One model (UNO) is published with DINO scores of .760, .814 and .707, by encoder, so a number without its
-protocol says nothing. The generator itself is not part of it: that is what is compared.
+protocol says nothing. The generator itself is not part of it, because it is the thing to compare.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NEGOTIABLE = ("steps", "guidance", "height", "width", "seed")
 
 @dataclass(frozen=True)
 class GeneratorStamp:
-    """Which model drew the pictures.
+    """The model that drew the images.
 
     Attributes:
-        name: As the user calls it: a run, a folder or a hub id.
+        name: Its name as the user gave it: a run, a folder or a hub id.
         weights: Hash of the transformer's weights, adapter included.
     """
 
@@ -36,16 +36,16 @@ class GeneratorStamp:
 
 @dataclass(frozen=True)
 class PictureProtocol:
-    """What the pictures depend on besides the generator.
+    """The settings that the images depend on, besides the generator.
 
     Attributes:
         benchmark: Name of the benchmark.
-        data: Hash of its rows and photos, the whole of it, whatever part is evaluated.
+        data: Hash of all its rows and photos, even if only some rows are evaluated.
         steps: Denoising steps.
         guidance: Guidance scale.
-        height: Of the pictures, in pixels.
-        width: Likewise.
-        seed: Of the initial noise, together with the row's id and the number of the picture.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        seed: Seed of the initial noise, together with the row's id and the number of the image.
     """
 
     benchmark: str
@@ -62,11 +62,11 @@ class Protocol:
     """How the scores were made.
 
     Attributes:
-        pictures: What the pictures depend on.
+        pictures: The settings that the images depend on.
         reference_mode: `single`: scored against the reference that was given; `all`: the mean over all
             photos of the subject.
         segment: Whether references were cut out with their masks.
-        preprocessing: Who resized the pictures for the encoders.
+        preprocessing: Library and version that resized the images for the encoders.
         encoders: The fingerprint of every encoder, by metric: weights, preprocessing, options.
     """
 
@@ -83,7 +83,7 @@ class Protocol:
 
 
 def data_hash(rows: Sequence[BenchmarkRow]) -> str:
-    """Return the sha256 of ids, prompts, and the bytes of every picture and mask of all rows."""
+    """Return the SHA-256 of ids, prompts, and the bytes of every image and mask of all rows."""
     digest = hashlib.sha256()
     contents: dict[Any, bytes] = {}
     for row in rows:
@@ -97,14 +97,16 @@ def data_hash(rows: Sequence[BenchmarkRow]) -> str:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str = "") -> list[str]:
     """Return every field in which two JSON objects differ, as "path: this, that"."""
-    found = []
-    for key in [*first, *(key for key in second if key not in first)]:
-        path, one, two = f"{where}{key}", first.get(key), second.get(key)
+    lines = []
+    for key in dict.fromkeys([*first, *second]):
+        path = f"{where}{key}"
+        one = first.get(key)
+        two = second.get(key)
         if isinstance(one, Mapping) and isinstance(two, Mapping):
-            found += differences(one, two, f"{path}.")
+            lines += differences(one, two, f"{path}.")
         elif one != two:
-            found.append(f"{path}: {_short(one)}, {_short(two)}")
-    return found
+            lines.append(f"{path}: {_short(one)}, {_short(two)}")
+    return lines
 
 
 def check_across(across: Sequence[str]) -> None:
@@ -113,10 +115,11 @@ def check_across(across: Sequence[str]) -> None:
     Raises:
         UserError: Names them, and those in which they may.
     """
-    if unknown := [name for name in across if name not in NEGOTIABLE]:
+    refused = [name for name in across if name not in NEGOTIABLE]
+    if refused:
         raise UserError(
-            f"--across {', '.join(unknown)}: results cannot be compared across that",
-            f"They may differ in {', '.join(NEGOTIABLE)}.",
+            f"--across {', '.join(refused)}: results cannot be compared across that",
+            hint=f"They may differ in {', '.join(NEGOTIABLE)}.",
         )
 
 
@@ -126,18 +129,22 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], across
     Args:
         first: A protocol as JSON.
         second: Another.
-        across: Fields of `NEGOTIABLE` in which they may differ all the same.
+        across: Fields of `NEGOTIABLE` in which they may differ.
 
     Raises:
         UserError: They differ in another field; lists all of them.
     """
-    one, two = ({k: v for k, v in each.items() if k not in across} for each in (first, second))
-    if found := differences(one, two):
-        negotiable = sorted({line.split(":")[0] for line in found} & set(NEGOTIABLE))
-        hint = "Evaluate both in the same way."
-        if negotiable and len(negotiable) == len(found):
-            hint = f"If that is meant: {' '.join(f'--across {field}' for field in negotiable)}."
-        raise UserError("the two results are of different protocols:\n  " + "\n  ".join(found), hint)
+    one = {key: value for key, value in first.items() if key not in across}
+    two = {key: value for key, value in second.items() if key not in across}
+    lines = differences(one, two)
+    if not lines:
+        return
+    fields = {line.split(":")[0] for line in lines}
+    hint = "Evaluate both in the same way."
+    if fields <= set(NEGOTIABLE):
+        options = [f"--across {field}" for field in sorted(fields)]
+        hint = f"To compare them with these differences: {' '.join(options)}."
+    raise UserError("the two results are of different protocols:\n  " + "\n  ".join(lines), hint=hint)
 
 
 def _short(value: Any) -> str:

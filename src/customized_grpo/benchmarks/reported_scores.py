@@ -1,4 +1,4 @@
-"""Published numbers, each with its protocol and source: shown beside a result, never subtracted from it."""
+"""Scores that publications report, with protocol and source: shown beside results, never subtracted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ FILE = Path(__file__).with_name("reported_scores.json")
 
 
 @dataclass(frozen=True)
-class PublishedTable:
-    """Numbers that one publication gives under one protocol.
+class ReportedTable:
+    """Scores that one publication reports under one protocol.
 
     Attributes:
-        source: Where they stand.
-        protocol: How they were made, as far as the source says.
+        source: The publication and the table in it.
+        protocol: How the scores were made, as far as the source says.
         columns: Metrics.
         rows: (method, its scores in the order of the columns; None where there is none).
     """
@@ -27,15 +27,11 @@ class PublishedTable:
     rows: Sequence[tuple[str, tuple[float | None, ...]]]
 
 
-def published(benchmark: str) -> list[PublishedTable]:
-    """Return what is known of a benchmark, possibly nothing."""
+def reported_tables(benchmark: str) -> list[ReportedTable]:
+    """Return the tables of a benchmark, possibly none."""
     entries = json.loads(FILE.read_text(encoding="utf-8")).get(benchmark, [])
-    return [
-        PublishedTable(
-            entry["source"],
-            entry["protocol"],
-            tuple(entry["columns"]),
-            [(row["method"], tuple(row["scores"])) for row in entry["rows"]],
-        )
-        for entry in entries
-    ]
+    tables = []
+    for entry in entries:
+        rows = [(row["method"], tuple(row["scores"])) for row in entry["rows"]]
+        tables.append(ReportedTable(entry["source"], entry["protocol"], tuple(entry["columns"]), rows))
+    return tables

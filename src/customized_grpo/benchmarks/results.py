@@ -7,30 +7,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from customized_grpo.benchmarks.encoders import DERIVED, Floats
 from customized_grpo.errors import UserError
 from customized_grpo.statistics.intervals import FEW_CLUSTERS, clustered_bootstrap, clustered_test
 
 FORMAT = 1
+"""Format of results.json that this version writes and reads."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Scores of pictures, one row each.
+    """Scores of images, one row each.
 
     Attributes:
-        ids: Row id and number of the picture, "dog-03/0".
-        subjects: The cluster of each row.
-        categories: What kind of subject.
-        prompt_types: What kind of change was asked for.
-        columns: Values [N] by metric; NaN where a picture could not be scored.
+        ids: Row id and number of the image, "dog-03/0".
+        subjects: The subject of each row, the cluster of all intervals.
+        categories: Kind of each subject.
+        prompt_types: Kind of change that each prompt asks for.
+        columns: Values [N] by metric; NaN where an image could not be scored.
     """
 
     ids: list[str]
@@ -46,32 +48,50 @@ class Table:
             "subjects": self.subjects,
             "categories": self.categories,
             "prompt_types": self.prompt_types,
-            "columns": {
-                metric: [None if math.isnan(v) else v for v in values.tolist()]
-                for metric, values in self.columns.items()
-            },
+            "columns": {metric: _with_nulls(values) for metric, values in self.columns.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
         """Read back what `to_json` returned."""
-        columns = {
-            metric: np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-            for metric, values in data["columns"].items()
-        }
+        columns = {metric: _without_nulls(values) for metric, values in data["columns"].items()}
         return cls(data["ids"], data["subjects"], data["categories"], data["prompt_types"], columns)
 
-    def groups(self) -> Iterator[tuple[str, str, list[int]]]:
-        """Yield (split, name, row numbers): all rows, then by prompt type, then by category.
+    def groups(self) -> Iterator[Group]:
+        """Yield all rows, then the rows of each prompt type, then those of each category.
 
         A split into a single part says nothing new and is left out.
         """
-        yield "all", "all", list(range(len(self.ids)))
+        yield Group("all", "all", list(range(len(self.ids))))
         for split, names in (("prompt type", self.prompt_types), ("category", self.categories)):
-            kinds = dict.fromkeys(names)
-            if len(kinds) > 1:
-                for kind in kinds:
-                    yield split, kind, [n for n, name in enumerate(names) if name == kind]
+            kinds = list(dict.fromkeys(names))
+            if len(kinds) == 1:
+                continue
+            for kind in kinds:
+                yield Group(split, kind, [row for row, name in enumerate(names) if name == kind])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some rows of a table.
+
+    Attributes:
+        split: "all", "prompt type" or "category".
+        name: The prompt type or category.
+        rows: Row numbers.
+    """
+
+    split: str
+    name: str
+    rows: list[int]
+
+
+def _with_nulls(values: Floats) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _without_nulls(values: Sequence[float | None]) -> Floats:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -80,11 +100,11 @@ class Result:
 
     Attributes:
         generator: {"name", "weights"}.
-        protocol: How pictures and scores were made; see `customized_grpo.benchmarks.protocol`.
+        protocol: How images and scores were made; see `customized_grpo.benchmarks.protocol`.
         table: The scores.
         summary: One of {"split", "name", "pictures", "subjects", "metrics"} for each part of the table;
             metrics are {"mean", "low", "high", "unscored"} by name, without ends where one subject has it.
-        warnings: What a reader of the means must know.
+        warnings: Sentences that a reader of the means needs.
     """
 
     generator: Mapping[str, str]
@@ -107,17 +127,18 @@ class Result:
 
 def make_result(generator: Mapping[str, str], protocol: Mapping[str, Any], table: Table) -> Result:
     """Return the result of a table of scores."""
-    summary = [
-        {
-            "split": split,
-            "name": name,
-            "pictures": len(rows),
-            "subjects": len({table.subjects[n] for n in rows}),
-            "metrics": _metrics(table, rows),
-        }
-        for split, name, rows in table.groups()
-    ]
+    summary = [_summarise(table, group) for group in table.groups()]
     return Result(generator, protocol, table, summary, _warnings(table, summary))
+
+
+def _summarise(table: Table, group: Group) -> dict[str, Any]:
+    return {
+        "split": group.split,
+        "name": group.name,
+        "pictures": len(group.rows),
+        "subjects": len({table.subjects[row] for row in group.rows}),
+        "metrics": _metrics(table, group.rows),
+    }
 
 
 def read_result(file: Path) -> Result:
@@ -141,47 +162,63 @@ def read_result(file: Path) -> Result:
         ) from error
 
 
+def count_clusters(subjects: Sequence[str], scored: NDArray[np.bool_]) -> int:
+    """Return how many subjects have a scored row."""
+    return len({subject for subject, has_score in zip(subjects, scored, strict=True) if has_score})
+
+
 def _metrics(table: Table, rows: Sequence[int]) -> dict[str, dict[str, float | int | None]]:
-    subjects = [table.subjects[n] for n in rows]
-    found = {metric: _interval(values[list(rows)], subjects) for metric, values in table.columns.items()}
+    """Return the mean of every metric over some rows, also of those computed from others."""
+    subjects = [table.subjects[row] for row in rows]
+    metrics = {metric: _interval(values[list(rows)], subjects) for metric, values in table.columns.items()}
     for derived in DERIVED:
         if all(part in table.columns for part in derived.parts):
             parts = np.stack([table.columns[part][list(rows)] for part in derived.parts])
-            found[derived.metric] = _derived(parts, subjects, derived.function)
-    return found
+            metrics[derived.metric] = _derived(parts, subjects, derived.function)
+    return metrics
 
 
 def _interval(values: Floats, subjects: Sequence[str]) -> dict[str, float | int | None]:
+    """Return the mean of values [N] with its interval; no ends with fewer than two subjects."""
     scored = ~np.isnan(values)
-    unscored = int((~scored).sum())
-    clusters = {subject for subject, has in zip(subjects, scored, strict=True) if has}
-    if len(clusters) < 2:
+    if count_clusters(subjects, scored) < 2:
         mean = float(values[scored].mean()) if scored.any() else None
-        return {"mean": mean, "low": None, "high": None, "unscored": unscored}
+        return _entry(mean, None, None, scored)
     interval = clustered_bootstrap(values, subjects, nan="omit")
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "unscored": unscored}
+    return _entry(interval.mean, interval.low, interval.high, scored)
 
 
-def _derived(parts: Floats, subjects: Sequence[str], function: Any) -> dict[str, float | int | None]:
-    whole = ~np.isnan(parts.sum(0))
-    unscored = int((~whole).sum())
-    clusters = {subject for subject, has in zip(subjects, whole, strict=True) if has}
-    if len(clusters) < 2:
-        mean = float(function(parts[:, whole].mean(1, keepdims=True))[0]) if whole.any() else None
-        return {"mean": mean, "low": None, "high": None, "unscored": unscored}
+def _derived(
+    parts: Floats, subjects: Sequence[str], function: Callable[[Floats], Floats]
+) -> dict[str, float | int | None]:
+    """Return a function of the means of parts [K, N] with its interval, as `_interval` does."""
+    scored = ~np.isnan(parts.sum(0))
+    if count_clusters(subjects, scored) < 2:
+        means = parts[:, scored].mean(1, keepdims=True) if scored.any() else None
+        mean = float(function(means)[0]) if means is not None else None
+        return _entry(mean, None, None, scored)
     interval = clustered_test(parts, subjects, function, n_boot=2000).interval
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "unscored": unscored}
+    return _entry(interval.mean, interval.low, interval.high, scored)
+
+
+def _entry(
+    mean: float | None, low: float | None, high: float | None, scored: NDArray[np.bool_]
+) -> dict[str, float | int | None]:
+    return {"mean": mean, "low": low, "high": high, "unscored": int((~scored).sum())}
 
 
 def _warnings(table: Table, summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
+    warnings = []
     few = [f"{part['name']} ({part['subjects']})" for part in summary if part["subjects"] < FEW_CLUSTERS]
     if few:
-        found.append(
+        warnings.append(
             f"Fewer than {FEW_CLUSTERS} subjects, so 95 % intervals are too narrow (of 4 subjects they cover "
             f"84 to 87 %): {', '.join(few)}."
         )
     for metric, values in table.columns.items():
-        if count := int(np.isnan(values).sum()):
-            found.append(f"{metric}: {count} of {len(values)} pictures could not be scored and do not count.")
-    return found
+        count = int(np.isnan(values).sum())
+        if count:
+            warnings.append(
+                f"{metric}: {count} of {len(values)} images could not be scored and do not count."
+            )
+    return warnings

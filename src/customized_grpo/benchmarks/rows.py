@@ -1,13 +1,13 @@
-"""What a benchmark asks for: its rows, read from its published files.
+"""The rows of a benchmark, read from its published files.
 
 dreambench    DreamBooth's 30 subjects x 25 prompts; see `customized_grpo.data.dreambench`.
-dreambenchpp  DreamBench++ (arXiv 2406.16855): 150 pictures x 9 prompts. `images/**/NN.jpg` and
+dreambenchpp  DreamBench++ (arXiv 2406.16855): 150 images x 9 prompts. `images/**/NN.jpg` and
               `captions/**/NN.txt` with equal paths; the first line of a caption names the subject, the others
               are its prompts (4 photorealistic, 3 of another style, 2 imaginative); the folder is the
               category: live_subject/animal, live_subject/human, object, style.
 omnicontext   OmniContext (arXiv 2506.18871), 8 task types of 50 rows. A JSONL file, or a folder with
               data.jsonl, of {"key", "task_type", "instruction", "input_images": [path]}: the fields that its
-              published scorer reads from the hub's rows, with paths in place of the pictures.
+              published scorer reads from the hub's rows, with paths in place of the images.
 manifest      Rows of your own, as for training; `meta.category` and `meta.prompt_type` split the tables.
 """
 
@@ -36,14 +36,14 @@ class BenchmarkRow:
     """One prompt about one subject; paths are absolute.
 
     Attributes:
-        id: Unique in the benchmark; part of the seed of its pictures and of their file names.
-        prompt: What the picture shall show.
-        references: What the generator is given.
-        photos: Every true picture of the subject, the references among them; what `all` scores against.
-        masks: The subject in each reference, or nothing.
-        subject: The cluster of every interval.
-        category: What kind of subject it is.
-        prompt_type: What kind of change is asked for.
+        id: Unique in the benchmark; part of the seed of its images and of their file names.
+        prompt: The prompt.
+        references: Images that the generator is given.
+        photos: Every photo of the subject, references included; `--reference-mode all` compares with these.
+        masks: Mask of the subject in each reference; may be empty.
+        subject: Name of the subject, the cluster of every interval.
+        category: Kind of subject.
+        prompt_type: Kind of change that the prompt asks for.
     """
 
     id: str
@@ -75,21 +75,23 @@ def choose_rows(
     """Return some of the rows, in their order.
 
     Args:
-        rows: Of a benchmark.
-        subjects: Only these; empty means all.
-        limit: Only so many rows, taken in turn from the subjects so that few rows still have many clusters;
-            None means all.
+        rows: Rows of a benchmark.
+        subjects: Names of the subjects; empty means all.
+        limit: Largest number of rows, taken in turn from the subjects so that few rows still have many
+            clusters; None means all.
 
     Raises:
         UserError: A subject is unknown.
     """
-    known = {row.subject for row in rows}
-    if unknown := [name for name in subjects if name not in known]:
+    names = {row.subject for row in rows}
+    unknown = [name for name in subjects if name not in names]
+    if unknown:
         raise UserError(
-            f"--subject: there is no {', '.join(map(repr, unknown))}", f"There is {', '.join(sorted(known))}."
+            f"--subject: there is no {', '.join(map(repr, unknown))}",
+            hint=f"There is {', '.join(sorted(names))}.",
         )
-    chosen = [row for row in rows if not subjects or row.subject in subjects]
-    return chosen if limit is None else _spread(chosen, limit)
+    selected = [row for row in rows if not subjects or row.subject in subjects]
+    return selected if limit is None else _spread(selected, limit)
 
 
 def shard(rows: Sequence[BenchmarkRow], rank: int, world: int) -> list[BenchmarkRow]:
@@ -111,31 +113,35 @@ def _spread(rows: Sequence[BenchmarkRow], limit: int) -> list[BenchmarkRow]:
     by_subject: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         by_subject.setdefault(row.subject, []).append(number)
-    rotated = [
-        numbers[k % len(numbers) :] + numbers[: k % len(numbers)]
-        for k, numbers in enumerate(by_subject.values())
-    ]
+    rotated = []
+    for k, numbers in enumerate(by_subject.values()):
+        start = k % len(numbers)
+        rotated.append(numbers[start:] + numbers[:start])
+    taken: list[int] = []
     longest = max(map(len, rotated), default=0)
-    turns = [numbers[turn] for turn in range(longest) for numbers in rotated if turn < len(numbers)]
-    return [rows[number] for number in sorted(turns[:limit])]
+    for turn in range(longest):
+        taken += [numbers[turn] for numbers in rotated if turn < len(numbers)]
+    return [rows[number] for number in sorted(taken[:limit])]
 
 
 def _dreambench(data: Path) -> list[BenchmarkRow]:
     bench = read_dreambench(data)
-    return [
-        BenchmarkRow(
-            id=f"{subject.name}-{number:02d}",
-            prompt=prompt,
-            references=subject.photos[:1],
-            photos=subject.photos,
-            masks=(),
-            subject=subject.name,
-            category="live" if subject.is_live else "object",
-            prompt_type=kind,
-        )
-        for subject in bench.subjects
-        for number, (prompt, kind) in enumerate(bench.prompts(subject))
-    ]
+    rows = []
+    for subject in bench.subjects:
+        for number, (prompt, kind) in enumerate(bench.prompts(subject)):
+            rows.append(
+                BenchmarkRow(
+                    id=f"{subject.name}-{number:02d}",
+                    prompt=prompt,
+                    references=subject.photos[:1],
+                    photos=subject.photos,
+                    masks=(),
+                    subject=subject.name,
+                    category="live" if subject.is_live else "object",
+                    prompt_type=kind,
+                )
+            )
+    return rows
 
 
 def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
@@ -143,17 +149,18 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
     if not captions:
         raise UserError(
             f"{data} has no captions/**/*.txt, so it is not DreamBench++",
-            "Name the unpacked folder `data`, with `captions` and `images` in it.",
+            hint="Name the unpacked folder `data`, with `captions` and `images` in it.",
         )
     rows: list[BenchmarkRow] = []
     problems: list[str] = []
     for caption in captions:
         inner = caption.relative_to(data / "captions").with_suffix(".jpg")
         image = (data / "images" / inner).resolve()
-        subject, *prompts = [line.strip() for line in caption.read_text(encoding="utf-8").splitlines()]
-        prompts = [prompt for prompt in prompts if prompt]
+        lines = caption.read_text(encoding="utf-8").splitlines() or [""]
+        subject = lines[0].strip()
+        prompts = [line.strip() for line in lines[1:] if line.strip()]
         if not image.is_file():
-            problems.append(f"{caption}: its picture {image} is missing")
+            problems.append(f"{caption}: its image {image} is missing")
         if len(prompts) != len(DREAMBENCHPP_GROUPS):
             problems.append(f"{caption}: {len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}")
             continue
@@ -172,7 +179,7 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
             for number, (prompt, group) in enumerate(zip(prompts, DREAMBENCHPP_GROUPS, strict=True))
         ]
     if problems:
-        raise UserError("DreamBench++ is not whole:\n  " + "\n  ".join(problems))
+        raise UserError("DreamBench++ is incomplete:\n  " + "\n  ".join(problems))
     return rows
 
 
@@ -183,17 +190,17 @@ def _omnicontext(data: Path) -> list[BenchmarkRow]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read",
-            "OmniContext is a JSONL file of {key, task_type, instruction, input_images}.",
+            hint="OmniContext is a JSONL file of {key, task_type, instruction, input_images}.",
         ) from error
     rows: list[BenchmarkRow] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            found = _omnicontext_row(line, file.parent.resolve())
-            if isinstance(found, str):
-                problems.append(f"line {number}: {found}")
-            else:
-                rows.append(found)
+        if not line.strip():
+            continue
+        try:
+            rows.append(_omnicontext_row(line, file.parent.resolve()))
+        except ValueError as error:
+            problems.append(f"line {number}: {error}")
     if problems or not rows:
         raise UserError(f"{file} is not OmniContext:\n  " + "\n  ".join(problems or ["it holds no rows"]))
     if len({row.id for row in rows}) != len(rows):
@@ -201,24 +208,32 @@ def _omnicontext(data: Path) -> list[BenchmarkRow]:
     return rows
 
 
-def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow | str:
-    """Return the row of a line, or what is wrong with it."""
+def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow:
+    """Return the row of a line.
+
+    Raises:
+        ValueError: Says what is wrong with it.
+    """
     try:
         item: dict[str, Any] = json.loads(line)
-        key, task = str(item["key"]), item["task_type"]
-        prompt, names = item["instruction"], item["input_images"]
+        key = str(item["key"])
+        task = item["task_type"]
+        prompt = item["instruction"]
+        names = item["input_images"]
     except (ValueError, KeyError, TypeError) as error:
-        return f"not an object with key, task_type, instruction and input_images ({error!r})"
+        raise ValueError(
+            f"not an object with key, task_type, instruction and input_images ({error!r})"
+        ) from error
     if task not in OMNICONTEXT_TASKS:
-        return f"unknown task_type {task!r}"
+        raise ValueError(f"unknown task_type {task!r}")
     if not isinstance(prompt, str) or not isinstance(names, list) or not names:
-        return "instruction must be text and input_images a list of paths"
+        raise ValueError("instruction must be text and input_images a list of paths")
     images = tuple((folder / str(name)).resolve() for name in names)
     for image in images:
         if not image.is_relative_to(folder) or not image.is_file():
-            return f"{image} is no file inside {folder}"
+            raise ValueError(f"{image} is no file inside {folder}")
     kind, _, category = task.partition("_")
-    # every row has pictures of its own, so each is a cluster of its own
+    # Every row has images of its own, so each is a cluster of its own.
     return BenchmarkRow(
         id=f"{task}-{key}",
         prompt=prompt,
@@ -234,10 +249,10 @@ def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow | str:
 def _manifest(data: Path) -> list[BenchmarkRow]:
     file = data / "manifest.jsonl" if data.is_dir() else data
     rows = load_manifest(file, require_masks=False)
-    photos: dict[str, dict[Path, None]] = {}
+    photos: dict[str, dict[Path, None]] = {}  # by subject; a dict is a set that keeps the order
     for row in rows:
-        seen = photos.setdefault(row.subject or row.id, {})
-        seen |= dict.fromkeys(row.references) | ({} if row.target is None else {row.target: None})
+        files = [*row.references] if row.target is None else [*row.references, row.target]
+        photos.setdefault(row.subject or row.id, {}).update(dict.fromkeys(files))
     return [
         BenchmarkRow(
             id=row.id,

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor
 
-from customized_grpo.benchmarks.compare import Comparison, compare
+from customized_grpo.benchmarks.compare import PairedResult, compare_results
 from customized_grpo.benchmarks.encoders import (
     DEFAULTS,
     JUDGED,
-    Encoder,
     JudgeEndpoint,
+    MetricConfig,
+    MetricReward,
     encoder_configs,
     judge_configs,
 )
-from customized_grpo.benchmarks.page import Shown, write_benchmark_page
-from customized_grpo.benchmarks.pictures import Drawing, PictureFolder, generate
+from customized_grpo.benchmarks.page import SampleImage, write_benchmark_page
+from customized_grpo.benchmarks.pictures import PictureFolder, generate
 from customized_grpo.benchmarks.protocol import (
     GeneratorStamp,
     PictureProtocol,
@@ -40,38 +43,44 @@ from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_json
 from customized_grpo.generation import Generator, draw, open_generator
-from customized_grpo.pages.run_page import evenly
+from customized_grpo.pages.page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import build_reward, check_rewards
 from customized_grpo.rewards.features import weights_hash
 
 SCORING_BATCH = 16
+"""Images scored together."""
+
 ROWS_IN_MEMORY = 16
-SHOWN = 12  # pictures on the page
-RESULT, PAGE = "results.json", "report.html"
+"""Rows whose references are in memory together."""
+
+IMAGES_ON_PAGE = 12
+
+RESULT = "results.json"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for.
+class BenchmarkRequest:
+    """A benchmark to run on a generator.
 
     Attributes:
-        source: Run, folder or hub id.
+        source: Run, folder or hub id of the generator.
         benchmark: Name of the benchmark.
         data: Its folder or file.
-        out: Folder for pictures and results; None chooses one by source and benchmark.
+        out: Folder for images and results; None chooses one by source and benchmark.
         encoders: NAME or NAME=PATH each; empty means the benchmark's own.
         judge: A vision-language model, for the benchmarks that need one.
-        reference_mode: What pictures are compared with.
+        reference_mode: Whether an image is compared with its reference or with all photos of the subject.
         segment: Whether references are cut out for identity encoders.
-        samples: Pictures of each row.
-        subjects: Only these; empty means all.
-        limit: At most so many rows.
-        seed: Of the initial noise.
+        samples: Images of each row.
+        subjects: Names of the subjects to draw; empty means all.
+        limit: Largest number of rows.
+        seed: Seed of the initial noise.
         settings: Overrides for the generator, such as "steps=4".
         lora: Adapter to put on it.
-        base: Whether a run is evaluated without what it learnt.
+        base: Whether a run is evaluated without its adapter.
         against: results.json of another evaluation, to compare with.
         across: Protocol fields in which the two may differ.
     """
@@ -95,44 +104,45 @@ class Request:
     across: Sequence[str] = ()
 
 
-def run_benchmark(request: Request) -> tuple[Path, Result, Comparison | None] | None:
-    """Evaluate a generator on a benchmark; what an earlier call drew is used again.
+def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult | None] | None:
+    """Evaluate a generator on a benchmark; images of an earlier call are used again.
 
     Several processes share the drawing; the main one scores.
 
     Returns:
-        the folder, the result, and the comparison with `against`; None in all but the main process.
+        The folder, the result, and the comparison with `against`; None in all but the main process.
 
     Raises:
-        UserError: Something the user can mend; everything but the generator's own files is checked before it
-            is loaded.
+        UserError: A mistake of the user; everything but the generator's own files is checked before it is
+            loaded.
     """
     check_across(request.across)
-    listed = list_rows(request.benchmark, request.data)
-    rows = choose_rows(listed, subjects=request.subjects, limit=request.limit)
+    all_rows = list_rows(request.benchmark, request.data)
+    rows = choose_rows(all_rows, subjects=request.subjects, limit=request.limit)
     check_scorable(rows, request.reference_mode, request.segment)
     earlier = None if request.against is None else read_result(request.against)
     engine = Engine(pick_device("auto"))
-    encoders = build_encoders(request) if engine.is_main else []
-    place = [f"model.device={engine.device}"] if engine.world_size > 1 else []
-    generator = open_generator(
-        request.source, settings=[*request.settings, *place], lora=request.lora, base=request.base
-    )
-    folder = _open_folder(engine, request, generator, data_hash(listed))
+    rewards = build_metric_rewards(request) if engine.is_main else []
+    settings = list(request.settings)
+    if engine.world_size > 1:  # each process draws on its own device
+        settings.append(f"model.device={engine.device}")
+    generator = open_generator(request.source, settings=settings, lora=request.lora, base=request.base)
+    folder = _open_folder(engine, request, generator, data_hash(all_rows))
     _draw_missing(folder, shard(rows, engine.rank, engine.world_size), generator, request)
     engine.wait_for_all()
     engine.close()
     if not engine.is_main:
         return None
-    result = _score(folder, rows, encoders, request)
-    comparison = None if earlier is None else compare(earlier, result, request.across)
+    result = _score(folder, rows, rewards, request)
+    # First of all, because a refused comparison must not cost the scores.
     write_json(folder.path / RESULT, result.to_json())
-    write_benchmark_page(folder.path / PAGE, result, comparison, _shown(folder, rows, result))
-    return folder.path, result, comparison
+    paired = None if earlier is None else compare_results(earlier, result, request.across)
+    write_benchmark_page(folder.path / PAGE, result, paired, _samples(folder, rows, result))
+    return folder.path, result, paired
 
 
-def _open_folder(engine: Engine, request: Request, generator: Generator, data: str) -> PictureFolder:
-    """Open the folder of the pictures in every process, after the main one has made and stamped it."""
+def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator, data: str) -> PictureFolder:
+    """Open the folder of the images in every process, after the main one has made and stamped it."""
 
     def open_folder() -> PictureFolder:
         return PictureFolder(
@@ -146,34 +156,38 @@ def _open_folder(engine: Engine, request: Request, generator: Generator, data: s
 
 
 def default_folder(name: str, benchmark: str) -> Path:
-    """Return where a benchmark of a generator goes unless the user says so."""
-    return Path("runs") / f"{benchmark}-{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}"
+    """Return the folder of a benchmark of a generator when the user names none."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    return Path("runs") / f"{benchmark}-{slug}"
 
 
-def build_encoders(request: Request) -> list[Encoder]:
-    """Return what scores the pictures.
+def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
+    """Build the rewards that score the images.
 
     Raises:
         UserError: The benchmark needs a judge and there is none, or an encoder cannot be built.
     """
     judged = request.benchmark in JUDGED
     if request.judge is not None and not judged:
-        raise UserError(f"--judge-url: {request.benchmark} is not scored by a judge", "Leave it out.")
+        raise UserError(f"--judge-url: {request.benchmark} is not scored by a judge", hint="Leave it out.")
     if judged and request.judge is None and not request.encoders:
         raise UserError(
             f"{request.benchmark} is scored by a vision-language model",
-            "Give --judge-url and --judge-model of an OpenAI-compatible endpoint, or name --encoder.",
+            hint="Give --judge-url and --judge-model of an OpenAI-compatible endpoint, or name --encoder.",
         )
     names = request.encoders or (() if judged else DEFAULTS)
     device = pick_device("auto")
-    configs = [(config.name, 1.0, config) for config in encoder_configs(names, request.segment)]
+    configs = [MetricConfig(config.name, config) for config in encoder_configs(names, request.segment)]
     if request.judge is not None:
         configs += judge_configs(request.benchmark, request.judge)
-    check_rewards([config for _, _, config in configs])
-    return [Encoder(metric, build_reward(config, device), scale) for metric, scale, config in configs]
+    check_rewards([config.reward for config in configs])
+    rewards = []
+    for config in configs:
+        rewards.append(MetricReward(config.metric, build_reward(config.reward, device), config.scale))
+    return rewards
 
 
-def _picture_protocol(request: Request, generator: Generator, data: str) -> PictureProtocol:
+def _picture_protocol(request: BenchmarkRequest, generator: Generator, data: str) -> PictureProtocol:
     height, width = generator.size
     return PictureProtocol(
         request.benchmark, data, generator.steps, generator.model.guidance, height, width, request.seed
@@ -181,19 +195,25 @@ def _picture_protocol(request: Request, generator: Generator, data: str) -> Pict
 
 
 def _draw_missing(
-    folder: PictureFolder, rows: Sequence[BenchmarkRow], generator: Generator, request: Request
+    folder: PictureFolder, rows: Sequence[BenchmarkRow], generator: Generator, request: BenchmarkRequest
 ) -> None:
-    def pictures(part: Sequence[BenchmarkRow]) -> Iterator[Tensor]:
-        return draw(
-            generator, [_example(row, *generator.size) for row in part], request.seed, request.samples
-        )
+    height, width = generator.size
+
+    def draw_rows(part: Sequence[BenchmarkRow]) -> Iterator[Tensor]:
+        examples = [_example(row, height, width) for row in part]
+        return draw(generator, examples, request.seed, request.samples)
 
     total = len(rows) * request.samples
     with closing(counting("drawing", total)) as counter:
-        made = generate(
-            folder, rows, pictures, samples=request.samples, rows_together=ROWS_IN_MEMORY, made=counter.add
+        count = generate(
+            folder,
+            rows,
+            draw_rows,
+            samples=request.samples,
+            rows_together=ROWS_IN_MEMORY,
+            on_batch=counter.add,
         )
-        counter.note(f"{made} pictures drawn, {total - made} were there already")
+        counter.note(f"{count} images drawn, {total - count} were there already")
 
 
 def _example(row: BenchmarkRow, height: int, width: int) -> Example:
@@ -202,25 +222,28 @@ def _example(row: BenchmarkRow, height: int, width: int) -> Example:
 
 
 def _score(
-    folder: PictureFolder, rows: Sequence[BenchmarkRow], encoders: Sequence[Encoder], request: Request
+    folder: PictureFolder,
+    rows: Sequence[BenchmarkRow],
+    rewards: Sequence[MetricReward],
+    request: BenchmarkRequest,
 ) -> Result:
-    drawings = [(row, number) for row in rows for number in range(request.samples)]
+    drawings = list(product(rows, range(request.samples)))
     with closing(counting("scoring", len(drawings))) as counter:
         columns = score_pictures(
             folder,
             drawings,
-            encoders,
+            rewards,
             mode=request.reference_mode,
             segment=request.segment,
             batch_size=SCORING_BATCH,
-            scored=counter.add,
+            on_batch=counter.add,
         )
     protocol = Protocol(
         folder.protocol,
         request.reference_mode,
         request.segment,
         PREPROCESSING,
-        _fingerprints(encoders),
+        _fingerprints(rewards),
     )
     table = Table(
         ids=[f"{row.id}/{number}" for row, number in drawings],
@@ -232,36 +255,38 @@ def _score(
     return make_result(asdict(folder.generator), protocol.to_json(), table)
 
 
-def _fingerprints(encoders: Sequence[Encoder]) -> dict[str, dict[str, object]]:
-    """Return the fingerprint of every encoder; the runs of one judge are numbered."""
-    counts: dict[str, int] = {}
-    found: dict[str, dict[str, object]] = {}
-    for encoder in encoders:
-        number = counts[encoder.metric] = counts.get(encoder.metric, 0) + 1
-        key = encoder.metric if number == 1 else f"{encoder.metric} (run {number})"
-        found[key] = json.loads(json.dumps(encoder.reward.fingerprint()))
-    return found
+def _fingerprints(rewards: Sequence[MetricReward]) -> dict[str, dict[str, object]]:
+    """Return the fingerprint of every reward by its metric; the runs of one judge are numbered."""
+    counts: Counter[str] = Counter()
+    fingerprints: dict[str, dict[str, object]] = {}
+    for reward in rewards:
+        counts[reward.metric] += 1
+        number = counts[reward.metric]
+        key = reward.metric if number == 1 else f"{reward.metric} (run {number})"
+        # As JSON reads it back, so that it equals the fingerprint of an earlier results.json.
+        fingerprints[key] = json.loads(json.dumps(reward.reward.fingerprint()))
+    return fingerprints
 
 
-def _shown(folder: PictureFolder, rows: Sequence[BenchmarkRow], result: Result) -> list[Shown]:
-    """Return the first picture of one row of each of some subjects, for the page."""
+def _samples(folder: PictureFolder, rows: Sequence[BenchmarkRow], result: Result) -> list[SampleImage]:
+    """Return the first image of one row of each of some subjects, for the page."""
     by_subject: dict[str, list[BenchmarkRow]] = {}
     for row in rows:
         by_subject.setdefault(row.subject, []).append(row)
-    subjects = evenly(range(len(by_subject)), SHOWN)
-    groups = list(by_subject.values())
-    chosen: list[Drawing] = [(groups[k][k % len(groups[k])], 0) for k in subjects]
-    places = {row: number for number, row in enumerate(result.table.ids)}
-    return [
-        Shown(
-            prompt=row.prompt,
-            subject=row.subject,
-            reference=open_image(row.references[0]),
-            picture=open_image(folder.file((row, number))),
-            scores={
-                metric: float(values[places[f"{row.id}/{number}"]])
-                for metric, values in result.table.columns.items()
-            },
+    rows_of = list(by_subject.values())
+    number_of = {row: number for number, row in enumerate(result.table.ids)}
+    samples = []
+    for k in evenly(range(len(rows_of)), IMAGES_ON_PAGE):
+        row = rows_of[k][k % len(rows_of[k])]  # another prompt for each subject
+        place = number_of[f"{row.id}/0"]
+        scores = {metric: float(values[place]) for metric, values in result.table.columns.items()}
+        samples.append(
+            SampleImage(
+                prompt=row.prompt,
+                subject=row.subject,
+                reference=open_image(row.references[0]),
+                picture=open_image(folder.file((row, 0))),
+                scores=scores,
+            )
         )
-        for row, number in chosen
-    ]
+    return samples

@@ -1,4 +1,4 @@
-"""Scores of a benchmark's pictures: a table with a row for each, read back from the PNGs that are kept."""
+"""Scores of a benchmark's images, read back from their PNG files: a column for each metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from customized_grpo.benchmarks.encoders import Encoder, Floats, combine
+from customized_grpo.benchmarks.encoders import Floats, MetricReward, combine
 from customized_grpo.benchmarks.pictures import Drawing, PictureFolder
 from customized_grpo.benchmarks.protocol import ReferenceMode, Segment
 from customized_grpo.benchmarks.rows import BenchmarkRow
@@ -26,89 +26,91 @@ def check_scorable(rows: Sequence[BenchmarkRow], mode: ReferenceMode, segment: S
     """Refuse combinations that could only fail after hours of drawing.
 
     Raises:
-        UserError: References shall be cut out, but have no masks, or other photos than those are scored.
+        UserError: References must be cut out, but have no masks or are not the photos to compare with.
     """
     if segment == "none":
         return
     if mode == "all":
         raise UserError(
             "--segment reference --reference-mode all: only the given references have masks",
-            "Use --reference-mode single, or --segment none.",
+            hint="Use --reference-mode single, or --segment none.",
         )
-    if bare := [row.id for row in rows if not row.masks]:
+    bare = [row.id for row in rows if not row.masks]
+    if bare:
         raise UserError(
             f"--segment reference: {len(bare)} rows have no masks, first {bare[0]!r}",
-            "Add masks to the manifest, or use --segment none as DreamBench does.",
+            hint="Add masks to the manifest, or use --segment none as DreamBench does.",
         )
 
 
 def score_pictures(
     folder: PictureFolder,
     drawings: Sequence[Drawing],
-    encoders: Sequence[Encoder],
+    rewards: Sequence[MetricReward],
     *,
     mode: ReferenceMode,
     segment: Segment,
     batch_size: int,
-    scored: Callable[[int], None] = lambda count: None,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Floats]:
-    """Score every picture with every encoder.
+    """Score every image with every reward.
 
     Args:
-        folder: Holds the pictures, all of them whole.
-        drawings: Which pictures.
-        encoders: What scores.
-        mode: Whether a picture is compared with the reference it was made from or with all photos.
+        folder: Folder of the images, all of them whole.
+        drawings: The images to score.
+        rewards: The rewards and their metrics.
+        mode: Whether an image is compared with the reference it was made from or with all photos.
         segment: Whether references are cut out.
-        batch_size: Pictures scored together.
-        scored: Called with the number of pictures after every batch.
+        batch_size: Images scored together.
+        on_batch: Called with the number of images after every batch.
 
     Returns:
-        Columns [N] by metric, NaN where a picture could not be scored.
+        Columns [N] by metric, NaN where an image could not be scored.
 
     Raises:
-        UserError: A photo or picture cannot be read, or an encoder refuses the batch.
+        UserError: A photo or image cannot be read, or a reward refuses the batch.
     """
-    parts: dict[str, list[list[Floats]]] = {}
-    rewards = [encoder.reward for encoder in encoders]
+    batches: list[Floats] = []  # [n, K] each: n images, K rewards
     for start in range(0, len(drawings), batch_size):
         part = drawings[start : start + batch_size]
-        scores = score_all(rewards, _batch(folder, part, mode, segment)).double().numpy()
-        columns: dict[str, list[Floats]] = {}
-        for k, encoder in enumerate(encoders):
-            columns.setdefault(encoder.metric, []).append(scores[:, k] * encoder.scale)
-        for metric, found in columns.items():
-            parts.setdefault(metric, []).append(found)
-        scored(len(part))
-    joined = {
-        metric: [np.concatenate(runs) for runs in zip(*found, strict=True)] for metric, found in parts.items()
-    }
-    return combine(joined)
+        batch = _batch(folder, part, mode, segment)
+        batches.append(score_all([reward.reward for reward in rewards], batch).double().numpy())
+        on_batch(len(part))
+    scores = np.concatenate(batches)
+    columns: dict[str, list[Floats]] = {}
+    for k, reward in enumerate(rewards):
+        columns.setdefault(reward.metric, []).append(scores[:, k] * reward.scale)
+    return combine(columns)
 
 
 def _batch(
     folder: PictureFolder, part: Sequence[Drawing], mode: ReferenceMode, segment: Segment
 ) -> ScoringBatch:
-    rows = [row for row, _ in part]
-    loaded: dict[Path, Tensor] = {}
+    photos: dict[Path, Tensor] = {}  # rows of one subject share photos, and each is decoded once
 
     def load(file: Path) -> Tensor:
-        if file not in loaded:
-            loaded[file] = to_tensor(open_image(file))
-        return loaded[file]
+        if file not in photos:
+            photos[file] = to_tensor(open_image(file))
+        return photos[file]
 
+    images: list[Tensor] = []
+    references: list[list[Tensor]] = []
+    masks: list[list[Tensor]] = []
+    for row, number in part:
+        images.append(to_tensor(open_image(folder.file((row, number)))))
+        references.append([load(file) for file in scored_against(row, mode)])
+        if segment != "none":
+            masks.append([to_tensor(open_mask(file)) for file in row.masks])
     return ScoringBatch(
-        images=torch.stack([to_tensor(open_image(folder.file(drawing))) for drawing in part]),
-        prompts=[row.prompt for row in rows],
-        references=[[load(file) for file in scored_against(row, mode)] for row in rows],
-        reference_masks=None
-        if segment == "none"
-        else [[to_tensor(open_mask(file)) for file in row.masks] for row in rows],
+        images=torch.stack(images),
+        prompts=[row.prompt for row, _ in part],
+        references=references,
+        reference_masks=masks if segment != "none" else None,
         image_masks=None,
-        meta=[{"id": row.id} for row in rows],
+        meta=[{"id": row.id} for row, _ in part],
     )
 
 
 def scored_against(row: BenchmarkRow, mode: ReferenceMode) -> tuple[Path, ...]:
-    """Return the true pictures a picture of the row is compared with."""
+    """Return the photos that an image of the row is compared with."""
     return row.photos if mode == "all" else row.references

@@ -13,7 +13,7 @@ from customized_grpo.cli.common import Trust, check_source, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.benchmarks.compare import Comparison
+    from customized_grpo.benchmarks.compare import PairedResult
     from customized_grpo.benchmarks.encoders import JudgeEndpoint
     from customized_grpo.benchmarks.results import Result
 
@@ -111,10 +111,10 @@ def run(
     check_source(source)
     judge = _judge(judge_url, judge_model, judge_key_env)
 
-    from customized_grpo.benchmarks.run import PAGE, RESULT, Request, run_benchmark
+    from customized_grpo.benchmarks.run import PAGE, RESULT, BenchmarkRequest, run_benchmark
 
     outcome = run_benchmark(
-        Request(
+        BenchmarkRequest(
             source=source,
             benchmark=name.value,
             data=data,
@@ -156,7 +156,7 @@ def compare(
 
     For example: cgrpo benchmark compare base/results.json tuned/results.json
     """
-    from customized_grpo.benchmarks.compare import compare as compare_results
+    from customized_grpo.benchmarks.compare import compare_results
     from customized_grpo.benchmarks.results import read_result
 
     print(comparison_table(compare_results(read_result(before), read_result(after), across or ())))
@@ -199,7 +199,7 @@ def _mean_cell(value: dict[str, float | None]) -> str:
     return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def comparison_table(comparison: Comparison) -> str:
+def comparison_table(comparison: PairedResult) -> str:
     """Return the two results and their difference as aligned text, warnings first."""
     rows = [["", comparison.before, comparison.after, "difference", "p (Holm)"]]
     for metric in comparison.differences:

@@ -96,9 +96,16 @@ def check_source(source: str) -> None:
     from customized_grpo.runs.folder import runs_in
 
     path = Path(source)
-    if path.exists() or source == "toybox" or (is_hub_id(source) and not runs_in(path.parent)):
+    if path.exists() or source == "toybox":
         return
-    check_run(path)
+    neighbours = [str(run) for run in runs_in(path.parent)]
+    if neighbours:
+        raise UserError(f"{source} is not a folder", hint=f"Runs here: {', '.join(neighbours)}.")
+    if not is_hub_id(source):
+        raise UserError(
+            f"{source} is neither a folder nor a hub id",
+            hint='Give the folder of a run or of a model, "toybox", or a hub id such as "owner/name".',
+        )
 
 
 def check_files(paths: list[Path], option: str) -> None:

@@ -93,7 +93,7 @@ def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
         sars = diagnosis.sars
         pairs = ", ".join(f"{weight:.3f} -> {matched:.3f}" for weight, matched in sars.weights)
         lines += [
-            f"SARS at gamma {sars.gamma:g} pulls the weights towards equality by k = {sars.pull:.3f}: "
+            f"SARS at gamma {sars.gamma:g} pulls towards equal weights by k = {sars.pull:.3f}: "
             "on average it acts like",
             f"  prompt weights {pairs} and a step {sars.step_scale:.2f} times as long",
         ]

@@ -10,7 +10,7 @@ from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.planning.estimate import Advice, Plan
+    from customized_grpo.planning.estimate import Advice, Estimate
     from customized_grpo.planning.memory import Memory
 
 
@@ -41,10 +41,10 @@ def plan(
 
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.planning.estimate import make_fit, make_plan
+    from customized_grpo.planning.estimate import estimate_cost, find_fit
     from customized_grpo.planning.memory import GIB
 
-    estimate = make_plan(config, processes=processes, references=references)
+    estimate = estimate_cost(config, processes=processes, references=references)
     print(render(estimate, f"{recipe}: {config.model.path}", tflops))
     write_json_file(json_file, estimate.to_json())
     if device_memory is None:
@@ -52,14 +52,14 @@ def plan(
     if estimate.memory.needed <= device_memory * GIB:
         print(f"\nfits {device_memory:g} GiB")
         return
-    advice = make_fit(config, device_memory, processes=processes, references=references)
+    advice = find_fit(config, device_memory, processes=processes, references=references)
     raise UserError(
         f"the recipe needs {_gib(estimate.memory.needed)} GiB, the device has {device_memory:g}",
         hint=_advice(advice),
     )
 
 
-def render(estimate: Plan, title: str, tflops: float | None = None) -> str:
+def render(estimate: Estimate, title: str, tflops: float | None = None) -> str:
     """Return a plan as plain text.
 
     Args:
@@ -77,7 +77,7 @@ def render(estimate: Plan, title: str, tflops: float | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _batch_rows(estimate: Plan) -> list[list[str]]:
+def _batch_rows(estimate: Estimate) -> list[list[str]]:
     batches = estimate.batches
     tokens = estimate.tokens
     return [
@@ -101,7 +101,7 @@ def _batch_rows(estimate: Plan) -> list[list[str]]:
     ]
 
 
-def _work_rows(estimate: Plan, tflops: float | None) -> list[list[str]]:
+def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
     passes = estimate.passes
     rows = [
         [
@@ -122,7 +122,7 @@ def _work_rows(estimate: Plan, tflops: float | None) -> list[list[str]]:
     return rows
 
 
-def _parameter_rows(estimate: Plan) -> list[list[str]]:
+def _parameter_rows(estimate: Estimate) -> list[list[str]]:
     parameters = estimate.parameters
     return [
         ["  base", f"{parameters.base:,}"],

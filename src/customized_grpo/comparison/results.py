@@ -33,7 +33,7 @@ DIGITS = 6
 def collect(plan: Plan) -> dict[str, Any]:
     """Return the plan and one entry per run.
 
-    A finished run has, besides its curves, `subjects`, the mean of every subject before and after training
+    A finished run has its curves and `subjects`, the mean of every subject before and after training
     ([C] for each metric), which all statistics are made of.
 
     Raises:

@@ -82,7 +82,8 @@ class Tables:
             if arm not in self.arms or metric not in self.arms[arm].after:
                 return None
             scores.append(self.arms[arm])
-        seeds = [seed for seed in scores[0].seeds if all(seed in other.seeds for other in scores)]
+        shared = set.intersection(*(set(one.seeds) for one in scores))
+        seeds = [seed for seed in scores[0].seeds if seed in shared]
         if not seeds:
             return None
         return np.stack([one.of_seeds(metric, seeds) for one in scores])

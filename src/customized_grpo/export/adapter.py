@@ -32,16 +32,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class RunAdapter:
-    """What a run has learnt.
+    """The adapter that a run has trained.
 
     Attributes:
         config: The run's recipe.
-        iteration: After which it was saved.
+        iteration: The iteration after which it was saved.
         is_average: Whether it is the moving average.
         rank: Of every layer.
         alpha: Scale times rank.
         layers: By name, such as "transformer_blocks.0.attn.to_q".
-        state: The checkpoint's own, with counters and versions.
+        state: State of the checkpoint, with counters and versions.
     """
 
     config: Config
@@ -59,14 +59,16 @@ def read_adapter(run_dir: Path, *, step: int | None = None, average: bool | None
     Args:
         run_dir: Folder of the run.
         step: Iteration of the checkpoint; None means the newest.
-        average: Whether to take the moving average; None means what the run is judged by.
+        average: Whether to take the moving average; None means as the run's evaluation does.
 
     Raises:
         UserError: There is no such run, checkpoint or average, or a file is damaged.
     """
     config = run_config(run_dir)
     if average and config.train.ema_decay is None:
-        raise UserError(f"{run_dir} keeps no moving average: train.ema_decay is null", "Leave out --ema.")
+        raise UserError(
+            f"{run_dir} keeps no moving average: train.ema_decay is null", hint="Leave out --ema."
+        )
     is_average = config.evaluation.use_ema if average is None else average
     checkpoint = run_checkpoint(run_dir, step)
     tensors = checkpoint.tensors["adapter"]
@@ -94,22 +96,26 @@ def _named_average(
 ) -> dict[str, Tensor]:
     """Return the average under the adapter's names.
 
-    Checkpoints number the averaged tensors in the order of the model's layers, A before B; the names in a
-    safetensors file have lost that order, so the model's architecture is asked, without its weights.
+    Checkpoints number the averaged tensors in the order of the model's layers, A before B; a safetensors
+    file sorts its names, so the order comes from the model's architecture, without its weights.
     """
     names = _in_order(adapter, transformer_layers(model))
     numbered = [average[key] for key in sorted(average)]
-    shapes = [(adapter[name].shape, tensor.shape) for name, tensor in zip(names, numbered, strict=True)]
-    assert all(ours == theirs for ours, theirs in shapes), "the average is not in the order of the layers"
-    return dict(zip(names, numbered, strict=True))
+    named = dict(zip(names, numbered, strict=True))
+    for name, tensor in named.items():
+        assert tensor.shape == adapter[name].shape, "the average is not in the order of the layers"
+    return named
 
 
 def _in_order(adapter: Mapping[str, Tensor], layers: Sequence[str]) -> list[str]:
-    names = [layer + end for layer in layers if layer + DOWN in adapter for end in (DOWN, UP)]
+    names = []
+    for layer in layers:
+        if layer + DOWN in adapter:
+            names += [layer + DOWN, layer + UP]
     if set(names) != set(adapter):
         strange = sorted(set(adapter) - set(names))
         raise UserError(
             f"the checkpoint adapts layers that the base model does not have: {', '.join(strange[:3])}",
-            "Is model.path still the base that the run was trained on?",
+            hint="Is model.path still the base that the run was trained on?",
         )
     return names

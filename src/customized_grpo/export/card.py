@@ -1,7 +1,7 @@
-"""The model card of an exported adapter: what it is, how to use it, how it was trained, what it is worth.
+"""The model card of an exported adapter: what it is, how to use it, how it was trained, its results.
 
-Whatever comes from outside (names, prompts, messages, settings) is escaped for Markdown, unless a filter of
-the template says how else it is to be written. Folders of this machine are named by their last part alone.
+Text from outside (names, prompts, messages, settings) is escaped for Markdown, unless a filter of the
+template says otherwise. Folders of this machine are named by their last part alone.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
     """Return the card's text.
 
     Args:
-        run: The run, whose results and alarms are told.
-        adapter: What was exported.
+        run: The run, for its results and alarms.
+        adapter: The adapter that was exported.
         name: The format.
-        file_name: Of the exported file, beside which the card lies.
+        file_name: Name of the exported file, in the folder of the card.
     """
     config = adapter.config
     other_programs = get_family(config.model.family).other_programs
@@ -72,7 +72,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
 
 
 def front_matter(adapter: RunAdapter) -> dict[str, Any]:
-    """Return the hub's metadata of the card; what is not known of the base is left out."""
+    """Return the metadata that the hub reads; facts of the base that are not known are left out."""
     path = adapter.config.model.path
     facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
     if is_hub_id(path):
@@ -87,7 +87,7 @@ def front_matter(adapter: RunAdapter) -> dict[str, Any]:
 
 
 def _describes(run: RunData, adapter: RunAdapter) -> bool:
-    """Return whether the run's results are those of this very adapter."""
+    """Return whether the run's results are those of this adapter."""
     judged_by_average = adapter.config.evaluation.use_ema
     return run.summary.get("iterations") == adapter.iteration and adapter.is_average == judged_by_average
 
@@ -96,10 +96,12 @@ def _results(run: RunData) -> list[tuple[str, str, list[str]]]:
     """Return (name, meaning, base, tuned and difference with their intervals) of the headline metrics."""
     rows = []
     for head in HEADLINES:
-        if (comparison := run.comparisons.get(head.metric)) is not None:
-            columns = (comparison.base, False), (comparison.tuned, False), (comparison.difference, True)
-            cells = [f"{number(part.mean, plus)} ({interval_text(part, plus)})" for part, plus in columns]
-            rows.append((head.name, head.meaning, cells))
+        comparison = run.comparisons.get(head.metric)
+        if comparison is None:
+            continue
+        columns = [(comparison.base, False), (comparison.tuned, False), (comparison.difference, True)]
+        cells = [f"{number(part.mean, plus)} ({interval_text(part, plus)})" for part, plus in columns]
+        rows.append((head.name, head.meaning, cells))
     return rows
 
 
@@ -116,7 +118,7 @@ def _recipe(adapter: RunAdapter) -> Markup:
 
 
 def _environment() -> Environment:
-    """The template engine: Markdown-escapes by default, and a name that a template misses is an error."""
+    """Return the template engine, which escapes for Markdown and refuses unknown names."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=False,
@@ -140,9 +142,10 @@ def escape_markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return text as inline code, whatever backticks and line breaks it has."""
+    """Return any text as inline code, also with backticks and line breaks in it."""
     line = " ".join(text.split()).replace("|", "\\|")
-    runs = [len(found) for found in re.findall("`+", line)]
-    fence = "`" * next(n for n in range(1, len(runs) + 2) if n not in runs)
+    # the fence must be a run of backticks that the text has not
+    lengths = [len(backticks) for backticks in re.findall("`+", line)]
+    fence = "`" * next(n for n in range(1, len(lengths) + 2) if n not in lengths)
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{space}{line}{space}{fence}"

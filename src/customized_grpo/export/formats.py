@@ -64,6 +64,7 @@ def kohya_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
         matrices.setdefault(place.name, []).append((place, adapter.layers[name]))
     tensors = {}
     for name, parts in matrices.items():
+        # rows of q, k and v come in the order of the original matrix, not in that of the layers' names
         down, up = _joined(sorted(parts, key=lambda part: part[0].start))
         key = KOHYA_PREFIX + name.replace(".", "_")
         tensors[f"{key}.lora_down.weight"] = down
@@ -96,9 +97,9 @@ def _joined(parts: list[tuple[Place, Layer]]) -> tuple[Tensor, Tensor]:
     width = layer.down.shape[1]
     down = torch.cat([part.down for _, part in parts])
     up = torch.zeros(place.rows * width, len(down), dtype=layer.up.dtype)
-    column = 0
+    column = 0  # first of the columns of `up`, which are the rows of `down`, that belong to a part
     for part_place, part in parts:
-        row = part_place.start * width
+        row = part_place.start * width  # places count rows in widths of the input
         up[row : row + part.up.shape[0], column : column + part.up.shape[1]] = part.up
         column += part.up.shape[1]
     return down, up

@@ -1,4 +1,4 @@
-"""What the header of an exported file says, for programs and for whoever finds the file alone.
+"""The header of an exported file, for programs and for people who have only the file.
 
 Keys: `modelspec.*` (https://github.com/Stability-AI/ModelSpec), `ss_*` (kohya's sd-scripts, read by most
 interfaces), `lora_adapter_metadata` (diffusers), and `cgrpo.*` for what only this package knows.
@@ -29,15 +29,15 @@ def header(
     """Return the metadata of a file.
 
     Args:
-        adapter: What is exported.
+        adapter: The adapter that is exported.
         name: The format.
-        tensors: The file's tensors, of which a hash is written.
+        tensors: The file's tensors; the header has their hash.
         title: Name of the run.
     """
     config = adapter.config
     model = config.model
     names = get_family(model.family).other_programs
-    alpha = adapter.rank if name == "comfyui" else adapter.alpha  # where it is folded in, none is left
+    alpha = adapter.rank if name == "comfyui" else adapter.alpha  # in "comfyui" the scale is part of B
     facts: dict[str, str | None] = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -54,6 +54,7 @@ def header(
         "ss_base_model_version": names.base_version,
         "ss_sd_model_name": public_name(model.path),
         "ss_seed": str(config.run.seed),
+        # a step of kohya's is an optimizer step, not an iteration
         "ss_steps": str(adapter.iteration * config.train.updates_per_iteration * config.train.inner_epochs),
         "ss_learning_rate": f"{config.train.learning_rate:g}",
         **Provenance.from_config(config).to_header(),
@@ -100,6 +101,6 @@ def _description(adapter: RunAdapter) -> str:
 
 
 def _for_diffusers(adapter: RunAdapter) -> str:
-    """Return what peft's LoraConfig is rebuilt from; only what matters, so that other versions read it."""
+    """Return the settings of peft's LoraConfig; only those that matter, so that other versions read them."""
     config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": sorted(adapter.layers)}
     return json.dumps({FILE_PREFIX + key: value for key, value in config.items()}, sort_keys=True)

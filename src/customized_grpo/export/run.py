@@ -41,9 +41,11 @@ def export_run(
     """
     folder = run_dir / "export" / name if out is None else out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder", "Name a new one with --out.")
+        raise UserError(
+            f"{folder} already exists and is not an empty folder", hint="Name a new one with --out."
+        )
     adapter = read_adapter(run_dir, step=step, average=average)
-    tensors = FORMATS[name](adapter)
+    tensors = FORMATS[name](adapter)  # refuses before anything is written
     title = run_dir.resolve().name
     file = folder / (FILE_NAME if name == "diffusers" else f"{file_stem(title)}.safetensors")
     card = render_card(read_run(run_dir), adapter, name, file.name)
@@ -52,7 +54,9 @@ def export_run(
         write_tensors(file, tensors, header(adapter, name, tensors, title=title))
         write_page(folder / "README.md", card)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", "Choose another --out.") from error
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}", hint="Choose another --out."
+        ) from error
     return file
 
 

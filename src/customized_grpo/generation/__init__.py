@@ -1,4 +1,4 @@
-"""Pictures without training: one way to open a generator, and one way to draw from it."""
+"""Images without training: one way to open a generator, and one way to draw from it."""
 
 from __future__ import annotations
 

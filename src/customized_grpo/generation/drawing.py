@@ -1,4 +1,4 @@
-"""Drawing: what training's evaluation does, for any generator."""
+"""Images of any generator, drawn as training's evaluation draws them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 1) -> Iterator[Tensor]:
-    """Draw `count` pictures of every row, as training's evaluation draws them.
+    """Draw `count` images of every row, as training's evaluation draws them.
 
-    A picture's noise depends on (seed, id of its row, its number) alone, and is that of the evaluation: a
-    run's held-out rows with the seed of its recipe give the evaluation's own pictures.
+    The noise of an image depends on (seed, id of its row, its number) alone, and is that of the evaluation: a
+    run's held-out rows with the seed of its recipe give the evaluation's own images.
 
     Args:
         generator: From `open_generator`.
         rows: Prompts with their references, which are taken at the size they come in.
         seed: Of the noise.
-        count: Pictures of each row.
+        count: Images of each row.
 
     Yields:
-        Pictures [3, H, W] in [0, 1], on the CPU: all of the first row, then of the second, ...
+        Images [3, H, W] in [0, 1], on the CPU: all of the first row, then of the second, ...
     """
     drawn = sample_examples(
         generator.policy,

@@ -1,4 +1,4 @@
-"""One labelled picture of many: a row per prompt, references and drawn pictures side by side."""
+"""One labelled image of many: a row per prompt, with references and drawn images side by side."""
 
 from __future__ import annotations
 
@@ -8,35 +8,47 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST = 224, 512
-"""Pixels of a cell's longer side: smaller ones are enlarged by a whole number, larger ones reduced."""
+SMALLEST = 224
+"""Pixels of a cell's longer side; smaller ones are enlarged by a whole number."""
+LARGEST = 512
+"""Pixels of a cell's longer side; larger ones are reduced."""
 
-GAP, MARGIN = 8, 20
-HEADER, CAPTION = 15, 17
-"""Heights of the letters of labels and prompts, in pixels."""
+GAP = 8
+MARGIN = 20
+HEADER = 15
+CAPTION = 17
+"""Font sizes of labels and of prompts, in pixels."""
 
-INK, FAINT, PAPER = "#1c1c1c", "#6a6a6a", "white"
+INK = "#1c1c1c"
+FAINT = "#6a6a6a"
+PAPER = "white"
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """A prompt and the pictures that belong to it, as many as there are labels."""
+    """A prompt and its images.
+
+    Attributes:
+        prompt: Written above the images.
+        images: As many as the grid has labels.
+    """
 
     prompt: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
 
 
 def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
-    """Return the grid: labels on top, each row's prompt above its pictures.
+    """Return the grid: labels on top, each row's prompt above its images.
 
     Args:
-        labels: Of the columns; neighbours of one label share it.
-        rows: At least one; all pictures of a column have one size.
+        labels: Of the columns; equal ones side by side are written once.
+        rows: At least one; all images of a column have one size.
     """
-    cells = [[_fit(picture) for picture in row.pictures] for row in rows]
+    cells = [_fit_all(row.images) for row in rows]
     widths = [cell.width for cell in cells[0]]
-    height = max(cell.height for row in cells for cell in row)
-    header, caption = ImageFont.load_default(HEADER), ImageFont.load_default(CAPTION)
+    height = max(_tallest(row) for row in cells)
+    header = ImageFont.load_default(HEADER)
+    caption = ImageFont.load_default(CAPTION)
     inner = sum(widths) + GAP * (len(widths) - 1)
     prompts = [_wrapped(row.prompt, inner, caption) for row in rows]
     line = round(CAPTION * 1.35)
@@ -58,15 +70,23 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
     return sheet
 
 
-def _fit(picture: Image.Image) -> Image.Image:
+def _tallest(cells: Sequence[Image.Image]) -> int:
+    return max(cell.height for cell in cells)
+
+
+def _fit_all(images: Sequence[Image.Image]) -> list[Image.Image]:
+    return [_fit(image) for image in images]
+
+
+def _fit(image: Image.Image) -> Image.Image:
     """Enlarge by a whole number without smoothing, so that small pixels stay crisp; or reduce."""
-    longer = max(picture.size)
+    longer = max(image.size)
     if longer > LARGEST:
         scale = LARGEST / longer
-        size = (round(picture.width * scale), round(picture.height * scale))
-        return picture.resize(size, Image.Resampling.LANCZOS)
+        size = (round(image.width * scale), round(image.height * scale))
+        return image.resize(size, Image.Resampling.LANCZOS)
     times = -(-SMALLEST // longer)
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

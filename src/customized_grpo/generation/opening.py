@@ -68,10 +68,10 @@ def open_generator(
         settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
             adapter's file or the checkpoint's model card says.
         lora: Adapter in diffusers' format, a file or its folder, to put on a model that is not a run.
-        base: Whether a run's model is opened without what it learnt; it then needs no checkpoint.
+        base: Whether a run's model is opened without its adapter; it then needs no checkpoint.
 
     Raises:
-        UserError: The source, a setting or the adapter is not what it should be.
+        UserError: The source, a setting or the adapter is wrong.
     """
     if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
@@ -167,7 +167,10 @@ def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]
 
 
 def _known_pipelines() -> list[str]:
-    return [pipeline for family in FAMILIES.values() for pipeline in family.pipelines]
+    pipelines: list[str] = []
+    for family in FAMILIES.values():
+        pipelines += family.pipelines
+    return pipelines
 
 
 def _of_recipe(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`cgrpo generate`: pictures of a subject as files that say how they were made."""
+"""`cgrpo generate`: images of a subject, as files that say how they were made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from customized_grpo.generation.opening import Generator, open_generator
 from customized_grpo.pixels import to_pil
 
 ROW_ID = "generate"
-"""All prompts have one, so that they start from the same noise and can be compared."""
+"""One id for the rows of all prompts: they start from the same noise and can be compared."""
 
 BACKGROUND = 0.5  # grey, where a mask says that the subject is not
 METADATA_KEY = "cgrpo"
@@ -32,14 +32,14 @@ METADATA_KEY = "cgrpo"
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn.
+    """The images that are to be drawn.
 
     Attributes:
-        prompts: What the pictures should show.
-        references: Files of pictures of the subject.
-        masks: Files of its masks, one per reference, whose background then becomes grey; or none.
-        count: Pictures of each prompt.
-        seed: Picture i of a prompt depends on the seed, the prompt and i alone.
+        prompts: What the images should show.
+        references: Image files of the subject.
+        masks: Files of masks, one for each reference, whose background then becomes grey; or none.
+        count: Images of each prompt.
+        seed: Image i of a prompt depends on the seed, the prompt and i alone.
     """
 
     prompts: Sequence[str]
@@ -59,25 +59,25 @@ def generate(
     base: bool = False,
     grid: bool = False,
 ) -> list[Path]:
-    """Draw what is asked for and write it as numbered PNGs, each with a JSON file of the same number.
+    """Draw the images of a request and write them as numbered PNGs, each with a JSON file of its number.
 
-    Numbers go on from those in the folder; nothing is overwritten.
+    Numbers continue those in the folder; nothing is overwritten.
 
     Args:
         source: Run, folder or hub id, see `open_generator`.
-        request: What is to be drawn.
-        out: Folder for the pictures.
+        request: The images that are to be drawn.
+        out: Folder for the images.
         settings: See `open_generator`.
         lora: See `open_generator`.
         base: See `open_generator`.
-        grid: Whether one picture of all is written as well. Where there is an adapter, it compares with the
-            base, whose pictures are then written, too.
+        grid: Whether one image of all is written as well. With an adapter it compares with the base, whose
+            images are written then.
 
     Returns:
-        The pictures, prompt by prompt; then those of the base; then the grid.
+        The images, prompt by prompt; then those of the base; then the grid.
 
     Raises:
-        UserError: Something given is wrong; found before weights are read. Or a folder cannot be written.
+        UserError: An argument is wrong, which is found before weights are read; or a file cannot be written.
     """
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
@@ -92,6 +92,7 @@ def generate(
     if not grid:
         return files
     columns = [("base" if base else "drawn", drawn)]
+    # without an adapter there is nothing to compare with
     has_adapter = not base and (lora is not None or "checkpoint" in facts)
     if has_adapter:
         with torch.no_grad(), generator.policy.reference():
@@ -119,12 +120,12 @@ def _writable(out: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}", "Choose another --out.") from error
+        raise UserError(f"cannot write to {out}: {error.strerror}", hint="Choose another --out.") from error
     return out
 
 
 def _facts(generator: Generator, request: Request) -> dict[str, Any]:
-    """Return what all pictures share; files by name and hash, as folders are nobody's business."""
+    """Return what all images have in common; files by name and hash, because folders are private."""
     model = generator.model
     facts: dict[str, Any] = {
         "generator": generator.name,
@@ -149,17 +150,20 @@ def _file_facts(path: Path) -> dict[str, str]:
 
 
 class _Writer:
-    """Files of one request, numbered from the first number that is free in the folder."""
+    """The files of one request, numbered from the first number that is free in the folder."""
 
     def __init__(self, out: Path, request: Request, facts: dict[str, Any]) -> None:
         taken = [int(path.stem[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]*.png")]
-        self.out, self.request, self.facts = out, request, facts
+        self.out = out
+        self.request = request
+        self.facts = facts
         self.first = max(taken, default=-1) + 1
 
     def write(self, images: Sequence[Image.Image], *, is_base: bool = False) -> list[Path]:
-        """Write pictures in the order of `draw`, each with what it was made from."""
+        """Write images, in the order of `draw`, with their prompts and settings."""
         files = []
         for index, image in enumerate(images):
+            # `draw` yields `count` images of the first prompt, then of the second, ...
             row, number = divmod(index, self.request.count)
             prompt = self.request.prompts[row]
             about = {"prompt": prompt, "number": number, "adapter": not is_base, **self.facts}
@@ -177,13 +181,17 @@ class _Writer:
     def write_grid(
         self, references: Sequence[Image.Image], columns: Sequence[tuple[str, Sequence[Image.Image]]]
     ) -> Path:
-        """Write a row per prompt: the references, then `count` pictures of each column."""
+        """Write a grid with a row per prompt: the references, then `count` images of each column."""
         count = self.request.count
-        labels = ["reference"] * len(references) + [label for label, _ in columns for _ in range(count)]
+        labels = ["reference"] * len(references)
+        for label, _ in columns:
+            labels += [label] * count
         rows = []
         for row, prompt in enumerate(self.request.prompts):
-            made = [image for _, images in columns for image in images[row * count : (row + 1) * count]]
-            rows.append(GridRow(prompt, [*references, *made]))
+            images = list(references)
+            for _, of_column in columns:
+                images += of_column[row * count : (row + 1) * count]  # a column has `count` images per prompt
+            rows.append(GridRow(prompt, images))
         path = self.out / f"{self.first:04d}-grid.png"
         compose_grid(labels, rows).save(path, optimize=True)
         return path

@@ -1,4 +1,4 @@
-"""What the page of a comparison reads from results.json, as plain data; what was not measured is absent."""
+"""The content of results.json as the page of a comparison needs it; what was not measured is None."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from customized_grpo.errors import UserError
-from customized_grpo.pages.plots.numbers import Interval
+from customized_grpo.pages.plots.numbers import Measurement
 
 FORMAT = 1
+"""Format of results.json that this version reads."""
 
 OWN_COLOURS = ("arm1", "arm2", "arm3", "arm4", "arm5")
-"""Of the highlighted arms but the naive one, which has that of the front."""
+"""Colours of the highlighted arms; the naive one among them has the colour of the front.
 
-HIGHLIGHTED = len(OWN_COLOURS) + 1
-"""Arms in the main charts; more lines in one chart cannot be told apart."""
+More than six lines in one chart cannot be told apart.
+"""
 
 RANKS = {"method": 0, "control": 1, "rival": 2, "front": 3}
-"""Who gets a colour first."""
+"""Order of the roles in which arms get a colour."""
+
+DEFAULT_WEIGHT = 0.5
+"""Prompt weight of the schedule "constant" where neither arm nor recipe sets it."""
 
 Record = Mapping[str, Any]
+"""A JSON object of results.json."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The metrics of identity and of prompt following that the page compares by, and what they are called."""
+    """The metrics of identity and of prompt following that the page compares by.
+
+    Attributes:
+        identity: Metric of identity.
+        prompt: Metric of prompt following.
+        identity_name: Its name on the page.
+        prompt_name: Its name on the page.
+        judged: Whether held-out judges measure them.
+    """
 
     identity: str
     prompt: str
@@ -42,13 +55,13 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of the comparison.
+class ArmView:
+    """One arm of the comparison, as the page shows it.
 
     Attributes:
         number: From 1, in the order of the comparison; its key in every figure.
-        name: In overrides and folders.
-        label: For people.
+        name: Name in folders and results.
+        label: Name on the page.
         role: "front", "method", "control" or "rival".
         note: What it changes, in a sentence.
         overrides: Settings that differ from the base recipe.
@@ -73,33 +86,45 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """Number and label."""
+        """Return the number and the label."""
         return f"{self.number} {self.label}"
 
     @property
     def finished(self) -> list[Record]:
-        """The runs that finished."""
+        """Return the runs that finished."""
         return [run for run in self.runs if run["state"] == "finished"]
 
-    def interval(self, part: str, metric: str) -> Interval | None:
-        """A metric's interval in "final", "change" or "against_control"; None when there is none."""
-        return interval((self.result.get(part) or {}).get(metric))
+    def measurement(self, part: str, metric: str) -> Measurement | None:
+        """Return a metric in "final", "change" or "against_control"; None when it was not measured."""
+        return read_measurement((self.result.get(part) or {}).get(metric))
+
+    @property
+    def margin(self) -> Measurement | None:
+        """Return how far the arm lies outside the region that the front dominates; None if not measured."""
+        return read_measurement((self.result.get("outside_front") or {}).get("margin"))
 
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """A whole comparison; what is not explained here is as in results.json.
+    """A whole comparison.
 
     Attributes:
-        command: What runs the comparison again, but for the choice of its arms.
-        arms: Without the base.
+        name: Its name.
+        command: The words of the command that runs it again, but for the choice of its arms.
+        config: The base recipe.
+        seeds: Seeds of every arm.
+        threads: Threads of a run; None in results that do not say.
+        versions: Versions of the package and its libraries, and the commit.
+        definitions: {"term", "text"} of the terms of the verdicts.
+        verdicts: The verdicts in sentences.
+        arms: All arms without the base.
         base: The base model's value of every metric.
-        pair: What the arms are compared by; None before an arm has it.
+        pair: The metrics that arms are compared by; None before an arm has them.
         front: Arms of constant weights with finished runs, by weight.
-        base_counts: Whether the base, too, is one of the points that others have to leave behind.
-        hypervolume: Of the front.
+        base_counts: Whether the base is also one of the points that others have to leave behind.
+        hypervolume: Hypervolume of the front.
         reference: The corner from which it is measured.
-        gains: (arm, what it adds to the hypervolume).
+        gains: (arm, hypervolume that it adds to the front).
         steps: The step gains; empty when they were not measured.
     """
 
@@ -111,23 +136,26 @@ class ComparisonData:
     versions: Mapping[str, Any]
     definitions: Sequence[Mapping[str, str]]
     verdicts: Sequence[str]
-    arms: Sequence[Arm]
-    base: Mapping[str, Interval]
+    arms: Sequence[ArmView]
+    base: Mapping[str, Measurement]
     pair: Pair | None
-    front: Sequence[Arm] = ()
+    front: Sequence[ArmView] = ()
     base_counts: bool = False
-    hypervolume: Interval | None = None
+    hypervolume: Measurement | None = None
     reference: Sequence[float] = (0, 0)
-    gains: Sequence[tuple[Arm, Interval]] = ()
+    gains: Sequence[tuple[ArmView, Measurement]] = ()
     steps: Record = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Record]:
-        """All planned runs."""
-        return [run for arm in self.arms for run in arm.runs]
+        """Return all planned runs."""
+        runs: list[Record] = []
+        for arm in self.arms:
+            runs += arm.runs
+        return runs
 
-    def arm(self, name: str | None) -> Arm | None:
-        """The arm of a name."""
+    def arm(self, name: str | None) -> ArmView | None:
+        """Return the arm of a name."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
 
@@ -140,14 +168,13 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
     if results.get("format") != FORMAT:
         raise UserError(
             f"these results have format {results.get('format')}, this version reads format {FORMAT}",
-            "Write the page with the version that made the comparison.",
+            hint="Write the page with the version that made the comparison.",
         )
     analysis: Record = results.get("analysis") or {}
     front: Record = analysis.get("front") or {}
-    arms = _coloured(_arms(results, analysis, front.get("arms") or ()))
-    base = {name: span for name, entry in (analysis.get("base") or {}).items() if (span := interval(entry))}
-    known = {arm.name: arm for arm in arms}
-    gains = [(known[row["arm"]], interval(row)) for row in analysis.get("hypervolume_gain") or ()]
+    front_names: Sequence[str] = front.get("arms") or ()
+    arms = _with_colours(_arms(results, analysis, front_names))
+    weighted = [arm for arm in arms if arm.weight is not None and arm.finished]
     return ComparisonData(
         name=results["name"],
         command=_command(results),
@@ -158,57 +185,80 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
         definitions=results.get("definitions") or (),
         verdicts=analysis.get("verdicts") or (),
         arms=arms,
-        base=base,
+        base=_base(analysis),
         pair=_pair(arms),
-        front=sorted((a for a in arms if a.weight is not None and a.finished), key=lambda a: a.weight or 0),
-        base_counts="base" in (front.get("arms") or ()),
-        hypervolume=interval(front.get("hypervolume")),
+        front=sorted(weighted, key=lambda arm: arm.weight or 0),
+        base_counts="base" in front_names,
+        hypervolume=read_measurement(front.get("hypervolume")),
         reference=front.get("reference") or (0, 0),
-        gains=[(arm, span) for arm, span in gains if span is not None],
+        gains=_gains(analysis, arms),
         steps=results.get("step_gains") or {},
     )
 
 
 def _command(results: Mapping[str, Any]) -> list[str]:
-    """The words of the command; seeds and threads are said even where they are the default of today."""
-    seeds, threads = results["seeds"], results.get("threads_per_run")
-    return [
-        *("cgrpo", "compare", results.get("recipe") or results["name"], *(results.get("overrides") or ())),
-        *("--first-seed", str(seeds[0]), "--seeds", str(len(seeds))),
-        *(("--threads", str(threads)) if threads is not None else ()),
-    ]
+    """Return the words of the command; seeds and threads are given even where they are today's default."""
+    seeds = results["seeds"]
+    threads = results.get("threads_per_run")
+    command = ["cgrpo", "compare", results.get("recipe") or results["name"]]
+    command += results.get("overrides") or ()
+    command += ["--first-seed", str(seeds[0]), "--seeds", str(len(seeds))]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    return command
 
 
-def interval(entry: Record | None) -> Interval | None:
-    """An entry with mean, low and high; None without a mean."""
+def read_measurement(entry: Record | None) -> Measurement | None:
+    """Return an entry with mean, low and high; None without a mean."""
     if not entry or entry.get("mean") is None:
         return None
-    return Interval(entry["mean"], entry.get("low"), entry.get("high"))
+    return Measurement(entry["mean"], entry.get("low"), entry.get("high"))
 
 
-def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) -> list[Arm]:
-    found = {entry["name"]: entry for entry in analysis.get("arms") or ()}
-    shown = [arm for arm in results["arms"] if arm["role"] != "base"]
-    return [
-        Arm(
-            number=index,
-            name=arm["name"],
-            label=arm["label"],
-            role=arm["role"],
-            note=arm.get("note") or "",
-            overrides=arm.get("overrides") or {},
-            weight=_weight(arm, results["config"])
-            if arm["name"] in front or arm["role"] == "front"
-            else None,
-            runs=[run for run in results["runs"] if run["arm"] == arm["name"]],
-            result=found.get(arm["name"], {}),
+def _base(analysis: Record) -> dict[str, Measurement]:
+    base = {}
+    for metric, entry in (analysis.get("base") or {}).items():
+        measurement = read_measurement(entry)
+        if measurement is not None:
+            base[metric] = measurement
+    return base
+
+
+def _gains(analysis: Record, arms: Sequence[ArmView]) -> list[tuple[ArmView, Measurement]]:
+    by_name = {arm.name: arm for arm in arms}
+    gains = []
+    for entry in analysis.get("hypervolume_gain") or ():
+        gain = read_measurement(entry)
+        if gain is not None:
+            gains.append((by_name[entry["arm"]], gain))
+    return gains
+
+
+def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) -> list[ArmView]:
+    """Return the arms without colours; `front` names those on the front."""
+    analysed = {entry["name"]: entry for entry in analysis.get("arms") or ()}
+    entries = [entry for entry in results["arms"] if entry["role"] != "base"]
+    arms = []
+    for number, entry in enumerate(entries, start=1):
+        on_front = entry["name"] in front or entry["role"] == "front"
+        arms.append(
+            ArmView(
+                number=number,
+                name=entry["name"],
+                label=entry["label"],
+                role=entry["role"],
+                note=entry.get("note") or "",
+                overrides=entry.get("overrides") or {},
+                weight=_weight(entry, results["config"]) if on_front else None,
+                runs=[run for run in results["runs"] if run["arm"] == entry["name"]],
+                result=analysed.get(entry["name"], {}),
+            )
         )
-        for index, arm in enumerate(shown, start=1)
-    ]
+    return arms
 
 
 def _weight(arm: Mapping[str, Any], config: Mapping[str, Any]) -> float:
-    """The constant prompt weight of an arm of the front: its own, the recipe's, or the default."""
+    """Return the constant prompt weight of an arm of the front: its own, the recipe's, or the default."""
     overrides = arm.get("overrides") or {}
     schedule = config.get("schedule") or {}
     places = (
@@ -220,31 +270,29 @@ def _weight(arm: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     for value in places:
         if value is not None:
             return float(value)
-    return 0.5  # the default of the schedule "constant"
+    return DEFAULT_WEIGHT
 
 
-def _pair(arms: Sequence[Arm]) -> Pair | None:
-    """The best pair of metrics that some arm has."""
+def _pair(arms: Sequence[ArmView]) -> Pair | None:
+    """Return the best pair of metrics that some arm has."""
     for pair in PAIRS:
-        if any(arm.interval("final", pair.identity) and arm.interval("final", pair.prompt) for arm in arms):
-            return pair
+        for arm in arms:
+            if arm.measurement("final", pair.identity) and arm.measurement("final", pair.prompt):
+                return pair
     return None
 
 
-def _coloured(arms: Sequence[Arm]) -> list[Arm]:
-    """Highlight the naive arm nearest to 1:1 and up to five others, methods and controls first."""
+def _with_colours(arms: Sequence[ArmView]) -> list[ArmView]:
+    """Return the arms with the naive one nearest to 1:1 highlighted and up to five others, methods first."""
     weighted = [arm for arm in arms if arm.weight is not None]
     naive = min(weighted, key=lambda arm: abs((arm.weight or 0.0) - 0.5), default=None)
     others = [arm for arm in arms if naive is None or arm.name != naive.name]
-    first = sorted(others, key=lambda arm: RANKS[arm.role])
-    own = {arm.name: colour for arm, colour in zip(first, OWN_COLOURS, strict=False)}
+    by_rank = sorted(others, key=lambda arm: RANKS[arm.role])
+    own = {arm.name: colour for arm, colour in zip(by_rank, OWN_COLOURS, strict=False)}
     if naive is not None:
         own[naive.name] = "plain"
-    return [
-        replace(
-            arm,
-            colour=own.get(arm.name, "soft" if arm.weight is None else "plain"),
-            highlighted=arm.name in own,
-        )
-        for arm in arms
-    ]
+    coloured = []
+    for arm in arms:
+        default = "soft" if arm.weight is None else "plain"
+        coloured.append(replace(arm, colour=own.get(arm.name, default), highlighted=arm.name in own))
+    return coloured

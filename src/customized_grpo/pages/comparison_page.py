@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from customized_grpo.config.yaml_text import write_yaml
-from customized_grpo.pages import comparison_figures as figures
 from customized_grpo.pages import comparison_tables as tables
+from customized_grpo.pages.comparison_curves import curves, strips
 from customized_grpo.pages.comparison_data import ComparisonData, read_comparison
+from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.page import environment, write_page
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.step_figures import step_section
@@ -24,27 +25,27 @@ ROLES = {
     "control": "Control",
     "rival": "Rival",
 }
-"""How the roles of arms are called on the page."""
+"""Names of the roles of arms on the page."""
 
 
 def write_comparison_page(results: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison, finished or not, and return its path.
 
     Args:
-        results: What results.json holds.
+        results: The content of results.json.
         path: The HTML file; an older one is replaced.
 
     Raises:
         UserError: The results have another format.
     """
-    return write_page(path, render_comparison(results))
+    return write_page(path, render_comparison_page(results))
 
 
-def render_comparison(results: Mapping[str, Any]) -> str:
-    """The page of a comparison; the same results give the same page.
+def render_comparison_page(results: Mapping[str, Any]) -> str:
+    """Return the page of a comparison; the same results give the same page.
 
     Args:
-        results: What results.json holds.
+        results: The content of results.json.
 
     Raises:
         UserError: The results have another format.
@@ -58,11 +59,11 @@ def render_comparison(results: Mapping[str, Any]) -> str:
             state=_state(data),
             roles=ROLES,
             facts=_facts(data),
-            pareto=figures.pareto(data),
+            pareto=pareto(data),
             table=tables.arm_table(data),
             controls=tables.control_rows(data),
-            curves=figures.curves(data),
-            strips=figures.strips(data),
+            curves=curves(data),
+            strips=strips(data),
             quadrants=tables.quadrant_rows(data),
             hypervolume=_hypervolume(data),
             gains=tables.gain_rows(data),
@@ -76,30 +77,36 @@ def render_comparison(results: Mapping[str, Any]) -> str:
 
 
 def _state(data: ComparisonData) -> str:
-    left = sum(run["state"] != "finished" for run in data.runs)
-    return f"unfinished: {left} of {len(data.runs)} runs are missing" if left else "finished"
+    missing = sum(run["state"] != "finished" for run in data.runs)
+    return f"unfinished: {missing} of {len(data.runs)} runs are missing" if missing else "finished"
 
 
 def _facts(data: ComparisonData) -> list[tuple[str, str]]:
-    """(name, value) of what identifies the comparison at a glance; only what is known."""
-    finished = [run for arm in data.arms for run in arm.finished]
+    """Return (name, value) of the facts that identify the comparison; only those that are known."""
+    finished = [run for run in data.runs if run["state"] == "finished"]
     times = [run["wall_s"] for run in finished if run.get("wall_s") is not None]
-    rollouts = sorted({run["rollouts"] for run in finished if run.get("rollouts") is not None})
     facts: list[tuple[str, Any]] = [
         ("arms", len(data.arms)),
         ("seeds", len(data.seeds)),
         ("runs finished", f"{len(finished)} of {len(data.runs)}"),
         ("iterations", (data.config.get("train") or {}).get("iterations")),
-        (
-            "rollouts per run",
-            " to ".join(f"{count:,}" for count in rollouts[:: len(rollouts) - 1 or 1]) or None,
-        ),
+        ("rollouts per run", _rollouts(finished)),
         ("time of all runs", duration(sum(times)) if times else None),
         ("median run", duration(statistics.median(times)) if times else None),
         ("threads per run", data.threads),
         ("commit", _commit(data.versions)),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _rollouts(finished: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the rollouts of a run, as a range where runs differ."""
+    counts = [run["rollouts"] for run in finished if run.get("rollouts") is not None]
+    if not counts:
+        return None
+    least = min(counts)
+    most = max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _commit(versions: Mapping[str, Any]) -> str | None:
@@ -111,21 +118,19 @@ def _commit(versions: Mapping[str, Any]) -> str | None:
 
 
 def _hypervolume(data: ComparisonData) -> str | None:
-    """The area that the front dominates, in a sentence."""
-    span = data.hypervolume
-    if span is None:
+    """Return the area that the front dominates, in words; None when it was not measured."""
+    if data.hypervolume is None:
         return None
-    words = interval_text(span)
+    interval = interval_text(data.hypervolume)
+    words = f" (95 % interval {interval})" if interval else ""
     corner = ", ".join(f"{value:g}" for value in data.reference)
-    return (
-        number(span.mean)
-        + (f" (95 % interval {words})" if words else "")
-        + f", measured from the point ({corner})"
-    )
+    return f"{number(data.hypervolume.mean)}{words}, measured from the point ({corner})"
 
 
 def _settings(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line takes them."""
-    return [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()
-    ]
+    """Return overrides as the command line takes them."""
+    settings = []
+    for key, value in overrides.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        settings.append(f"{key}={text}")
+    return settings

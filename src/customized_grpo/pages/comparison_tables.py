@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from customized_grpo.pages.comparison_data import Arm, ComparisonData, interval
-from customized_grpo.pages.plots.cells import interval_plot, share_bar
-from customized_grpo.pages.plots.numbers import NONE, Interval, interval_text, number
+from customized_grpo.pages.comparison_data import ArmView, ComparisonData, read_measurement
+from customized_grpo.pages.plots.cell_plots import interval_plot, share_bar
+from customized_grpo.pages.plots.numbers import (
+    NONE,
+    Measurement,
+    difference_title,
+    interval_text,
+    number,
+    symmetric_limit,
+)
 from customized_grpo.reporting.progress import duration
 
 SIGNIFICANT = 0.05
+"""Holm-adjusted p-value below which a difference is coloured."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with what stands small below it; `tone` is a class of base.css."""
+    """One cell of a table.
+
+    Attributes:
+        text: The number.
+        small: Small text below it.
+        tone: A class of base.css, for its colour; may be empty.
+    """
 
     text: str = NONE
     small: str = ""
@@ -27,86 +40,117 @@ class Cell:
 
 @dataclass(frozen=True)
 class ArmTable:
-    """All arms by column; `base` holds the cells of the base model."""
+    """All arms by column.
+
+    Attributes:
+        columns: Names of the columns.
+        base: Cells of the base model.
+        rows: (arm, its cells).
+    """
 
     columns: Sequence[str]
     base: Sequence[Cell]
-    rows: Sequence[tuple[Arm, Sequence[Cell]]]
-
-
-def percent(share: float) -> str:
-    """A share as whole per cent."""
-    return f"{share:.0%}".replace("%", "\u00a0%")
-
-
-def value_cell(span: Interval | None, plus: bool = False, tone: str = "") -> Cell:
-    """A mean over its interval."""
-    return Cell() if span is None else Cell(number(span.mean, plus), interval_text(span, plus), tone)
-
-
-def arm_table(data: ComparisonData) -> ArmTable:
-    """One row an arm. A column without any value is left out."""
-    columns: list[tuple[str, Callable[[Arm], Cell], Cell]] = []
-    if data.pair is not None:
-        for name, metric in (("identity", data.pair.identity), ("prompt", data.pair.prompt)):
-            columns.append((name, _final(metric), value_cell(data.base.get(metric))))
-            columns.append((f"{name} change", _change(metric), Cell()))
-    columns += [("degraded", _degraded, Cell()), ("margin", _margin, Cell())]
-    columns.append(("outside front", _outside, Cell()))
-    for name, metric in (
-        ("copy score", "monitor/copy_score"),
-        ("background", "monitor/background_similarity"),
-    ):
-        columns.append((name, _final(metric), value_cell(data.base.get(metric))))
-    shown = [column for column in columns if any(column[1](arm) != Cell() for arm in data.arms)]
-    return ArmTable(
-        [name for name, _, _ in shown],
-        [base for _, _, base in shown],
-        [(arm, [cell(arm) for _, cell, _ in shown]) for arm in data.arms],
-    )
-
-
-def _final(metric: str) -> Callable[[Arm], Cell]:
-    return lambda arm: value_cell(arm.interval("final", metric))
-
-
-def _change(metric: str) -> Callable[[Arm], Cell]:
-    """Coloured where the interval leaves out 0: up is good for both qualities."""
-
-    def cell(arm: Arm) -> Cell:
-        span = arm.interval("change", metric)
-        tone = {"up": "better", "down": "worse"}.get(span.verdict, "unclear") if span is not None else ""
-        return value_cell(span, plus=True, tone=tone)
-
-    return cell
-
-
-def _degraded(arm: Arm) -> Cell:
-    count = arm.result.get("degraded")
-    known = sum(run.get("degraded") is not None for run in arm.finished)
-    if count is None or known == 0:
-        return Cell()
-    return Cell(f"{count} of {known}", tone="worse" if count else "")
-
-
-def _margin(arm: Arm) -> Cell:
-    """How far the arm lies outside what the front dominates; above 0 is outside."""
-    span = interval((arm.result.get("outside_front") or {}).get("margin"))
-    tone = {"up": "better", "down": "worse"}.get(span.verdict, "unclear") if span is not None else ""
-    return value_cell(span, plus=True, tone=tone)
-
-
-def _outside(arm: Arm) -> Cell:
-    found = arm.result.get("outside_front")
-    if not found:
-        return Cell()
-    outside = bool(found["outside"])
-    return Cell(percent(found["share"]), "outside" if outside else "not shown", "better" if outside else "")
+    rows: Sequence[tuple[ArmView, Sequence[Cell]]]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One quality of an arm against its control."""
+class _Column:
+    """One column of the table of all arms.
+
+    Attributes:
+        name: Its heading.
+        cell: Returns the cell of an arm.
+        base: The cell of the base model.
+    """
+
+    name: str
+    cell: Callable[[ArmView], Cell]
+    base: Cell = field(default_factory=Cell)
+
+
+def percent(share: float) -> str:
+    """Return a share as whole per cent."""
+    return f"{share:.0%}".replace("%", "\u00a0%")
+
+
+def value_cell(measurement: Measurement | None, plus: bool = False, tone: str = "") -> Cell:
+    """Return a mean with its interval below; an empty cell without a measurement."""
+    if measurement is None:
+        return Cell()
+    return Cell(number(measurement.mean, plus), interval_text(measurement, plus), tone)
+
+
+def arm_table(data: ComparisonData) -> ArmTable:
+    """Return one row an arm. A column without any value is left out."""
+    columns: list[_Column] = []
+    if data.pair is not None:
+        for name, metric in (("identity", data.pair.identity), ("prompt", data.pair.prompt)):
+            columns.append(_final(data, name, metric))
+            columns.append(_Column(f"{name} change", _change(metric)))
+    columns.append(_Column("degraded", _degraded))
+    columns.append(_Column("margin", _margin))
+    columns.append(_Column("outside front", _outside))
+    columns.append(_final(data, "copy score", "monitor/copy_score"))
+    columns.append(_final(data, "background", "monitor/background_similarity"))
+    columns = [column for column in columns if _has_values(column, data.arms)]
+    rows = []
+    for arm in data.arms:
+        rows.append((arm, [column.cell(arm) for column in columns]))
+    return ArmTable([column.name for column in columns], [column.base for column in columns], rows)
+
+
+def _has_values(column: _Column, arms: Sequence[ArmView]) -> bool:
+    return any(column.cell(arm) != Cell() for arm in arms)
+
+
+def _final(data: ComparisonData, name: str, metric: str) -> _Column:
+    """Return the column of a metric at the end of training."""
+    base = value_cell(data.base.get(metric))
+    return _Column(name, lambda arm: value_cell(arm.measurement("final", metric)), base)
+
+
+def _change(metric: str) -> Callable[[ArmView], Cell]:
+    """Return the cells of a change against the base: up is good for both qualities."""
+    return lambda arm: _difference_cell(arm.measurement("change", metric))
+
+
+def _difference_cell(difference: Measurement | None) -> Cell:
+    """Return a difference, coloured where its interval leaves out 0; more is better."""
+    return value_cell(difference, plus=True, tone=difference.tone if difference is not None else "")
+
+
+def _degraded(arm: ArmView) -> Cell:
+    count = arm.result.get("degraded")
+    judged = sum(run.get("degraded") is not None for run in arm.finished)
+    if count is None or judged == 0:
+        return Cell()
+    return Cell(f"{count} of {judged}", tone="worse" if count else "")
+
+
+def _margin(arm: ArmView) -> Cell:
+    return _difference_cell(arm.margin)
+
+
+def _outside(arm: ArmView) -> Cell:
+    """Return the share of draws in which the arm lies outside the front, and whether that is shown."""
+    entry = arm.result.get("outside_front")
+    if not entry:
+        return Cell()
+    if entry["outside"]:
+        return Cell(percent(entry["share"]), "outside", "better")
+    return Cell(percent(entry["share"]), "not shown")
+
+
+@dataclass(frozen=True)
+class ControlDifference:
+    """One quality of an arm against its control.
+
+    Attributes:
+        name: The quality.
+        cell: The difference.
+        plot: Its interval around 0.
+        p: Its p-value in words.
+    """
 
     name: str
     cell: Cell
@@ -114,55 +158,62 @@ class Difference:
     p: str
 
 
-def control_rows(data: ComparisonData) -> list[tuple[Arm, Arm, list[Difference]]]:
-    """(arm, its control, difference in each quality) of all arms that have been compared with one."""
-    if data.pair is None:
+@dataclass(frozen=True)
+class ControlRow:
+    """An arm against its control.
+
+    Attributes:
+        arm: The arm.
+        control: Its control.
+        differences: One for each quality.
+    """
+
+    arm: ArmView
+    control: ArmView
+    differences: Sequence[ControlDifference]
+
+
+def control_rows(data: ComparisonData) -> list[ControlRow]:
+    """Return all arms that have been compared with a control."""
+    pair = data.pair
+    if pair is None:
         return []
-    metrics = (
-        (data.pair.identity, data.pair.identity_name),
-        (data.pair.prompt, data.pair.prompt_name),
-    )
-    spans = [
-        span
-        for arm in data.arms
-        for metric, _ in metrics
-        if (span := arm.interval("against_control", metric))
-    ]
-    limit = _limit(spans)
+    names = {pair.identity: pair.identity_name, pair.prompt: pair.prompt_name}
+    measurements: list[Measurement] = []
+    for arm in data.arms:
+        for metric in names:
+            measurement = arm.measurement("against_control", metric)
+            if measurement is not None:
+                measurements.append(measurement)
+    limit = symmetric_limit(measurements)  # one axis for all, so that rows can be compared
     rows = []
     for arm in data.arms:
         against = arm.result.get("against_control") or {}
         control = data.arm(against.get("control"))
-        found = [_difference(name, against.get(metric), limit) for metric, name in metrics]
-        differences = [difference for difference in found if difference is not None]
+        differences: list[ControlDifference] = []
+        for metric, name in names.items():
+            measurement = read_measurement(against.get(metric))
+            if measurement is not None:
+                differences.append(_difference(name, measurement, against[metric].get("p_holm"), limit))
         if control is not None and differences:
-            rows.append((arm, control, differences))
+            rows.append(ControlRow(arm, control, differences))
     return rows
 
 
-def _difference(name: str, entry: Any, limit: float) -> Difference | None:
-    span = interval(entry)
-    if span is None:
-        return None
-    p = entry.get("p_holm")
-    clear = p is not None and p < SIGNIFICANT
-    tone = ("better" if span.mean > 0 else "worse") if clear else "unclear"
-    title = f"{name}: difference {number(span.mean, True)}, 95 % interval {interval_text(span, True)}"
-    plot = interval_plot(span.mean, span.low, span.high, limit, tone=tone, title=title)
-    return Difference(name, value_cell(span, plus=True, tone=tone), plot, p_text(p))
+def _difference(name: str, difference: Measurement, p: float | None, limit: float) -> ControlDifference:
+    """Return a difference, coloured where its adjusted p-value is small."""
+    tone = "unclear"
+    if p is not None and p < SIGNIFICANT:
+        tone = "better" if difference.mean > 0 else "worse"
+    plot = interval_plot(difference, limit, tone=tone, title=difference_title(name, difference))
+    return ControlDifference(name, value_cell(difference, plus=True, tone=tone), plot, p_text(p))
 
 
 def p_text(p: float | None) -> str:
-    """A p value as people write it."""
+    """Return a p-value as people write it."""
     if p is None:
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _limit(spans: Sequence[Interval]) -> float:
-    """Where axes of differences end, the same for all so that they can be compared."""
-    ends = [abs(v) for span in spans for v in (span.mean, span.low, span.high) if v is not None]
-    return max(ends, default=0.0) * 1.1 or 1.0
 
 
 QUADRANTS = (
@@ -170,19 +221,26 @@ QUADRANTS = (
     ("both_positive", "positive"),
     ("both_negative", "negative"),
 )
+"""(key in results.json, colour)."""
 
 
 @dataclass(frozen=True)
 class QuadrantRow:
-    """Quadrants of an arm: the bar, conflict and its null, and the spread of both rewards."""
+    """Quadrants of an arm.
 
-    arm: Arm
+    Attributes:
+        arm: The arm.
+        bar: Their shares.
+        cells: (name, value) of conflict, its null, and the spread of both rewards.
+    """
+
+    arm: ArmView
     bar: Markup
     cells: Sequence[tuple[str, str]]
 
 
 def quadrant_rows(data: ComparisonData) -> list[QuadrantRow]:
-    """One bar for every arm that has been measured."""
+    """Return one bar for every arm that has been measured."""
     rows = []
     for arm in data.arms:
         shares = arm.result.get("quadrants")
@@ -191,12 +249,12 @@ def quadrant_rows(data: ComparisonData) -> list[QuadrantRow]:
         parts = [(key.replace("_", " "), colour, float(shares[key])) for key, colour in QUADRANTS]
         null = shares.get("null")
         spread = arm.result.get("group_std") or {}
-        words = ", ".join(f"{name} {share:.0%}" for name, _, share in parts)
-        bar = share_bar(
-            parts, null, title=f"{arm.label}: {words}" + (f", null {null:.0%}" if null is not None else "")
-        )
+        words = [f"{name} {share:.0%}" for name, _, share in parts]
+        if null is not None:
+            words.append(f"null {null:.0%}")
+        bar = share_bar(parts, null, title=f"{arm.label}: {', '.join(words)}")
         cells = [
-            ("conflict", percent(parts[0][2])),
+            ("conflict", percent(shares["conflict"])),
             ("null", percent(null) if null is not None else NONE),
             ("prompt spread", number(spread.get("prompt"))),
             ("identity spread", number(spread.get("identity"))),
@@ -205,35 +263,46 @@ def quadrant_rows(data: ComparisonData) -> list[QuadrantRow]:
     return rows
 
 
-def gain_rows(data: ComparisonData) -> list[tuple[Arm, Cell, Markup]]:
-    """(arm, gain, plot), the largest gain first."""
-    limit = _limit([span for _, span in data.gains])
-    lows = [v for _, span in data.gains for v in (span.mean, span.low) if v is not None]
-    start = min(0.0, *lows) * 1.1 if lows else 0.0
-    return [
-        (
-            arm,
-            value_cell(span, plus=True),
-            interval_plot(
-                span.mean,
-                span.low,
-                span.high,
-                limit,
-                start=start,
-                tone=arm.colour,
-                title=f"{arm.label}: {number(span.mean, True)}, 95 % interval {interval_text(span, True)}",
-            ),
-        )
-        for arm, span in sorted(data.gains, key=lambda gain: -gain[1].mean)
-    ]
+@dataclass(frozen=True)
+class GainRow:
+    """The hypervolume that an arm adds to the front.
+
+    Attributes:
+        arm: The arm.
+        cell: The gain.
+        plot: Its interval.
+    """
+
+    arm: ArmView
+    cell: Cell
+    plot: Markup
 
 
-def run_rows(data: ComparisonData) -> list[tuple[Arm, list[str]]]:
-    """(arm, what became of each seed)."""
-    return [(arm, [_run(arm, seed) for seed in data.seeds]) for arm in data.arms]
+def gain_rows(data: ComparisonData) -> list[GainRow]:
+    """Return the gains, the largest first."""
+    limit = symmetric_limit([gain for _, gain in data.gains])
+    # Gains are hardly ever negative, so the axis starts at 0 and not at -limit.
+    start = 0.0
+    for _, gain in data.gains:
+        start = min(start, gain.mean, gain.low if gain.low is not None else 0.0)
+    rows = []
+    for arm, gain in sorted(data.gains, key=lambda pair: -pair[1].mean):
+        size = number(gain.mean, plus=True)
+        title = f"{arm.label}: {size}, 95 % interval {interval_text(gain, plus=True)}"
+        plot = interval_plot(gain, limit, start=start * 1.1, tone=arm.colour, title=title)
+        rows.append(GainRow(arm, value_cell(gain, plus=True), plot))
+    return rows
 
 
-def _run(arm: Arm, seed: int) -> str:
+def run_rows(data: ComparisonData) -> list[tuple[ArmView, list[str]]]:
+    """Return (arm, the state of the run of each seed)."""
+    rows = []
+    for arm in data.arms:
+        rows.append((arm, [_run(arm, seed) for seed in data.seeds]))
+    return rows
+
+
+def _run(arm: ArmView, seed: int) -> str:
     run = next((run for run in arm.runs if run["seed"] == seed), None)
     if run is None:
         return NONE

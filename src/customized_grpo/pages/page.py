@@ -1,7 +1,7 @@
-"""What the pages have in common: the template engine, how numbers read, and how a page is written.
+"""Parts that all pages share: the template engine, embedded images, and writing the file.
 
 A page holds everything: no file beside it, nothing fetched, readable without JavaScript, on paper and in the
-dark. The engine escapes whatever comes from outside (names, prompts, messages, settings), and a content
+dark. The engine escapes all text from outside (names, prompts, messages, settings), and a content
 security policy in the page forbids any connection and any script but its own.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,11 +20,11 @@ from customized_grpo.files import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 MAX_SIDE = 256
-"""Pixels; larger samples are scaled down and stored as JPEG, as a page of 1024-pixel PNGs would not open."""
+"""Pixels; larger samples become small JPEGs, because a page full of 1024-pixel PNGs would not open."""
 
 
 def environment() -> Environment:
-    """The template engine: escapes by default, and a name that a template misses is an error."""
+    """Return the template engine: it escapes by default, and a name that a template misses is an error."""
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -34,12 +35,12 @@ def environment() -> Environment:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page so that readers see the old or the new one, never half of it; returns its path."""
+    """Write a page so that readers see the old or the new one, never half of it; return its path."""
     return write_text(path, html)
 
 
 def data_uri(image: Image.Image) -> str:
-    """Return an RGB picture as a data URI: as PNG if it is small, else scaled down and as JPEG."""
+    """Return an RGB image as a data URI: as PNG if it is small, else scaled down and as JPEG."""
     buffer = io.BytesIO()
     if max(image.size) <= MAX_SIDE:
         image.save(buffer, format="PNG")
@@ -48,3 +49,11 @@ def data_uri(image: Image.Image) -> str:
     small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` of the values, evenly spaced, always with the first and the last."""
+    if len(values) <= count:
+        return list(values)
+    last = len(values) - 1
+    return [values[round(index * last / (count - 1))] for index in range(count)]

@@ -1,4 +1,4 @@
-"""What the report reads from a run folder, as plain data; what is absent is empty, damage is a user error."""
+"""The content of a run folder as the report needs it: absent files are empty, damaged files a user error."""
 
 from __future__ import annotations
 
@@ -10,23 +10,36 @@ from typing import Any
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
-from customized_grpo.pages.plots.numbers import Interval
+from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.reporting.metrics import Record, read_metrics
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One metric before and after training. With an interval, the difference is a paired one."""
+class BeforeAfter:
+    """One metric before and after training.
+
+    Attributes:
+        metric: Its name.
+        base: Before training.
+        tuned: After training, or at the latest evaluation.
+        difference: tuned - base; if it has an interval, a paired one.
+    """
 
     metric: str
-    base: Interval
-    tuned: Interval
-    difference: Interval
+    base: Measurement
+    tuned: Measurement
+    difference: Measurement
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The sample pictures of a run: folder, one entry a row, and the iterations drawn."""
+    """The sample images of a run.
+
+    Attributes:
+        folder: Folder of the PNG files.
+        rows: {"prompt", "subject", "reference", "target"} of each prompt that is drawn again and again.
+        iterations: Iterations after which they were drawn.
+    """
 
     folder: Path
     rows: Sequence[dict[str, str | None]]
@@ -35,10 +48,21 @@ class Samples:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run folder, read. `train`, `evals` and `events` are the records of metrics.jsonl by kind.
+    """The content of a run folder.
 
-    `prompt_weights` are the schedule's weights of every denoising step, as the run wrote them down when it
-    started, so that a report needs neither torch nor the code of a foreign schedule.
+    Attributes:
+        name: Name of the folder.
+        config: The resolved recipe.
+        config_text: The same as YAML.
+        versions: Versions of the package and its libraries, and the commit.
+        train: Records of training iterations of metrics.jsonl.
+        evals: Records of evaluations.
+        events: Records of events, such as alarms.
+        comparisons: Each held-out metric before and after training, by name.
+        summary: summary.json; empty while the run is not finished.
+        samples: The sample images; None when there are none.
+        prompt_weights: The schedule's weights of every denoising step, as the run wrote them down when it
+            started, so that a report needs neither torch nor the code of a foreign schedule.
     """
 
     name: str
@@ -48,13 +72,13 @@ class RunData:
     train: list[Record]
     evals: list[Record]
     events: list[Record]
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, BeforeAfter]
     summary: dict[str, Any]
     samples: Samples | None
     prompt_weights: list[float] | None
 
     def setting(self, path: str) -> Any:
-        """A resolved setting such as "train.iterations"; None when the config does not have it."""
+        """Return a resolved setting such as "train.iterations"; None when the config does not have it."""
         value: Any = self.config
         for key in path.split("."):
             if not isinstance(value, dict) or key not in value:
@@ -64,10 +88,9 @@ class RunData:
 
     @property
     def last(self) -> Record:
-        """The newest record with counters: train if there is one, else eval, else empty."""
-        return max(
-            (*self.evals[-1:], *self.train[-1:]), key=lambda record: record["iteration"] or 0, default={}
-        )
+        """Return the newest record with counters, of training or evaluation; empty if there is none."""
+        newest = [*self.evals[-1:], *self.train[-1:]]
+        return max(newest, key=lambda record: record["iteration"] or 0, default={})
 
 
 def read_run(run_dir: Path) -> RunData:
@@ -103,48 +126,61 @@ def read_run(run_dir: Path) -> RunData:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is no such file."""
+    """Return a JSON object; empty when there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
-def _from_summary(path: Path, summary: dict[str, Any]) -> dict[str, Comparison]:
+def _from_summary(path: Path, summary: dict[str, Any]) -> dict[str, BeforeAfter]:
+    """Return the metrics that were measured before and after training."""
+    comparisons = {}
     try:
-        base, tuned, difference = (summary.get(part, {}) for part in ("base", "tuned", "difference"))
-        return {
-            metric: Comparison(
-                metric, _interval(base[metric]), _interval(tuned[metric]), _interval(difference[metric])
-            )
-            for metric in base
-            if metric in tuned and metric in difference and base[metric]["mean"] is not None
-            and tuned[metric]["mean"] is not None and difference[metric]["mean"] is not None
-        }  # fmt: skip
+        base = summary.get("base", {})
+        tuned = summary.get("tuned", {})
+        difference = summary.get("difference", {})
+        for metric in base:
+            if metric not in tuned or metric not in difference:
+                continue
+            entries = (base[metric], tuned[metric], difference[metric])
+            if any(entry["mean"] is None for entry in entries):
+                continue
+            before, after, change = map(_measurement, entries)
+            comparisons[metric] = BeforeAfter(metric, before, after, change)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: every metric needs mean, low and high ({error!r})") from error
+    return comparisons
 
 
-def _interval(entry: dict[str, float | None]) -> Interval:
-    mean, low, high = entry["mean"], entry["low"], entry["high"]
-    if mean is None:
-        raise ValueError("mean is null")
-    return Interval(mean, low, high)
+def _measurement(entry: dict[str, Any]) -> Measurement:
+    return Measurement(entry["mean"], entry["low"], entry["high"])
 
 
-def _from_evals(evals: list[Record]) -> dict[str, Comparison]:
-    """First against latest evaluation of an unfinished run; unpaired, so the difference has no interval."""
+def _from_evals(evals: list[Record]) -> dict[str, BeforeAfter]:
+    """Return the first against the latest evaluation of an unfinished run.
+
+    They are not paired row by row, so the difference has no interval.
+    """
     if len(evals) < 2 or evals[0]["iteration"] != 0:
         return {}
-    found = {}
-    for metric, before in evals[0].items():
-        after = evals[-1].get(metric)
+    comparisons = {}
+    for metric in evals[0]:
         if metric.endswith(("_low", "_high")) or "/" not in metric:
             continue
-        if isinstance(before, int | float) and isinstance(after, int | float):
-            base, tuned = (
-                Interval(value, _float(record.get(f"{metric}_low")), _float(record.get(f"{metric}_high")))
-                for value, record in ((before, evals[0]), (after, evals[-1]))
-            )
-            found[metric] = Comparison(metric, base, tuned, Interval(after - before, None, None))
-    return found
+        base = _from_record(evals[0], metric)
+        tuned = _from_record(evals[-1], metric)
+        if base is not None and tuned is not None:
+            difference = Measurement(tuned.mean - base.mean, None, None)
+            comparisons[metric] = BeforeAfter(metric, base, tuned, difference)
+    return comparisons
+
+
+def _from_record(record: Record, metric: str) -> Measurement | None:
+    """Return a metric of an evaluation, with its interval if there is one; None if it was not measured."""
+    mean = record.get(metric)
+    if not isinstance(mean, int | float):
+        return None
+    low = record.get(f"{metric}_low")
+    high = record.get(f"{metric}_high")
+    return Measurement(mean, _float(low), _float(high))
 
 
 def _float(value: object) -> float | None:
@@ -155,7 +191,8 @@ def _read_samples(folder: Path) -> Samples | None:
     index = _read_object(folder / "index.json")
     if not index:
         return None
-    rows, iterations = index.get("rows"), index.get("iterations")
+    rows = index.get("rows")
+    iterations = index.get("iterations")
     if not isinstance(rows, list) or not isinstance(iterations, list):
         raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")
     return Samples(folder, rows, iterations)

@@ -13,21 +13,38 @@ from markupsafe import Markup
 from PIL import Image
 
 from customized_grpo.errors import UserError
-from customized_grpo.pages.page import TEMPLATES, data_uri, environment, write_page
-from customized_grpo.pages.plots.cells import interval_plot
-from customized_grpo.pages.plots.numbers import Interval, interval_text, number
+from customized_grpo.pages.page import TEMPLATES, data_uri, environment, evenly, write_page
+from customized_grpo.pages.plots.cell_plots import interval_plot
+from customized_grpo.pages.plots.numbers import (
+    Measurement,
+    difference_title,
+    interval_text,
+    number,
+    symmetric_limit,
+)
 from customized_grpo.pages.plots.scales import compact
-from customized_grpo.pages.run_data import Comparison, RunData, Samples, read_run
+from customized_grpo.pages.run_data import BeforeAfter, RunData, Samples, read_run
 from customized_grpo.pages.run_figures import sections
 from customized_grpo.reporting.progress import duration
+from customized_grpo.statistics import degradation
 
 MAX_ROWS = 12
+"""Prompts whose samples are on the page."""
+
 MAX_ITERATIONS = 9
+"""Stages of training that the slider of a prompt has."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """How a metric is named and read: `better` is +1 when up is good, -1 when down is."""
+    """How a metric is named and read.
+
+    Attributes:
+        metric: Name in results.
+        name: Name on the page.
+        meaning: What it measures, in a sentence or two.
+        better: +1 when up is good, -1 when down is.
+    """
 
     metric: str
     name: str
@@ -71,11 +88,12 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         UserError: Not a run folder, or a file of it is damaged.
     """
-    return write_page(run_dir / "report.html", render(read_run(run_dir)))
+    return write_page(run_dir / "report.html", render_run_page(read_run(run_dir)))
 
 
-def render(run: RunData) -> str:
-    """The page of a run."""
+def render_run_page(run: RunData) -> str:
+    """Return the page of a run."""
+    # The page forbids all scripts but the one with this hash.
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -97,16 +115,17 @@ def render(run: RunData) -> str:
 
 
 def _state(run: RunData) -> str:
-    iteration, total = run.last.get("iteration", 0), run.setting("train.iterations")
     if run.summary.get("finished"):
         return "finished"
+    iteration = run.last.get("iteration", 0)
+    total = run.setting("train.iterations")
     return f"unfinished: iteration {iteration} of {total if total is not None else '?'}"
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """(name, value) of what identifies the run at a glance; only what is known."""
-    last, wall = run.last, run.summary.get("wall_s", run.last.get("wall_s"))
-    rollouts = run.summary.get("rollouts", last.get("rollouts"))
+    """Return (name, value) of the facts that identify the run; only those that are known."""
+    wall = run.summary.get("wall_s", run.last.get("wall_s"))
+    rollouts = run.summary.get("rollouts", run.last.get("rollouts"))
     rate = run.setting("train.learning_rate")
     facts: list[tuple[str, Any]] = [
         ("advantage", run.setting("advantage.name")),
@@ -116,7 +135,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("steps", run.setting("rollout.steps")),
         ("group size", run.setting("train.group_size")),
         ("learning rate", compact(rate) if isinstance(rate, int | float) else None),
-        ("iterations", last.get("iteration")),
+        ("iterations", run.last.get("iteration")),
         ("rollouts", f"{rollouts:,}" if isinstance(rollouts, int) else None),
         ("time", duration(wall) if isinstance(wall, int | float) else None),
         ("seed", run.summary.get("seed", run.setting("run.seed"))),
@@ -125,77 +144,86 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _row(comparison: Comparison, name: str, meaning: str, better: int, limit: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric before and after training, as a row of a table.
+
+    Attributes:
+        name: Name of the metric.
+        columns: (number, interval) of base, tuned and difference.
+        verdict: What the difference shows, in words.
+        meaning: What the metric measures; empty outside the headline table, as are the next two.
+        plot: The difference around 0.
+        quality: "better", "worse" or "unclear".
+    """
+
+    name: str
+    columns: Sequence[tuple[str, str]]
+    verdict: str
+    meaning: str = ""
+    plot: Markup = Markup("")
+    quality: str = ""
+
+
+def _columns(comparison: BeforeAfter) -> list[tuple[str, str]]:
+    """Return (number, interval) of base, tuned and difference; only the difference shows its sign."""
+    columns = []
+    for measurement, plus in (
+        (comparison.base, False),
+        (comparison.tuned, False),
+        (comparison.difference, True),
+    ):
+        columns.append((number(measurement.mean, plus), interval_text(measurement, plus)))
+    return columns
+
+
+def _headline_row(headline: Headline, comparison: BeforeAfter, limit: float) -> MetricRow:
     difference = comparison.difference
     verdict = difference.verdict
-    sign = {"up": 1, "down": -1}.get(verdict, 0) * better
-    quality = {1: "better", -1: "worse", 0: "unclear"}[sign]
-    arrow = {"up": "\u25b2 ", "down": "\u25bc "}.get(verdict, "")
-    words = f"{arrow}{verdict}" + (f", {quality}" if sign else "")
-    title = (
-        f"{name}: difference {number(difference.mean, True)}, 95 % interval {interval_text(difference, True)}"
-    )
-    return {
-        "name": name,
-        "meaning": meaning,
-        "columns": [
-            (number(part.mean, plus), interval_text(part, plus))
-            for part, plus in ((comparison.base, False), (comparison.tuned, False), (difference, True))
-        ],
-        "plot": interval_plot(
-            difference.mean, difference.low, difference.high, limit, tone=quality, title=title
+    direction = {"up": 1, "down": -1}.get(verdict, 0)
+    quality = {1: "better", -1: "worse", 0: "unclear"}[direction * headline.better]
+    arrow = {1: "\u25b2 ", -1: "\u25bc ", 0: ""}[direction]
+    return MetricRow(
+        name=headline.name,
+        columns=_columns(comparison),
+        verdict=f"{arrow}{verdict}, {quality}" if direction else verdict,
+        meaning=headline.meaning,
+        plot=interval_plot(
+            difference, limit, tone=quality, title=difference_title(headline.name, difference)
         ),
-        "verdict": words,
-        "quality": quality,
-    }
+        quality=quality,
+    )
 
 
-def _limit(comparisons: Sequence[Comparison]) -> float:
-    """Half the width of the difference plots, the same for all rows so that they can be compared."""
-    parts = [comparison.difference for comparison in comparisons]
-    ends = [abs(v) for part in parts for v in (part.mean, part.low, part.high) if v is not None]
-    return max(ends, default=0.0) * 1.1 or 1.0
+def _headline(run: RunData) -> list[MetricRow]:
+    headlines = [headline for headline in HEADLINES if headline.metric in run.comparisons]
+    differences = [run.comparisons[headline.metric].difference for headline in headlines]
+    limit = symmetric_limit(differences)  # one axis for all, so that rows can be compared
+    return [_headline_row(headline, run.comparisons[headline.metric], limit) for headline in headlines]
 
 
-def _headline(run: RunData) -> list[dict[str, Any]]:
-    shown = [(head, run.comparisons[head.metric]) for head in HEADLINES if head.metric in run.comparisons]
-    limit = _limit([comparison for _, comparison in shown])
-    return [_row(comparison, head.name, head.meaning, head.better, limit) for head, comparison in shown]
-
-
-def _rest(run: RunData) -> list[dict[str, Any]]:
-    """Every other compared metric, without judgement, for the collapsed table."""
-    known = {head.metric for head in HEADLINES}
-    shown = [comparison for metric, comparison in run.comparisons.items() if metric not in known]
-    return [
-        {
-            "name": comparison.metric,
-            "columns": [
-                (number(part.mean, plus), interval_text(part, plus))
-                for part, plus in (
-                    (comparison.base, False),
-                    (comparison.tuned, False),
-                    (comparison.difference, True),
-                )
-            ],
-            "verdict": comparison.difference.verdict,
-        }
-        for comparison in shown
-    ]
+def _rest(run: RunData) -> list[MetricRow]:
+    """Return every other compared metric, without judgement, for the collapsed table."""
+    headlines = {headline.metric for headline in HEADLINES}
+    rows = []
+    for metric, comparison in run.comparisons.items():
+        if metric not in headlines:
+            rows.append(MetricRow(metric, _columns(comparison), comparison.difference.verdict))
+    return rows
 
 
 def findings(run: RunData) -> list[str]:
-    """The result in sentences that do not say more than the intervals do."""
+    """Return the result in sentences that do not say more than the intervals do."""
     sentences = []
-    for head in HEADLINES[:2]:
-        comparison = run.comparisons.get(head.metric)
+    for headline in HEADLINES[:2]:  # the two qualities; the others are monitors
+        comparison = run.comparisons.get(headline.metric)
         if comparison is not None:
-            sentences.append(_sentence(head.name, comparison.difference))
+            sentences.append(_sentence(headline.name, comparison.difference))
     sentences += _degradation(run)
     return sentences
 
 
-def _sentence(name: str, difference: Interval) -> str:
+def _sentence(name: str, difference: Measurement) -> str:
     size = number(difference.mean, plus=True)
     if difference.verdict == "no interval":
         return f"{name} stands at {size} against the base so far; no paired interval has been computed yet."
@@ -207,69 +235,86 @@ def _sentence(name: str, difference: Interval) -> str:
 
 
 def _degradation(run: RunData) -> list[str]:
-    """Competitive degradation: identity reward up and held-out prompt accuracy down, both beyond chance."""
-    reward, judge = run.comparisons.get("reward/identity"), run.comparisons.get("judge/prompt")
-    if (
-        reward is None
-        or judge is None
-        or "no interval" in (reward.difference.verdict, judge.difference.verdict)
-    ):
+    """Return the verdict on competitive degradation; nothing where it was not measured with intervals."""
+    reward = run.comparisons.get(degradation.REWARD)
+    judge = run.comparisons.get(degradation.JUDGE)
+    if reward is None or judge is None:
         return []
-    if reward.difference.verdict == "up" and judge.difference.verdict == "down":
-        return [
-            "Competitive degradation: the identity reward rose while held-out prompt accuracy fell, "
-            "both with intervals that exclude 0."
-        ]
-    return [
-        "No competitive degradation was found: that would be the identity reward up while held-out prompt "
-        "accuracy falls."
-    ]
+    if reward.difference.low is None or judge.difference.high is None:
+        return []
+    degraded = degradation.is_degraded(reward.difference.low, judge.difference.high)
+    return [degradation.degradation_sentence(degraded)]
 
 
-def _samples(samples: Samples) -> dict[str, Any] | None:
-    """Rows of pictures as data URIs; None when the base has not been drawn yet."""
+@dataclass(frozen=True)
+class SampleStrip:
+    """The images of one prompt.
+
+    Attributes:
+        prompt: The prompt.
+        subject: Name of the subject; None when it has none.
+        reference: The reference image as a data URI.
+        target: A true image of the subject in the prompted scene; None when there is none.
+        strip: (iteration, image) of every stage.
+    """
+
+    prompt: str
+    subject: str | None
+    reference: str
+    target: str | None
+    strip: Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class SampleGallery:
+    """The sample images of a run.
+
+    Attributes:
+        iterations: The stages of training.
+        rows: One for each prompt.
+        has_base: Whether the first stage is the base model.
+        left_out: Prompts that are not on the page.
+    """
+
+    iterations: Sequence[int]
+    rows: Sequence[SampleStrip]
+    has_base: bool
+    left_out: int
+
+
+def _samples(samples: Samples) -> SampleGallery | None:
+    """Return the images as data URIs; None when the base has not been drawn yet."""
     if not samples.iterations or not samples.rows:
         return None
     iterations = evenly(sorted(samples.iterations), MAX_ITERATIONS)
     rows = []
-    for number_, row in enumerate(samples.rows[:MAX_ROWS]):
-        strip = [
-            (iteration, _data_uri(samples.folder, f"iteration_{iteration:06d}/{number_:02d}.png"))
-            for iteration in iterations
-        ]
+    for index, row in enumerate(samples.rows[:MAX_ROWS]):
+        strip = []
+        for iteration in iterations:
+            name = f"iteration_{iteration:06d}/{index:02d}.png"
+            strip.append((iteration, _data_uri(samples.folder, name)))
+        target = row.get("target")
         rows.append(
-            {
-                "prompt": row.get("prompt") or "",
-                "subject": row.get("subject"),
-                "reference": _data_uri(samples.folder, row.get("reference")),
-                "target": _data_uri(samples.folder, row.get("target")) if row.get("target") else None,
-                "strip": strip,
-            }
+            SampleStrip(
+                prompt=row.get("prompt") or "",
+                subject=row.get("subject"),
+                reference=_data_uri(samples.folder, row.get("reference")),
+                target=_data_uri(samples.folder, target) if target else None,
+                strip=strip,
+            )
         )
-    return {
-        "iterations": iterations,
-        "rows": rows,
-        "has_base": iterations[0] == 0,
-        "left_out": len(samples.rows) - len(rows),
-    }
-
-
-def evenly(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, evenly spaced, always with the first and the last."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
+    return SampleGallery(iterations, rows, iterations[0] == 0, len(samples.rows) - len(rows))
 
 
 def _data_uri(folder: Path, name: str | None) -> str:
-    """A PNG of the samples folder as a data URI, scaled down where it is large.
+    """Return a PNG of the samples folder as a data URI, scaled down where it is large.
 
     Raises:
         UserError: The file is absent, not a PNG, or outside the folder.
     """
     path = folder / (name or "")
     if not name or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise UserError(f"{folder / 'index.json'} lists {name!r}, which is no picture in {folder}")
+        raise UserError(f"{folder / 'index.json'} lists {name!r}, which is no image in {folder}")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return data_uri(image.convert("RGB"))

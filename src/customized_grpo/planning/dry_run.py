@@ -34,9 +34,9 @@ STACKS = ("num_layers", "num_single_layers")
 class DryRun:
     """A recipe's models without data.
 
-    The blocks of a stack are alike, so passes are replayed with two and with three blocks of each kind and
-    continued to the real depth, see `_deepen`. Two, because the first block is an exception: nothing before
-    it is trained, so its backward pass stops short.
+    All blocks of a stack have the same shape, so passes are replayed with two and with three blocks of each
+    kind and extrapolated to the real depth, see `_deepen`. One block would not do: nothing before the first
+    one is trained, so its backward pass stops early.
 
     Args:
         architecture: What the checkpoint consists of.
@@ -111,17 +111,17 @@ class DryRun:
         """Return the floating-point operations of one forward pass of one sample."""
         two, three = self._both(lambda part: part.flops())
         per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
-        around = two[0] - 2 * per_block[0]
+        around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
         return around + sum(depth * n for depth, n in zip(self._depths, per_block, strict=True))
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
-        """Return the peak of one velocity of a batch without gradients; depth does not matter to it."""
+        """Return the peak bytes of one forward pass without gradients; it does not depend on depth."""
         return max(max(peaks) for peaks in self._both(lambda part: part.forward_bytes(batch)))
 
     @cache  # noqa: B019
     def update_bytes(self, batch: int, *, checkpointing: bool, kl: bool) -> int:
-        """Return the peak of one backward pass: velocity, the base's for the KL term, loss, gradients."""
+        """Return the peak bytes of a backward pass: velocity, the base's for the KL term, loss, gradients."""
         two, three = self._both(lambda part: part.backward_bytes(batch, checkpointing, kl))
         return _deepen(two, three, self._depths)
 
@@ -134,7 +134,7 @@ class DryRun:
         return [stack for stack in STACKS if stack in self.config]
 
     def _both(self, measure: Callable[[_Stub], int]) -> tuple[list[int], list[int]]:
-        """Return a measure of two blocks of each stack alone, and of three."""
+        """Return a measure of each stack alone, with two of its blocks and with three."""
         return (
             [measure(self._stub(stack, 2)) for stack in self._stacks],
             [measure(self._stub(stack, 3)) for stack in self._stacks],
@@ -142,7 +142,7 @@ class DryRun:
 
     @cache  # noqa: B019
     def _stub(self, stack: str, depth: int) -> _Stub:
-        """Return the transformer with so many blocks of one stack and none of the other."""
+        """Return the transformer with `depth` blocks of one stack and none of the other."""
         depths = {other: depth if other == stack else 0 for other in self._stacks}
         part = dataclasses.replace(
             self.architecture.transformer, config={**self.architecture.transformer.config, **depths}
@@ -157,8 +157,9 @@ class DryRun:
 
     @cache  # noqa: B019
     def decode_bytes(self, batch: int) -> int:
-        """Return the peak of decoding a batch of images."""
-        rows, columns = self.model.height // self.scale_factor, self.model.width // self.scale_factor
+        """Return the peak bytes of decoding a batch of images."""
+        rows = self.model.height // self.scale_factor
+        columns = self.model.width // self.scale_factor
         channels = self.policy_class.latent_channels(self.vae.config)
         latents = self._images(batch, channels, rows, columns)
         with replay.bf16_products(self.model.precision == "bf16"):
@@ -166,7 +167,7 @@ class DryRun:
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
-        """Return the peak of encoding a batch of references, in fp32."""
+        """Return the peak bytes of encoding a batch of references, in fp32."""
         pixels = self._images(batch, 3, self.model.height, self.model.width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
@@ -189,13 +190,14 @@ class _Stub:
     """A transformer of a few blocks without data.
 
     Args:
-        run: What it is a part of.
-        module: With fake tensors and an adapter, whose gradients are there already.
+        run: The dry run that it is a part of.
+        module: The transformer, of fake tensors, with an adapter.
     """
 
     def __init__(self, run: DryRun, module: Any) -> None:
-        self.run, self.module = run, module
-        with run.mode:
+        self.run = run
+        self.module = module
+        with run.mode:  # gradients stay from one update to the next, so they are not part of a pass
             for parameter in lora.adapter_parameters(module).values():
                 parameter.grad = torch.empty_like(parameter)
 
@@ -256,9 +258,10 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
         three: Peak with three blocks.
         depths: Numbers of blocks.
     """
-    kept = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
-    peaks, before = [], 0
-    for peak, more, depth in zip(two, kept, depths, strict=True):
+    per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
+    peaks = []
+    before = 0  # bytes that the stacks before this one keep for the backward pass
+    for peak, more, depth in zip(two, per_block, depths, strict=True):
         peaks.append(before + peak + (depth - 2) * more)
         before += depth * more
     return max(peaks)
@@ -266,10 +269,11 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
 
 def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
     """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
-    return [
-        (module.out_features, module.in_features)
-        for blocks in transformer.children()
-        if isinstance(blocks, nn.ModuleList)
-        for module in blocks.modules()
-        if isinstance(module, nn.Linear)
-    ]
+    shapes = []
+    for blocks in transformer.children():
+        if not isinstance(blocks, nn.ModuleList):
+            continue
+        for module in blocks.modules():
+            if isinstance(module, nn.Linear):
+                shapes.append((module.out_features, module.in_features))
+    return shapes

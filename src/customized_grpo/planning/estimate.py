@@ -1,4 +1,4 @@
-"""A recipe's plan: its work and its memory, and the settings that would make it fit a device."""
+"""What a recipe costs, in work and in memory, and the settings with which it would fit a device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one sample."""
+    """Tokens of one sample.
+
+    Attributes:
+        image: Of the image.
+        references: Of all its references.
+        text: Of the prompt, padding included.
+    """
 
     image: int
     references: int
@@ -27,7 +33,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters."""
+    """Numbers of parameters.
+
+    Attributes:
+        base: Of the frozen transformer.
+        adapter: Of the adapter that is trained.
+        text_encoders: Of all text encoders.
+        autoencoder: Of the VAE.
+    """
 
     base: int
     adapter: int
@@ -36,7 +49,7 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a recipe will cost.
 
     Attributes:
@@ -49,7 +62,7 @@ class Plan:
         trained_steps: Steps among those that are trained.
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
-        parameters: Numbers of parameters.
+        parameters: Numbers of parameters of the models.
         memory: Predicted bytes on one device.
     """
 
@@ -80,8 +93,8 @@ class Plan:
         return {**asdict(self), "memory": {**asdict(self.memory), **memory}}
 
 
-def make_plan(config: Config, *, processes: int = 1, references: int = 1) -> Plan:
-    """Work out a recipe's plan from its settings and the configs of its model; no weights are read.
+def estimate_cost(config: Config, *, processes: int = 1, references: int = 1) -> Estimate:
+    """Return what a recipe costs, from its settings and the configs of its model; no weights are read.
 
     Args:
         config: The recipe.
@@ -89,16 +102,16 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1) -> Pla
         references: References of a sample.
 
     Raises:
-        UserError: The model's configs are missing, or samples cannot be shared evenly.
+        UserError: The model's configs are missing, or the prompts cannot be shared evenly.
     """
     run = DryRun(read_architecture(config.model), config.model, references)
-    return _plan(config, run, processes)
+    return _estimate(config, run, processes)
 
 
-def _plan(config: Config, run: DryRun, processes: int) -> Plan:
+def _estimate(config: Config, run: DryRun, processes: int) -> Estimate:
     step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     batches = work.batches(config, len(step_plan.trained), processes)
-    return Plan(
+    return Estimate(
         source=run.architecture.source,
         processes=processes,
         batches=batches,
@@ -117,11 +130,11 @@ def _plan(config: Config, run: DryRun, processes: int) -> Plan:
 
 @dataclass(frozen=True)
 class Advice:
-    """Settings that change no result but precision.
+    """Settings that save memory and change nothing else, except that quantisation changes precision.
 
     Attributes:
         overrides: Settings to add, most harmless first; empty when nothing is needed or nothing helps.
-        memory: With them.
+        memory: Prediction with these settings.
         fits: Whether they are enough.
     """
 
@@ -130,8 +143,8 @@ class Advice:
     fits: bool
 
 
-def make_fit(config: Config, device_gib: float, *, processes: int = 1, references: int = 1) -> Advice:
-    """Find settings with which a recipe fits a device.
+def find_fit(config: Config, device_gib: float, *, processes: int = 1, references: int = 1) -> Advice:
+    """Return settings with which a recipe fits a device.
 
     They are added one after the other, in the order of what they cost, until the prediction fits; then those
     that turn out not to be needed are taken back.
@@ -145,34 +158,44 @@ def make_fit(config: Config, device_gib: float, *, processes: int = 1, reference
     run = DryRun(read_architecture(config.model), config.model, references)
 
     def memory_with(overrides: tuple[str, ...]) -> Memory:
-        return _plan(_changed(config, overrides), run, processes).memory
+        return _estimate(_changed(config, overrides), run, processes).memory
 
     def fits(memory: Memory) -> bool:
         return memory.needed <= device_gib * GIB
 
-    chosen: tuple[str, ...] = ()
-    memory = memory_with(chosen)
+    overrides: tuple[str, ...] = ()
+    memory = memory_with(overrides)
     for step in _steps(config):
         if fits(memory):
             break
-        # a later step of one knob replaces an earlier one
-        kept = tuple(
-            one for one in chosen if one.partition("=")[0] not in {s.partition("=")[0] for s in step}
-        )
-        chosen = (*kept, *step)
-        memory = memory_with(chosen)
+        overrides = _added(overrides, step)
+        memory = memory_with(overrides)
     if not fits(memory):
-        return Advice(chosen, memory, fits=False)
-    for override in chosen:
-        fewer = tuple(one for one in chosen if one != override)
+        return Advice(overrides, memory, fits=False)
+    for override in overrides:
         # batch sizes go together: a first ratio of 1 wants the same in both phases
-        if "batch_size" not in override and fits(without := memory_with(fewer)):
-            chosen, memory = fewer, without
-    return Advice(chosen, memory, fits=True)
+        if "batch_size" in override:
+            continue
+        fewer = tuple(other for other in overrides if other != override)
+        memory_with_fewer = memory_with(fewer)
+        if fits(memory_with_fewer):
+            overrides = fewer
+            memory = memory_with_fewer
+    return Advice(overrides, memory, fits=True)
+
+
+def _added(overrides: tuple[str, ...], step: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the overrides with those of a step; a later step of a knob replaces an earlier one."""
+    changed = {_knob(override) for override in step}
+    return (*[override for override in overrides if _knob(override) not in changed], *step)
+
+
+def _knob(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _steps(config: Config) -> list[tuple[str, ...]]:
-    """Return the settings to try, in the order of what they cost: time first, precision last."""
+    """Return the settings to try, cheapest first: those that cost time, then those that cost precision."""
     model = config.model
     steps: list[tuple[str, ...]] = []
     if model.text_encoders == "keep":
@@ -199,5 +222,10 @@ def _changed(config: Config, overrides: tuple[str, ...]) -> Config:
     for override in overrides:
         path, _, text = override.partition("=")
         section, key = path.split(".")
-        data[section][key] = {"true": True}.get(text, int(text) if text.isdecimal() else text)
+        value: bool | int | str = text
+        if text == "true":
+            value = True
+        elif text.isdecimal():
+            value = int(text)
+        data[section][key] = value
     return type(config).model_validate(data)

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 Quantisation = Literal["nf4", "int8", "fp8"] | None
 
 GIB = 2**30
-FP32, BF16 = 4, 2
+FP32 = 4  # bytes of a number
+BF16 = 2
 
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
+NF4_BLOCK = 64
+NF4_OUTER_BLOCK = 256
 """Weights that share a scale of 8 bits, and scales that share one of 32 (QLoRA, arXiv 2305.14314)."""
 
 CONTEXT_BYTES = 1 * GIB
-"""What a CUDA context and the workspaces of its libraries take of a device, about."""
+"""What a CUDA context and the workspaces of its libraries take of a device, roughly."""
 FRAGMENTATION = 0.05
-"""Share of the allocated memory that the allocator wastes, about."""
+"""Share of the allocated memory that the allocator wastes, roughly."""
 
 REWARD_PARAMETERS: Mapping[str, int] = {
     "dino": 86_580_480,
@@ -47,8 +49,8 @@ class Memory:
     """Predicted bytes on one device.
 
     Attributes:
-        parts: What is held, by name. Activations are the peak of one batch.
-        phases: The most that is alive in each phase of an iteration, by name.
+        parts: Bytes of each part, by name. Activations are the peak of one batch.
+        phases: The most bytes alive at once in each phase of an iteration, by name.
         not_counted: Rewards whose size is not known.
     """
 
@@ -58,17 +60,17 @@ class Memory:
 
     @property
     def peak_phase(self) -> str:
-        """Return the name of the phase that needs most."""
+        """Return the name of the phase that needs the most."""
         return max(self.phases, key=lambda name: self.phases[name])
 
     @property
     def peak(self) -> int:
-        """Return the bytes of the phase that needs most, as an allocator counts them."""
+        """Return the bytes of the phase that needs the most, as an allocator counts them."""
         return self.phases[self.peak_phase]
 
     @property
     def needed(self) -> int:
-        """Return the bytes a device must have: the peak, what is wasted and what CUDA takes for itself."""
+        """Return the bytes a device must have: the peak, fragmentation and the CUDA context."""
         return int(self.peak * (1 + FRAGMENTATION)) + CONTEXT_BYTES
 
 
@@ -81,7 +83,9 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
         batches: How its samples are divided.
         n_trained: Steps of a sample that are trained.
     """
-    model, train, rollout = config.model, config.train, config.rollout
+    model = config.model
+    train = config.train
+    rollout = config.rollout
     update_batch = min(train.micro_batch_size, batches.samples_per_process)
     rollout_batch = min(rollout.batch_size, batches.samples_per_process)
     evaluation_batch = config.evaluation.batch_size
@@ -93,8 +97,8 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
     parts = {
         "base": base_bytes(run, model.quantisation),
         "adapter": adapter,
-        "gradients": adapter,
-        "optimizer": 2 * adapter,
+        "gradients": adapter,  # fp32, as the adapter
+        "optimizer": 2 * adapter,  # AdamW's two moments, fp32
         "average": adapter if train.ema_decay else 0,
         "text encoders": encoders,
         "autoencoder": vae,
@@ -114,9 +118,9 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
 
 
 def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:
-    """Add up what is alive in each phase.
+    """Return the bytes alive in each phase.
 
-    Text encoders that wait on the CPU take turns with the transformer: while they encode, it waits there.
+    Text encoders that wait on the CPU take turns with the transformer: while they encode, it is there.
     Dropped ones encode everything before there are gradients and optimizer state.
     """
 
@@ -150,7 +154,7 @@ def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:
 
 
 def base_bytes(run: DryRun, quantisation: Quantisation) -> int:
-    """Return the bytes of the frozen transformer, as `model.quantisation` has it held."""
+    """Return the bytes of the frozen transformer, in the form that `model.quantisation` says."""
     item = run.dtype.itemsize
     quantised = sum(rows * columns for rows, columns in run.block_linears)
     held = item * (run.base_parameters - quantised)
@@ -179,7 +183,7 @@ def dequantised_bytes(run: DryRun, quantisation: Quantisation) -> int:
 def trajectory_bytes(config: Config, run: DryRun, samples: int, n_trained: int) -> int:
     """Return the bytes of an iteration's samples: states around trained steps, means and images, all fp32.
 
-    Means are kept until all batches are drawn, whether training needs them or not.
+    Means are kept until all batches are drawn, even where training needs none.
     """
     state = run.n_image * run.token_channels
     image = 3 * config.model.height * config.model.width
@@ -191,9 +195,12 @@ def reward_bytes(rewards: Sequence[RewardConfig]) -> tuple[int, tuple[str, ...]]
 
     Weights are fp32 unless a reward's options say bf16.
     """
-    known = [reward for reward in rewards if reward.path is None and reward.name in REWARD_PARAMETERS]
-    total = sum(
-        REWARD_PARAMETERS[reward.name] * (BF16 if reward.options.get("dtype") == "bf16" else FP32)
-        for reward in known
-    )
-    return total, tuple(reward.name for reward in rewards if reward not in known)
+    total = 0
+    unknown = []
+    for reward in rewards:
+        if reward.path is None and reward.name in REWARD_PARAMETERS:
+            bytes_per_weight = BF16 if reward.options.get("dtype") == "bf16" else FP32
+            total += REWARD_PARAMETERS[reward.name] * bytes_per_weight
+        else:
+            unknown.append(reward.name)
+    return total, tuple(unknown)

@@ -1,9 +1,8 @@
-"""Memory measured without memory: a model runs on tensors that have shapes but no data, and is watched.
+"""The memory and the operations of a model, counted while it runs on tensors that have shapes but no data.
 
 torch's fake tensors go through the same operations, the same autograd graph and the same gradient
-checkpointing as real ones. What is counted is therefore what a run would allocate, in the order in which it
-would, and no formula has to be kept in step with diffusers, peft or torch. Not counted are what kernels use
-for themselves and what the allocator wastes.
+checkpointing as real ones. So the count is what a run would allocate, in the same order, and no formula has
+to follow changes of diffusers, peft or torch. Workspaces of kernels and fragmentation are not counted.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that are made inside the block, as long as each is alive.
+    """A count of the bytes of tensors that are made inside the block, as long as each is alive.
 
     Args:
-        known: Tensors that were there before and are counted elsewhere, such as weights.
+        known: Tensors that exist already and are counted elsewhere, such as weights.
 
     Attributes:
         now: Bytes alive.
-        peak: The most there were at any time.
+        peak: The most bytes alive at any time.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -63,9 +62,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def without_data(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """Turn a module on "meta" into one of fake tensors on the CPU, in place; returns it.
+    """Turn a module on "meta" into one of fake tensors on the CPU, in place, and return it.
 
-    "meta" alone will not do: autocast leaves its tensors alone.
+    "meta" alone is not enough, because autocast ignores tensors there.
     """
     with mode:
         for part in module.modules():
@@ -89,7 +88,7 @@ def known_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def round_norms_as_accelerators(module: nn.Module) -> None:
-    """Let normalisation layers compute in fp32, as autocast has it on accelerators, but not on CPUs."""
+    """Make normalisation layers compute in fp32, as autocast does on accelerators but not on CPUs."""
 
     def to_fp32(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].float(), *args[1:])

@@ -2,7 +2,7 @@
 
 The unit of work is one forward pass of the transformer for one sample. A backward pass counts as two, its
 recomputation under gradient checkpointing as one more, classifier-free guidance doubles all of them, and the
-KL term adds one of the base for each trained step. Evaluation is counted apart.
+KL term adds one of the base for each trained step. Evaluation is counted separately.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward-equivalents of the transformer for one prompt, that is for its whole group.
+    """Forward-equivalents of the transformer for one prompt, which means for its whole group.
 
     Attributes:
         rollout: Of drawing the group.
@@ -58,7 +58,7 @@ class Passes:
 
     @property
     def iteration(self) -> int:
-        """Return those of an iteration, evaluations not counted."""
+        """Return the passes of an iteration, without evaluations."""
         return self.rollout + self.update
 
 
@@ -78,7 +78,7 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
     if groups % processes:
         raise UserError(
             f"{groups} groups per update cannot be shared by {processes} processes evenly",
-            f"Make train.prompts_per_iteration a multiple of {train.updates_per_iteration * processes}.",
+            hint=f"Make train.prompts_per_iteration a multiple of {train.updates_per_iteration * processes}.",
         )
     prompts_here = train.prompts_per_iteration // processes
     samples_here = prompts_here * train.group_size
@@ -95,21 +95,22 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
     )
 
 
-def passes(config: Config, n_trained: int, calls: int, *, shared_prefix: int = 0) -> Passes:
+def passes(config: Config, n_trained: int, calls: int) -> Passes:
     """Count forward-equivalents.
 
     Args:
         config: The recipe.
         n_trained: Steps of a sample that are trained.
         calls: Calls of the transformer for one velocity: 2 with classifier-free guidance, else 1.
-        shared_prefix: First steps that all samples of a group have in common and are drawn once.
     """
-    group_size, steps, train = config.train.group_size, config.rollout.steps, config.train
-    drawn = shared_prefix + group_size * (steps - shared_prefix)
-    backward = 2 + config.model.gradient_checkpointing
-    trained = group_size * n_trained * (1 + backward + (train.kl_weight > 0))
-    judged = config.evaluation.samples_per_prompt * config.evaluation_steps
-    return Passes(calls * drawn, calls * trained * train.inner_epochs, calls * judged)
+    train = config.train
+    backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
+    per_trained_step = 1 + backward + (train.kl_weight > 0)
+    return Passes(
+        rollout=calls * train.group_size * config.rollout.steps,
+        update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
+        evaluation=calls * config.evaluation.samples_per_prompt * config.evaluation_steps,
+    )
 
 
 def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:
@@ -118,7 +119,7 @@ def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:
     Args:
         passes: Forward-equivalents.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
-        tflops: 10^12 operations per second that the device really reaches on this model.
+        tflops: Rate that the device reaches on this model, in 10^12 operations per second.
     """
     return passes * flops_per_pass / (tflops * 1e12)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, without its weights: classes and configs, enough to count and to rebuild."""
+"""The parts of a checkpoint without weights: classes and configs, enough to count and to rebuild them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Part:
     """One model of a pipeline.
 
     Attributes:
-        library: The package its class is from.
+        library: Package of its class.
         name: The class.
-        config: The arguments of its config that decide about sizes; others keep the class's defaults.
+        config: Entries of its config that decide sizes; the others keep the class's defaults.
     """
 
     library: Literal["diffusers", "transformers"]
@@ -29,7 +29,7 @@ class Part:
     config: Mapping[str, Any]
 
     def build(self, *, device: torch.device | str = "meta", dtype: torch.dtype = torch.float32) -> Any:
-        """Return the model with fresh weights, made where they stay: on "meta" they take no memory."""
+        """Return the model with fresh weights on a device; on "meta" they take no memory."""
         with quiet(), torch.device(device), _default_dtype(dtype):
             if self.library == "diffusers":
                 import diffusers
@@ -46,11 +46,11 @@ class Architecture:
     """The models of a checkpoint.
 
     Attributes:
-        transformer: What is tuned.
+        transformer: The model that is tuned.
         vae: The autoencoder.
-        text_encoders: What encodes prompts, and for qwen_edit references as well.
+        text_encoders: Encoders of prompts, and for Qwen-Image-Edit of references as well.
         distilled: Whether it takes no guidance, as its model_index.json says; only FLUX.2-klein's does.
-        source: Where this is known from, for the reader.
+        source: Where these facts are from, for the output of `cgrpo plan`.
     """
 
     transformer: Part
@@ -107,5 +107,5 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def n_parameters(module: nn.Module) -> int:
-    """Return the number of parameters of a module, those shared by several layers once."""
+    """Return the number of parameters of a module; one that several layers share counts once."""
     return sum(parameter.numel() for parameter in module.parameters())

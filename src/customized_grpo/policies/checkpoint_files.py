@@ -77,7 +77,7 @@ def read_architecture(model: ModelConfig) -> Architecture:
     Raises:
         UserError: The checkpoint is missing, unreachable, or of another family.
     """
-    checkpoint = CHECKPOINTS.get(model.path)
+    checkpoint = CHECKPOINTS.get(model.path)  # gated ones can be planned without a licence this way
     if checkpoint is not None:
         _check_family(checkpoint.pipeline, model)
         return checkpoint.architecture
@@ -98,6 +98,7 @@ def _read_architecture(locate: Locate, model: ModelConfig, source: str) -> Archi
     for name in ("transformer", "vae"):
         if name not in index:
             raise UserError(f"model.path {model.path!r}: {INDEX} names no {name}")
+    # a pipeline without a part has [null, null] in its place
     encoders = [name for name in index if name.startswith("text_encoder") and index[name][0] is not None]
     return Architecture(
         transformer=part("transformer"),

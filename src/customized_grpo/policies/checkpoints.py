@@ -1,4 +1,4 @@
-"""What is known of published checkpoints, one record each: sizes, how images are drawn, licence.
+"""Published checkpoints, one record each: sizes, how images are drawn, licence, names.
 
 Guidance and steps are those of the model cards' own examples. FLUX.1-dev is the exception: it sees references
 with UNO only, and is drawn here as in the paper (arXiv 2510.18263: guidance 3.5, 25 steps, the shift of SD3,
@@ -127,6 +127,7 @@ def find_similar(pipeline: str, *, distilled: bool) -> Checkpoint | None:
         pipeline: `_class_name` of its model_index.json.
         distilled: `is_distilled` of it.
     """
+    # FLUX.2-klein and its distilled form have one class; the index says which it is
     of_class = [checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.pipeline == pipeline]
     for checkpoint in of_class:
         if checkpoint.architecture.distilled == distilled:

@@ -1,4 +1,4 @@
-"""What a generator needs besides the noisy sample and the noise level: encoded prompts and references."""
+"""Encoded prompts and references: the input of a generator apart from noisy sample and noise level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Indices = slice | Tensor | Sequence[int]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything `Policy.velocity` needs besides the noisy sample and the noise level.
+    """The input of `Policy.velocity` apart from the noisy sample and the noise level.
 
     All samples of one conditioning belong to one bucket: same size, same number and sizes of references.
 
@@ -41,6 +41,7 @@ class Conditioning:
 
     def index(self, indices: Indices) -> Conditioning:
         """Return the samples that `indices` selects, in that order; a slice is a view."""
+        # shared tensors belong to the bucket, not to a row, so they are passed on whole
         rows = indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.long)
         selected = {name: tensor[rows] for name, tensor in self.per_sample.items()}
         return Conditioning(selected, self.shared, self.height, self.width)
@@ -64,8 +65,8 @@ class Conditioning:
         """Join conditionings of one bucket.
 
         Raises:
-            ValueError: The parts are of different buckets. Models take position ids from one row for the
-                whole batch, so that joining them anyway would be wrong without any sign of it.
+            ValueError: The parts are of different buckets. Models take the position ids of one sample for
+                the whole batch, so joining them would give wrong images without an error.
         """
         if not parts:
             raise ValueError("nothing to join")
@@ -81,7 +82,9 @@ class Conditioning:
             for name, tensor in part.shared.items():
                 if not torch.equal(tensor, first.shared[name]):
                     raise ValueError(f"part {number} has other {name} than part 0: not the same bucket")
-        joined = {name: torch.cat([part.per_sample[name] for part in parts]) for name in first.per_sample}
+        joined = {}
+        for name in first.per_sample:
+            joined[name] = torch.cat([part.per_sample[name] for part in parts])
         return Conditioning(joined, first.shared, first.height, first.width)
 
 

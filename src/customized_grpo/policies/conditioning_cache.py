@@ -23,7 +23,7 @@ IRRELEVANT = {
     "path", "fuse_lora", "lora", "mu", "quantisation", "gradient_checkpointing", "compile",
     "text_encoders", "offload_vae", "cache", "device",
 }  # fmt: skip
-SAMPLED = 8  # values of each weight that tell one model's encoders from another's
+SAMPLED = 8  # values of each weight that go into the hash of a model's encoders
 
 
 class ConditioningCache:
@@ -34,7 +34,7 @@ class ConditioningCache:
 
     Args:
         folder: Where to keep it; made when missing.
-        encoders: What encodes, from `encoders_hash`: another model's files are never found.
+        encoders: From `encoders_hash`: with another model's, its files are never found.
 
     Raises:
         UserError: The folder cannot be made.
@@ -50,7 +50,7 @@ class ConditioningCache:
             ) from error
 
     def get(self, key: str) -> Conditioning | None:
-        """Return what is kept under a key, on the CPU; None if there is nothing."""
+        """Return the conditioning of a key, on the CPU; None if there is none."""
         parts: dict[str, dict[str, Tensor]] = {"per_sample": {}, "shared": {}}
         try:
             with safe_open(self._file(key), framework="pt") as file:
@@ -63,25 +63,24 @@ class ConditioningCache:
         return Conditioning(**parts, height=size[0], width=size[1])
 
     def put(self, key: str, conditioning: Conditioning) -> None:
-        """Keep a conditioning under a key.
+        """Write a conditioning under a key.
 
         Raises:
-            UserError: The disk refuses.
+            UserError: It cannot be written.
         """
-        tensors = {
-            f"{part}.{name}": tensor.cpu().contiguous()
-            for part, named in (("per_sample", conditioning.per_sample), ("shared", conditioning.shared))
-            for name, tensor in named.items()
-        }
+        tensors = {}
+        for part in ("per_sample", "shared"):
+            for name, tensor in getattr(conditioning, part).items():
+                tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
         target = self._file(key)
         size = json.dumps([conditioning.height, conditioning.width])
         try:
             write_tensors(target, tensors, {"size": size})
         except (OSError, SafetensorError) as error:
+            n_bytes = sum(tensor.nbytes for tensor in tensors.values())
             raise UserError(
-                f"model.cache: cannot write {target} ({sum(t.nbytes for t in tensors.values()):,} bytes): "
-                f"{error}",
-                "Free some space, or set model.cache=null.",
+                f"model.cache: cannot write {target} ({n_bytes:,} bytes): {error}",
+                hint="Free some space, or set model.cache=null.",
             ) from error
 
     def _file(self, key: str) -> Path:
@@ -89,10 +88,10 @@ class ConditioningCache:
 
 
 def encoders_hash(policy: Policy, model: ModelConfig) -> str:
-    """Return a hash that changes with whatever changes an encoding: weights, settings, device.
+    """Return a hash of everything that encodings depend on: weights, settings, device.
 
-    Of every weight of the text encoders and the autoencoder the name, shape, type and first values count: any
-    training changes those, and 10 GB need not be read.
+    Of every weight of the text encoders and the autoencoder it covers the name, shape, type and first values:
+    any training changes those, and 10 GB need not be read.
 
     Args:
         policy: The policy, its text encoders still there.

@@ -57,10 +57,9 @@ class Family:
 def _flux1_call(model: ModelConfig) -> list[str] | None:
     if model.options.get("reference_ids") == "uno":
         return None  # no pipeline of diffusers places references on the diagonal
-    one_megapixel = "# without these two the pipeline draws one megapixel, whatever it is asked for"
     return [
         *embedded_guidance_call(model),
-        f"max_area=width * height,  {one_megapixel}",
+        "max_area=width * height,  # without these two the pipeline draws one megapixel",
         "_auto_resize=False,",
     ]
 

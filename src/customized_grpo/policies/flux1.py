@@ -3,8 +3,8 @@
 Legend: B samples, N image tokens, R reference tokens, T text tokens, C = 4 x latent channels of a token.
 
 An image is encoded by the VAE (its mode, shifted and scaled), each 2x2 square of latent pixels is one token.
-The transformer sees [image tokens, reference tokens] and tells which is which from their position ids
-(t, y, x) alone; its answer for the reference tokens is dropped. The ids are shared by the whole batch, so a
+The transformer gets [image tokens, reference tokens] and knows which is which from their position ids
+(t, y, x) alone; its output for the reference tokens is dropped. The ids are shared by the whole batch, so a
 batch is one bucket: one size, one list of reference sizes.
 """
 
@@ -65,6 +65,7 @@ class Flux1Policy(Policy):
         per_sample = {"prompt_embeds": embeds, "pooled": pooled, "reference_tokens": tokens}
         shared = {
             "image_ids": ids.to(self.device),
+            # all text is at the origin; only image and reference tokens have places
             "text_ids": torch.zeros(self.max_text_tokens, 3, device=self.device),
         }
         return per_sample, shared
@@ -93,7 +94,7 @@ class Flux1Policy(Policy):
             txt_ids=shared["text_ids"],
             img_ids=shared["image_ids"],
         )
-        return v[:, : x.shape[1]].float()  # the rest is the answer for the reference tokens
+        return v[:, : x.shape[1]].float()  # the rest is its output for the reference tokens
 
     def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
         ids = conditioning.shared["image_ids"]
@@ -126,8 +127,8 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
 
     The image has t = 0 and starts at the origin. References:
 
-    * "kontext": t = 1, the first one at the origin, as the published model was trained with one. Further ones
-      are laid beside or below those before, whichever keeps the sheet squarer (ComfyUI's "offset").
+    * "kontext": t = 1, the first one at the origin; the published model was trained with one. Further ones go
+      beside or below the others, so that the sheet stays close to a square (ComfyUI's "offset").
     * "uno": t = 0 on the diagonal: a reference starts at the bottom right corner of everything before it, in
       both directions (pe = "d" of UNO, arXiv 2504.02160).
 

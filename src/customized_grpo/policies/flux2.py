@@ -5,9 +5,9 @@ C = 4 x latent channels of a token.
 
 An image is encoded by the VAE (its mode), each 2x2 square of latent pixels is one token, and tokens are
 normalised by the running statistics of the VAE's BatchNorm, channel by channel; there is no scaling factor.
-The transformer sees [text tokens, image tokens, reference tokens]; its answer for the references is dropped.
+The transformer sees [text tokens, image tokens, reference tokens]; its output for the references is dropped.
 
-What this adapter does where the family has a choice; each is what the checkpoint's own pipeline does:
+Choices within the family; each is what the checkpoint's own pipeline does:
 
 * Guidance. FLUX.2-dev embeds the scale. klein-base has true classifier-free guidance above 1,
   v = v_empty + scale (v_prompt - v_empty), with the empty prompt but the same references; 1 means none. The
@@ -101,7 +101,7 @@ class Flux2Policy(Policy):
 
     @cached_property
     def _empty_embeds(self) -> Tensor:
-        """Embeddings [T, D] of the empty prompt: computed once, so that all conditionings share the bits."""
+        """Return embeddings [T, D] of the empty prompt, computed once: all conditionings share the bits."""
         with torch.no_grad(), self._autocast_off():
             return self._text_tokens([""])[0]
 
@@ -197,7 +197,7 @@ class Flux2Policy(Policy):
 
 
 def guidance_mode(pipe: Flux2KleinPipeline | Flux2Pipeline, guidance: float) -> GuidanceMode:
-    """Return what the checkpoint makes of a guidance scale, see the module's docstring.
+    """Return how the checkpoint uses a guidance scale, see the module's docstring.
 
     Args:
         pipe: The pipeline.

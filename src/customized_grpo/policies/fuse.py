@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from customized_grpo.errors import UserError
 from customized_grpo.hub import download
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.lora import PICKLED, SHOWN
-
-PREFIX = "transformer."
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+from customized_grpo.policies.lora import DOWN, EXAMPLES, FILE_PREFIX, PICKLED, UP
 
 
 def fuse_lora(pipe: Any, source: str) -> None:
-    """Add a LoRA to the transformer's weights, W + (alpha / rank) B A, for good.
+    """Add a LoRA to the transformer's weights: W + (alpha / rank) B A.
 
-    Any layout that diffusers knows is understood, also UNO's own ("...processor.qkv_lora1.down.weight").
+    Any layout that diffusers knows is accepted, including UNO's own ("...processor.qkv_lora1.down.weight").
 
     Args:
         pipe: A diffusers pipeline; its transformer's weights change.
@@ -35,7 +32,7 @@ def fuse_lora(pipe: Any, source: str) -> None:
             tensors = type(pipe).lora_state_dict(str(file.parent), weight_name=file.name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"model.fuse_lora {source!r}: not a LoRA of this family: {error}") from error
-        _check_fits(pipe.transformer, tensors, source)
+        _check_fits(pipe.transformer, tensors, source)  # diffusers only warns of keys that fit nowhere
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora(components=["transformer"])
         pipe.unload_lora_weights()
@@ -63,20 +60,23 @@ def _find(source: str) -> Path:
 def _check_fits(transformer: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Refuse tensors that diffusers would drop with a warning, or fail on far from here."""
     layers = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-    strange, wrong = [], []
+    strange = []
+    misfits = []
     for key, tensor in tensors.items():
-        name, end = key.removeprefix(PREFIX), DOWN if key.endswith(DOWN) else UP
-        layer = layers.get(name.removesuffix(end)) if key.startswith(PREFIX) else None
+        is_down = key.endswith(DOWN)
+        name = key.removeprefix(FILE_PREFIX).removesuffix(DOWN if is_down else UP)
+        layer = layers.get(name) if key.startswith(FILE_PREFIX) else None
         if layer is None:
             strange.append(key)
-        elif tensor.shape[1 if end == DOWN else 0] != (
-            layer.in_features if end == DOWN else layer.out_features
-        ):
-            wrong.append(f"{key} {list(tensor.shape)} on {list(layer.weight.shape)}")
-    if strange or wrong or not tensors:
-        shown = ", ".join((strange or wrong)[:SHOWN]) or "it is empty"
+            continue
+        # A is [rank, in], B is [out, rank]: each must agree with the layer on one side
+        fits = tensor.shape[1] == layer.in_features if is_down else tensor.shape[0] == layer.out_features
+        if not fits:
+            misfits.append(f"{key} {list(tensor.shape)} on {list(layer.weight.shape)}")
+    if strange or misfits or not tensors:
+        examples = ", ".join((strange or misfits)[:EXAMPLES]) or "it is empty"
         raise UserError(
             f"model.fuse_lora {source!r}: a LoRA of another base or of other parts than the transformer: "
-            f"{shown}",
+            f"{examples}",
             hint="Name the checkpoint it was made for as model.path.",
         )

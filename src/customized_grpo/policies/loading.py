@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> Policy:
     """Load a generator and put a fresh adapter on it.
 
-    The weights are read on the CPU, a LoRA is fused there, then layers are quantised on the device one by one
-    and the other parts follow: the device never holds more than what stays there, and one layer.
+    The weights are read on the CPU and a LoRA is fused there. Then layers are quantised on the device one by
+    one, and the other parts follow: the device never holds more than the final model and one layer.
 
     Args:
         model: The recipe's `model` section.
         seed: Seed of the adapter's weights, the run's.
-        device: Where to run, when the caller (one of several processes) knows better than `model.device`.
+        device: Where to run; None means as `model.device` says, which several processes cannot share.
 
     Raises:
         UserError: The weights are missing, unreachable, gated, of another family or incomplete, cannot be
-            held as the recipe says, or do not fit the memory.
+            quantised or sharded as the recipe says, or do not fit the memory.
     """
     target = pick_device(model.device) if device is None else torch.device(device)
     if model.quantisation is not None:

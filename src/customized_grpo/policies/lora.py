@@ -1,7 +1,7 @@
 """One low-rank adapter on a transformer, by diffusers and peft: y = W x + (alpha / rank) B A x.
 
-The base stays frozen. B starts at zero, so that a fresh adapter changes nothing, bit for bit; with the
-adapter off the base comes back, bit for bit, which is the reference of the KL term for free.
+The base stays frozen. B starts at zero, so that a fresh adapter changes nothing, bit for bit. With the
+adapter off the model is the base, bit for bit: the reference of the KL term costs no memory.
 
 Names of tensors are those of the published files without the prefix "transformer.", for example
 "transformer_blocks.0.attn.to_q.lora_A.weight".
@@ -30,9 +30,10 @@ ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"
 FILE_PREFIX = "transformer."
 METADATA_KEY = "lora_adapter_metadata"
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+DOWN = ".lora_A.weight"
+UP = ".lora_B.weight"
 PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-SHOWN = 3  # keys named in a message
+EXAMPLES = 3  # names in a message
 
 
 def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str, seed: int) -> None:
@@ -44,7 +45,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     Args:
         transformer: A diffusers model without an adapter; all its parameters get frozen.
         rank: Rank of A [rank, in] and B [out, rank].
-        alpha: Scale times rank; None means rank, the only choice that readers which ignore alpha agree with.
+        alpha: Scale times rank; None means rank, which programs that ignore alpha assume.
         target: Regular expression of layer names.
         seed: Seed of A.
 
@@ -65,8 +66,8 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
         for name, parameter in adapter_parameters(transformer).items():
             parameter.data = parameter.data.float()
             if ".lora_A." in name and not parameter.is_meta:  # on "meta" there is nothing but shapes
-                drawn = torch.randn(parameter.shape, generator=generator(seed, "lora", name)) / rank
-                parameter.copy_(drawn)
+                weights = torch.randn(parameter.shape, generator=generator(seed, "lora", name)) / rank
+                parameter.copy_(weights)
 
 
 def has_adapter(transformer: Any) -> bool:
@@ -76,7 +77,7 @@ def has_adapter(transformer: Any) -> bool:
 
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters (not copies) by name, in the order of the model's layers."""
-    infix = f".{ADAPTER}."
+    infix = f".{ADAPTER}."  # peft puts the adapter's name into that of the parameter; files leave it out
     return {
         name.replace(infix, "."): parameter
         for name, parameter in transformer.named_parameters()
@@ -103,6 +104,7 @@ def load_adapter_tensors(transformer: nn.Module, tensors: Mapping[str, Tensor], 
     parameters = adapter_parameters(transformer)
     if not parameters:
         raise ValueError("add an adapter first")
+    # all checks come first, so that an adapter is never half overwritten
     _check_names(parameters, tensors, source)
     _check_shapes(parameters, tensors, source)
     with torch.no_grad():
@@ -194,7 +196,7 @@ def describe_file(path: Path) -> LoraFile:
     strange = [name for name in tensors if not name.startswith(FILE_PREFIX) or not name.endswith((DOWN, UP))]
     if strange or len(set(ranks.values())) != 1:
         problem = (
-            f"tensors such as {_shown(strange)}" if strange else "its layers have several ranks, or none"
+            f"tensors such as {_examples(strange)}" if strange else "its layers have several ranks, or none"
         )
         raise UserError(
             f"{file}: not an adapter of one rank in diffusers' format: {problem}",
@@ -215,7 +217,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the header of a file."""
     if file.suffix in PICKLED:
         raise UserError(
-            f"{file}: pickled weights are refused, because loading them can run any program.",
+            f"{file}: pickled weights are refused, because loading them can run any program",
             hint="Ask for safetensors, or convert: safetensors.torch.save_file(torch.load(path), new_path).",
         )
     if not file.is_file():
@@ -230,14 +232,14 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_target(transformer: nn.Module, target: str) -> None:
-    chosen = {name: module for name, module in transformer.named_modules() if re.fullmatch(target, name)}
-    if not chosen:
+    matching = {name: module for name, module in transformer.named_modules() if re.fullmatch(target, name)}
+    if not matching:
         examples = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         raise UserError(
             f"model.lora.target {target!r} matches no layer",
-            hint=f"It must match whole names, such as {', '.join(examples[-SHOWN:])}.",
+            hint=f"It must match whole names, such as {', '.join(examples[-EXAMPLES:])}.",
         )
-    for name, module in chosen.items():
+    for name, module in matching.items():
         if not isinstance(module, nn.Linear):
             raise UserError(
                 f"model.lora.target {target!r} matches {name}: a {type(module).__name__}, not a linear layer"
@@ -251,9 +253,9 @@ def _check_names(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
         return
     lines = [f"{source}: an adapter for another base model or other layers:"]
     if unknown:
-        lines.append(f"  {len(unknown)} tensors that this model has no place for: {_shown(unknown)}")
+        lines.append(f"  {len(unknown)} tensors that this model has no place for: {_examples(unknown)}")
     if missing:
-        lines.append(f"  {len(missing)} tensors are missing: {_shown(missing)}")
+        lines.append(f"  {len(missing)} tensors are missing: {_examples(missing)}")
     raise UserError("\n".join(lines), hint="Use the base model and model.lora.target it was trained with.")
 
 
@@ -261,10 +263,11 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
     wrong = [name for name, parameter in parameters.items() if tensors[name].shape != parameter.shape]
     if not wrong:
         return
-    shapes = {name: (list(tensors[name].shape), list(parameters[name].shape)) for name in wrong[:SHOWN]}
+    shapes = {name: (list(tensors[name].shape), list(parameters[name].shape)) for name in wrong[:EXAMPLES]}
     first = "; ".join(f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in shapes.items())
     sample = next(name for name in parameters if ".lora_A." in name)
-    ours, theirs = parameters[sample].shape[0], tensors[sample].shape[0]
+    ours = parameters[sample].shape[0]
+    theirs = tensors[sample].shape[0]
     if ours != theirs:
         raise UserError(
             f"{source}: an adapter of rank {theirs}, this model's has rank {ours}: {first}",
@@ -273,12 +276,12 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
     raise UserError(f"{source}: an adapter for another base model: {first}")
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
 
 
 def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the moving average under the names it has in checkpoints."""
+    """Return a moving average by its names in checkpoints: numbers, in the order of the parameters."""
     return {f"{i:04d}": value for i, value in enumerate(average)}
 
 

@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline are: on the device, or waiting on the CPU until they are called.
+"""The places of a pipeline's parts: on the device, or waiting on the CPU until they are needed.
 
 Text encoders that wait take turns with the transformer: those of Qwen-Image-Edit, 15 GiB, do not fit 24 GiB
 together with its transformer, 10 GiB even in nf4.
@@ -25,8 +25,8 @@ class Offload:
     """Which parts wait on the CPU between their calls.
 
     Attributes:
-        text_encoders: "keep" holds them on the device; "offload" lets them wait; "drop" lets them wait until
-            they are dropped for good.
+        text_encoders: "keep" leaves them on the device; "offload" lets them wait; "drop" lets them wait, and
+            the trainer frees them once every row is encoded.
         vae: Whether the autoencoder waits.
     """
 
@@ -38,7 +38,7 @@ EVERYTHING_STAYS = Offload()
 
 
 class Placement:
-    """Puts the parts of a pipeline in their places, and brings those that wait to the device for their work.
+    """The places of a pipeline's parts; those that wait are on the device for as long as they work.
 
     Args:
         pipe: A diffusers pipeline.
@@ -47,7 +47,9 @@ class Placement:
     """
 
     def __init__(self, pipe: Any, device: torch.device, offload: Offload) -> None:
-        self._pipe, self._device, self.offload = pipe, device, offload
+        self._pipe = pipe
+        self._device = device
+        self.offload = offload
         self._dropped = False
         self._encoding = False
         for name, part in pipe.components.items():
@@ -58,14 +60,14 @@ class Placement:
     def text_encoders(self) -> Iterator[None]:
         """Have the text encoders on the device inside the block; when they wait, without the transformer.
 
-        A block inside another one changes nothing, so that many calls can share one journey.
+        A block inside another one changes nothing, so that many calls can share one transfer.
 
         Raises:
             UserError: They were dropped.
         """
         if self._dropped:
             raise UserError(
-                "the text encoders were dropped after the rows were encoded, and here is another prompt",
+                "the text encoders were dropped after all rows were encoded: no other prompt can be",
                 hint="Set model.text_encoders=offload, which keeps them on the CPU.",
             )
         if self.offload.text_encoders == "keep" or self._encoding:
@@ -91,7 +93,7 @@ class Placement:
             yield
 
     def drop_text_encoders(self) -> None:
-        """Free the text encoders for good."""
+        """Free the text encoders; they cannot come back."""
         self._pipe.register_modules(**dict.fromkeys(self._text_encoder_names()))
         self._dropped = True
 

@@ -1,4 +1,4 @@
-"""Too little memory, said with numbers and with the settings that need less, in the order of their effect."""
+"""Errors about memory, with numbers and with the settings that need less, in the order of their effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def explained(model: ModelConfig, batches: Mapping[str, int] | None = None) -> I
             while the model is loaded, when neither they nor gradient checkpointing can help.
 
     Raises:
-        UserError: Names the memory that was asked for, what is free, and what to set.
+        UserError: Says how much more was needed, how much is free, and what to set.
     """
     try:
         yield
@@ -49,9 +49,10 @@ def _as_user_error(error: Exception, model: ModelConfig, batches: Mapping[str, i
 
 
 def _numbers(text: str) -> str:
-    """Return what torch's message says about needed and free memory, or its first sentence."""
-    if asked := re.search(r"you tried to allocate (\d+) bytes", text):
-        return f"{int(asked[1]) / GIB:.2f} GiB more were needed"
+    """Return the numbers in torch's message, or its first sentence if it has none."""
+    on_cpu = re.search(r"you tried to allocate (\d+) bytes", text)
+    if on_cpu is not None:
+        return f"{int(on_cpu[1]) / GIB:.2f} GiB more were needed"
     needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
     free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
     if needed is None or free is None:

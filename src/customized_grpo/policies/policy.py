@@ -68,7 +68,7 @@ class Policy(ABC):
         self.device = torch.device(settings.device)
         self.placement = Placement(pipe, self.device, settings.offload)
         self.transformer = pipe.transformer
-        self._in_reference = False
+        self._in_reference = False  # the adapter is off
         self._is_compiled = False
         pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
@@ -94,7 +94,7 @@ class Policy(ABC):
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], height: int, width: int
     ) -> Conditioning:
-        """Encode prompts and references of one bucket; call it once per prompt and repeat the result.
+        """Encode prompts and references of one bucket; once per prompt, then repeat the result for its group.
 
         Args:
             prompts: B prompts.
@@ -106,7 +106,7 @@ class Policy(ABC):
         Raises:
             ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
             UserError: A size, of the images or of a reference, is not a multiple of the side of a token; or
-                the family does not cut prompts, and one is too long.
+                a prompt is too long, in a family that does not cut them.
         """
         if not prompts or len(prompts) != len(references):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
@@ -194,7 +194,7 @@ class Policy(ABC):
         return mu
 
     def velocity(self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the predicted v = noise - x0, guidance included, for rollouts and for training alike.
+        """Return the predicted v = noise - x0, guidance included, the same in rollouts and in training.
 
         Args:
             x: Noisy image tokens [B, N, C], fp32.
@@ -208,6 +208,7 @@ class Policy(ABC):
             RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
         self._check_call(x, conditioning)
+        # a rollout passes one number for the batch, an update a level per row of its micro-batch
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._velocity(x, level, conditioning)
 
@@ -320,7 +321,7 @@ class Policy(ABC):
         return output if torch.is_grad_enabled() else output.detach()
 
     def _autocast(self) -> torch.autocast:
-        """Return the one context in which the transformer runs, whatever context the caller is in.
+        """Return the one context in which the transformer runs, independent of the caller's.
 
         No cache of cast weights: a call uses each weight once, so it gains nothing, and inside a caller's
         autocast older versions of torch reuse in training what a rollout cast without gradients.

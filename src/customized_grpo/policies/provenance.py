@@ -38,7 +38,7 @@ class Provenance:
         model = config.model
         sampling = Sampling(
             guidance=model.guidance,
-            steps=config.evaluation.steps or config.rollout.steps,
+            steps=config.evaluation_steps,
             mu=model.mu,
             max_text_tokens=model.max_text_tokens,
             height=model.height,

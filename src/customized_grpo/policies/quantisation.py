@@ -1,19 +1,19 @@
-"""The frozen transformer held in 4 or 8 bits, so that a large one fits one GPU.
+"""The frozen transformer in 4 or 8 bits, so that a large one fits one GPU.
 
 Bits a weight, scales included, and relative error of a normally distributed weight [3072, 3072]:
 
 * nf4: 4.13 bits, 9 %. 4-bit values at the quantiles of a normal distribution, one scale per 64 weights, the
   scales themselves in 8 bits (QLoRA, arXiv 2305.14314), by bitsandbytes.
 * int8: 8.01 bits, .8 %. One scale per row of outputs, by torchao.
-* fp8: 8.01 bits (e4m3), 2.6 %. Likewise.
+* fp8: 8.01 bits (e4m3), 2.6 %. One scale per row of outputs, by torchao.
 
 Only the linear layers inside the repeated blocks are quantised, nearly all of the weights; embedders, norms,
 modulation outside of the blocks and the last layer stay as they are.
 
-The libraries hold the weights; the product is ours, for two reasons. Theirs choose another kernel with
-gradients than without, or for one token than for several, and then the first ratio is not 1. And autograd
-would keep torchao's dequantised weights until the backward pass, all layers at once: the memory that
-quantisation was to save. Here rollouts and training dequantise alike, and the backward pass does it again.
+The libraries quantise; the matrix product is computed here, for two reasons. Their products take another
+kernel with gradients than without, or for one token than for several, and then the first ratio is not 1. And
+autograd would keep torchao's dequantised weights of all layers until the backward pass: the memory that
+quantisation saves. Here rollouts and training dequantise in one way, and the backward pass does it again.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def check_quantisation(kind: Quantisation, device: torch.device) -> None:
-    """Refuse before anything is loaded what could not be quantised in the end.
+    """Refuse, before anything is loaded, a quantisation that is not possible here.
 
     Raises:
-        UserError: The library of this kind is missing or broken, or does not support the device.
+        UserError: The library is missing or broken, or does not support the device.
     """
     library = "bitsandbytes" if kind == "nf4" else "torchao"
     if device.type not in DEVICES:
@@ -51,19 +51,19 @@ def check_quantisation(kind: Quantisation, device: torch.device) -> None:
         except ImportError as error:
             raise UserError(
                 f"model.quantisation {kind!r} needs {library}: {error}",
-                hint="pip install 'customized-grpo[quantised]'",
+                hint="Install it: pip install 'customized-grpo[quantised]'.",
             ) from error
 
 
 def quantise_layers(transformer: nn.Module, kind: Quantisation, device: torch.device) -> None:
     """Replace the linear layers of the transformer's blocks by quantised ones, on the device, one by one.
 
-    What is not quantised stays where it is. The device never holds more than the quantised layers and one
-    that is not yet. Call it after a LoRA was fused and before an adapter is added.
+    Other layers stay where they are. The device never holds more than the quantised layers and one that is
+    not quantised yet. Call it after a LoRA was fused and before an adapter is added.
 
     Args:
         transformer: A diffusers transformer, on the CPU.
-        kind: How weights are held.
+        kind: Form of the weights.
         device: Where the quantised layers go.
 
     Raises:
@@ -73,7 +73,7 @@ def quantise_layers(transformer: nn.Module, kind: Quantisation, device: torch.de
         if not bool(layer.weight.isfinite().all()):
             raise UserError(
                 f"model.quantisation: layer {name} has weights that are not finite",
-                hint="The checkpoint is damaged; fetch it anew.",
+                hint="The checkpoint is damaged; download it again.",
             )
         with quiet():
             parent.register_module(child, QuantisedLinear(layer, kind, device))
@@ -91,11 +91,11 @@ def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen linear layer whose weight is held in few bits; its products are those of `F.linear`.
+    """A frozen linear layer with a weight of few bits; its products are those of `F.linear`.
 
     Args:
         layer: The layer to take weight and bias from.
-        kind: How the weight is held.
+        kind: Form of the weight.
         device: Where the layer goes; the weight is quantised there.
     """
 
@@ -108,7 +108,7 @@ class QuantisedLinear(nn.Linear):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in] to [..., out], in the type that autocast asks for, else in that of x."""
+        """Map x [..., in] to [..., out], in autocast's type if it is on, else in that of x."""
         if torch.is_autocast_enabled(x.device.type):  # before dequantising: half the memory of fp32
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -116,11 +116,12 @@ class QuantisedLinear(nn.Linear):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T + b, differentiable in x alone, which keeps nothing but the quantised W for the backward pass."""
+    """x W^T + b, differentiable in x alone; it keeps only the quantised W for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-        ctx.weight, ctx.scale = weight, scale
+        ctx.weight = weight
+        ctx.scale = scale
         return linear(x, _dequantised(weight, scale, x.dtype), bias)
 
     @staticmethod
@@ -132,9 +133,9 @@ class _FrozenProduct(torch.autograd.Function):
 def _quantised(
     weight: Tensor, kind: Quantisation, device: torch.device
 ) -> tuple[nn.Parameter, Tensor | None]:
-    """Quantise a weight [out, in] on a device; returns it with the scales [out, 1] that it does not carry.
+    """Return a weight [out, in] quantised on a device, and its scales [out, 1]; nf4 has them inside.
 
-    Of torchao's tensors only the numbers are kept: compiled blocks cannot be trained with its tensor class.
+    Of torchao's tensors only the numbers are used: compiled blocks cannot be trained with its tensor class.
     """
     match kind:
         case "nf4":
@@ -148,7 +149,7 @@ def _quantised(
             config = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
             holder: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             holder.weight = nn.Parameter(weight.to(device), requires_grad=False)
-            quantize_(holder, config(set_inductor_config=False))  # which would change it for everybody
+            quantize_(holder, config(set_inductor_config=False))  # True would change it for the whole process
             return nn.Parameter(holder.weight.qdata, requires_grad=False), holder.weight.scale.float()
     assert_never(kind)
 

@@ -5,8 +5,8 @@ C = 4 x latent channels of a token.
 
 An image is encoded by a VAE made for videos (its mode, as one frame, normalised by latents_mean and
 latents_std), each 2x2 square of latent pixels is one token. The transformer sees [image tokens, reference
-tokens]; its answer for the reference tokens is dropped. Every reference is seen twice: as tokens, at the size
-it is given (the pipeline resizes it to about one megapixel), and by the vision-language model that reads the
+tokens]; its output for the reference tokens is dropped. Every reference is used twice: as tokens, at the size
+it has (the pipeline resizes it to about one megapixel), and by the vision-language model that reads the
 prompt, at about 384x384 pixels.
 
 * Guidance: two calls of the transformer, one with the prompt, one with the prompt " ", both with the
@@ -15,14 +15,14 @@ prompt, at about 384x384 pixels.
 * Shift: from the number of image tokens, by the checkpoint's scheduler, then stretched so that the last
   noise level but 0 is `shift_terminal`.
 * Ids: the transformer derives rotations from the rows and columns of the image and of every reference,
-  counted from their centres; references are told apart by their number, 1, 2, ... All samples of a batch
-  have those of the first. In 2511 the transformer finds the reference tokens from them, too, which then are
-  modulated by noise level 0.
+  counted from their centres; references differ by their number, 1, 2, ... All samples of a batch have the
+  rotations of the first. In 2511 the transformer also finds the reference tokens by them and modulates those
+  by noise level 0.
 * Text: its positions start behind those of the images and padding is masked, so T changes no result.
 
-Where this departs from diffusers 0.42: its pipeline does not tell the vision-language model which tokens are
-pictures, and transformers 5 then silently numbers them like words, not by row and column as in training
-(https://github.com/huggingface/diffusers/issues/14194). Here it is told.
+A difference to diffusers 0.42: its pipeline does not say to the vision-language model which tokens are
+images, and transformers 5 then silently numbers them like words, not by row and column as in training
+(https://github.com/huggingface/diffusers/issues/14194). This policy says it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from customized_grpo.policies.conditioning import Conditioning
 
 NEGATIVE_PROMPT = " "  # the model card's; the pipeline has no default and leaves guidance out without one
-PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 
 class QwenEditPolicy(Policy):
@@ -79,12 +79,12 @@ class QwenEditPolicy(Policy):
         image_grid: Grid,
         reference_grids: Sequence[Grid],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        pictures = [self._pictures(images) for images in references]
+        small = [self._shrink(images) for images in references]
         with self.placement.text_encoders():
-            embeds, mask = self._embed(prompts, pictures)
+            embeds, mask = self._embed(prompts, small)
             per_sample = {"prompt_embeds": embeds, "prompt_mask": mask}
             if self._is_guided:
-                embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), pictures)
+                embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), small)
                 per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
         per_sample["reference_tokens"] = self._all_reference_tokens(references)
         return per_sample, {"grids": torch.tensor([image_grid, *reference_grids])}
@@ -93,11 +93,11 @@ class QwenEditPolicy(Policy):
     def _is_guided(self) -> bool:
         return self.guidance > 1
 
-    def _pictures(self, images: Sequence[Tensor]) -> list[Image.Image]:
+    def _shrink(self, images: Sequence[Tensor]) -> list[Image.Image]:
         """Resize references [3, h, w] in [0, 1] for the vision-language model, in 8 bits as the pipeline."""
-        return [self._picture(image) for image in images]
+        return [self._shrink_one(image) for image in images]
 
-    def _picture(self, image: Tensor) -> Image.Image:
+    def _shrink_one(self, image: Tensor) -> Image.Image:
         from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 
         ratio = image.shape[2] / image.shape[1]
@@ -105,27 +105,25 @@ class QwenEditPolicy(Policy):
         return self.pipe.image_processor.resize(to_pil(image), height, width)
 
     def _embed(
-        self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
+        self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]]
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings [B, T, D], zero where padded, and which are real [B, T], bool.
 
         One sample at a time, so that it does not depend on its batch.
         """
-        rows = [
-            self._embed_one(prompt, of_prompt) for prompt, of_prompt in zip(prompts, pictures, strict=True)
-        ]
+        rows = [self._embed_one(prompt, images) for prompt, images in zip(prompts, references, strict=True)]
         embeds = [pad(row, (0, 0, 0, self.max_text_tokens - len(row))) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         real = torch.arange(self.max_text_tokens, device=self.device) < lengths[:, None]
         return torch.stack(embeds), real
 
-    def _embed_one(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return embeddings of a prompt and its pictures without the instructions before them [<= T, D]."""
+    def _embed_one(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        """Return embeddings [<= T, D] of a prompt and its references; the chat template is left out."""
         pipe = self.pipe
-        slots = "".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
+        slots = "".join(IMAGE_SLOT.format(number) for number in range(1, len(references) + 1))
         inputs = pipe.processor(
             text=[pipe.prompt_template_encode.format(slots + prompt)],
-            images=list(pictures),
+            images=list(references),
             return_mm_token_type_ids=True,
             return_tensors="pt",
         ).to(self.device)
@@ -133,7 +131,7 @@ class QwenEditPolicy(Policy):
         n_tokens = inputs["input_ids"].shape[1] - start
         if n_tokens > self.max_text_tokens:
             raise UserError(
-                f"a prompt with its {len(pictures)} references has {n_tokens} tokens, "
+                f"a prompt with its {len(references)} references has {n_tokens} tokens, "
                 f"model.max_text_tokens is {self.max_text_tokens}: {prompt!r}",
                 hint=f"Set model.max_text_tokens to {n_tokens} or more, or shorten the prompt.",
             )
@@ -145,14 +143,15 @@ class QwenEditPolicy(Policy):
         vae = self.pipe.vae
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
         latents = vae.encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0].float()
-        mean, std = self._latent_statistics()
-        return pack((latents - mean) / std)
+        mean, deviation = self._latent_statistics()
+        return pack((latents - mean) / deviation)
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the VAE's latents, each [C / 4, 1, 1], fp32."""
         config = self.pipe.vae.config
-        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=self.device)
-        return mean[:, None, None], std[:, None, None]
+        mean = torch.tensor(config.latents_mean, device=self.device)
+        deviation = torch.tensor(config.latents_std, device=self.device)
+        return mean[:, None, None], deviation[:, None, None]
 
     # Sampling
 
@@ -174,6 +173,7 @@ class QwenEditPolicy(Policy):
         """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
         sample = conditioning.per_sample
         shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
+        # img_shapes has an entry for each sample, though the transformer takes the first for all
         v = self._call_transformer(
             hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
             timestep=level,

@@ -1,8 +1,8 @@
 """A frozen base that is split over the processes (FSDP2), for transformers that one device cannot hold.
 
-Every process keeps its part of each weight; a block's weights are gathered when it runs and let go after.
-The adapter, put on afterwards, stays whole on every process: its gradients are added up as without sharding,
-and checkpoints do not know the difference.
+Every process keeps a part of each weight; a block's weights are gathered for as long as it runs. The adapter
+is added afterwards and whole on every process: its gradients are summed as without sharding, and checkpoints
+are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def shard(transformer: Any, device: torch.device) -> None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         raise UserError(
             "model.shard=true needs several processes, this is one",
-            "Start with torchrun or accelerate launch.",
+            hint="Start with torchrun or accelerate launch.",
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

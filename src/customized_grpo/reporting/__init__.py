@@ -1,5 +1,5 @@
-"""What a run leaves for people: metrics, progress, sample pictures and one self-contained report page.
+"""Output of a run while it runs: metrics, trackers, progress and sample images.
 
-The submodules are imported directly (``reporting.metrics``, ``reporting.report``, ...), so that a command
+The submodules are imported directly (``reporting.metrics``, ``reporting.progress``, ...), so that a command
 that only prints a line never pays for torch or Pillow.
 """

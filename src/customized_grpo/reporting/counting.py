@@ -1,4 +1,4 @@
-"""Progress of a known number of pictures: a bar on a terminal, a line at every tenth elsewhere."""
+"""Progress of a known number of images: a bar on a terminal, a line at every tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 
 def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
-    """Progress of `total` things, to be closed at the end.
+    """Return a progress display of `total` things, to be closed at the end.
 
     Args:
         what: What is done with them, "drawing".
@@ -22,7 +22,9 @@ class Counting:
     """See `counting`."""
 
     def __init__(self, what: str, total: int, console: Console) -> None:
-        self._what, self._total, self._console = what, total, console
+        self._what = what
+        self._total = total
+        self._console = console
         self._done = 0
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)

@@ -7,7 +7,6 @@ samples/iteration_000010/00.png  what the model drew for row 0 after 10 iteratio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,31 +38,6 @@ class SampleRow:
 def save_image(path: Path, image: torch.Tensor) -> Path:
     """Write one image [3, H, W] as PNG, creating its folder; returns `path`."""
     return _save(path, to_pil(image))
-
-
-def save_grid(path: Path, images: torch.Tensor, columns: int | None = None, gap: int = 2) -> Path:
-    """Write images [B, 3, H, W] as one PNG, row by row.
-
-    Args:
-        path: The file.
-        images: At least one image, in [0, 1].
-        columns: Images in a row; by default the grid is about square.
-        gap: White pixels between images.
-
-    Raises:
-        ValueError: No images, or not [B, 3, H, W].
-    """
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"a grid needs images [B, 3, H, W] with B >= 1, not {tuple(images.shape)}")
-    count, _, height, width = images.shape
-    columns = min(count, columns or math.ceil(math.sqrt(count)))
-    rows = math.ceil(count / columns)
-    canvas_size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    canvas = Image.new("RGB", canvas_size, (255, 255, 255))
-    for index, image in enumerate(images):
-        corner = ((index % columns) * (width + gap), (index // columns) * (height + gap))
-        canvas.paste(to_pil(image), corner)
-    return _save(path, canvas)
 
 
 def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:

@@ -30,7 +30,7 @@ class MetricsWriter:
     Args:
         path: The file, created with its folder when absent; an existing one is appended to. A line that a
             killed process left torn at the end is removed first, or it would swallow the next record.
-        trackers: Optional trackers that are told the same numbers; their failures never reach the caller.
+        trackers: Optional trackers that get the same numbers; their failures never reach the caller.
     """
 
     def __init__(self, path: Path, trackers: Trackers | None = None) -> None:
@@ -45,7 +45,7 @@ class MetricsWriter:
     def open(
         cls, path: Path, upto_iteration: int | None = None, trackers: Trackers | None = None
     ) -> MetricsWriter:
-        """Open for appending, forgetting what a resumed run is about to do again.
+        """Open for appending, without the records of iterations that a resumed run will do again.
 
         Args:
             path: The metrics file; may be absent.
@@ -100,7 +100,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """All records of a metrics file, oldest first.
+    """Return all records of a metrics file, oldest first.
 
     Only a last line that does not parse is forgiven (the process died while writing it) and left out.
 

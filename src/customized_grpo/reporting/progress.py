@@ -26,7 +26,7 @@ def progress(
     quiet: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Progress of iterations `start` to `total`, to be used in a `with` statement.
+    """Return a progress display of iterations `start` to `total`, for a `with` statement.
 
     Args:
         total: Iterations of the whole run.
@@ -79,7 +79,7 @@ class Progress:
             self._live.refresh()
 
     def iteration(self, metrics: Mapping[str, Any]) -> None:
-        """One finished iteration.
+        """Show one finished iteration.
 
         Args:
             metrics: The train record: `iteration` and `rollouts` count what the run has done.
@@ -91,14 +91,14 @@ class Progress:
             self._print(self._plain())
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """One finished evaluation (an eval record); later ones are shown beside the first one seen."""
+        """Show one finished evaluation (an eval record); later ones stand beside the first one."""
         self._first_eval = self._first_eval or metrics
         self._last_eval = metrics
         if self._live is None:
             self._print(f"held-out  {self._held_out()}" + self._caveat())
 
     def message(self, text: str) -> None:
-        """A line that stays on the screen above the bar (an alarm, a checkpoint)."""
+        """Show a line that stays on the screen above the bar (an alarm, a checkpoint)."""
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -106,16 +106,18 @@ class Progress:
             self._console.print(Text(text), soft_wrap=True)
 
     def _speed(self) -> tuple[float | None, float | None]:
-        """(seconds an iteration, rollouts a second) over the window; None until known."""
-        (t0, done0, rollouts0), (t1, done1, rollouts1) = self._pace[0], self._pace[-1]
+        """Return (seconds an iteration, rollouts a second) over the window; None until known."""
+        t0, done0, rollouts0 = self._pace[0]
+        t1, done1, rollouts1 = self._pace[-1]
         if done1 <= done0 or t1 <= t0:
             return None, None
         if rollouts0 is None and rollouts1 is not None:
             rollouts0 = rollouts1 * done0 / done1  # the entry made at the start knows iterations only
-        rate = (
-            (rollouts1 - rollouts0) / (t1 - t0) if rollouts0 is not None and rollouts1 is not None else None
-        )
-        return (t1 - t0) / (done1 - done0), rate
+        seconds = t1 - t0
+        rate = None
+        if rollouts0 is not None and rollouts1 is not None:
+            rate = (rollouts1 - rollouts0) / seconds
+        return seconds / (done1 - done0), rate
 
     def _left(self) -> str:
         seconds, _ = self._speed()
@@ -126,10 +128,9 @@ class Progress:
         return "  ".join(f"{label} {number(self._train.get(key))}" for label, key in names)
 
     def _judged_by(self) -> str:
-        """Return who judges held-out pictures: the rewards themselves where there are no judges."""
-        return (
-            "judge" if "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval else "reward"
-        )
+        """Return the source of held-out scores: "judge", or "reward" where there are no judges."""
+        has_judges = "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval
+        return "judge" if has_judges else "reward"
 
     def _held_out(self) -> str:
         parts = []
@@ -178,12 +179,12 @@ class Progress:
 
 
 def number(value: object, decimals: int = 3) -> str:
-    """A number for a status line; "-" when it was not measured."""
+    """Return a number for a status line; "-" when it was not measured."""
     return f"{value:.{decimals}f}" if isinstance(value, int | float) else "-"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 07 min."""
+    """Return seconds in words: 42 s, 3 min 05 s, 2 h 07 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,7 @@
 """Optional experiment trackers: TensorBoard, Weights & Biases, trackio.
 
-They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: whatever one
-raises, at import or at any later call, becomes one warning and that tracker is dropped.
+They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: any error of a
+tracker, at import or at any later call, becomes one warning and that tracker is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROJECT = "customized-grpo"
 
 
 class Tracker(Protocol):
-    """What an adapter offers: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
+    """An adapter: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Send the numbers of one record."""
@@ -38,7 +38,7 @@ class TensorBoard:
         self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One scalar per metric, at step `iteration`."""
+        """Write one scalar per metric, at step `iteration`."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
 
@@ -60,7 +60,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="iteration")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One history row with `iteration` as its x axis."""
+        """Log one history row with `iteration` as its x axis."""
         self._run.log({**metrics, "iteration": iteration})
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Trackio:
         self._trackio.init(project=PROJECT, name=run_dir.name, config=dict(config), resume="allow")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """One row at step `iteration`."""
+        """Log one row at step `iteration`."""
         self._trackio.log(dict(metrics), step=iteration)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ TRACKERS: dict[str, Factory] = {"tensorboard": TensorBoard, "wandb": Wandb, "tra
 
 
 class Trackers:
-    """Several trackers behind a wall: each failing one is dropped with one warning.
+    """Several trackers, isolated from the run: each failing one is dropped with one warning.
 
     Args:
         names: Keys of `TRACKERS`.
@@ -112,7 +112,7 @@ class Trackers:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Names of the trackers that still work."""
+        """Return the names of the trackers that still work."""
         return tuple(self._active)
 
     def log(self, record: Mapping[str, Any]) -> None:

@@ -78,10 +78,6 @@ class CrossedInterval:
     seeds: int
     subjects: int
 
-    def excludes(self, value: float = 0.0) -> bool:
-        """Return whether the value lies outside the interval."""
-        return not self.low <= value <= self.high
-
     def to_json(self) -> dict[str, float]:
         """Return {"mean", "low", "high", "p"}."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "p": self.p}
@@ -133,16 +129,21 @@ def crossed_weights(n_seeds: int, n_subjects: int, n_boot: int, seed: int) -> tu
     if min(n_seeds, n_subjects, n_boot) < 1:
         raise ValueError(f"counts must be at least 1, got {n_seeds}, {n_subjects} and {n_boot}")
     rng = np.random.default_rng(seed)
-    rows, columns = (
-        rng.multinomial(count, np.full(count, 1 / count), n_boot) / count for count in (n_seeds, n_subjects)
-    )
-    return rows, columns
+    # In this order: another one would draw other numbers from the same seed.
+    of_seeds = _bootstrap_weights(rng, n_seeds, n_boot)
+    of_subjects = _bootstrap_weights(rng, n_subjects, n_boot)
+    return of_seeds, of_subjects
+
+
+def _bootstrap_weights(rng: np.random.Generator, count: int, n_boot: int) -> Floats:
+    """Return the share of each of `count` items in every draw with replacement [n_boot, count]."""
+    return rng.multinomial(count, np.full(count, 1 / count), n_boot) / count
 
 
 def draw_means(tables: ArrayLike, weights: tuple[ArrayLike, ArrayLike]) -> Floats:
     """Return the weighted mean of every table in every draw.
 
-    All tables get the same draws, so whatever they share stays paired.
+    All tables get the same draws, so the parts that they share stay paired.
 
     Args:
         tables: [A, S, C], one table for each arm. NaN cells are left out, the weights of the others fill up.
@@ -155,16 +156,20 @@ def draw_means(tables: ArrayLike, weights: tuple[ArrayLike, ArrayLike]) -> Float
         ValueError: Shapes do not fit, or infinite values.
     """
     values = np.asarray(tables, dtype=np.float64)
-    rows, columns = (np.asarray(part, dtype=np.float64) for part in weights)
-    shapes = [(len(rows), count) for count in values.shape[1:]]
-    if values.ndim != 3 or shapes != [rows.shape, columns.shape]:
-        raise ValueError(f"tables {values.shape} and weights {rows.shape}, {columns.shape} do not fit")
+    of_seeds = np.asarray(weights[0], dtype=np.float64)
+    of_subjects = np.asarray(weights[1], dtype=np.float64)
+    shapes = [(len(of_seeds), count) for count in values.shape[1:]]
+    if values.ndim != 3 or shapes != [of_seeds.shape, of_subjects.shape]:
+        raise ValueError(
+            f"tables {values.shape} and weights {of_seeds.shape}, {of_subjects.shape} do not fit"
+        )
     if np.isinf(values).any():
         raise ValueError("values must not be infinite")
     measured = ~np.isnan(values)
 
     def weigh(cells: Floats) -> Floats:
-        weighted: Floats = np.einsum("nac,nc->na", np.einsum("ns,asc->nac", rows, cells), columns)
+        over_seeds = np.einsum("ns,asc->nac", of_seeds, cells)
+        weighted: Floats = np.einsum("nac,nc->na", over_seeds, of_subjects)
         return weighted
 
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is promised
@@ -175,8 +180,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6:2, 1979).
 
     Rejecting where the adjusted value is at most alpha keeps the chance of any false rejection among all m
-    tests at most alpha, whatever their dependence. The k-th smallest is multiplied by m - k + 1; none may
-    fall below the one before it, nor exceed 1.
+    tests at most alpha, however they depend on each other. The k-th smallest is multiplied by m - k + 1; none
+    may fall below the one before it, nor exceed 1.
 
     Args:
         p_values: [m]; m may be 0.
@@ -190,9 +195,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"p-values must be in [0, 1], got {list(p_values)}")
     adjusted = [0.0] * len(p_values)
+    ascending = sorted(range(len(p_values)), key=lambda index: p_values[index])
     floor = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for rank, index in enumerate(ascending):
+        factor = len(p_values) - rank
+        floor = max(floor, min(1.0, factor * p_values[index]))
         adjusted[index] = floor
     return adjusted
 

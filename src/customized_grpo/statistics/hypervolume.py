@@ -43,7 +43,8 @@ def hypervolumes(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0))
     Raises:
         ValueError: As `hypervolume`.
     """
-    values, corner = _finite(points), _finite(reference)
+    values = _finite(points)
+    corner = _finite(reference)
     if values.ndim != 3 or values.shape[2] != 2 or corner.shape != (2,):
         raise ValueError(
             f"need points [draws, N, 2] and reference [2], got {values.shape} and {corner.shape}"
@@ -98,7 +99,8 @@ def margins(points: ArrayLike, fronts: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: Other shapes, NaN or infinity.
     """
-    one, many = _finite(points), _finite(fronts)
+    one = _finite(points)
+    many = _finite(fronts)
     if one.ndim != 2 or many.ndim != 3 or one.shape[1] != 2 or many.shape[::2] != one.shape or not many.size:
         raise ValueError(f"need points [draws, 2] and fronts [draws, N, 2], got {one.shape} and {many.shape}")
     distance: NDArray[np.float64] = (one[:, None] - many).max(axis=2).min(axis=1)

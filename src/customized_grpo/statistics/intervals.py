@@ -12,7 +12,7 @@ clusters. Measured coverage of the 95 % interval (plain percentile in brackets),
 (81), 8: 94 (88), 16: 95 (92), 30: 93 (92); exponential data: 84 (79), 92 (87), 94 (91), 93 (92).
 
 NaN means "could not be scored". It is an error unless the caller says `nan="omit"`, and then `Interval.rows`
-and `Interval.clusters` tell how much was left. Infinities are always an error.
+and `Interval.clusters` say how many were left. Infinities are always an error.
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ class Interval:
     level: float
     rows: int
     clusters: int
-
-    def excludes(self, value: float = 0.0) -> bool:
-        """Return whether the value lies outside the interval."""
-        return not self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -189,7 +185,8 @@ def paired_difference(
     Raises:
         ValueError: As `clustered_bootstrap`.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    first = np.asarray(before, dtype=np.float64)
+    second = np.asarray(after, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"after has shape {second.shape}, before {first.shape}")
     if np.isinf(first).any() or np.isinf(second).any():

@@ -1,7 +1,7 @@
-"""Monitors against reward hacking: what the rewards do not see. Pure functions over tensors.
+"""Monitors against reward hacking: measures of what the rewards do not see. Pure functions over tensors.
 
 Embeddings come from encoders that are not used in training. NaN means "cannot be measured" and never 0.
-Legend of shapes: N samples, D embedding width, B images, K rewards, G samples per group.
+Shapes in docstrings: N samples, D embedding width, B images, K rewards, G samples per group.
 The quadrants of two advantages and their null are in `algorithms.conflict`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.algorithms.advantages import group_advantages
 
 MIN_ANGLE = 1e-3
-"""Radians. A target closer to its reference than this is the same picture; no direction leads to it."""
+"""Radians. A target closer to its reference than this is the same image; no direction leads to it."""
 
 BACKGROUND_SCALE = 1 / 3
 """Mean absolute difference of two independent uniform values: unrelated noise has similarity 0."""
@@ -26,17 +26,18 @@ MIN_BACKGROUND = 0.01
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def angle(first_ND: Tensor, second_ND: Tensor) -> Tensor:
+def angle(first: Tensor, second: Tensor) -> Tensor:
     """Return the angle between embeddings in radians, [N], in fp64; NaN where one is zero or not finite.
 
     2 atan2(|a - b|, |a + b|) of the unit vectors: exact at 0, where the arc cosine loses half the digits.
     """
-    a, b = _unit(first_ND), _unit(second_ND)
+    a = _unit(first)
+    b = _unit(second)
     return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
 
 
-def copy_score(generated_ND: Tensor, reference_ND: Tensor, target_ND: Tensor) -> Tensor:
-    """Say whether each sample sits nearer to its reference photo than another true view does.
+def copy_score(generated: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    """Return whether each sample is nearer to its reference photo than another true view is.
 
         (theta(generated, target) - theta(generated, reference)) / theta(target, reference)
 
@@ -44,41 +45,41 @@ def copy_score(generated_ND: Tensor, reference_ND: Tensor, target_ND: Tensor) ->
     target itself -1; angles obey the triangle inequality, so nothing lies outside [-1, 1].
 
     Args:
-        generated_ND: Embeddings of the samples, [N, D].
-        reference_ND: Of the reference each was given, [N, D].
-        target_ND: Of another view of the same subject, [N, D].
+        generated: Embeddings of the samples, [N, D].
+        reference: Embedding of the reference of each sample, [N, D].
+        target: Embedding of another view of the same subject, [N, D].
 
     Returns:
-        fp32 [N]; NaN where target and reference are the same picture (angle below MIN_ANGLE) or an
+        fp32 [N]; NaN where target and reference are the same image (angle below MIN_ANGLE) or an
         embedding is zero or not finite.
 
     Raises:
         ValueError: Shapes differ.
     """
-    if not generated_ND.shape == reference_ND.shape == target_ND.shape or generated_ND.ndim != 2:
-        shapes = [list(t.shape) for t in (generated_ND, reference_ND, target_ND)]
+    if not generated.shape == reference.shape == target.shape or generated.ndim != 2:
+        shapes = [list(t.shape) for t in (generated, reference, target)]
         raise ValueError(f"embeddings must all be [N, D], got {shapes}")
-    span = angle(target_ND, reference_ND)
-    score = (angle(generated_ND, target_ND) - angle(generated_ND, reference_ND)) / span
+    span = angle(target, reference)
+    score = (angle(generated, target) - angle(generated, reference)) / span
     return torch.where(span >= MIN_ANGLE, score, math.nan).float()
 
 
 def background_similarity(
     generated: Tensor, reference: Tensor, subject_mask_generated: Tensor, subject_mask_reference: Tensor
 ) -> Tensor:
-    """Compare backgrounds pixel by pixel where neither image shows the subject.
+    """Return how similar two backgrounds are, pixel by pixel, where neither image shows the subject.
 
         max(0, 1 - mean |generated - reference| / BACKGROUND_SCALE)
 
     The mean is over colours and over pixels outside both masks. A repeated background scores 1, unrelated
-    uniform noise 0. Real backgrounds are smooth and share tones, so unrelated ones score well above 0: draw
-    `background_chance` of the same batch beside it.
+    uniform noise 0. Real backgrounds are smooth and share tones, so unrelated ones score well above 0:
+    compare with the base model's value and not with 0.
 
     Args:
         generated: [B, 3, H, W] in [0, 1].
         reference: [B, 3, H, W] in [0, 1].
         subject_mask_generated: [B, H, W] or [B, 1, H, W]; at least .5 is subject.
-        subject_mask_reference: Likewise.
+        subject_mask_reference: The same of the reference.
 
     Returns:
         fp32 [B] in [0, 1]; NaN where less than MIN_BACKGROUND of the pixels is outside both masks.
@@ -88,43 +89,12 @@ def background_similarity(
     """
     if generated.shape != reference.shape or generated.ndim != 4 or generated.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], got {list(generated.shape)}, {list(reference.shape)}")
-    visible_BHW = ~(_subject(subject_mask_generated, generated) | _subject(subject_mask_reference, generated))
-    difference_BHW = (generated.float() - reference.float()).abs().mean(1)
-    count = visible_BHW.sum((1, 2))
-    mean = (difference_BHW * visible_BHW).sum((1, 2)) / count
+    visible = ~(_subject(subject_mask_generated, generated) | _subject(subject_mask_reference, generated))
+    difference = (generated.float() - reference.float()).abs().mean(1)
+    count = visible.sum((1, 2))
+    mean = (difference * visible).sum((1, 2)) / count
     similarity = (1 - mean / BACKGROUND_SCALE).clamp_min(0)
-    return torch.where(count >= MIN_BACKGROUND * visible_BHW[0].numel(), similarity, math.nan)
-
-
-def background_chance(
-    generated: Tensor,
-    reference: Tensor,
-    subject_mask_generated: Tensor,
-    subject_mask_reference: Tensor,
-    groups: Tensor,
-) -> float:
-    """Return the background similarity that samples have with references they never saw: the chance level.
-
-    The mean of `background_similarity` over every pair of a sample and the reference of another group.
-
-    Args:
-        generated, reference, subject_mask_generated, subject_mask_reference: As `background_similarity`.
-        groups: Integers [B]; rows of one group (subject, or reference image) are not paired with each other.
-
-    Raises:
-        ValueError: All rows are of one group, or shapes do not fit.
-    """
-    pairs = []
-    for shift in range(1, len(groups)):
-        other = torch.arange(len(groups), device=groups.device).roll(shift)
-        similarity = background_similarity(
-            generated, reference[other], subject_mask_generated, subject_mask_reference[other]
-        )
-        pairs.append(similarity[groups != groups[other]])
-    values = torch.cat(pairs) if pairs else torch.empty(0)
-    if len(values) == 0:
-        raise ValueError("the chance level needs samples of at least two groups")
-    return float(values.nanmean())
+    return torch.where(count >= MIN_BACKGROUND * visible[0].numel(), similarity, math.nan)
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
@@ -149,78 +119,78 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     images = images.float()
     high = images.amax(1)
     saturation = torch.where(high > 0, (high - images.amin(1)) / high.clamp_min(1e-12), 0.0)
-    luma_BHW = torch.einsum("bchw,c->bhw", images, images.new_tensor(_LUMA))
+    luma = torch.einsum("bchw,c->bhw", images, images.new_tensor(_LUMA))
     return {
         "saturation": saturation.mean((1, 2)),
-        "dark_share": (luma_BHW < 0.1).float().mean((1, 2)),
-        "bright_share": (luma_BHW > 0.9).float().mean((1, 2)),
-        "edge_density": _edge_density(luma_BHW),
+        "dark_share": (luma < 0.1).float().mean((1, 2)),
+        "bright_share": (luma > 0.9).float().mean((1, 2)),
+        "edge_density": _edge_density(luma),
         "colour_entropy": _colour_entropy(images),
-        "high_frequency": _high_frequency(luma_BHW),
+        "high_frequency": _high_frequency(luma),
     }
 
 
-def in_group_diversity(embeddings_ND: Tensor, group_size: int) -> Tensor:
+def in_group_diversity(embeddings: Tensor, group_size: int) -> Tensor:
     """Return the mean cosine distance between the samples of each group, fp32 [N / G].
 
-    0 when all samples of a group look alike to the encoder, 1 when they are orthogonal on average.
+    0 when all samples of a group look the same to the encoder, 1 when they are orthogonal on average.
     A group with a zero or non-finite embedding is NaN.
 
     Args:
-        embeddings_ND: [N, D], groups are consecutive rows.
+        embeddings: [N, D], groups are consecutive rows.
         group_size: G >= 2.
 
     Raises:
         ValueError: G < 2, or N is not a multiple of G.
     """
-    if group_size < 2 or embeddings_ND.ndim != 2 or len(embeddings_ND) % group_size:
-        raise ValueError(f"cannot split embeddings {list(embeddings_ND.shape)} into groups of {group_size}")
-    unit_NGD = _grouped(_unit(embeddings_ND), group_size)
+    if group_size < 2 or embeddings.ndim != 2 or len(embeddings) % group_size:
+        raise ValueError(f"cannot split embeddings {list(embeddings.shape)} into groups of {group_size}")
+    unit = _grouped(_unit(embeddings), group_size)
     # |sum|^2 = G + (sum of the G (G - 1) cosines of different samples)
-    cosines = unit_NGD.sum(1).square().sum(-1) - group_size
+    cosines = unit.sum(1).square().sum(-1) - group_size
     return (1 - cosines / (group_size * (group_size - 1))).float()
 
 
-def zero_std_share(rewards_NK: Tensor, group_size: int) -> Tensor:
+def zero_std_share(rewards: Tensor, group_size: int) -> Tensor:
     """Return, per reward, the share of groups that teach nothing: all their advantages are 0.
 
-    Groups with fewer than two finite rewards count, too: what is constant is decided in one place,
+    Groups with fewer than two finite rewards also count: which groups are constant is decided in one place,
     `algorithms.advantages.group_advantages`.
 
     Args:
-        rewards_NK: [N, K], groups are consecutive rows.
+        rewards: [N, K], groups are consecutive rows.
         group_size: G.
 
     Returns:
         fp32 [K].
     """
-    advantages = _grouped(group_advantages(rewards_NK, group_size), group_size)
+    advantages = _grouped(group_advantages(rewards, group_size), group_size)
     return (advantages == 0).all(1).float().mean(0)
 
 
-def nan_share(rewards_NK: Tensor) -> Tensor:
+def nan_share(rewards: Tensor) -> Tensor:
     """Return, per reward, the share of samples that could not be scored (NaN or infinite), fp32 [K]."""
-    return (~rewards_NK.isfinite()).float().mean(0)
+    return (~rewards.isfinite()).float().mean(0)
 
 
-def reward_correlation(rewards_N2: Tensor, group_size: int) -> float:
+def reward_correlation(rewards: Tensor, group_size: int) -> float:
     """Return Pearson's correlation of two rewards within groups: the rho of the conflict null.
 
     Rewards are normalised per group first, as the advantages are, so differences between prompts do not
     count. Only groups are used that carry a signal in both rewards; NaN when there are none.
 
     Args:
-        rewards_N2: [N, 2], groups are consecutive rows.
+        rewards: [N, 2], groups are consecutive rows.
         group_size: G.
 
     Raises:
         ValueError: Not two rewards, or as `group_advantages`.
     """
-    if rewards_N2.ndim != 2 or rewards_N2.shape[1] != 2:
-        raise ValueError(f"rewards must be [N, 2], got {list(rewards_N2.shape)}")
-    scored = rewards_N2.isfinite().all(1, keepdim=True)
-    # A sample lacking one reward is dropped from both before normalising, so that both share their samples.
-    advantages = group_advantages(torch.where(scored, rewards_N2.double(), math.nan), group_size)
+    if rewards.ndim != 2 or rewards.shape[1] != 2:
+        raise ValueError(f"rewards must be [N, 2], got {list(rewards.shape)}")
+    scored = rewards.isfinite().all(1, keepdim=True)
+    # A sample that lacks one reward is dropped from both before normalising: both must share their samples.
+    advantages = group_advantages(torch.where(scored, rewards.double(), math.nan), group_size)
     groups = _grouped(advantages, group_size)
     informative = (groups != 0).any(1).all(1)
     if not informative.any():
@@ -229,10 +199,10 @@ def reward_correlation(rewards_N2: Tensor, group_size: int) -> float:
     return float(((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).clamp(-1, 1))
 
 
-def _unit(embeddings_ND: Tensor) -> Tensor:
+def _unit(embeddings: Tensor) -> Tensor:
     """Return unit vectors in fp64; a zero or non-finite embedding becomes NaN."""
-    embeddings = embeddings_ND.double()
-    unit: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
+    precise = embeddings.double()
+    unit: Tensor = precise / precise.norm(dim=-1, keepdim=True)
     return unit
 
 
@@ -243,16 +213,16 @@ def _grouped(rows: Tensor, group_size: int) -> Tensor:
 
 def _subject(mask: Tensor, images: Tensor) -> Tensor:
     """Return a mask as boolean [B, H, W]."""
-    mask_BHW = mask[:, 0] if mask.ndim == 4 and mask.shape[1] == 1 else mask
-    if mask_BHW.shape != (images.shape[0], *images.shape[2:]):
+    flat = mask[:, 0] if mask.ndim == 4 and mask.shape[1] == 1 else mask
+    if flat.shape != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"mask has shape {list(mask.shape)}, its images {list(images.shape)}")
-    return mask_BHW >= 0.5
+    return flat >= 0.5
 
 
-def _edge_density(luma_BHW: Tensor) -> Tensor:
-    sobel = luma_BHW.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+def _edge_density(luma: Tensor) -> Tensor:
+    sobel = luma.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)
-    gradient = torch.nn.functional.conv2d(luma_BHW.unsqueeze(1), kernels)
+    gradient = torch.nn.functional.conv2d(luma.unsqueeze(1), kernels)
     is_edge: Tensor = gradient.square().sum(1).sqrt() > 0.1
     return is_edge.float().mean((1, 2))
 
@@ -265,11 +235,12 @@ def _colour_entropy(images: Tensor) -> Tensor:
     return entropy / math.log(64)
 
 
-def _high_frequency(luma_BHW: Tensor) -> Tensor:
-    height, width = luma_BHW.shape[1:]
-    centred = luma_BHW.double() - luma_BHW.double().mean((1, 2), keepdim=True)
+def _high_frequency(luma: Tensor) -> Tensor:
+    height, width = luma.shape[1:]
+    centred = luma.double() - luma.double().mean((1, 2), keepdim=True)
     power = torch.fft.fft2(centred).abs().square()
-    y, x = torch.fft.fftfreq(height, device=luma_BHW.device), torch.fft.fftfreq(width, device=luma_BHW.device)
+    y = torch.fft.fftfreq(height, device=luma.device)
+    x = torch.fft.fftfreq(width, device=luma.device)
     is_high = (y[:, None].square() + x.square()).sqrt() > 0.25
     total = power.sum((1, 2))
     flat = centred.abs().amax((1, 2)) < 1e-6  # a constant image has no variance to share out

@@ -7,16 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.pages.plots.cells import interval_plot, share_bar
+from customized_grpo.pages.plots.cell_plots import interval_plot, share_bar
 from customized_grpo.pages.plots.charts import (
+    Area,
     Level,
     Line,
+    Part,
     XAxis,
     line_chart,
     split_bar,
     stacked_area,
     step_weights,
 )
+from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.plots.scales import Scale, compact, domain, spread, tick_labels, ticks
 
 NUMBERS = st.floats(-1e9, 1e9, allow_nan=False).filter(lambda value: value == 0 or abs(value) > 1e-9)
@@ -111,8 +114,8 @@ def test_nothing_to_draw_is_an_error() -> None:
 
 
 def test_stacked_shares_that_sum_to_one_reach_the_top() -> None:
-    shares = [("good", "good", [0.2, 0.75]), ("copied", "copied", [0.8, 0.25])]
-    chart = stacked_area([0, 400], shares, AXIS, title="modes")
+    areas = [Area("good", "good", [0.2, 0.75]), Area("copied", "copied", [0.8, 0.25])]
+    chart = stacked_area([0, 400], areas, AXIS, title="modes")
     tops = [
         re.findall(r"[ML] [\d.]+ ([\d.]+)", d) for d in re.findall(r'class="area"[^>]* d="([^"]+)"', chart)
     ]
@@ -130,14 +133,14 @@ def test_step_bars_divide_at_the_prompt_weight_and_pale_out_untrained_steps() ->
 
 
 def test_an_interval_right_of_zero_is_drawn_right_of_the_dashes() -> None:
-    chart = interval_plot(0.5, 0.25, 0.75, 1.0, tone="better", title="t")
+    chart = interval_plot(Measurement(0.5, 0.25, 0.75), 1.0, tone="better", title="t")
     zero = float(re.search(r'class="zero" x1="([\d.]+)"', chart)[1])  # type: ignore[index]
     left = float(re.search(r'class="whisker" x1="([\d.]+)"', chart)[1])  # type: ignore[index]
     assert left == Scale(-1, 1, 4, 156)(0.25) > zero == Scale(-1, 1, 4, 156)(0)
 
 
 def test_a_split_bar_gives_shares_of_the_whole() -> None:
-    chart = split_bar([("rollout", "prompt", 30.0), ("update", "positive", 10.0)], title="time")
+    chart = split_bar([Part("rollout", "prompt", 30.0), Part("update", "positive", 10.0)], title="time")
     assert "rollout 75%" in chart and "update 25%" in chart
 
 
@@ -149,10 +152,10 @@ def test_every_text_is_escaped() -> None:
     axis = XAxis(HOSTILE, 1, HOSTILE, 1)
     charts = [
         line_chart(lines, axis, title=HOSTILE, levels=[Level(HOSTILE, 1)], marks=[(0.5, HOSTILE)]),
-        stacked_area([0, 1], [(HOSTILE, "good", [1, 1])], axis, title=HOSTILE),
+        stacked_area([0, 1], [Area(HOSTILE, "good", [1, 1])], axis, title=HOSTILE),
         step_weights([0.5], title=HOSTILE, trained=[True]),
-        interval_plot(0, -1, 1, 1, tone="better", title=HOSTILE),
-        split_bar([(HOSTILE, "prompt", 1.0)], title=HOSTILE),
+        interval_plot(Measurement(0, -1, 1), 1, tone="better", title=HOSTILE),
+        split_bar([Part(HOSTILE, "prompt", 1.0)], title=HOSTILE),
         share_bar([(HOSTILE, "prompt", 1.0)], 0.5, title=HOSTILE),
     ]
     for chart in charts:
@@ -187,7 +190,7 @@ def test_a_share_bar_divides_the_whole_and_ticks_the_null() -> None:
 
 
 def test_an_axis_of_gains_may_start_at_zero() -> None:
-    chart = interval_plot(0.5, 0.0, 2.0, 1.0, tone="better", title="t", start=0.0)
+    chart = interval_plot(Measurement(0.5, 0.0, 2.0), 1.0, tone="better", title="t", start=0.0)
     scale = Scale(0, 1, 4, 156)
     found = re.search(
         r'class="zero" x1="([\d.]+)".*whisker" x1="([\d.]+)" x2="([\d.]+)".*cx="([\d.]+)"', chart

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from customized_grpo.pages.plots.labels import MARKER, Box, place_labels
-from customized_grpo.pages.plots.numbers import Interval
+from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.plots.scatter import Point, dominated_region, scatter
 
 FRAME = Box(50, 8, 470, 378)
@@ -19,7 +19,9 @@ TOLERANCE = 0.11
 
 
 def point(x: float, y: float, half: float | None = 0.01, **options: object) -> Point:
-    spans = [Interval(v, None, None) if half is None else Interval(v, v - half, v + half) for v in (x, y)]
+    spans = [
+        Measurement(v, None, None) if half is None else Measurement(v, v - half, v + half) for v in (x, y)
+    ]
     return Point("arm", *spans, "arm1", **options)  # type: ignore[arg-type]
 
 
@@ -173,7 +175,7 @@ def test_nothing_to_plot_is_an_error() -> None:
 
 def test_every_text_is_escaped() -> None:
     hostile = "</text><script>alert(1)</script>\"'"
-    bad = Point(hostile, Interval(0, -1, 1), Interval(0, -1, 1), "arm1", hostile)
+    bad = Point(hostile, Measurement(0, -1, 1), Measurement(0, -1, 1), "arm1", hostile)
     picture = scatter([bad], title=hostile, x_label=hostile, y_label=hostile, front=[bad, bad])
     assert "<script" not in picture
     assert ElementTree.fromstring(picture).get("aria-label") == hostile

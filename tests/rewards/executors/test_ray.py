@@ -19,7 +19,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.executors import build_scorer, check_prerequisites
 from customized_grpo.rewards.executors.ray import actor_options
-from processes import child_environment
+from processes import PATIENCE_S, child_environment, run_python
+
+pytestmark = pytest.mark.slow
 
 
 def in_ray(name: str, environment: dict[str, str], actors: int = 1, **options: Any) -> RewardConfig:
@@ -81,7 +83,8 @@ from customized_grpo.rewards.executors import build_scorer
 build_scorer([RewardConfig(name="dino", path="toybox")]).close()
 assert not {"ray", "fastapi", "uvicorn"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_missing_package_and_token_is_named_before_anything_is_loaded(
@@ -139,6 +142,6 @@ def test_a_cluster_of_our_own_ends_with_a_signal_in_the_middle_of_scoring(
         env=child_environment(**own),
         start_new_session=True,
     )
-    assert child.wait(timeout=1000) == 143
+    assert child.wait(timeout=PATIENCE_S) == 143
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)  # nobody of its group is left

@@ -23,6 +23,7 @@ from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards.executors import in_8_bits
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.service.protocol import to_base64
+from processes import PATIENCE_S
 
 TOKEN = "correct-horse-battery-staple"
 MOODY = RewardConfig(name="own_rewards:Moody")
@@ -213,15 +214,26 @@ def request_of(service: Any, name: str, batch: Any) -> Upload:
     return encode(batch, name, digest(service, name))
 
 
+def held_in(folder: Path) -> tuple[RewardConfig, Path]:
+    """Return a reward that scores nothing before a file is there, and the file."""
+    release = folder / "release"
+    options = {"log": str(folder / "log"), "until": str(release)}
+    return RewardConfig(name="own_rewards:Held", options=options), release
+
+
 def test_more_than_the_queue_holds_is_told_to_come_back(tmp_path: Path) -> None:
-    slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 1.0, "log": str(tmp_path / "log")})
+    held, release = held_in(tmp_path)
     limits = serving.Limits(4 * 2**20, 10**6, 2, 10**6)
-    with serving.running([slow], limits) as service, ThreadPoolExecutor(6) as clients:
-        body = request_of(service, slow.name, plain(tiny.make_batch(1))).body
+    with serving.running([held], limits) as service, ThreadPoolExecutor(6) as clients:
+        body = request_of(service, held.name, plain(tiny.make_batch(1))).body
         post = [
-            clients.submit(httpx.post, f"{service.url}/v1/score", content=body, headers=JSON, timeout=60)
+            clients.submit(
+                httpx.post, f"{service.url}/v1/score", content=body, headers=JSON, timeout=PATIENCE_S
+            )
             for _ in range(6)
         ]
+        serving.wait_until(lambda: sum(one.done() for one in post) == 4)
+        release.touch()
         answers = [one.result() for one in post]
         assert sorted(answer.status_code for answer in answers) == [200] * 2 + [503] * 4
         for answer in answers:
@@ -243,15 +255,17 @@ def plain(batch: Any) -> Any:
 
 @pytest.mark.parametrize("merge", [0, 4])
 def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(merge: int, tmp_path: Path) -> None:
+    held, release = held_in(tmp_path)
     log = tmp_path / "log"
-    slow = RewardConfig(name="own_rewards:Slow", options={"seconds": 0.5, "log": str(log)})
-    with serving.running([slow], merge=merge) as service, ThreadPoolExecutor(4) as clients:
+    with serving.running([held], merge=merge) as service, ThreadPoolExecutor(4) as clients:
         url = f"{service.url}/v1/score"
         batch = in_8_bits(plain(tiny.make_batch(4)))
-        bodies = [request_of(service, slow.name, batch.select([row])).body for row in range(4)]
-        first = clients.submit(httpx.post, url, content=bodies[0], headers=JSON, timeout=60)
-        serving.wait_until(log.exists)  # the others queue up behind it
-        rest = [clients.submit(httpx.post, url, content=b, headers=JSON, timeout=60) for b in bodies[1:]]
+        bodies = [request_of(service, held.name, batch.select([row])).body for row in range(4)]
+        first = clients.submit(httpx.post, url, content=bodies[0], headers=JSON, timeout=None)
+        serving.wait_until(log.exists)
+        rest = [clients.submit(httpx.post, url, content=b, headers=JSON, timeout=None) for b in bodies[1:]]
+        serving.wait_until(lambda: service.queues[held.name].submitted == 4)  # the others queue up behind it
+        release.touch()
         scores = [one.result().json()["scores"][0] for one in [first, *rest]]
         assert scores == pytest.approx(batch.images.mean(dim=(1, 2, 3)).tolist(), abs=1e-6)
     assert log.read_text().split() == (["1", "3"] if merge else ["1"] * 4)
@@ -272,7 +286,9 @@ def test_a_signal_lets_the_service_finish_what_it_accepted_and_refuse_the_rest(t
     with serving.process(recipe) as (child, url), ThreadPoolExecutor(2) as clients:
         served = httpx.get(f"{url}/v1/info").json()["rewards"][0]
         body = encode(plain(tiny.make_batch(2)), served["name"], served["digest"]).body
-        accepted = clients.submit(httpx.post, f"{url}/v1/score", content=body, headers=JSON, timeout=60)
+        accepted = clients.submit(
+            httpx.post, f"{url}/v1/score", content=body, headers=JSON, timeout=PATIENCE_S
+        )
         serving.wait_until(log.exists)
         child.terminate()
         serving.wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
@@ -281,7 +297,7 @@ def test_a_signal_lets_the_service_finish_what_it_accepted_and_refuse_the_rest(t
         assert refused.headers["retry-after"] == "1"
         answer = accepted.result()
         assert answer.status_code == 200 and len(answer.json()["scores"]) == 2
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=PATIENCE_S) == 0
         assert child.stderr is not None and "Traceback" not in child.stderr.read()
     assert log.read_text().split() == ["2"]
 
@@ -298,7 +314,7 @@ def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:
             child.terminate()
             serving.wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
             child.terminate()
-            assert child.wait(timeout=30) == 143
+            assert child.wait(timeout=PATIENCE_S) == 143
 
 
 def test_a_client_that_leaves_gives_its_place_back() -> None:

@@ -1,15 +1,24 @@
-"""Numbers and intervals as a page writes them."""
+"""Means with intervals, and numbers as a page writes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from customized_grpo.pages.plots.scales import signed
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval; the ends are None when none was computed."""
+class Measurement:
+    """A mean with its 95 % interval, as results and summaries hold it.
+
+    `statistics.intervals.Interval` is what a bootstrap computes; here the ends may be missing.
+
+    Attributes:
+        mean: The mean.
+        low: Lower end; None when no interval was computed.
+        high: Upper end; None when no interval was computed.
+    """
 
     mean: float
     low: float | None
@@ -17,12 +26,22 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """What may be said of a difference: up, down, not distinguishable from 0, or no interval."""
+        """Return what a difference shows: up, down, not distinguishable from 0, or no interval."""
         if self.low is None or self.high is None:
             return "no interval"
         if self.low > 0:
             return "up"
         return "down" if self.high < 0 else "not distinguishable from 0"
+
+    @property
+    def tone(self) -> str:
+        """Return the colour of a difference where more is better: "better", "worse" or "unclear"."""
+        return {"up": "better", "down": "worse"}.get(self.verdict, "unclear")
+
+    @property
+    def values(self) -> list[float]:
+        """Return the mean and the ends that there are, for the range of an axis."""
+        return [value for value in (self.mean, self.low, self.high) if value is not None]
 
 
 NONE = "\u2013"
@@ -30,14 +49,28 @@ NONE = "\u2013"
 
 
 def number(value: float | None, plus: bool = False) -> str:
-    """Three decimals; a difference always shows its sign."""
+    """Return a number with three decimals; with `plus` always with its sign, for differences."""
     if value is None:
         return NONE
     return signed(f"{value:+.3f}" if plus else f"{value:.3f}")
 
 
-def interval_text(interval: Interval, plus: bool = False) -> str:
-    """The 95 % interval in words, empty when there is none."""
-    if interval.low is None or interval.high is None:
+def interval_text(measurement: Measurement, plus: bool = False) -> str:
+    """Return the 95 % interval in words; empty when there is none."""
+    if measurement.low is None or measurement.high is None:
         return ""
-    return f"{number(interval.low, plus)} to {number(interval.high, plus)}"
+    return f"{number(measurement.low, plus)} to {number(measurement.high, plus)}"
+
+
+def symmetric_limit(measurements: Iterable[Measurement]) -> float:
+    """Return half the width of an axis around 0 that shows all of these, with some air; never 0."""
+    ends: list[float] = []
+    for measurement in measurements:
+        ends += [abs(value) for value in measurement.values]
+    return max(ends, default=0.0) * 1.1 or 1.0
+
+
+def difference_title(name: str, difference: Measurement) -> str:
+    """Return the text that screen readers read in place of the plot of a difference."""
+    size = number(difference.mean, plus=True)
+    return f"{name}: difference {size}, 95 % interval {interval_text(difference, plus=True)}"

@@ -11,7 +11,14 @@ MINUS = "\u2212"
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map from data in [low, high] to pixels in [start, end] (which may run downwards)."""
+    """A linear map from data to pixels.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        start: Pixel of the smallest value.
+        end: Pixel of the largest value; less than `start` where pixels run downwards.
+    """
 
     low: float
     high: float
@@ -19,19 +26,20 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tuple[float, float]:
-    """The range an axis must span to show all values, with some air and never of zero width.
+    """Return the range that an axis must span to show all values, with some air and never of zero width.
 
     Args:
         values: At least one finite number.
         pad: Air on each side, as a share of the range. A side at 0 with no negative values gets none.
         least: Smallest width; a narrower range is widened evenly.
     """
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     air = (high - low) * pad
     if high - low + 2 * air < least:
         air = (least - (high - low)) / 2
@@ -41,7 +49,7 @@ def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tu
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
 
     Raises:
         ValueError: The range is empty or not finite.
@@ -50,15 +58,19 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         raise ValueError(f"an axis needs low < high, got {low} and {high}")
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    steps = (power, power * 2, power * 5, power * 10)
+    # 1e-9 on each side: a tick that rounding puts just outside the range still belongs to it.
+    step = next(step for step in steps if step >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
 
 def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
-    """Labels with as many decimals as the step between the ticks needs, the same for all."""
+    """Return labels with as many decimals as the step between the ticks needs, the same for all."""
     if percent:
-        return [f"{label} %" for label in tick_labels([value * 100 for value in values])]
+        labels = tick_labels([value * 100 for value in values])
+        return [f"{label} %" for label in labels]
     largest = max((abs(value) for value in values), default=0.0)
     step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=largest or 1.0)
     if 0 < largest < 1e-3:
@@ -74,7 +86,7 @@ def _decimals(step: float) -> int:
 
 
 def compact(value: float) -> str:
-    """A number in about three significant digits, in scientific notation only where that is shorter."""
+    """Return a number in about three significant digits, in scientific notation where that is shorter."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -83,12 +95,13 @@ def compact(value: float) -> str:
         return signed(f"{mantissa.removesuffix('.0')}e{int(exponent)}")
     if size >= 1000:
         return signed(f"{value:,.0f}")
-    decimals = 3 if size < 10 else 1 if size < 100 else 0
-    return signed(f"{value:.{decimals}f}")
+    if size >= 100:
+        return signed(f"{value:.0f}")
+    return signed(f"{value:.1f}" if size >= 10 else f"{value:.3f}")
 
 
 def signed(text: str) -> str:
-    """The same text with a typographic minus."""
+    """Return the same text with a typographic minus."""
     return text.replace("-", MINUS) if text.startswith("-") else text.replace("e-", f"e{MINUS}")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
 from customized_grpo.pages.plots import svg
 from customized_grpo.pages.plots.labels import MARKER, Box, place_labels
-from customized_grpo.pages.plots.numbers import Interval, number
+from customized_grpo.pages.plots.numbers import Measurement, interval_text, number
 from customized_grpo.pages.plots.scales import Scale, domain, tick_labels, ticks
 
 LEFT, TOP, MARGIN, BELOW = 50, 8, 10, 42
@@ -31,8 +32,8 @@ class Point:
     """
 
     name: str
-    x: Interval
-    y: Interval
+    x: Measurement
+    y: Measurement
     colour: str
     label: str = ""
     shape: str = "disc"
@@ -49,7 +50,7 @@ def scatter(
     beside: Sequence[Point] = (),
     size: tuple[int, int] = (480, 420),
 ) -> Markup:
-    """Points with whiskers in both directions; what the front dominates is shaded.
+    """Return points with whiskers in both directions; what the front dominates is shaded.
 
     Args:
         points: Those not on the front; the first lies on top and its label has the first choice of a place.
@@ -77,7 +78,7 @@ def scatter(
 def dominated_region(
     front: Sequence[tuple[float, float]], corner: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """The outline of all points that some point of the front beats or equals in both directions.
+    """Return the outline of all points that some point of the front beats or equals in both directions.
 
     Args:
         front: (x, y) of each; those that another one dominates do not matter.
@@ -99,20 +100,21 @@ class _Plane:
 
     def __init__(self, points: Sequence[Point], size: tuple[int, int]) -> None:
         width, height = size
-        ranges = []
-        for axis, part in enumerate(("x", "y")):
-            spans = [getattr(point, part) for point in points]
-            values = [v for span in spans for v in (span.mean, span.low, span.high) if v is not None]
-            values += [seed[axis] for point in points for seed in point.seeds]
-            ranges.append(domain(values, least=0.01))
-        self.x = Scale(*ranges[0], LEFT, width - MARGIN)
-        self.y = Scale(*ranges[1], height - BELOW, TOP)
+        xs: list[float] = []
+        ys: list[float] = []
+        for point in points:
+            xs += [*point.x.values, *(x for x, _ in point.seeds)]
+            ys += [*point.y.values, *(y for _, y in point.seeds)]
+        self.x = Scale(*domain(xs, least=0.01), LEFT, width - MARGIN)
+        self.y = Scale(*domain(ys, least=0.01), height - BELOW, TOP)
         self.frame = Box(LEFT, TOP, width - MARGIN, height - BELOW)
 
     def grid(self, x_label: str, y_label: str) -> Markup:
-        """Hairlines with their numbers, and the names of the axes."""
-        frame, line = self.frame, Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-        rows, columns = ticks(self.y.low, self.y.high, 6), ticks(self.x.low, self.x.high, 6)
+        """Return hairlines with their numbers, and the names of the axes."""
+        frame = self.frame
+        line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        rows = ticks(self.y.low, self.y.high, 6)
+        columns = ticks(self.x.low, self.x.high, 6)
         parts = []
         for value, label in zip(rows, tick_labels(rows), strict=True):
             y = self.y(value)
@@ -129,7 +131,7 @@ class _Plane:
         return Markup("").join(parts)
 
     def shade(self, front: Sequence[Point]) -> Markup:
-        """The region that these points dominate, as far as the plot reaches."""
+        """Return the region that these points dominate, as far as the plot reaches."""
         corner = (self.x.low, self.y.low)
         outline = dominated_region([(point.x.mean, point.y.mean) for point in front], corner)
         if not outline:
@@ -138,71 +140,86 @@ class _Plane:
         return Markup('<path class="shade" d="M {} Z"/>').format(path)
 
     def join(self, front: Sequence[Point]) -> Markup:
-        """The line through the front."""
+        """Return the line through the front."""
         if len(front) < 2:
             return Markup("")
         path = " L ".join(f"{svg.px(self.x(p.x.mean))} {svg.px(self.y(p.y.mean))}" for p in front)
         return Markup('<path class="front" d="M {}"/>').format(path)
 
     def spread(self, point: Point) -> Markup:
-        """The seeds and the two whiskers of a point."""
-        parts = [
-            Markup('<circle class="seed" cx="{}" cy="{}" r="2"/>').format(
-                svg.px(self.x(x)), svg.px(self.y(y))
-            )
-            for x, y in point.seeds
-        ]
+        """Return the seeds and the two whiskers of a point."""
+        dot = Markup('<circle class="seed" cx="{}" cy="{}" r="2"/>')
+        parts = [dot.format(svg.px(self.x(x)), svg.px(self.y(y))) for x, y in point.seeds]
         line = Markup('<line class="whisker thin" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-        for left, top, right, bottom in self._whiskers(point):
-            parts.append(line.format(svg.px(left), svg.px(right), svg.px(top), svg.px(bottom)))
+        for whisker in self._whiskers(point):
+            # The whisker is a box without width or height.
+            ends = (whisker.left, whisker.right, whisker.top, whisker.bottom)
+            parts.append(line.format(*map(svg.px, ends)))
         return _group(point, parts)
 
     def marker(self, point: Point) -> Markup:
-        """The point itself."""
-        x, y = self.x(point.x.mean), self.y(point.y.mean)
+        """Return the point itself."""
+        x, y = self._centre(point)
         tip = f"{point.name}: {_words(point.x)}; {_words(point.y)}"
         if point.shape == "cross":
-            shape = Markup('<path class="cross" d="M {} {} l 9 9 m 0 -9 l -9 9">').format(
-                svg.px(x - 4.5), svg.px(y - 4.5)
-            )
-            return _group(point, [shape, Markup("<title>{}</title></path>").format(tip)])
-        circle = '<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+            cross = Markup('<path class="cross" d="M {} {} l 9 9 m 0 -9 l -9 9"><title>{}</title></path>')
+            return _group(point, [cross.format(svg.px(x - 4.5), svg.px(y - 4.5), tip)])
+        circle = Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>')
         style, radius = ("dot", 4) if point.shape == "ring" else ("point", 5)
-        return _group(point, [Markup(circle).format(style, svg.px(x), svg.px(y), radius, tip)])
+        return _group(point, [circle.format(style, svg.px(x), svg.px(y), radius, tip)])
 
     def labels(self, points: Sequence[Point], front: Sequence[Point]) -> Markup:
-        """The labels, each with a thin line to its point where it had to move away."""
-        centres = [(self.x(point.x.mean), self.y(point.y.mean)) for point in points]
-        avoid = [Box(a - 2, b - 2, c + 2, d + 2) for p in points for a, b, c, d in self._whiskers(p)]
-        avoid += _along([(self.x(point.x.mean), self.y(point.y.mean)) for point in front])
+        """Return the labels, each with a thin line to its point where it had to move away."""
+        centres = [self._centre(point) for point in points]
+        avoid: list[Box] = []
+        for point in points:
+            avoid += [whisker.grown(2) for whisker in self._whiskers(point)]
+        avoid += _along([self._centre(point) for point in front])
         boxes = place_labels(centres, [point.label for point in points], self.frame, avoid)
-        leaders, words = [], []
-        for point, (x, y), box in zip(points, centres, boxes, strict=True):
-            if not point.label:
-                continue
-            end_x, end_y = box.nearest(x, y)
-            if max(abs(end_x - x), abs(end_y - y)) > 1.5 * MARKER:
-                line = '<line class="leader" style="--c:var(--{})" x1="{}" y1="{}" x2="{}" y2="{}"/>'
-                leaders.append(Markup(line).format(point.colour, *map(svg.px, (x, y, end_x, end_y))))
-            anchor, at = "middle", (box.left + box.right) / 2
-            if box.left > x:
-                anchor, at = "start", box.left
-            elif box.right < x:
-                anchor, at = "end", box.right
-            label = '<text class="name {}" style="--c:var(--{})" x="{}" y="{}">{}</text>'
-            place = svg.px(at), svg.px(box.bottom - 3)
-            words.append(Markup(label).format(anchor, point.colour, *place, point.label))
+        leaders: list[Markup] = []
+        words: list[Markup] = []
+        for point, centre, box in zip(points, centres, boxes, strict=True):
+            if point.label:
+                leaders.append(_leader(point, centre, box))
+                words.append(_label(point, centre, box))
         return Markup("").join([*leaders, *words])
 
-    def _whiskers(self, point: Point) -> list[tuple[float, float, float, float]]:
-        """(left, top, right, bottom) of the lines that have both ends."""
-        x, y = self.x(point.x.mean), self.y(point.y.mean)
+    def _centre(self, point: Point) -> tuple[float, float]:
+        """Return where the point itself is, in pixels."""
+        return self.x(point.x.mean), self.y(point.y.mean)
+
+    def _whiskers(self, point: Point) -> list[Box]:
+        """Return the lines that have both ends, as boxes without width or height."""
+        x, y = self._centre(point)
         lines = []
         if point.x.low is not None and point.x.high is not None:
-            lines.append((self.x(point.x.low), y, self.x(point.x.high), y))
+            lines.append(Box(self.x(point.x.low), y, self.x(point.x.high), y))
         if point.y.low is not None and point.y.high is not None:
-            lines.append((x, self.y(point.y.high), x, self.y(point.y.low)))
+            lines.append(Box(x, self.y(point.y.high), x, self.y(point.y.low)))
         return lines
+
+
+def _leader(point: Point, centre: tuple[float, float], box: Box) -> Markup:
+    """Return a thin line from a point to its label where the label had to move away; else nothing."""
+    x, y = centre
+    end_x, end_y = box.nearest(x, y)
+    if max(abs(end_x - x), abs(end_y - y)) <= 1.5 * MARKER:
+        return Markup("")
+    line = Markup('<line class="leader" style="--c:var(--{})" x1="{}" y1="{}" x2="{}" y2="{}"/>')
+    return line.format(point.colour, *map(svg.px, (x, y, end_x, end_y)))
+
+
+def _label(point: Point, centre: tuple[float, float], box: Box) -> Markup:
+    """Return the text of a label, anchored at the side of its box that is nearer to the point."""
+    x, _ = centre
+    if box.left > x:
+        anchor, position = "start", box.left
+    elif box.right < x:
+        anchor, position = "end", box.right
+    else:
+        anchor, position = "middle", (box.left + box.right) / 2
+    label = Markup('<text class="name {}" style="--c:var(--{})" x="{}" y="{}">{}</text>')
+    return label.format(anchor, point.colour, svg.px(position), svg.px(box.bottom - 3), point.label)
 
 
 def _group(point: Point, parts: Sequence[Markup]) -> Markup:
@@ -210,18 +227,18 @@ def _group(point: Point, parts: Sequence[Markup]) -> Markup:
     return group.format(point.colour, Markup("").join(parts)) if parts else Markup("")
 
 
-def _words(span: Interval) -> str:
-    if span.low is None or span.high is None:
-        return number(span.mean)
-    return f"{number(span.mean)} ({number(span.low)} to {number(span.high)})"
+def _words(measurement: Measurement) -> str:
+    interval = interval_text(measurement)
+    return f"{number(measurement.mean)} ({interval})" if interval else number(measurement.mean)
 
 
 def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
-    """Small boxes along a polyline."""
+    """Return small boxes along a polyline, one every 6 pixels."""
     boxes = []
-    for (a, b), (c, d) in zip(line, line[1:], strict=False):
-        count = max(1, int(max(abs(c - a), abs(d - b)) / 6))
+    for (x1, y1), (x2, y2) in pairwise(line):
+        count = max(1, int(max(abs(x2 - x1), abs(y2 - y1)) / 6))
         for index in range(count + 1):
-            x, y = a + (c - a) * index / count, b + (d - b) * index / count
-            boxes.append(Box(x - 3, y - 3, x + 3, y + 3))
+            x = x1 + (x2 - x1) * index / count
+            y = y1 + (y2 - y1) * index / count
+            boxes.append(Box(x, y, x, y).grown(3))
     return boxes

@@ -11,17 +11,17 @@ from markupsafe import Markup
 
 
 def px(value: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
+    """Return a coordinate, to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def text(x: float, y: float, words: str, css: str) -> Markup:
-    """Words at a point; the classes say how they are anchored and coloured."""
+    """Return words at a point; the CSS classes say how they are anchored and coloured."""
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(css, px(x), px(y), words)
 
 
 def picture(size: tuple[int, int], title: str, parts: Sequence[Markup], css: str = "chart") -> Markup:
-    """The whole picture; screen readers read the title in place of it."""
+    """Return the whole picture; screen readers read the title in place of it."""
     head = (
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">'
     )

@@ -1,4 +1,4 @@
-"""Pictures for one cell of a table, as inline SVG: an interval around 0, and shares of a whole."""
+"""Plots for one cell of a table, as inline SVG: an interval around 0, and shares of a whole."""
 
 from __future__ import annotations
 
@@ -7,43 +7,38 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from customized_grpo.pages.plots import svg
+from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.plots.scales import Scale
 
 
 def interval_plot(
-    mean: float,
-    low: float | None,
-    high: float | None,
-    limit: float,
-    *,
-    tone: str,
-    title: str,
-    start: float | None = None,
+    measurement: Measurement, limit: float, *, tone: str, title: str, start: float | None = None
 ) -> Markup:
-    """A point with its interval, zero marked.
+    """Return a point with its interval, zero marked.
 
     Args:
-        mean: Where the point stands.
-        low: Lower end of the interval, or None for none.
-        high: Upper end.
+        measurement: The mean, and its interval if there is one.
         limit: Right end of the axis, > 0; the same in all rows that are to be compared.
         tone: Name of a colour variable.
         title: Read out by screen readers.
         start: Left end of the axis, <= 0; -limit by default.
     """
     scale = Scale(-limit if start is None else start, limit, 4, 156)
-    parts = [Markup('<line class="zero" x1="{0}" x2="{0}" y1="1" y2="21"/>').format(svg.px(scale(0.0)))]
-    if low is not None and high is not None:
-        ends = svg.px(scale(max(low, scale.low))), svg.px(scale(min(high, limit)))
-        whisker = '<line class="whisker" x1="{}" x2="{}" y1="11" y2="11"/>'
-        parts.append(Markup(whisker).format(*ends))
-    parts.append(Markup('<circle class="point" cx="{}" cy="11" r="4"/>').format(svg.px(scale(mean))))
+    zero = Markup('<line class="zero" x1="{0}" x2="{0}" y1="1" y2="21"/>')
+    parts = [zero.format(svg.px(scale(0.0)))]
+    if measurement.low is not None and measurement.high is not None:
+        left = scale(max(measurement.low, scale.low))
+        right = scale(min(measurement.high, limit))
+        whisker = Markup('<line class="whisker" x1="{}" x2="{}" y1="11" y2="11"/>')
+        parts.append(whisker.format(svg.px(left), svg.px(right)))
+    point = Markup('<circle class="point" cx="{}" cy="11" r="4"/>')
+    parts.append(point.format(svg.px(scale(measurement.mean))))
     group = Markup('<g style="--c:var(--{})">{}</g>').format(tone, Markup("").join(parts))
     return svg.picture((160, 22), title, [group], css="chart cell")
 
 
 def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, title: str) -> Markup:
-    """One bar divided among (name, colour, share), with a tick to compare the first share with.
+    """Return one bar divided among (name, colour, share), with a tick to compare the first share with.
 
     Args:
         parts: Shares in [0, 1] that add up to at most 1, from the left.
@@ -51,7 +46,8 @@ def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, ti
         title: Read out by screen readers.
     """
     scale = Scale(0.0, 1.0, 1, 239)
-    shapes, left = [], 0.0
+    shapes: list[Markup] = []
+    left = 0.0
     for name, colour, share in parts:
         bar = '<rect class="bar" style="--c:var(--{})" x="{}" y="3" width="{}" height="10">'
         width = max(scale(left + share) - scale(left) - 1, 0)

@@ -1,0 +1,34 @@
+"""How densely the code may be packed. The limits of what has been left so far may only fall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from code_shape import LONG_FILE, Shape, measure_folder
+
+PACKAGE = Path(__file__).parents[2] / "src" / "customized_grpo"
+NESTED_PER_1000 = 1.5
+UNPACKED = 7  # the aim is 0
+LONG_FILES = 0
+
+
+@pytest.fixture(scope="module")
+def shape() -> Shape:
+    total = Shape()
+    for room in measure_folder(PACKAGE).values():
+        total.add(room)
+    return total
+
+
+def test_comprehensions_are_rarely_nested(shape: Shape) -> None:
+    assert shape.nested_per_1000 <= NESTED_PER_1000, shape.nested
+
+
+def test_no_generator_is_unpacked_into_names(shape: Shape) -> None:
+    assert len(shape.unpacked) <= UNPACKED, shape.unpacked
+
+
+def test_a_file_is_one_subject_and_not_long(shape: Shape) -> None:
+    assert len(shape.long) <= LONG_FILES, (LONG_FILE, shape.long)
