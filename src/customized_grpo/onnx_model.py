@@ -72,10 +72,12 @@ class OnnxModel:
         wrong = UserError(f"{self.path}: a {self.what} takes one tensor(float) [1, 3, H, W], not {types}")
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             raise wrong
-        batch, channels, *sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
-        if batch not in (1, None) or channels not in (3, None):
+        batch, channels, height, width = inputs[0].shape
+        # A size that the model leaves open is a name, such as "batch", or None.
+        if isinstance(batch, int) and batch != 1 or isinstance(channels, int) and channels != 3:
             raise wrong
-        height, width = [size if side is None else side for side in sides]
+        height = height if isinstance(height, int) else size
+        width = width if isinstance(width, int) else size
         if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
             raise wrong
         return inputs[0].name, (height, width)

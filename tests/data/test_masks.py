@@ -17,10 +17,10 @@ import tiny_onnx
 from customized_grpo.cli import data_masks
 from customized_grpo.data import masks as masks_module
 from customized_grpo.data.manifest import load_manifest
-from customized_grpo.data.masks import LAYOUTS, Layout, Segmenter, make_masks
+from customized_grpo.data.masks import LAYOUTS, Segmenter, SegmenterLayout, make_masks
 from customized_grpo.errors import UserError
 
-PLAIN = Layout(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), sigmoid=False)
+PLAIN = SegmenterLayout(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), sigmoid=False)
 
 
 def photo(path: Path, *, width: int = 48, height: int = 64, bright: bool = True) -> Path:
@@ -85,7 +85,7 @@ def test_the_size_is_the_models_or_the_layouts(tmp_path: Path, size: int) -> Non
 def test_the_picture_is_normalised_and_the_output_squashed(tmp_path: Path) -> None:
     # grey .5 becomes (.5 - .3) / .1 = 2, and 10 * 2 - 20.5 = -.5; sigmoid(-.5) = .378
     model = tiny_onnx.save_segmenter(tmp_path / "m.onnx", scale=10, shift=-20.5)
-    layout = Layout(32, (0.3, 0.3, 0.3), (0.1, 0.1, 0.1), sigmoid=True, threshold=0.37)
+    layout = SegmenterLayout(32, (0.3, 0.3, 0.3), (0.1, 0.1, 0.1), sigmoid=True, threshold=0.37)
     grey = Image.new("RGB", (40, 40), (128, 127, 128))
     assert np.asarray(Segmenter(model, layout)(grey)).min() == 255
     assert np.asarray(Segmenter(model, replace(layout, threshold=0.42))(grey)).max() == 0

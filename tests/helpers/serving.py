@@ -19,14 +19,14 @@ from torch import Tensor
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import ScoringBatch, build_reward
 from customized_grpo.rewards.service.app import Limits, Service
-from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.queue import RequestQueue
 from customized_grpo.rewards.service.server import Server, listen
 from processes import CGRPO, PATIENCE_S, child_environment
 
 LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)
 
 
-class CountedLine(Line):
+class CountedQueue(RequestQueue):
     """A queue that counts what it was given, in `submitted`."""
 
     submitted = 0
@@ -41,7 +41,7 @@ class CountedLine(Line):
 class Running:
     url: str
     service: Service
-    lines: dict[str, CountedLine]
+    queues: dict[str, CountedQueue]
 
 
 @contextlib.contextmanager
@@ -54,20 +54,20 @@ def running(
     port: int = 0,
 ) -> Iterator[Running]:
     """Serve the rewards in a thread until the end of the block."""
-    lines = {config.name: CountedLine([build_reward(config)], merge) for config in configs}
-    service = Service(lines, limits, token)
+    queues = {config.name: CountedQueue([build_reward(config)], merge) for config in configs}
+    service = Service(queues, limits, token)
     with listen("127.0.0.1", port) as listener:
         server = Server(service)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
         try:
             wait_until(lambda: server.started)
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, lines)
+            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, queues)
         finally:
             service.draining = True
             thread.join()
-            for line in lines.values():
-                line.close()
+            for queue in queues.values():
+                queue.close()
 
 
 def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:
@@ -92,9 +92,9 @@ def process(
     )
     try:
         assert child.stdout is not None
-        line = child.stdout.readline()
-        found = re.search(r"at (http://\S+)$", line.strip())
-        assert found, f"{line}{child.communicate()}"
+        queue = child.stdout.readline()
+        found = re.search(r"at (http://\S+)$", queue.strip())
+        assert found, f"{queue}{child.communicate()}"
         yield child, found[1]
     finally:
         child.kill()

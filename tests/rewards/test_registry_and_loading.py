@@ -160,7 +160,7 @@ def test_a_reward_of_ones_own_is_found_by_dotted_path(
         ("finished", {"scale": 1.0}, "takes no options"),
         ("Scaled", {"sale": 1.0}, "cannot be made.*sale"),
         ("NoReward", {}, "without name, kind"),
-        ("OddKind", {}, "kind 'beauty'; it must be one of identity, prompt, quality"),
+        ("OddKind", {}, "kind 'beauty'; it must be one of prompt, identity, quality"),
         ("number", {}, "neither a reward"),
     ],
 )

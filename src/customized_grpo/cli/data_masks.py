@@ -63,4 +63,4 @@ def masks(
     changes = {name: value for name, value in options.items() if value is not None}
     model = Segmenter(segmenter, replace(LAYOUTS[layout.value], **changes))
     target = manifest.with_name(f"{manifest.stem}.masked.jsonl") if out is None else out
-    print(make_masks(manifest, model, target, progress=lambda line: print(line, flush=True)))
+    print(make_masks(manifest, model, target, on_progress=lambda line: print(line, flush=True)))

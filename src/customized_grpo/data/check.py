@@ -23,13 +23,14 @@ def find_manifests(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    if found := [file for name in PARTS if (file := path / name).is_file()]:
-        return found
+    parts = [path / name for name in PARTS if (path / name).is_file()]
+    if parts:
+        return parts
     if (path / WHOLE).is_file():
         return [path / WHOLE]
     raise UserError(
         f"{path} has no {WHOLE}",
-        "Name a manifest, or say which published layout the folder has: --layout dreambench.",
+        hint="Name a manifest, or say which published layout the folder has: --layout dreambench.",
     )
 
 
@@ -37,7 +38,7 @@ def check_manifests(manifests: Sequence[Path], *, require_masks: bool) -> Survey
     """Read manifests as training would, and compare them with each other.
 
     Args:
-        manifests: Parts of one data set, which must not share subjects or pictures.
+        manifests: Parts of one data set, which must not share subjects or images.
         require_masks: Whether a row without masks is a problem.
 
     Raises:
@@ -69,7 +70,7 @@ def _entry(gallery: Gallery, where: str, split: str, row: Row) -> Entry:
 
 
 def _known(gallery: Gallery, file: Path) -> Facts:
-    """Return the facts of a picture of a good row, all of which could be decoded."""
+    """Return the facts of an image of a good row, all of which could be decoded."""
     facts = gallery.image(file)
     assert isinstance(facts, Facts)
     return facts

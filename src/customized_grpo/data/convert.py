@@ -33,11 +33,11 @@ MAX_LISTED = 1000  # bad rows in a message; a data set that is half downloaded h
 
 @dataclass(frozen=True)
 class Choices:
-    """How a source is converted, whatever its layout.
+    """Choices of a conversion that every layout has.
 
     Attributes:
         masks: Those of the source, the transparency of the references, or none.
-        link: Hard-link pictures instead of copying them.
+        link: Hard-link images instead of copying them.
         skip_bad: Leave out bad rows instead of refusing the source.
         held_out: Subjects to hold out; None makes no split.
         seed: Seed of the choice of held-out subjects.
@@ -61,7 +61,7 @@ class _Collected:
 
 
 def convert(layout: Layout, source: Path, out: Path, options: Options, choices: Choices) -> Survey:
-    """Convert a source and return what the new data set holds.
+    """Convert a source and return the survey of the new data set.
 
     Raises:
         UserError: The options do not fit, OUT is in use, the source cannot be read, no row is left, or rows
@@ -72,7 +72,7 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
         if found.bad and not choices.skip_bad:
             raise UserError(
-                _bad_listing(source, found.bad), "Leave them out with --skip-bad, or mend the source."
+                _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
             )
         if not found.rows:
             raise UserError(f"{source}: no row is left{_left_out(found)}")
@@ -83,7 +83,7 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
 
 
 def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoice) -> Survey:
-    """Return what a conversion would give, bad rows as problems; nothing is written.
+    """Return the survey of what a conversion would write, bad rows as problems; nothing is written.
 
     Raises:
         UserError: The options do not fit, or the source as a whole cannot be read.
@@ -119,7 +119,7 @@ def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collect
 
 
 def _place(draft: Draft, store: Store, masks: MaskChoice) -> tuple[Row, Entry]:
-    """Place everything a row needs; return the row and what the survey wants to know of it."""
+    """Place the files of a row; return the row and its entry for the survey."""
     references = [store.picture(reference) for reference in draft.references]
     target = None if draft.target is None else store.picture(draft.target)
     if masks is MaskChoice.alpha:
@@ -184,7 +184,8 @@ def _write_record(
 
 def _bad_listing(source: Path, bad: list[Bad]) -> str:
     lines = [f"  row {item.number}: {item.reason}" for item in bad[:MAX_LISTED]]
-    if more := len(bad) - len(lines):
+    more = len(bad) - len(lines)
+    if more:
         lines.append(f"  ... and {more:,} more")
     return "\n".join([f"{source}: {len(bad):,} bad row{'s' if len(bad) > 1 else ''}", *lines])
 
@@ -198,13 +199,13 @@ def _left_out(found: _Collected) -> str:
 
 @contextmanager
 def _appearing_whole(out: Path) -> Iterator[Path]:
-    """Give a hidden folder to write to, and rename it to `out` once everything is in it.
+    """Give a hidden folder to write to, and rename it to `out` when the block ends well.
 
     Raises:
         UserError: `out` holds something, the hidden folder is there already, or the disk refuses.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already exists and is not an empty folder", "Name a new folder.")
+        raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -213,7 +214,7 @@ def _appearing_whole(out: Path) -> Iterator[Path]:
     except FileExistsError as error:
         raise UserError(
             f"{partial} already exists: a conversion to {out} is running, or was killed",
-            "Delete that folder if none is running.",
+            hint="Delete that folder if none is running.",
         ) from error
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error

@@ -87,7 +87,7 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read, so {folder} is not DreamBench",
-            "Name the folder of github.com/google/dreambooth, or its folder `dataset`.",
+            hint="Name the folder of github.com/google/dreambooth, or its folder `dataset`.",
         ) from error
     prompts = [_templates(file, lines, heading) for heading in ("Object Prompts", "Live Subject Prompts")]
     pairs = _classes(lines)
@@ -95,17 +95,17 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
         raise UserError(
             f"{file}: {len(pairs)} subjects, {len(prompts[0])} object prompts and {len(prompts[1])} prompts "
             "for live subjects were found; each must be at least one",
-            "Use the file as it is in github.com/google/dreambooth.",
+            hint="Use the file as it is in github.com/google/dreambooth.",
         )
     subjects = [Subject(name, noun, _photos(root / name)) for name, noun in pairs]
     bare = [subject.name for subject in subjects if not subject.photos]
     if bare and require_photos:
-        raise UserError(f"{root}: no photo of {', '.join(bare)}", "Fetch the whole folder `dataset`.")
+        raise UserError(f"{root}: no photo of {', '.join(bare)}", hint="Fetch the whole folder `dataset`.")
     return DreamBench(tuple(subjects), prompts[0], prompts[1])
 
 
 def prompt_type(template: str) -> PromptType:
-    """Return what a template ("a {} in the snow", "a red {}") asks for.
+    """Return the type of a template such as "a {} in the snow" or "a red {}".
 
     property: the subject itself is changed (colour, material, shape); accessory: it wears something;
     recontext: it is put elsewhere.
@@ -148,7 +148,7 @@ def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
         if match is None:
             raise UserError(
                 f"{file}: {line!r}, under {heading}, is no prompt with a token and a class",
-                "Use the file as it is in github.com/google/dreambooth.",
+                hint="Use the file as it is in github.com/google/dreambooth.",
             )
         found.append(match[1].replace("{0} {1}", "{}"))
     return tuple(found)

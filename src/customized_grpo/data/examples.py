@@ -19,10 +19,10 @@ class Example:
 
     Attributes:
         id: Unique name of the row; part of every random seed that concerns it.
-        prompt: What the picture should show.
-        references: Pictures of the subject, fp32 [3, height, width] in [0, 1].
+        prompt: What the image should show.
+        references: Images of the subject, fp32 [3, height, width] in [0, 1].
         masks: The subject in each reference, fp32 [1, height, width] in [0, 1]; None if unknown.
-        target: A true picture of the subject as prompted, fp32 [3, height, width] in [0, 1], if there is one.
+        target: A true image of the subject as prompted, fp32 [3, height, width] in [0, 1], if there is one.
         subject: Name of the subject; rows of one subject are one cluster of every interval.
         meta: Whatever else the source knows.
     """
@@ -42,7 +42,7 @@ class Example:
 
 
 class ExampleSource(Protocol):
-    """An indexable set of examples that makes each one when it is asked for."""
+    """An indexable set of examples that makes each one on demand."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -54,7 +54,7 @@ class ExampleSource(Protocol):
 
 
 class ManifestSource:
-    """Examples of a manifest; images are opened when an example is asked for.
+    """Examples of a manifest; images are opened on demand.
 
     Args:
         rows: Checked rows, from `load_manifest`.
@@ -63,7 +63,9 @@ class ManifestSource:
     """
 
     def __init__(self, rows: Sequence[Row], height: int, width: int) -> None:
-        self.rows, self.height, self.width = rows, height, width
+        self.rows = rows
+        self.height = height
+        self.width = width
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,4 +1,4 @@
-"""Images opened once each: their size, what they show, or why they are none."""
+"""Open each image once: its size and a hash of its pixels, or the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from customized_grpo.errors import UserError
 
 @dataclass(frozen=True)
 class Facts:
-    """What is remembered of an image that could be decoded.
+    """Size and hash of an image that could be decoded.
 
     Attributes:
         size: Width and height in pixels, upright.
-        digest: Equal for two images exactly if all their pixels are; empty if it was not asked for.
+        digest: Equal for two images exactly if all their pixels are; empty if hashes are off.
     """
 
     size: tuple[int, int]
@@ -52,7 +52,7 @@ class Gallery:
         self._masks: dict[Path, Facts | str] = {}
 
     def image(self, file: Path) -> Facts | str:
-        """Return the facts of a picture, or the reason why it cannot be decoded."""
+        """Return the facts of an image, or the reason why it cannot be decoded."""
         if file not in self._images:
             try:
                 image = open_image(file)
@@ -63,7 +63,7 @@ class Gallery:
         return self._images[file]
 
     def mask(self, file: Path) -> Facts | str:
-        """Return the facts of a mask (without digest), or the reason why it is none."""
+        """Return the facts of a mask (without digest), or the reason why it is not a mask."""
         if file not in self._masks:
             try:
                 self._masks[file] = Facts(open_mask(file).size)

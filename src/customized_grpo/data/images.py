@@ -80,13 +80,13 @@ def check_mask(mask: Image.Image, path: Path) -> None:
     brightest = int(np.asarray(mask).max())
     if brightest < MASK_THRESHOLD:
         raise UserError(
-            f"{path}: the mask marks no pixel (its largest value is {brightest} of 255).",
+            f"{path}: the mask marks no pixel (its largest value is {brightest} of 255)",
             hint="Masks are 255 on the subject and 0 elsewhere, or transparent elsewhere.",
         )
 
 
 def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return an image that lies in memory (a cell of a table, say) as `open_image` returns one of a file.
+    """Return an image from memory (such as a cell of a table) as `open_image` returns one of a file.
 
     Args:
         content: The bytes of a file.
@@ -144,18 +144,18 @@ def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn whatever the decoding of one file raises into a UserError that names it."""
+    """Turn every error of decoding one file into a UserError that names it."""
     try:
         yield
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image ({', '.join(FORMATS)}).") from error
+        raise UserError(f"{path} is not an image ({', '.join(FORMATS)})") from error
     # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        raise UserError(f"{path} cannot be decoded: {str(error) or type(error).__name__}.") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _decode(path: Path, max_pixels: int, max_bytes: int) -> Image.Image:
@@ -173,20 +173,20 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _check_file(file: BinaryIO, path: Path, max_bytes: int) -> None:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a regular file.")
+        raise UserError(f"{path} is not a regular file")
     _check_content(file, status.st_size, path, max_bytes)
 
 
 def _check_content(file: BinaryIO, size: int, path: Path, max_bytes: int) -> None:
     if size == 0:
-        raise UserError(f"{path} is empty.")
+        raise UserError(f"{path} is empty")
     if size > max_bytes:
-        raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}.")
+        raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}")
     head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     file.seek(0)
     for start, reason in _SNIFFED.items():
         if head.startswith(start):
-            raise UserError(f"{path} {reason}.")
+            raise UserError(f"{path} {reason}")
 
 
 def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
@@ -197,7 +197,7 @@ def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
         raise UserError(f"{path} is too large: {error}") from error
     if image.width * image.height > max_pixels:
         raise UserError(
-            f"{path} is {image.width:,} x {image.height:,} pixels; the limit is {max_pixels:,} in all.",
+            f"{path} is {image.width:,} x {image.height:,} pixels; the limit is {max_pixels:,} in all",
             hint="Scale it down; training never needs more than about 2,000 pixels a side.",
         )
     image.load()
@@ -213,7 +213,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Convert band by band, because each step makes a copy, and a whole copy may take 200 MB."""
     if image.mode in ("I", "F"):
         raise UserError(
-            f"{path} has 32 bits per pixel, in which no value is defined as white.",
+            f"{path} has 32 bits per pixel, in which no value is defined as white",
             hint="Save it with 8 or 16 bits per channel.",
         )
     rgb = Image.new("RGB", image.size)
@@ -239,7 +239,7 @@ def _to_mask(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """Return the alpha channel; None if it is opaque and so says nothing."""
+    """Return the alpha channel; None if every pixel is opaque."""
     if not _has_alpha(image):
         return None
     alpha = image.convert("RGBA").getchannel("A")

@@ -32,8 +32,8 @@ class Row:
 
     Attributes:
         id: Unique in its manifest; part of the seed of every sample drawn for the row.
-        prompt: What the image shall show.
-        references: Pictures of the subject, at least one.
+        prompt: What the image should show.
+        references: Images of the subject, at least one.
         masks: One per reference (255 = subject), or none at all.
         target: Another view of the subject that fits the prompt; the copy score needs it.
         subject: Which subject it is; the unit that confidence intervals resample.
@@ -75,13 +75,13 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         listing = "\n".join(f"  line {number}: {problem}" for number, problem in scan.problems)
         raise UserError(f"{path}: {count} bad row{'s' if count > 1 else ''}\n{listing}")
     if not scan.rows:
-        raise UserError(f"{path} holds no rows.")
+        raise UserError(f"{path} holds no rows")
     return [row for _, row in scan.rows]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a manifest holds, good and bad.
+    """The rows of a manifest and its problems.
 
     Attributes:
         rows: Line number and row of every good line, in the order of the file.
@@ -93,7 +93,7 @@ class Scan:
 
 
 def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -> Scan:
-    """Read every line of a manifest and keep what is wrong beside what is right.
+    """Read every line of a manifest; collect good rows and problems.
 
     Args:
         path: As for `load_manifest`.
@@ -108,7 +108,7 @@ def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -
         for number, line in _lines(path):
             reader.read(number, line)
     except OSError as error:
-        raise UserError(f"cannot read manifest {path}: {error.strerror}.") from error
+        raise UserError(f"cannot read manifest {path}: {error.strerror}") from error
     return Scan(reader.rows, reader.problems)
 
 
@@ -143,7 +143,7 @@ def _relative(file: Path, folder: Path) -> str:
         return (file.parent.resolve() / file.name).relative_to(folder).as_posix()
     except ValueError as error:
         raise UserError(
-            f"{file} is not inside {folder}.",
+            f"{file} is not inside {folder}",
             hint="Write the manifest into the folder that holds its images.",
         ) from error
 
@@ -166,7 +166,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 class _Reader:
-    """Collects rows and problems; remembers ids."""
+    """Collects rows, problems and the ids seen so far."""
 
     def __init__(self, folder: Path, require_masks: bool, gallery: Gallery | None) -> None:
         self.folder = folder
@@ -203,7 +203,7 @@ class _Reader:
         return [] if first == number else [f"id {row_id!r} was used on line {first} already"]
 
     def _resolve(self, item: dict[str, Any]) -> tuple[Row, list[str]]:
-        """Build the row from what is well typed; problems with its paths."""
+        """Return the row from well typed values, or the problems with its paths."""
         problems: list[str] = []
 
         def files(key: str) -> tuple[Path, ...]:
@@ -289,7 +289,7 @@ def _check_keys(item: dict[str, Any]) -> list[str]:
 
 
 def _check_types(item: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the values of known keys; null stands for an absent optional key."""
+    """Return the problems with the values of known keys; null stands for an absent optional key."""
     problems = []
     for key in ("id", "prompt", "target", "subject"):
         value = item.get(key)
@@ -308,7 +308,8 @@ def _check_types(item: dict[str, Any]) -> list[str]:
     meta = item.get("meta")
     if meta is not None and not isinstance(meta, dict):
         problems.append(f"`meta` must be an object, not {kind_of(meta)}")
-    references, masks = item.get("references"), item.get("masks")
+    references = item.get("references")
+    masks = item.get("masks")
     if isinstance(references, list) and isinstance(masks, list) and masks and len(masks) != len(references):
         problems.append(f"has {len(masks)} masks for {len(references)} references")
     return problems
@@ -334,17 +335,18 @@ def resolve_path(folder: Path, key: str, name: str) -> Path:
         resolved = path.resolve()
         if not resolved.is_relative_to(folder):
             raise RowProblem(f"`{key}`: {name!r} is a link that leaves {folder}")
-        exists, regular = resolved.exists(), resolved.is_file()
+        exists = resolved.exists()
+        is_regular = resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
         raise RowProblem(f"`{key}`: {name!r} is no usable path: {error}") from error
     if not exists:
         raise RowProblem(f"`{key}`: {name!r} does not exist")
-    if not regular:
+    if not is_regular:
         raise RowProblem(f"`{key}`: {name!r} is not a regular file")
     return path
 
 
 def kind_of(value: object) -> str:
-    """Return what a JSON value is, with its article, for messages."""
+    """Return the type of a JSON value with its article, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,8 +1,8 @@
 """Masks for references that have none, by a segmentation model that the user brings.
 
 The model is an ONNX [1, 3, H, W] -> [1, 1, H, W] such as U2-Net, IS-Net or BiRefNet: the first of its outputs
-says how much each pixel belongs to what stands out. Each photo gets one mask file beside the new manifest, in
-its own size, written whole or not at all; a second call makes only what is missing.
+is the degree to which each pixel belongs to the subject. Each photo gets one mask file beside the new
+manifest, of the photo's size, written whole or not at all; a second call makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a segmentation model expects and returns.
+class SegmenterLayout:
+    """The input and output of a segmentation model.
 
     Attributes:
-        size: Height and width of its picture where the model leaves them open, in pixels.
+        size: Height and width of its image where the model leaves them open, in pixels.
         mean: Mean of each channel, on the scale of [0, 1].
         std: Standard deviation of each channel, on the scale of [0, 1].
         sigmoid: Whether the output still needs a sigmoid to be in [0, 1].
@@ -53,26 +53,26 @@ class Layout:
 
 
 _IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LAYOUTS: dict[str, Layout] = {
-    "u2net": Layout(320, *_IMAGENET, sigmoid=False),
-    "isnet": Layout(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), sigmoid=False),
-    "birefnet": Layout(1024, *_IMAGENET, sigmoid=True),
+LAYOUTS: dict[str, SegmenterLayout] = {
+    "u2net": SegmenterLayout(320, *_IMAGENET, sigmoid=False),
+    "isnet": SegmenterLayout(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), sigmoid=False),
+    "birefnet": SegmenterLayout(1024, *_IMAGENET, sigmoid=True),
 }
 """Known models, as their authors run them."""
 
 
 class Segmenter:
-    """Finds what stands out in a photo.
+    """A segmentation model: from a photo to the mask of its subject.
 
     Args:
         path: The ONNX file.
-        layout: What it expects.
+        layout: Its input and output.
 
     Raises:
         UserError: It is no such model.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: SegmenterLayout) -> None:
         self.model = OnnxModel(path, "segmenter", size=layout.size)
         self.layout = layout
         self._first(self.model.blank())
@@ -86,32 +86,33 @@ class Segmenter:
         size = self.model.width, self.model.height
         resized = np.asarray(photo.resize(size, Image.Resampling.BILINEAR))
         pixels = resized.astype(np.float32) / np.float32(255)
-        mean, std = (np.array(colour, np.float32) for colour in (self.layout.mean, self.layout.std))
+        mean = np.array(self.layout.mean, np.float32)
+        std = np.array(self.layout.std, np.float32)
         normalised: Array = (pixels - mean) / std
         values = self._first(self.model(normalised.transpose(2, 0, 1)))
         if self.layout.sigmoid:
             values = 0.5 * (1 + np.tanh(0.5 * values))  # the sigmoid, without overflow
-        if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # not: NaN is wrong, too
+        if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # `not`, because NaN is wrong as well
             raise UserError(
                 f"{self.model.path}: the values of a mask are in [0, 1], these are in "
                 f"[{values.min():.3g}, {values.max():.3g}]",
-                "Choose the layout the model was made for, or --sigmoid.",
+                hint="Choose the layout the model was made for, or --sigmoid.",
             )
         whole = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
         return Image.fromarray(np.where(np.asarray(whole) >= self.layout.threshold, 255, 0).astype(np.uint8))
 
     def stamp(self) -> dict[str, Any]:
-        """Return what decides the masks: the model's hash and how it is run."""
+        """Return everything that the masks depend on: the model's hash and its layout."""
         layout = json.loads(json.dumps(asdict(self.layout)))
         return {"sha256": self.model.sha256, **layout, "size": [self.model.height, self.model.width]}
 
     def _first(self, outputs: dict[str, Array]) -> Array:
         """Return the first output as [H, W]; the others of U2-Net are coarser versions of it."""
         first = next(iter(outputs.values()))
-        wanted = (1, 1, self.model.height, self.model.width)
-        if first.shape != wanted:
+        expected = (1, 1, self.model.height, self.model.width)
+        if first.shape != expected:
             raise UserError(
-                f"{self.model.path}: the first output of a segmenter is {list(wanted)}, "
+                f"{self.model.path}: the first output of a segmenter is {list(expected)}, "
                 f"not {list(first.shape)}"
             )
         values: Array = first[0, 0]
@@ -119,27 +120,29 @@ class Segmenter:
 
 
 def make_masks(
-    manifest: Path, segmenter: Segmenter, out: Path, *, progress: Callable[[str], None] = lambda _: None
+    manifest: Path, segmenter: Segmenter, out: Path, *, on_progress: Callable[[str], None] = lambda _: None
 ) -> Path:
     """Give every reference of a manifest a mask; rows that have masks keep them.
 
     Args:
         manifest: The rows.
-        segmenter: Makes the masks.
+        segmenter: The model.
         out: The manifest to write, in the folder of `manifest`; masks go into `masks/` beside it.
-        progress: Gets a line after each photo.
+        on_progress: Gets a line after each photo.
 
     Returns:
         `out`, which is written only when every reference has a mask.
 
     Raises:
-        UserError: Rows are bad, `out` exists or lies elsewhere, `masks/` is another segmenter's, or nothing
-            was found in some photos: lists all of them.
+        UserError: Rows are bad, `out` exists or is in another folder, `masks/` is another segmenter's, or
+            some photos show no subject: lists all of them.
     """
     if out.exists():
-        raise UserError(f"{out} already exists", "Name a new manifest with --out.")
+        raise UserError(f"{out} already exists", hint="Name a new manifest with --out.")
     if out.parent.resolve() != manifest.parent.resolve():
-        raise UserError(f"{out} is not in the folder of {manifest}", "Its paths are relative to that folder.")
+        raise UserError(
+            f"{out} is not in the folder of {manifest}", hint="Its paths are relative to that folder."
+        )
     rows = load_manifest(manifest, require_masks=False)
     folder = out.parent / FOLDER
     photos = dict.fromkeys(photo for row in rows if not row.masks for photo in row.references)
@@ -147,14 +150,18 @@ def make_masks(
     _claim(folder, segmenter.stamp())
     empty = []
     for number, (photo, mask) in enumerate(masks.items(), start=1):
-        made = _is_whole(mask, photo) or _make(photo, mask, segmenter)
-        empty += [] if made else [photo]
-        progress(f"{number} of {len(masks)}: {photo}{'' if made else ' shows nothing that stands out'}")
+        has_mask = _is_whole(mask, photo) or _make(photo, mask, segmenter)
+        if not has_mask:
+            empty.append(photo)
+        on_progress(
+            f"{number} of {len(masks)}: {photo}{'' if has_mask else ' shows nothing that stands out'}"
+        )
     if empty:
         raise UserError(
             _empty_message(empty, rows),
-            f"Draw these by hand, white on black, as {FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) "
-            "and call this again, or leave the rows out.",
+            hint="Draw these by hand, white on black, as "
+            f"{FOLDER}/PHOTO.png (dog/1.jpg: {FOLDER}/dog/1.jpg.png) and call this again, "
+            "or leave the rows out.",
         )
     write_manifest(out, [row if row.masks else _masked(row, masks) for row in rows])
     return out
@@ -170,13 +177,13 @@ def _name(photo: Path, folder: Path) -> str:
 
 
 def _claim(folder: Path, stamp: dict[str, Any]) -> None:
-    """Write down which segmenter fills the folder, or check that it is this one."""
+    """Record which segmenter fills the folder, or check that it is this one."""
     file = folder / STAMP
     if file.exists():
         if read_json(file) != stamp:
             raise UserError(
                 f"{folder} holds masks of another segmenter, or of other settings ({file})",
-                "Delete or rename the folder; then all masks are made anew.",
+                hint="Delete or rename the folder; then all masks are made again.",
             )
         return
     folder.mkdir(exist_ok=True)
@@ -192,18 +199,18 @@ def _is_whole(mask: Path, photo: Path) -> bool:
     if not mask.exists():
         return False
     if open_mask(mask).size != open_image(photo).size:
-        raise UserError(f"{mask} has not the size of {photo}", "Delete it; then it is made anew.")
+        raise UserError(f"{mask} has not the size of {photo}", hint="Delete it; then it is made again.")
     return True
 
 
 def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
     """Write the mask of a photo; return False, and write nothing, if it is empty."""
-    made = segmenter(open_image(photo))
-    if made.getextrema()[1] == 0:
+    image = segmenter(open_image(photo))
+    if image.getextrema()[1] == 0:
         return False
     mask.parent.mkdir(parents=True, exist_ok=True)
     with replacing(mask) as draft:
-        made.save(draft, format="PNG")
+        image.save(draft, format="PNG")
     return True
 
 

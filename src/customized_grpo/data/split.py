@@ -39,7 +39,8 @@ class HeldOut:
         if match and 0 < float(match["percent"]) < 100:
             return cls(float(match["percent"]), is_percent=True)
         raise UserError(
-            f"--held-out {text}: not a number of subjects, nor a share of them", "For example 24, or 10%."
+            f"--held-out {text}: not a number of subjects, nor a share of them",
+            hint="Give for example 24, or 10%.",
         )
 
     def count(self, subjects: int) -> int:
@@ -52,7 +53,7 @@ class HeldOut:
         if not MIN_HELD_OUT <= wanted < subjects:
             raise UserError(
                 f"--held-out would hold out {wanted} of {subjects} subjects",
-                f"Hold out at least {MIN_HELD_OUT} (eight or more for intervals that deserve trust), "
+                hint=f"Hold out at least {MIN_HELD_OUT} (eight or more for intervals that deserve trust), "
                 "and leave some to train on.",
             )
         return wanted

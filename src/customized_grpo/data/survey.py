@@ -1,4 +1,4 @@
-"""What a data set holds, and what in it would spoil training or its evaluation."""
+"""Count a data set, and find faults between its rows that would spoil training or evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Entry:
 
     Attributes:
         where: What to call the row, for example "train.jsonl line 3".
-        split: Part of the data set it belongs to; two parts must share neither subjects nor pictures.
+        split: Part of the data set it belongs to; two parts must share neither subjects nor images.
         prompt: Its prompt.
         subject: Its subject.
         references: Its references.
@@ -47,8 +47,8 @@ class Survey:
         rows: Good rows by part.
         subjects: Subjects by part.
         references_per_row: Number of rows by number of references.
-        pictures: Different pictures among references and targets.
-        sizes: Number of different pictures by "width x height", the most frequent first.
+        images: Different images among references and targets.
+        sizes: Number of different images by "width x height", the most frequent first.
         masks: Share of rows with masks.
         targets: Share of rows with a target.
         longest_prompt: Words of the longest prompt.
@@ -107,17 +107,17 @@ def survey(
 
 
 def _copies(entries: Sequence[Entry]) -> list[str]:
-    """Return the rows whose target is a reference: nothing could be learnt from them but to copy."""
-    return [
-        f"{entry.where}: the target shows the same pixels as a reference"
-        for entry in entries
-        if entry.target is not None
-        and entry.target.digest in {picture.digest for picture in entry.references}
-    ]
+    """Return the rows whose target is a reference: only copying could be learnt from them."""
+    problems = []
+    for entry in entries:
+        references = {image.digest for image in entry.references}
+        if entry.target is not None and entry.target.digest in references:
+            problems.append(f"{entry.where}: the target shows the same pixels as a reference")
+    return problems
 
 
 def _repeats(entries: Sequence[Entry]) -> list[str]:
-    """Return the rows that ask for the same of the same pictures as an earlier one."""
+    """Return the rows with the prompt and the references of an earlier row."""
     first: dict[tuple[str, ...], str] = {}
     found = []
     for entry in entries:
@@ -129,7 +129,7 @@ def _repeats(entries: Sequence[Entry]) -> list[str]:
 
 
 def _shared(entries: Sequence[Entry]) -> list[str]:
-    """Return subjects and pictures that lie in two parts, where evaluation would see what was trained on."""
+    """Return subjects and images that are in two parts: evaluation would see training data."""
     subjects: dict[str, Entry] = {}
     pictures: dict[str, Entry] = {}
     found: dict[str, None] = {}  # an ordered set: a subject or pair of rows is reported once

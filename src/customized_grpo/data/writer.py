@@ -1,4 +1,4 @@
-"""Places the pictures and masks of a converted data set, each opened once on the way."""
+"""Write the images and masks of a converted data set; each is opened once on the way."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Placed:
-    """A picture of the converted data set.
+    """An image of the converted data set.
 
     Attributes:
-        path: Where it lies, or would.
+        path: The file; not there yet in a dry run.
         facts: Its size and digest.
     """
 
@@ -34,9 +34,9 @@ class Placed:
 
 
 class Store:
-    """The folders `images` and `masks` of a data set in the making.
+    """Writer of the folders `images` and `masks` of a new data set.
 
-    Every method raises RowProblem for a picture that cannot be used, and UserError when the disk refuses.
+    Every method raises RowProblem for an image that cannot be used, and UserError when the disk refuses.
 
     Args:
         folder: The data set.
@@ -45,13 +45,15 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, link: bool = False, dry: bool = False) -> None:
-        self.folder, self.link, self.dry = folder, link, dry
+        self.folder = folder
+        self.link = link
+        self.dry = dry
         self._placed: dict[Path, Placed | RowProblem] = {}
         self._masks: dict[Path, RowProblem | None] = {}
         self._whole: tuple[Path | bytes, Image.Image] | None = None  # the last image that parts were cut from
 
     def picture(self, picture: Picture) -> Placed:
-        """Place a picture: a file is copied or linked unchanged, a part of an image written as JPEG."""
+        """Place an image: a file is copied or linked unchanged, a part of an image written as JPEG."""
         path = self.folder / "images" / picture.name
         if path not in self._placed:
             try:
@@ -75,7 +77,7 @@ class Store:
         return self._once(path, lambda: self._place_alpha(picture, path))
 
     def _once(self, path: Path, place: Callable[[], None]) -> Path:
-        """Place a mask when a row names it for the first time, and remember what came of it."""
+        """Place a mask when a row names it for the first time, and keep the result for the next row."""
         if path not in self._masks:
             try:
                 place()
@@ -94,14 +96,14 @@ class Store:
             return Placed(path, facts_of(part))
         source = picture.source
         if isinstance(source, bytes):
-            raise ValueError("a picture that is not cut comes from a file")
+            raise ValueError("an image that is not cut comes from a file")
         with _as_row_problem():
             facts = facts_of(open_image(source))
         self._copy(source, path)
         return Placed(path, facts)
 
     def _open_whole(self, picture: Picture, cut: Cut) -> Image.Image:
-        """Return the image a picture is cut from; its neighbour usually is cut from the same one."""
+        """Return the whole image of a part; it is kept, because the next part is usually of the same one."""
         source = picture.source
         if self._whole is None or self._whole[0] is not source:
             with _as_row_problem():
@@ -153,7 +155,7 @@ class Store:
                 shutil.copyfile(source, path)
         except OSError as error:
             hint = "Files can be linked within one file system only; leave out --link." if self.link else None
-            raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
+            raise UserError(f"cannot write {path}: {error.strerror}", hint=hint) from error
 
     def _write(self, image: Image.Image, path: Path) -> None:
         if self.dry:

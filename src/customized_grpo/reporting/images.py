@@ -7,16 +7,14 @@ samples/iteration_000010/00.png  what the model drew for row 0 after 10 iteratio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from customized_grpo.files import replacing, write_json
+from customized_grpo.files import read_json, replacing, write_json
 from customized_grpo.pixels import to_pil
 
 
@@ -54,7 +52,7 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
             {"prompt": row.prompt, "subject": row.subject, "reference": reference.name, "target": target}
         )
     index = folder / "index.json"
-    iterations = _read_index(index)["iterations"] if index.exists() else []
+    iterations = read_json(index)["iterations"] if index.exists() else []
     write_json(index, {"rows": entries, "iterations": iterations})
 
 
@@ -69,7 +67,7 @@ def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Pat
     Raises:
         ValueError: The number of images is not the number of rows.
     """
-    index = _read_index(folder / "index.json")
+    index = read_json(folder / "index.json")
     if images.ndim != 4 or len(images) != len(index["rows"]):
         raise ValueError(f"{len(index['rows'])} rows need as many images, not {tuple(images.shape)}")
     target = folder / f"iteration_{iteration:06d}"
@@ -84,8 +82,3 @@ def _save(path: Path, image: Image.Image) -> Path:
     with replacing(path) as draft:
         image.save(draft, format="PNG")
     return path
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return index

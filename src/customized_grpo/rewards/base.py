@@ -1,14 +1,15 @@
-"""What a reward gets, what it returns, and how several of them are asked.
+"""The interface of a reward: its input, its scores, and how several rewards are asked.
 
-B samples, K rewards. A reward gets pictures and what they were made from, and returns one number a sample;
-NaN says that it could not judge the sample, which then does not count. It never returns a made-up score.
+B samples, K rewards. A reward gets images with their prompts and references, and returns one number per
+sample. NaN means that it could not judge the sample, which then does not count. It never returns a made-up
+score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -23,15 +24,15 @@ REWARD_KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Pictures to score, on any device.
+    """Images to score, on any device.
 
     Attributes:
-        images: Generated pictures [B, 3, H, W], fp32 in [0, 1].
-        prompts: The prompt of each picture.
-        references: For each picture its references [3, h, w], fp32 in [0, 1], of any sizes.
+        images: Generated images [B, 3, H, W], fp32 in [0, 1].
+        prompts: The prompt of each image.
+        references: For each image its references [3, h, w], fp32 in [0, 1], of any sizes.
         reference_masks: For each reference the subject [1, h, w] in [0, 1], 1 inside; None if there are none.
-        image_masks: The subject in each generated picture [B, 1, H, W] in [0, 1]; None if not known.
-        meta: The data row of each picture; "id" names it in messages.
+        image_masks: The subject in each generated image [B, 1, H, W] in [0, 1]; None if not known.
+        meta: The data row of each image; "id" names it in messages.
     """
 
     images: Tensor
@@ -62,25 +63,39 @@ class ScoringBatch:
 
     def select(self, rows: Sequence[int]) -> ScoringBatch:
         """Return the samples with these numbers, in this order."""
-        chosen = list(rows)
+        rows = list(rows)
         masks = self.reference_masks
         return ScoringBatch(
-            images=self.images[chosen],
-            prompts=[self.prompts[row] for row in chosen],
-            references=[self.references[row] for row in chosen],
-            reference_masks=None if masks is None else [masks[row] for row in chosen],
-            image_masks=None if self.image_masks is None else self.image_masks[chosen],
-            meta=[self.meta[row] for row in chosen],
+            images=self.images[rows],
+            prompts=[self.prompts[row] for row in rows],
+            references=[self.references[row] for row in rows],
+            reference_masks=None if masks is None else [masks[row] for row in rows],
+            image_masks=None if self.image_masks is None else self.image_masks[rows],
+            meta=[self.meta[row] for row in rows],
+        )
+
+    def map_images(self, function: Callable[[Tensor], Tensor]) -> ScoringBatch:
+        """Return the batch with every image and mask replaced by what `function` makes of it."""
+
+        def map_rows(rows: list[list[Tensor]]) -> list[list[Tensor]]:
+            return [list(map(function, row)) for row in rows]
+
+        return replace(
+            self,
+            images=function(self.images),
+            references=map_rows(self.references),
+            reference_masks=None if self.reference_masks is None else map_rows(self.reference_masks),
+            image_masks=None if self.image_masks is None else function(self.image_masks),
         )
 
     def label(self, row: int) -> str:
-        """Return how messages call a sample: its number and, where there is one, its row's id."""
+        """Return the name of a sample in messages: its number and, if its row has one, the row's id."""
         return f"sample {row} (row {self.meta[row]['id']!r})" if "id" in self.meta[row] else f"sample {row}"
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that scores pictures."""
+    """Anything that scores images."""
 
     @property
     def name(self) -> str:
@@ -97,12 +112,12 @@ class Reward(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return JSON that changes whenever the scores would: weights, preprocessing, options."""
+        """Return JSON that changes whenever the scores may: weights, preprocessing, options."""
         ...
 
 
 class HasKind(Protocol):
-    """What a reward is called and measures, wherever it runs."""
+    """A reward's name and kind, wherever it runs."""
 
     @property
     def name(self) -> str:
@@ -116,12 +131,12 @@ class HasKind(Protocol):
 
 
 class RewardError(UserError):
-    """A reward that raised, or returned something that is no list of scores."""
+    """A reward raised an error, or did not return scores [B]."""
 
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A reward made of a plain function.
+    """A reward that is a plain function.
 
     Attributes:
         name: Name in metrics and messages.
@@ -136,7 +151,7 @@ class FunctionReward:
     version: int = 1
 
     def score(self, batch: ScoringBatch) -> Tensor:
-        """Return what the function returns."""
+        """Return the function's scores."""
         return self.function(batch)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -146,14 +161,14 @@ class FunctionReward:
 
 
 def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
-    """Ask every reward.
+    """Score a batch with every reward.
 
     Returns:
-        Scores [B, K], fp32, on the CPU. What is infinite becomes NaN: not a score either.
+        Scores [B, K], fp32, on the CPU. Infinite scores become NaN: they are no scores either.
 
     Raises:
-        UserError: A reward refused the batch, for a reason the user can mend (such as a missing mask).
-        RewardError: A reward raised anything else, or returned other than floats [B]; names the reward.
+        UserError: A reward refused the batch, for a reason the user can fix (such as a missing mask).
+        RewardError: A reward raised anything else, or did not return floats [B]; names the reward.
     """
     if not rewards:
         raise ValueError("no rewards")
@@ -161,13 +176,13 @@ def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
 
 
 def as_scores(columns: Sequence[Tensor]) -> Tensor:
-    """Put the scores [B] of K rewards side by side, [B, K]; what is infinite becomes NaN."""
+    """Put the scores [B] of K rewards side by side, [B, K]; infinite scores become NaN."""
     scores = torch.stack(list(columns), dim=1)
     return scores.masked_fill(scores.isinf(), float("nan"))
 
 
 def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
-    """Ask one reward: fp32 [B] on the CPU; raises as `score_all` does."""
+    """Return the scores of one reward, fp32 [B] on the CPU; raises as `score_all` does."""
     with naming(reward.name, batch):
         scores = reward.score(batch)
     if not isinstance(scores, Tensor) or scores.dtype != torch.float32 or scores.shape != (len(batch),):
@@ -180,7 +195,7 @@ def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
 
 @contextmanager
 def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
-    """Inside the block, make what is no UserError a RewardError that names the reward and the samples."""
+    """Turn every error in the block but a UserError into a RewardError that names reward and samples."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""`clip_t` and `clip_i`: agreement of a picture with its prompt, and with its references, by CLIP.
+"""`clip_t` and `clip_i`: agreement of an image with its prompt, and with its references, by CLIP.
 
 Range on photos: .25 to .33 for text, .75 to .9 for images, both with ViT-B/32.
 """
@@ -20,14 +20,15 @@ from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Seg
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
-TEXT_NAME, IMAGE_NAME = "clip_t", "clip_i"
+TEXT_NAME = "clip_t"
+IMAGE_NAME = "clip_i"
 TOYBOX_NAME = "clip"
 DEFAULT_PATH = "openai/clip-vit-base-patch32"
 CACHED_PROMPTS = 16384
 
 
 class ClipTextReward:
-    """Cosine similarity in [-1, 1] of a picture and its prompt, not scaled.
+    """Cosine similarity in [-1, 1] of an image and its prompt, not scaled.
 
     Args:
         model: CLIP.
@@ -65,7 +66,7 @@ class ClipTextReward:
         with torch.inference_mode():
             images = self.encoder(batch.images.to(self.device))
             keys = [prompt.encode() for prompt in batch.prompts]
-            texts = self._cache.get(keys, lambda wanted: self._encode([batch.prompts[i] for i in wanted]))
+            texts = self._cache.get(keys, lambda rows: self._encode([batch.prompts[i] for i in rows]))
             cosines = (images * texts).sum(1).cpu()
         return cosines.clone()  # a tensor made in inference mode could not take part in a loss
 
@@ -102,7 +103,7 @@ class ClipImageReward(ReferenceSimilarity):
     Args:
         model: CLIP.
         preprocess: Its image preprocessing.
-        segment: Which pictures are cut out with their masks.
+        segment: Which images are cut out with their masks.
         device: Where it runs.
     """
 

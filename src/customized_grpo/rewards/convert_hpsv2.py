@@ -63,7 +63,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's own message would advise to run whatever the file holds
+        # torch's own message would advise to run any code that the file holds
         raise UserError(
             f"{file}: cannot be read as tensors alone",
             hint="Download it again from its authors; a file that holds more than tensors is not loaded.",
@@ -92,7 +92,8 @@ def to_clip(state: dict[str, Tensor], heads: int = HEADS) -> CLIPModel:
         config = _config(renamed, heads)
         with torch.device("meta"):  # its own random weights are never made
             expected = CLIPModel(config).state_dict()
-        missing, unknown = sorted(expected.keys() - renamed.keys()), sorted(renamed.keys() - expected.keys())
+        missing = sorted(expected.keys() - renamed.keys())
+        unknown = sorted(renamed.keys() - expected.keys())
         if missing or unknown:
             raise UserError(f"no ViT-H-14: missing {missing[:3]}, unknown {unknown[:3]}")
         model = CLIPModel(config)
@@ -103,13 +104,15 @@ def to_clip(state: dict[str, Tensor], heads: int = HEADS) -> CLIPModel:
 
 
 def _convert(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return a tensor under its new names; one that is not known keeps its own."""
+    """Return a tensor under its new names; one with an unknown name keeps it."""
     if name in TRANSPOSED:
         return {TRANSPOSED[name]: tensor.T.contiguous()}
-    if block := BLOCK.fullmatch(name):
+    block = BLOCK.fullmatch(name)
+    if block:
         tower = "vision_model" if block["visual"] else "text_model"
         prefix = f"{tower}.encoder.layers.{block['layer']}."
-        if fused := re.fullmatch(r"attn\.in_proj_(weight|bias)", block["rest"]):
+        fused = re.fullmatch(r"attn\.in_proj_(weight|bias)", block["rest"])
+        if fused:
             parts = zip("qkv", tensor.chunk(3), strict=True)
             return {f"{prefix}self_attn.{part}_proj.{fused[1]}": values.clone() for part, values in parts}
         module, _, kind = block["rest"].rpartition(".")

@@ -1,7 +1,7 @@
 """`dino`: subject identity by DINOv2, the identity reward of Customized-GRPO ("DINO-Seg").
 
 Range on photos with facebook/dinov2-base: about .5 to .9. `segment: reference` halves the premium that a
-literal copy of the reference earns over an honest other picture of the subject.
+literal copy of the reference earns over an honest other image of the subject.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DinoReward(ReferenceSimilarity):
     Args:
         model: The encoder.
         preprocess: Its preprocessing.
-        segment: Which pictures are cut out with their masks.
+        segment: Which images are cut out with their masks.
         device: Where it runs.
         name: Name of the reward; "dino_seg" says, with the paper, that the reference is cut out.
     """

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 NAME = "dino_v1"
 DEFAULT_PATH = "facebook/dino-vits16"
 PREPROCESS = Preprocess(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
-"""The benchmark's: the checkpoint's own file squeezes pictures to 224 x 224 instead."""
+"""The benchmark's: the checkpoint's own file squeezes images to 224 x 224 instead."""
 
 
 class DinoV1Reward(ReferenceSimilarity):
     """Cosine of DINO's class tokens, see `ReferenceSimilarity`; DreamBench's metric with segment none.
 
     Args:
-        model: The encoder, for pictures of 224 x 224 pixels.
-        segment: Which pictures are cut out with their masks.
+        model: The encoder, for images of 224 x 224 pixels.
+        segment: Which images are cut out with their masks.
         device: Where it runs.
     """
 

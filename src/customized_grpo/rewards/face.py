@@ -33,17 +33,17 @@ class FaceOptions(RewardOptions):
     detector: Annotated[str, Field(min_length=1)]
     """ONNX file that finds faces and their landmarks: YuNet as of 2023."""
     recogniser: Annotated[str, Field(min_length=1)]
-    """ONNX file that tells faces apart: ArcFace or alike, RGB 112 x 112 to one vector."""
+    """ONNX file that recognises faces: ArcFace or a similar model, from RGB 112 x 112 to one vector."""
     min_score: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """Score of the detector below which something is no face."""
 
 
 class FaceReward:
-    """Cosine similarity in [-1, 1] of the people in each picture with those in its references.
+    """Cosine similarity in [-1, 1] of the people in each image with those in its references.
 
-    For each reference, its faces are matched with the picture's so that the sum of the cosines is largest; a
+    For each reference, its faces are matched with the image's so that the sum of the cosines is largest; a
     person of the reference with no face left to be matched with counts 0, as a stranger would. The mean is
-    taken over the people of a reference, then over the references. More people in the picture cost nothing.
+    taken over the people of a reference, then over the references. More people in the image cost nothing.
 
     Args:
         detector: Finds the faces.
@@ -54,22 +54,23 @@ class FaceReward:
     name = NAME
 
     def __init__(self, detector: FaceDetector, recogniser: FaceRecogniser) -> None:
-        self.detector, self.recogniser = detector, recogniser
+        self.detector = detector
+        self.recogniser = recogniser
         self._references: LRUCache[bytes, Array] = LRUCache(CACHED_REFERENCES)
 
     @classmethod
     def load(cls, options: FaceOptions) -> FaceReward:
-        """Load both models; UserError if one is not what it should be."""
+        """Load both models; UserError if one does not fit."""
         detector = FaceDetector(Path(options.detector), options.min_score)
         return cls(detector, FaceRecogniser(Path(options.recogniser)))
 
     def score(self, batch: ScoringBatch) -> Tensor:
-        """Return scores [B], fp32, on the CPU; NaN where a picture shows no face.
+        """Return scores [B], fp32, on the CPU; NaN where an image shows no face.
 
         Raises:
             UserError: A reference is missing or shows no face.
         """
-        # The references first: what is wrong with them is found before any picture is looked at.
+        # The references first: their mistakes are found before any work on the images.
         references = [self._features_of_references(batch, row) for row in range(len(batch))]
         scores = [
             _score(self._features(image), known)
@@ -88,15 +89,16 @@ class FaceReward:
         }
 
     def _features(self, image: Tensor) -> Array:
-        """Return unit features [F, D] of the faces in a picture [3, H, W]."""
-        picture = to_array(to_uint8(image))
-        features = [self.recogniser(picture, landmarks) for landmarks in self.detector(picture).landmarks]
+        """Return unit features [F, D] of the faces in an image [3, H, W] in [0, 1]."""
+        pixels_HWC = to_array(to_uint8(image))
+        faces = self.detector(pixels_HWC)
+        features = [self.recogniser(pixels_HWC, landmarks) for landmarks in faces.landmarks]
         return np.stack(features) if features else np.zeros((0, 0), np.float32)
 
     def _features_of_references(self, batch: ScoringBatch, row: int) -> list[Array]:
         if not batch.references[row]:
             raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
-        known = []
+        people = []
         for number, image in enumerate(batch.references[row], start=1):
             key = content_key(to_uint8(image))
             if key not in self._references:
@@ -104,20 +106,21 @@ class FaceReward:
             if not len(self._references[key]):
                 raise UserError(
                     f"reward {self.name!r}: reference {number} of {batch.label(row)} shows no face",
-                    "Leave the row out, give a clearer picture, or lower `min_score`.",
+                    hint="Leave the row out, give a clearer image, or lower `min_score`.",
                 )
-            known.append(self._references[key])
-        return known
+            people.append(self._references[key])
+        return people
 
 
-def _score(found: Array, references: list[Array]) -> float:
-    """Return the mean over references of the mean over their people; NaN without a face."""
-    if not len(found):
+def _score(faces: Array, references: list[Array]) -> float:
+    """Return the mean over references of the mean over their people; NaN if the image shows no face."""
+    if not len(faces):
         return float("nan")
-    return float(np.mean([match(found, known) for known in references]))
+    return float(np.mean([match(faces, people) for people in references]))
 
 
-def match(found: Array, known: Array) -> float:
-    """Return the largest sum of cosines of a one-to-one matching of faces [F, D] and [K, D], divided by K."""
-    cosines = known @ found.T
-    return float(cosines[linear_sum_assignment(cosines, maximize=True)].sum() / len(known))
+def match(faces: Array, people: Array) -> float:
+    """Return the largest sum of cosines of a one-to-one matching of faces [F, D] with people [K, D], / K."""
+    cosines_KF = people @ faces.T
+    pairs = linear_sum_assignment(cosines_KF, maximize=True)
+    return float(cosines_KF[pairs].sum() / len(people))

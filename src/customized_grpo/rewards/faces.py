@@ -1,10 +1,13 @@
-"""Faces in pictures: where they are (YuNet), upright at 112 x 112, and whose they are (ArcFace).
+"""Find faces (YuNet), cut them out upright at 112 x 112, and compute their features (ArcFace).
 
 The detector is YuNet's ONNX of 2023 (OpenCV's model zoo, face_detection_yunet_2023mar.onnx; MIT): for each
 stride s of 8, 16 and 32 the outputs cls_s, obj_s [1, N, 1], bbox_s [1, N, 4] and kps_s [1, N, 10], N cells
 row by row, decoded as OpenCV's FaceDetectorYN does. Landmarks are the two eyes, the nose, the corners of the
-mouth, each pair from left to right as seen in the picture. The recogniser is any ArcFace-like model
+mouth, each pair from left to right as seen in the image. The recogniser is any ArcFace-like model
 [1, 3, 112, 112] -> [1, D].
+
+OpenCV has a detector of its own for this file. It is not used, because it would be a second image library for
+some 60 lines of arithmetic, and its recogniser takes SFace's models only; onnxruntime is needed anyway.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from customized_grpo.errors import UserError
 from customized_grpo.onnx_model import Array, OnnxModel
 
 Pixels = NDArray[np.uint8]
-"""A picture, [H, W, 3], RGB."""
+"""An image, [H, W, 3], RGB."""
 
 STRIDES = (8, 16, 32)
 DETECTOR_SIZE = 640  # where the model leaves it open
 MAX_OVERLAP = 0.3  # intersection over union beyond which two boxes are one face; OpenCV's default
 MAX_CANDIDATES = 5000  # OpenCV's default
 FACE_SIZE = 112
-# Where ArcFace's training data has the landmarks: (x, y) in pixels of a 112 x 112 picture (insightface).
+# Where ArcFace's training data has the landmarks: (x, y) in pixels of a 112 x 112 image (insightface).
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -36,7 +39,7 @@ TEMPLATE = np.array(
 
 @dataclass(frozen=True)
 class Faces:
-    """What was found in one picture, F faces, the surest first; coordinates are (x, y) in pixels.
+    """The F faces of one image, by falling score; coordinates are (x, y) in pixels.
 
     Attributes:
         boxes: [F, 4], left, top, right, bottom.
@@ -57,7 +60,7 @@ class Faces:
 
 
 class FaceDetector:
-    """Finds faces.
+    """YuNet: the faces of an image.
 
     Args:
         path: YuNet's ONNX.
@@ -72,12 +75,12 @@ class FaceDetector:
         self.min_score = min_score
         _check_detector(self.model)
 
-    def __call__(self, picture: Pixels) -> Faces:
-        """Return the faces of a picture of any size."""
-        height, width = picture.shape[:2]
+    def __call__(self, image: Pixels) -> Faces:
+        """Return the faces of an image of any size."""
+        height, width = image.shape[:2]
         scale = min(self.model.height / height, self.model.width / width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        resized = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
         canvas = np.zeros((self.model.height, self.model.width, 3), np.float32)
         canvas[: size[1], : size[0]] = np.asarray(resized)
         outputs = self.model(np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)))  # BGR, 0 to 255
@@ -87,7 +90,7 @@ class FaceDetector:
 
 
 class FaceRecogniser:
-    """Says whose a face is.
+    """ArcFace: the features of a face, close together for one person.
 
     Args:
         path: An ArcFace-like ONNX for RGB (x - 127.5) / 127.5.
@@ -104,9 +107,9 @@ class FaceRecogniser:
         if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != 1:
             raise UserError(f"{path}: a face recogniser returns one array [1, D], not {shapes}")
 
-    def __call__(self, picture: Pixels, landmarks: NDArray[np.float64]) -> Array:
+    def __call__(self, image: Pixels, landmarks: NDArray[np.float64]) -> Array:
         """Return unit features [D] of the face with these landmarks [5, 2]."""
-        face = warp(picture, landmarks).astype(np.float32)
+        face = warp(image, landmarks).astype(np.float32)
         (features,) = self.model(((face - 127.5) / 127.5).transpose(2, 0, 1)).values()
         norm = np.linalg.norm(features)
         if not np.isfinite(norm) or norm == 0:
@@ -119,7 +122,7 @@ class FaceRecogniser:
 
 
 def decode(outputs: dict[str, Array], height: int, width: int, min_score: float) -> Faces:
-    """Return YuNet's candidates of at least `min_score`, the surest first, for a picture height x width.
+    """Return YuNet's candidates of at least `min_score`, by falling score, for an image height x width.
 
     A cell at column c, row r of stride s has the score sqrt(cls * obj), its box the centre
     ((c, r) + bbox[:2]) * s and the size exp(bbox[2:]) * s, and its landmarks are ((c, r) + kps) * s.
@@ -128,28 +131,40 @@ def decode(outputs: dict[str, Array], height: int, width: int, min_score: float)
     for stride in STRIDES:
         rows, columns = np.divmod(np.arange((height // stride) * (width // stride)), width // stride)
         cells = np.stack([columns, rows], axis=1).astype(np.float64)
-        cls, obj, bbox, kps = (
-            outputs[f"{name}_{stride}"][0].astype(np.float64) for name in ("cls", "obj", "bbox", "kps")
-        )
+        cls = _cells(outputs, "cls", stride)
+        obj = _cells(outputs, "obj", stride)
+        bbox = _cells(outputs, "bbox", stride)
+        kps = _cells(outputs, "kps", stride)
         scores = np.sqrt(cls.clip(0, 1) * obj.clip(0, 1))[:, 0]
-        kept = scores >= min_score
-        centres = (cells + bbox[:, :2])[kept] * stride
-        half = np.exp(bbox[kept, 2:]) * stride / 2
-        landmarks = (cells[kept, None] + kps[kept].reshape(-1, 5, 2)) * stride
-        parts.append((np.concatenate([centres - half, centres + half], axis=1), landmarks, scores[kept]))
-    found = Faces(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-    return found.select(np.argsort(-found.scores, kind="stable")[:MAX_CANDIDATES])
+        is_face = scores >= min_score
+        centres = (cells + bbox[:, :2])[is_face] * stride
+        half = np.exp(bbox[is_face, 2:]) * stride / 2
+        landmarks = (cells[is_face, None] + kps[is_face].reshape(-1, 5, 2)) * stride
+        boxes = np.concatenate([centres - half, centres + half], axis=1)
+        parts.append(Faces(boxes, landmarks, scores[is_face]))
+    faces = Faces(
+        boxes=np.concatenate([part.boxes for part in parts]),
+        landmarks=np.concatenate([part.landmarks for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+    return faces.select(np.argsort(-faces.scores, kind="stable")[:MAX_CANDIDATES])
+
+
+def _cells(outputs: dict[str, Array], name: str, stride: int) -> NDArray[np.float64]:
+    """Return an output of one stride in float64, [cells, values]."""
+    return outputs[f"{name}_{stride}"][0].astype(np.float64)
 
 
 def suppress(faces: Faces) -> Faces:
-    """Return the faces without those whose box overlaps a surer one's by more than `MAX_OVERLAP`."""
-    kept: list[int] = []
-    left = np.arange(len(faces))
-    while len(left):
-        first, left = left[0], left[1:]
-        kept.append(int(first))
-        left = left[_overlap(faces.boxes[first], faces.boxes[left]) <= MAX_OVERLAP]
-    return faces.select(kept)
+    """Return the faces whose box overlaps no box of a higher score by more than `MAX_OVERLAP`."""
+    best: list[int] = []
+    remaining = np.arange(len(faces))  # numbers of faces, by falling score
+    while len(remaining):
+        first = remaining[0]
+        others = remaining[1:]
+        best.append(int(first))
+        remaining = others[_overlap(faces.boxes[first], faces.boxes[others]) <= MAX_OVERLAP]
+    return faces.select(best)
 
 
 def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -157,19 +172,20 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
     As complex numbers, points are mapped by z -> a z + b, and a is a regression coefficient.
     """
-    z, w = (points[:, 0] + 1j * points[:, 1] for points in (source, target))
+    z = source[:, 0] + 1j * source[:, 1]
+    w = target[:, 0] + 1j * target[:, 1]
     centred = z - z.mean()
     a = np.vdot(centred, w - w.mean()) / np.vdot(centred, centred)
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def warp(picture: Pixels, landmarks: NDArray[np.float64]) -> Pixels:
+def warp(image: Pixels, landmarks: NDArray[np.float64]) -> Pixels:
     """Return the face upright, [112, 112, 3], its landmarks as near ArcFace's as possible; black outside."""
     matrix = similarity(TEMPLATE, landmarks)
     # Landmarks count from the centre of the first pixel, Pillow from its corner.
     matrix[:, 2] += 0.5 - matrix[:, :2] @ (0.5, 0.5)
-    warped = Image.fromarray(picture).transform(
+    warped = Image.fromarray(image).transform(
         (FACE_SIZE, FACE_SIZE), Image.Transform.AFFINE, tuple(matrix.ravel()), Image.Resampling.BILINEAR
     )
     return np.asarray(warped)
@@ -191,9 +207,10 @@ def _check_detector(model: OnnxModel) -> None:
     for stride in STRIDES:
         cells = (model.height // stride) * (model.width // stride)
         for name, values in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
-            key, wanted = f"{name}_{stride}", [1, cells, values]
-            if shapes.get(key) != wanted:
+            key = f"{name}_{stride}"
+            expected = [1, cells, values]
+            if shapes.get(key) != expected:
                 raise UserError(
-                    f"{model.path}: output {key} should be {wanted}, it is {shapes.get(key, 'missing')}",
-                    "The detector must be YuNet as of 2023, such as face_detection_yunet_2023mar.onnx.",
+                    f"{model.path}: output {key} should be {expected}, it is {shapes.get(key, 'missing')}",
+                    hint="The detector must be YuNet as of 2023, such as face_detection_yunet_2023mar.onnx.",
                 )

@@ -20,9 +20,9 @@ HOW_TO_CONVERT = (
 
 
 class Hpsv2Reward(ClipTextReward):
-    """Cosine similarity of a picture, fitted whole into a black square, and its prompt.
+    """Cosine similarity of an image, fitted whole into a black square, and its prompt.
 
-    The published code pads where CLIP crops, so that nothing of a wide or tall picture is left out.
+    The published code pads where CLIP crops, so that nothing of a wide or tall image is left out.
     """
 
     name = NAME

@@ -1,10 +1,10 @@
 """`hpsv3`: agreement with the prompt and appeal, by Human Preference Score v3 (arXiv 2508.03789).
 
-The prompt reward of Customized-GRPO. Qwen2-VL-7B reads picture and prompt; a small head turns its state at
-the token `<|Reward|>` into (mu, sigma), and the score is mu: about 4 to 11 on good pictures, without bounds.
+The prompt reward of Customized-GRPO. Qwen2-VL-7B reads image and prompt; a small head turns its state at
+the token `<|Reward|>` into (mu, sigma), and the score is mu: about 4 to 11 on good images, without bounds.
 
 The published package needs an old transformers, so the checkpoint is loaded here. As there,
-* the picture takes about 256 tokens, 448 x 448 pixels if it is square, and keeps its proportions;
+* the image takes about 256 tokens, 448 x 448 pixels if it is square, and keeps its proportions;
 * positions count the tokens one by one: that forward hands embeddings to the body without token ids, which
   leaves out Qwen2-VL's three-dimensional positions, and the checkpoint was trained so.
 """
@@ -35,7 +35,7 @@ FILE_NAME = "HPSv3.safetensors"
 DEFAULT_BASE = "Qwen/Qwen2-VL-7B-Instruct"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IMAGE_TOKENS = 256
-BATCH = 8  # pictures read together, each with its 800 tokens
+BATCH = 8  # images read together, each with its 800 tokens
 
 
 class Hpsv3Options(RewardOptions):
@@ -48,7 +48,7 @@ class Hpsv3Options(RewardOptions):
 
 
 class Hpsv3Reward:
-    """Mean of the preference score that HPSv3 predicts for a picture and its prompt.
+    """Mean of the preference score that HPSv3 predicts for an image and its prompt.
 
     Args:
         model: Qwen2VLModel, the body.
@@ -83,14 +83,15 @@ class Hpsv3Reward:
         Raises:
             UserError: A part is missing, or the weights do not fit.
         """
-        base, dtype = options.base, options.dtype
-        tokenizer = load_tokenizer(base)
+        tokenizer = load_tokenizer(options.base)
         weights = checkpoint_file(path or DEFAULT_PATH, FILE_NAME)
-        model, head = load_weights(weights, base, DTYPES[dtype])
-        reward = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
-        if reward >= (rows := model.get_input_embeddings().num_embeddings):
+        model, head = load_weights(weights, options.base, DTYPES[options.dtype])
+        reward_token = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
+        rows = model.get_input_embeddings().num_embeddings
+        if reward_token >= rows:
             raise UserError(
-                f"{weights}: {rows} tokens, but {base!r} gives {REWARD_TOKEN} the number {reward}"
+                f"{weights}: {rows} tokens, but {options.base!r} gives {REWARD_TOKEN} "
+                f"the number {reward_token}"
             )
         return cls(model, head, tokenizer, device)
 
@@ -101,7 +102,8 @@ class Hpsv3Reward:
             UserError: A prompt holds one of the model's control tokens.
         """
         for row, prompt in enumerate(batch.prompts):
-            if control := [token for token in self.tokenizer.get_added_vocab() if token in prompt]:
+            control = [token for token in self.tokenizer.get_added_vocab() if token in prompt]
+            if control:
                 raise UserError(
                     f"reward {NAME!r}: the prompt of {batch.label(row)} holds {control[0]!r}, "
                     "which is a control token of the model"
@@ -152,7 +154,9 @@ class Hpsv3Reward:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         vision = self.model.config.vision_config
-        patch, merge, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        patch = vision.patch_size
+        merge = vision.spatial_merge_size
+        frames = vision.temporal_patch_size
         pixels = IMAGE_TOKENS * (patch * merge) ** 2
         height, width = smart_resize(
             *images.shape[-2:], factor=patch * merge, min_pixels=pixels, max_pixels=pixels
@@ -161,7 +165,7 @@ class Hpsv3Reward:
         gh, gw = height // patch, width // patch
         tiles = resized.reshape(len(images), 3, gh // merge, merge, patch, gw // merge, merge, patch)
         tiles = tiles.permute(0, 2, 5, 3, 6, 1, 4, 7)  # [B, rows, columns, merge, merge, 3, patch, patch]
-        # a picture is a film of `frames` equal frames
+        # an image is a film of `frames` equal frames
         tiles = tiles.unsqueeze(6).expand(*tiles.shape[:6], frames, patch, patch)
         grid = torch.tensor([[1, gh, gw]], device=images.device).expand(len(images), 3)
         return tiles.reshape(len(images) * gh * gw, -1), grid
@@ -201,7 +205,8 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
         name.removeprefix("rm_head."): tensor for name, tensor in state.items() if name.startswith("rm_head.")
     }
     config = load_part(base, Qwen2VLConfig, "config.json")
-    if (embedding := body.get("language_model.embed_tokens.weight")) is not None:
+    embedding = body.get("language_model.embed_tokens.weight")
+    if embedding is not None:
         config.text_config.vocab_size = len(embedding)  # cut to the tokens in use when the reward token came
     reward = reward_head(config.text_config.hidden_size)
     try:
@@ -212,7 +217,8 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
         reward.load_state_dict(head)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{file}: does not fit {base!r}: {error}") from error
-    if wrong := sorted(report["missing_keys"] | report["unexpected_keys"]):
+    wrong = sorted(report["missing_keys"] | report["unexpected_keys"])
+    if wrong:
         raise UserError(f"{file}: {len(wrong)} weights are missing or unknown: {', '.join(wrong[:3])}")
     return model, reward
 
@@ -225,6 +231,6 @@ def reward_head(width: int) -> nn.Sequential:
 
 
 def body_name(name: str) -> str:
-    """Return what today's Qwen2VLModel calls a weight of the checkpoint, whose layout is an older one's."""
+    """Return the name in today's Qwen2VLModel of a weight of the checkpoint, which has an older layout."""
     name = name.removeprefix("model.")
     return name if name.startswith(("visual.", "language_model.")) else f"language_model.{name}"

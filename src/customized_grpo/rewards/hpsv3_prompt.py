@@ -1,4 +1,4 @@
-"""What Human Preference Score v3 is asked, to the letter: other words, or other blanks, are other scores.
+"""The exact prompt of Human Preference Score v3; any change, whitespace included, changes the scores.
 
 The instruction is data of the published checkpoint (github.com/MizzenAI/HPSv3, MIT licence,
 `hpsv3/dataset/data_collator_qwen.py`), the turns around it are those of Qwen2-VL-Instruct's chat template.

@@ -2,7 +2,7 @@
 
 EfficientNet-Lite0, trained on ImageNet (17 MB, Apache-2.0), and all-MiniLM-L6-v2 (82 MB, MIT): nothing is
 fetched from a hub, and two CPU cores are enough. They know objects, not styles or places; docs/rewards.md has
-what they measure on photos.
+measurements on photos.
 
 The names of the classes are the WordNet words that ImageNet's 2012 challenge gives for each of its 1000.
 """
@@ -25,7 +25,8 @@ from customized_grpo.rewards.loading import load_model, load_part
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
 
-IMAGE_NAME, TEXT_NAME = "lite", "lite_t"
+IMAGE_NAME = "lite"
+TEXT_NAME = "lite_t"
 PREPROCESS = Preprocess(256, (224, 224), (127 / 255,) * 3, (128 / 255,) * 3)
 """As the network was evaluated: the central 87.5 %, bicubic, (x - 127) / 128."""
 LABELS_FILE = "imagenet_labels.txt"
@@ -38,7 +39,7 @@ class LiteReward(ReferenceSimilarity):
 
     Args:
         model: EfficientNet-Lite0.
-        segment: Which pictures are cut out with their masks.
+        segment: Which images are cut out with their masks.
         device: Where it runs.
     """
 
@@ -57,9 +58,9 @@ class LiteReward(ReferenceSimilarity):
 
 
 class LiteTextReward:
-    """Cosine in [-1, 1] of the prompt with the names of the picture's ImageNet class, expected over classes.
+    """Cosine in [-1, 1] of the prompt with the names of the image's ImageNet class, expected over classes.
 
-    The sum over classes c of p(c | picture) cos(e(prompt), e(names of c)) with sentence embeddings e.
+    The sum over classes c of p(c | image) cos(e(prompt), e(names of c)) with sentence embeddings e.
 
     Args:
         classifier: EfficientNet-Lite0.
@@ -121,7 +122,7 @@ class LiteTextReward:
         }
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return the probability of each ImageNet class [B, 1000] for pictures [B, 3, H, W] in [0, 1]."""
+        """Return the probability of each ImageNet class [B, 1000] for images [B, 3, H, W] in [0, 1]."""
         with torch.autocast(self.device.type, enabled=False):
             parts = [self.classifier(PREPROCESS(part)) for part in images.to(self.device).split(CHUNK)]
         return torch.cat(parts).softmax(1)
@@ -129,7 +130,7 @@ class LiteTextReward:
     def agreement(self, prompts: list[str]) -> Tensor:
         """Return the cosine of each of P prompts with the names of each ImageNet class, [P, 1000]."""
         keys = [prompt.encode() for prompt in prompts]
-        embeddings = self._cache.get(keys, lambda wanted: self._encode([prompts[i] for i in wanted]))
+        embeddings = self._cache.get(keys, lambda rows: self._encode([prompts[i] for i in rows]))
         return embeddings @ self._labels.T
 
     def _encode(self, texts: list[str]) -> Tensor:
@@ -177,5 +178,5 @@ def _package(name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"the rewards lite and lite_t need {name}: {error}",
-            hint="Install it: pip install 'customized-grpo[lite]'",
+            hint="Install it: pip install 'customized-grpo[lite]'.",
         ) from error

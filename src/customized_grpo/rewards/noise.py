@@ -1,4 +1,4 @@
-"""A reward made unreliable on purpose, to study what a weak judge does to training."""
+"""A reward made unreliable on purpose, to study training with a weak judge."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from customized_grpo.seeding import generator
 
 
 class NoisyReward:
-    """Another reward plus Gaussian noise that depends on picture and prompt alone.
+    """Another reward plus Gaussian noise that depends on image and prompt alone.
 
-    A judge that errs, errs again on the same picture: asked twice it gives the same score, so runs stay
-    exactly repeatable. Between pictures, however alike, its errors are independent.
+    A judge that errs does so again on the same image: asked twice it gives the same score, so runs stay
+    exactly repeatable. Between images, however alike, its errors are independent.
 
     Args:
         reward: The reward.
@@ -27,8 +27,10 @@ class NoisyReward:
     kind: Literal["identity", "prompt", "quality"]
 
     def __init__(self, reward: Reward, std: float) -> None:
-        self.reward, self.std = reward, std
-        self.name, self.kind = reward.name, reward.kind
+        self.reward = reward
+        self.std = std
+        self.name = reward.name
+        self.kind = reward.kind
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return noisy scores [B], fp32, on the CPU; NaN where the reward itself could not score."""
@@ -42,5 +44,5 @@ class NoisyReward:
         return {**self.reward.fingerprint(), "noise": self.std}
 
     def _error(self, image: Tensor, prompt: str) -> Tensor:
-        picture = content_key(to_uint8(image)).hex()
-        return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, picture))
+        image_hash = content_key(to_uint8(image)).hex()
+        return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, image_hash))

@@ -13,7 +13,7 @@ from customized_grpo.fields import Section
 
 
 class RewardOptions(Section):
-    """What a registered reward takes in a recipe's `options`; one without options uses this class itself.
+    """Base class of the options of a registered reward; a reward without options uses this class itself.
 
     A subclass declares its fields like a section of the config: strict types, a default where there is one,
     and a sentence under each.
@@ -40,7 +40,9 @@ def read_options(reward: str, model: type[Options], values: Mapping[str, Any]) -
         return model.model_validate_json(json.dumps(dict(values)))
     except ValidationError as error:
         lines = [_line(model, item["type"], item["loc"], item["msg"]) for item in error.errors()]
-    raise UserError("\n".join([f"reward {reward!r}: its options are wrong", *lines]), _known(reward, model))
+    raise UserError(
+        "\n".join([f"reward {reward!r}: its options are wrong", *lines]), hint=_known(reward, model)
+    )
 
 
 def _line(model: type[RewardOptions], kind: str, place: tuple[int | str, ...], text: str) -> str:

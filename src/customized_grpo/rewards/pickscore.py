@@ -21,7 +21,7 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class PickScoreReward(ClipTextReward):
-    """Cosine similarity of a picture and its prompt times exp(logit scale), about 100.
+    """Cosine similarity of an image and its prompt times exp(logit scale), about 100.
 
     Args:
         model: CLIP, fine-tuned on picks.

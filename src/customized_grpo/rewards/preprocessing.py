@@ -1,9 +1,9 @@
 """Resize, crop and normalise as the checkpoint's own processor would.
 
-Pictures are rounded to 8 bits first: a reward sees what a saved PNG would hold, and so does Pillow, whose
-filters (and rounding) the encoders were trained with. torch's bicubic filter differs from Pillow's by 4
-grey levels on noise; it is therefore not used. Where no resize is needed all stays on the device.
-Measured on 60 pictures against transformers' Pillow processors: equal, bit for bit.
+Images are rounded to 8 bits first: a reward sees the pixels of a saved PNG, and Pillow, whose filters (and
+rounding) the encoders were trained with, needs 8 bits. torch's bicubic filter differs from Pillow's by 4 grey
+levels on noise; it is therefore not used. Where no resize is needed all stays on the device.
+Measured on 60 images against transformers' Pillow processors: equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
 from customized_grpo.pixels import to_uint8
 
 FILE_NAME = "preprocessor_config.json"
@@ -33,7 +34,7 @@ CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pictures [B, 3, H, W] in [0, 1] become pixel values.
+    """How images [B, 3, H, W] in [0, 1] become pixel values.
 
     Attributes:
         size: Length to which the shorter edge is resized, or (height, width) regardless of the proportions,
@@ -61,13 +62,14 @@ class Preprocess:
                 raise ValueError(f"a crop of {self.crop} does not fit into {edges}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map pictures [B, 3, H, W] in [0, 1] to normalised pixel values [B, 3, h, w], fp32, same device."""
+        """Map images [B, 3, H, W] in [0, 1] to normalised pixel values [B, 3, h, w], fp32, same device."""
         pixels = self._resize(to_uint8(images))
         if self.letterbox:
             pixels = _pad_to_square(pixels)
         if self.crop is not None:
             pixels = _centre_crop(pixels, self.crop)
-        mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std))
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         return (pixels.float() / 255 - mean) / std
 
     def as_json(self) -> dict[str, Any]:
@@ -82,14 +84,7 @@ class Preprocess:
         Raises:
             UserError: The file is missing, or describes something this class cannot do.
         """
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{file}: no such file", hint="It comes with the checkpoint: copy it there."
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON: {error}") from error
+        config = read_json(file, missing_hint="It comes with the checkpoint: copy it there.")
         try:
             return Preprocess(
                 size=_read_size(config["size"]) if config.get("do_resize", True) else None,
@@ -128,7 +123,8 @@ class Preprocess:
 
 def _centre_crop(pixels: Tensor, crop: Size) -> Tensor:
     height, width = pixels.shape[-2:]
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    top = (height - crop[0]) // 2
+    left = (width - crop[1]) // 2
     if top < 0 or left < 0:
         raise ValueError(f"cannot cut {crop} from {(height, width)}")
     return pixels[..., top : top + crop[0], left : left + crop[1]]
@@ -137,7 +133,8 @@ def _centre_crop(pixels: Tensor, crop: Size) -> Tensor:
 def _pad_to_square(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[-2:]
     side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
+    top = (side - height) // 2
+    left = (side - width) // 2
     return functional.pad(pixels, (left, side - width - left, top, side - height - top))
 
 
@@ -154,5 +151,5 @@ def _read_crop(value: Any) -> Size:
 
 
 def _read_colour(values: Any) -> Colour:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+    red, green, blue = values
+    return float(red), float(green), float(blue)

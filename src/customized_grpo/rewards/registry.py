@@ -1,4 +1,4 @@
-"""Rewards by name, and yours by dotted path."""
+"""The registry of rewards by name; your own come by dotted path or entry point."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FactoryWithOptions = Callable[["RewardConfig", torch.device, Options], Reward]
 
 @dataclass(frozen=True)
 class Registered:
-    """A reward the package knows by name.
+    """A reward of the package.
 
     Attributes:
         build: Makes it from an entry of a recipe, whose options it checks first.
         options: The model of its options.
-        segmented: Whether it cuts out pictures as the entry's `segment` says, and so needs masks.
+        segmented: Whether it cuts out images as the entry's `segment` says, and so needs masks.
     """
 
     build: RewardFactory
@@ -44,11 +44,11 @@ REWARDS: dict[str, Registered] = {}
 
 
 def register(name: str, *, segmented: bool = False) -> Callable[[RewardFactory], RewardFactory]:
-    """Return a decorator that makes a factory known under a name, and enrols it in the contract tests.
+    """Return a decorator that registers a factory under a name, and so enrols it in the contract tests.
 
     Args:
-        name: What a recipe calls it.
-        segmented: Whether it cuts out pictures as the entry's `segment` says, and so needs masks.
+        name: Its name in a recipe.
+        segmented: Whether it cuts out images as the entry's `segment` says, and so needs masks.
     """
 
     def add(factory: RewardFactory) -> RewardFactory:
@@ -96,11 +96,11 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
             mistakes.append(error)
     if mistakes:
         hints = dict.fromkeys(error.hint for error in mistakes if error.hint is not None)
-        raise UserError("\n".join(error.message for error in mistakes), "\n".join(hints) or None)
+        raise UserError("\n".join(error.message for error in mistakes), hint="\n".join(hints) or None)
 
 
 def needs_masks(config: RewardConfig) -> bool:
-    """Tell whether an entry of a recipe needs masks of the references; no reward of your own is known to."""
+    """Return whether an entry of a recipe needs masks of the references; False for rewards of your own."""
     return config.name in REWARDS and REWARDS[config.name].segmented and config.segment != "none"
 
 
@@ -110,10 +110,10 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
     Args:
         config: An entry of the recipe's `rewards`. Its name is registered, or "package.module:Name": a class
             or a factory, called with the options, or a finished reward.
-        device: Where models run; rewards of your own look after themselves.
+        device: Where models run; rewards of your own choose themselves.
 
     Raises:
-        UserError: The name is unknown, an option is wrong, the import fails, or what it names is no reward.
+        UserError: The name is unknown or not of a reward, an option is wrong, or the import fails.
     """
     reward = _build(config, torch.device(device))
     return NoisyReward(reward, config.noise) if config.noise else reward

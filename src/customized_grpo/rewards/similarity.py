@@ -1,4 +1,4 @@
-"""The identity rewards: is it the same subject? Cosine of picture and reference in an encoder's features."""
+"""The identity rewards: is it the same subject? Cosine of image and reference in an encoder's features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Encoder:
 
     Attributes:
         model: A transformers model in eval mode, fp32.
-        preprocess: Maps pictures to the model's pixel values.
+        preprocess: Maps images to the model's pixel values.
         pool: Maps (model, pixel values [B, 3, h, w]) to features [B, D].
     """
 
@@ -35,23 +35,23 @@ class Encoder:
     pool: Callable[[Any, Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return unit features [B, D], fp32, of pictures [B, 3, H, W] in [0, 1] on the model's device."""
+        """Return unit features [B, D], fp32, of images [B, 3, H, W] in [0, 1] on the model's device."""
         with torch.autocast(images.device.type, enabled=False):
             parts = [self.pool(self.model, self.preprocess(part)) for part in images.split(CHUNK)]
         return functional.normalize(torch.cat(parts).float(), dim=-1)
 
 
 class ReferenceSimilarity:
-    """Cosine similarity in [-1, 1] of each picture with its references, averaged over the references.
+    """Cosine similarity in [-1, 1] of each image with its references, averaged over the references.
 
     With `segment="reference"` the background of the references is painted in the encoder's mean colour, which
-    normalises to zero, and the pictures are left alone, as in Customized-GRPO. Copying the reference's
+    normalises to zero, and the images are left alone, as in Customized-GRPO. Copying the reference's
     background then earns nothing, and a literal copy much less than without.
 
     Args:
         name: Name of the reward.
         encoder: What makes the features.
-        segment: Which pictures are cut out with their masks: the references, both sides, or none.
+        segment: Which images are cut out with their masks: the references, both sides, or none.
         device: Where the encoder runs.
     """
 
@@ -71,19 +71,19 @@ class ReferenceSimilarity:
         Raises:
             UserError: A reference is missing, or a mask that `segment` needs is missing or empty.
         """
-        numbers = [len(images) for images in batch.references]
-        for row, number in enumerate(numbers):
-            if number == 0:
+        counts = [len(images) for images in batch.references]
+        for row, count in enumerate(counts):
+            if count == 0:
                 raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
         with torch.inference_mode():
-            pictures, empty = self._pictures(batch)
-            features = self.encoder(pictures)
+            images, is_empty = self._images_for_encoder(batch)
+            features = self.encoder(images)
             references = self._reference_features(batch)
             cosines = (
-                features.repeat_interleave(torch.tensor(numbers, device=self.device), 0) * references
+                features.repeat_interleave(torch.tensor(counts, device=self.device), 0) * references
             ).sum(1)
-            means = torch.stack([part.mean() for part in cosines.split(numbers)])
-            scores = means.masked_fill(empty, float("nan")).cpu()
+            means = torch.stack([part.mean() for part in cosines.split(counts)])
+            scores = means.masked_fill(is_empty, float("nan")).cpu()
         return scores.clone()  # a tensor made in inference mode could not take part in a loss
 
     def fingerprint(self) -> dict[str, Any]:
@@ -98,8 +98,8 @@ class ReferenceSimilarity:
             "segment": self.segment,
         }
 
-    def _pictures(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
-        """Return the pictures as the encoder shall see them, and [B]: does a picture show no subject?"""
+    def _images_for_encoder(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
+        """Return (images for the encoder, mask [B] of images without a subject)."""
         images = batch.images.to(self.device)
         if self.segment != "both":
             return images, torch.zeros(len(batch), dtype=torch.bool, device=self.device)
@@ -116,15 +116,15 @@ class ReferenceSimilarity:
         images = [image for row in batch.references for image in row]
         if self.segment == "none":
             keys = [content_key(to_uint8(image)) for image in images]
-            return self._cache.get(keys, lambda wanted: self._encode([images[i] for i in wanted]))
+            return self._cache.get(keys, lambda rows: self._encode([images[i] for i in rows]))
         masks = self._reference_masks(batch)
         keys = [content_key(to_uint8(image), mask) for image, mask in zip(images, masks, strict=True)]
         return self._cache.get(
-            keys, lambda wanted: self._encode([self._cut_out(images[i], masks[i]) for i in wanted])
+            keys, lambda rows: self._encode([self._cut_out(images[i], masks[i]) for i in rows])
         )
 
     def _encode(self, images: list[Tensor]) -> Tensor:
-        """Encode pictures of any sizes, those of one size together."""
+        """Encode images of any sizes, those of one size together."""
         by_size: dict[torch.Size, list[int]] = {}
         for number, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(number)
@@ -135,7 +135,7 @@ class ReferenceSimilarity:
         return torch.stack([features[number] for number in range(len(images))])
 
     def _cut_out(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Paint what is outside the mask in the encoder's mean colour."""
+        """Paint the outside of the mask in the encoder's mean colour."""
         neutral = torch.tensor(self.encoder.preprocess.mean, device=images.device).view(3, 1, 1)
         masks = masks.to(images)
         return images * masks + neutral * (1 - masks)

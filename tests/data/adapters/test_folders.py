@@ -74,7 +74,7 @@ def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, read: Read) -> None
     with pytest.raises(UserError, match="--prompts is missing"):
         read("folder", sources.photos(tmp_path / "photos"))
     (tmp_path / "empty" / "dog").mkdir(parents=True)
-    with pytest.raises(UserError, match="no folder with pictures"):
+    with pytest.raises(UserError, match="no folder with images"):
         read("folder", tmp_path / "empty", prompts=prompts(tmp_path))
 
 

@@ -23,7 +23,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.executors import build_executor, build_scorer, check_fingerprints
 from customized_grpo.rewards.executors.http import HttpExecutor
-from customized_grpo.rewards.service.wire import digest_of
+from customized_grpo.rewards.service.protocol import digest_of
 
 TOKEN = "correct-horse-battery-staple"
 OWN = RewardConfig(name="own_rewards:Own")

@@ -1,4 +1,4 @@
-"""Pictures, the store of references and the line before a reward, each by itself."""
+"""Pictures, the store of references and the queue before a reward, each by itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import tiny_rewards as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import encode_png
 from customized_grpo.rewards import FunctionReward, ScoringBatch
-from customized_grpo.rewards.service.pictures import PictureError, decode_png, pixel_count
-from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.png import PngError, decode_png, pixel_count
+from customized_grpo.rewards.service.queue import RequestQueue
 from customized_grpo.rewards.service.references import ReferenceStore
 from customized_grpo.rewards.service.server import check_access, listen
 
@@ -28,7 +28,7 @@ def test_a_picture_survives_the_wire_bit_for_bit(channels: int, height: int, wid
     data = encode_png(pixels)
     assert pixel_count(data, channels) == height * width
     assert torch.equal(decode_png(data, channels), pixels)
-    with pytest.raises(PictureError, match="not a plain"):
+    with pytest.raises(PngError, match="not a plain"):
         pixel_count(data, 4 - channels)
 
 
@@ -40,7 +40,7 @@ def test_damaged_bytes_are_a_picture_error_or_a_picture(junk: bytes, place: int)
     try:
         pixel_count(bytes(data), 3)
         picture = decode_png(bytes(data), 3)
-    except PictureError:
+    except PngError:
         return
     assert picture.dtype == torch.uint8 and picture.shape[0] == 3
 
@@ -70,14 +70,14 @@ def test_a_bad_request_in_a_merged_batch_fails_alone() -> None:
         sizes.append(len(batch))
         return mean(batch)
 
-    line = Line([FunctionReward("f", "quality", score)], merge=6)
+    queue = RequestQueue([FunctionReward("f", "quality", score)], merge=6)
     good, bad, tall = tiny.make_batch(2), tiny.make_batch(2), tiny.make_batch(2, 96, 64)
     bad.meta[0]["bad"] = True
-    first = line.submit(good)
+    first = queue.submit(good)
     assert begun.wait(60)
-    rest: list[Future[torch.Tensor]] = [line.submit(batch) for batch in (good, bad, good, tall)]
+    rest: list[Future[torch.Tensor]] = [queue.submit(batch) for batch in (good, bad, good, tall)]
     go_on.set()
-    line.close()
+    queue.close()
     with pytest.raises(UserError, match="bad row"):
         rest.pop(1).result()
     for future, batch in zip([first, *rest], (good, good, good, tall), strict=True):
@@ -86,15 +86,15 @@ def test_a_bad_request_in_a_merged_batch_fails_alone() -> None:
 
 
 def test_closing_a_line_finishes_what_is_queued_and_takes_no_more() -> None:
-    line = Line([FunctionReward("f", "quality", mean)] * 2, merge=0)
-    futures = [line.submit(tiny.make_batch(1)) for _ in range(20)]
+    queue = RequestQueue([FunctionReward("f", "quality", mean)] * 2, merge=0)
+    futures = [queue.submit(tiny.make_batch(1)) for _ in range(20)]
     futures[-1].cancel()
-    line.close()
+    queue.close()
     assert all(future.done() for future in futures) and all(
         future.result().shape == (1,) for future in futures[:-1]
     )
     with pytest.raises(ValueError, match="closed"):
-        line.submit(tiny.make_batch(1))
+        queue.submit(tiny.make_batch(1))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])

@@ -22,7 +22,7 @@ import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards.executors import in_8_bits
 from customized_grpo.rewards.executors.upload import Upload, encode
-from customized_grpo.rewards.service.wire import to_base64
+from customized_grpo.rewards.service.protocol import to_base64
 from processes import PATIENCE_S
 
 TOKEN = "correct-horse-battery-staple"
@@ -119,7 +119,7 @@ def test_a_failing_reward_tells_its_client_nothing_of_the_inside(
         ({"image_mask": to_base64(png())}, 422, "samples.0.image_mask: not a plain grey PNG"),
         ({"references": ["../../etc/passwd"]}, 422, "samples.0.references.0"),
         ({"references": ["file:///etc/passwd"]}, 422, "samples.0.references.0"),
-        ({"references": ["0" * 64]}, 409, "1 references are not in store"),
+        ({"references": ["0" * 64]}, 409, "1 references are not stored"),
         ({"prompt": 3}, 422, "samples.0.prompt"),
         ({"path": "x"}, 422, "samples.0.path"),
     ],
@@ -159,7 +159,7 @@ def test_a_bomb_is_refused_without_being_unpacked(service: Any) -> None:
 def test_a_reference_is_what_its_address_says_or_is_refused(service: Any) -> None:
     data, other = png(size=(9, 9)), png(size=(9, 10))
     address = f"{service.url}/v1/references/{hashlib.sha256(data).hexdigest()}"
-    is_problem(httpx.put(address, content=other), 422, "another sha256")
+    is_problem(httpx.put(address, content=other), 422, "the sha256 of the content differs")
     names = {"sha256": [hashlib.sha256(one).hexdigest() for one in (data, other)]}
     assert httpx.post(f"{service.url}/v1/references/missing", json=names).json() == names
     assert httpx.put(address, content=data).status_code == 204
@@ -264,7 +264,7 @@ def test_requests_are_scored_alone_or_merged_and_each_gets_its_own(merge: int, t
         first = clients.submit(httpx.post, url, content=bodies[0], headers=JSON, timeout=None)
         serving.wait_until(log.exists)
         rest = [clients.submit(httpx.post, url, content=b, headers=JSON, timeout=None) for b in bodies[1:]]
-        serving.wait_until(lambda: service.lines[held.name].submitted == 4)  # the others queue up behind it
+        serving.wait_until(lambda: service.queues[held.name].submitted == 4)  # the others queue up behind it
         release.touch()
         scores = [one.result().json()["scores"][0] for one in [first, *rest]]
         assert scores == pytest.approx(batch.images.mean(dim=(1, 2, 3)).tolist(), abs=1e-6)

@@ -1,4 +1,4 @@
-"""What every adapter shares: the rows it yields, its options, and reading a JSON list."""
+"""The common part of all adapters: the rows they yield, their options, and reading a JSON list."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a source: a file or bytes, whole or a part.
+    """An image of a source: a file or bytes, whole or a part.
 
     Attributes:
-        name: Where it shall lie in the converted data set, relative to its folder of images; the same name
-            always means the same picture.
+        name: Where it should lie in the converted data set, relative to its folder of images; the same name
+            always means the same image.
         source: The file, or its content.
         cut: The part that is wanted, written as JPEG; None takes the file as it is.
     """
@@ -47,7 +47,7 @@ class MaskFile:
     """A mask that the source ships.
 
     Attributes:
-        name: As for a picture.
+        name: As for an image.
         path: The file.
         nonzero: Whether every value above 0 is subject and the size may differ (SynCD), in which case a mask
             of 0 and 255 in the size of the reference is written; otherwise the file is taken as it is.
@@ -60,13 +60,13 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class Draft:
-    """A row of a source before its pictures are opened and copied.
+    """A row of a source before its images are opened and copied.
 
     Attributes:
         number: Place in the source, from 1; for messages.
         id: Unique in the source.
-        prompt: What the picture shall show.
-        references: Pictures of the subject.
+        prompt: What the image should show.
+        references: Images of the subject.
         subject: Which subject it is; the held-out rows are chosen by it.
         masks: One per reference, or none at all.
         target: Another view of the subject that fits the prompt.
@@ -104,7 +104,7 @@ Item: TypeAlias = Draft | Bad | Dropped
 
 @dataclass(frozen=True)
 class Options:
-    """What some layouts can be told; None means the layout's default.
+    """Options that only some layouts have; None means the layout's default.
 
     Attributes:
         images: Folder that the paths of a list are relative to.
@@ -130,7 +130,7 @@ class Layout:
     Attributes:
         name: Its name on the command line.
         title: What it is, in a few words.
-        licence: Under which terms its pictures are published, as far as known.
+        licence: Under which terms its images are published, as far as known.
         takes: The fields of `Options` that mean something to it.
         read: Reads a source; raises UserError when the source as a whole is not of this layout.
     """
@@ -148,11 +148,12 @@ class Layout:
             UserError: Names all of them, and those that the layout takes.
         """
         given = {f.name for f in fields(options) if getattr(options, f.name) is not None}
-        if unknown := sorted(given - self.takes):
+        unknown = sorted(given - self.takes)
+        if unknown:
             takes = ", ".join(map(_option, sorted(self.takes))) or "none"
             raise UserError(
                 f"{', '.join(map(_option, unknown))}: not an option of the layout {self.name}",
-                f"Its own options: {takes}.",
+                hint=f"Its own options: {takes}.",
             )
 
 
@@ -232,12 +233,12 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def number_of(value: object) -> float | None:
-    """Return a number, or None for what is none (a boolean is none)."""
+    """Return a number, or None for anything else, booleans included."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def picture(folder: Path, key: str, name: str) -> Picture:
-    """Return a file of a source as a picture that keeps its place; raises RowProblem if it is not there."""
+    """Return a file of a source as an image that keeps its place; raises RowProblem if it is not there."""
     path = resolve_path(folder, key, name)
     return Picture(path.relative_to(folder).as_posix(), path)
 
@@ -249,5 +250,7 @@ def source_folder(source: Path) -> Path:
         UserError: It is none.
     """
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder", "This layout is read from the folder that holds it.")
+        raise UserError(
+            f"{source} is not a folder", hint="This layout is read from the folder that holds it."
+        )
     return source.resolve()

@@ -42,12 +42,12 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     folder = source_folder(source)
     if options.prompts is None:
         raise UserError(
-            "--prompts is missing", "It names a file with a prompt a line, such as: a {} on the beach"
+            "--prompts is missing", hint="It names a file with a prompt a line, such as: a {} on the beach."
         )
     prompts = _prompts(options.prompts)
     subjects = sorted(path for path in folder.iterdir() if path.is_dir() and photos(path))
     if not subjects:
-        raise UserError(f"{source} has no folder with pictures", "Make one folder per subject.")
+        raise UserError(f"{source} has no folder with images", hint="Make one folder per subject.")
     number = 0
     for subject in subjects:
         try:
@@ -72,7 +72,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def photos(subject: Path) -> list[Path]:
-    """Return the pictures of a subject by name, its masks left out."""
+    """Return the images of a subject by name, its masks left out."""
     return sorted(
         path
         for path in subject.iterdir()
@@ -98,10 +98,11 @@ def choose_references(folder: Path, subject: Path, choice: str) -> tuple[Picture
 
 def _prompts(file: Path) -> Sequence[str]:
     prompts = read_lines(file)
-    if wrong := [prompt for prompt in prompts if re.search(r"[{}]", prompt.replace("{}", ""))]:
+    wrong = [prompt for prompt in prompts if re.search(r"[{}]", prompt.replace("{}", ""))]
+    if wrong:
         raise UserError(
             f"{file}: {len(wrong)} of the prompts have braces other than {{}}, the first: {wrong[0]}",
-            "{} stands for the subject's class; nothing else is replaced.",
+            hint="{} stands for the subject's class; nothing else is replaced.",
         )
     return prompts
 

@@ -14,7 +14,7 @@ class MaskChoice(StrEnum):
 
 
 class SubjectChoice(StrEnum):
-    """What tells the subjects of a `uno` list apart, which does not name them."""
+    """How the subjects of a `uno` list, which does not name them, are found."""
 
     reference = "reference"
     folder = "folder"

@@ -1,4 +1,4 @@
-"""Subjects200K: two pictures of one object side by side in one image, with ratings.
+"""Subjects200K: two images of one object side by side in one image, with ratings.
 
 Layout, from the cards of huggingface.co/datasets/Yuanshi/Subjects200K (Apache-2.0) and the authors' reader
 (`dataset.py` in github.com/Yuanshi9815/Subjects200K), read 2026-11: parquet files `data/train-*.parquet` with
@@ -117,7 +117,7 @@ def _parquet_rows(folder: Path) -> Iterator[object]:
     if not files:
         raise UserError(
             f"{folder} has neither metadata.jsonl nor *.parquet",
-            "SOURCE is the downloaded folder of Yuanshi/Subjects200K, or an export of it.",
+            hint="SOURCE is the downloaded folder of Yuanshi/Subjects200K, or an export of it.",
         )
     try:
         import pyarrow
@@ -125,7 +125,7 @@ def _parquet_rows(folder: Path) -> Iterator[object]:
     except ImportError as error:
         raise UserError(
             "reading parquet files needs pyarrow, which is not installed",
-            "Install it with: pip install 'customized-grpo[parquet]'",
+            hint="Install it with: pip install 'customized-grpo[parquet]'.",
         ) from error
     for file in files:
         try:

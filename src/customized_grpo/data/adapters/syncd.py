@@ -4,7 +4,7 @@ Layout, from the loader and the generator in github.com/nupurkmr9/syncd (`method
 `dataset/gen_deformable.py`, read 2026-11): the folder holds `*metadata*.json`, each a list of
 `{"filenames": [path, ...], "prompts": [text, ...], "category": "rigid" | "deformable", "objaverse_id"}`,
 one prompt per file; the mask of `a/b.jpg` is `a/masks/b.jpg`, in which every value above 0 is the object, and
-which may be smaller than the picture (the loader scales it up). Each view becomes a row: the view is the
+which may be smaller than the image (the loader scales it up). Each view becomes a row: the view is the
 target, its prompt the prompt, the next view of the group the reference.
 
 How the published archives spell `filenames` could not be verified: the generator writes its own output folder
@@ -47,7 +47,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     if not files:
         raise UserError(
             f"{source} has no *metadata*.json",
-            "SOURCE is the unpacked folder of nupurkmr9/syncd; the authors' paper list is syncd-pairs.",
+            hint="SOURCE is the unpacked folder of nupurkmr9/syncd; the authors' paper list is syncd-pairs.",
         )
     number = 0
     for file in files:
@@ -66,7 +66,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 def _views(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return file and prompt of every view."""
-    names, prompts = item.get("filenames"), item.get("prompts")
+    names = item.get("filenames")
+    prompts = item.get("prompts")
     for key, value in (("filenames", names), ("prompts", prompts)):
         if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
             raise RowProblem(f"`{key}` must be a list of texts")
@@ -97,7 +98,7 @@ def _draft(
 
 
 def find(folder: Path, key: str, name: str) -> Picture:
-    """Return the picture at the longest tail of a recorded path that exists in the folder.
+    """Return the image at the longest tail of a recorded path that exists in the folder.
 
     Raises:
         RowProblem: No tail does.
@@ -111,7 +112,7 @@ def find(folder: Path, key: str, name: str) -> Picture:
 
 
 def mask_of(folder: Path, reference: Picture) -> MaskFile | None:
-    """Return the mask that SynCD keeps for a picture, or None if that file is missing."""
+    """Return the mask that SynCD keeps for an image, or None if that file is missing."""
     place = PurePosixPath(reference.name)
     path = folder / place.parent / "masks" / f"{place.stem}.jpg"
     if not path.is_file():

@@ -1,10 +1,10 @@
-"""The list of SynCD pairs that the Customized-GRPO paper trains on, beside SynCD's pictures.
+"""The list of SynCD pairs that the Customized-GRPO paper trains on, beside SynCD's images.
 
 Layout, from `datasets/train_1w_syncd_embedding.json` in github.com/Safeoffellow/Customized-GRPO (6,924 rows,
 read 2026-11): a list of `{"id", "category", "category_description", "ref_img", "img", "ref_prompt", "text"}`
-with paths such as `14551/0.png` relative to a folder of pictures, and two paths of text embeddings that are
+with paths such as `14551/0.png` relative to a folder of images, and two paths of text embeddings that are
 not needed here. The folder of the paths is the object. Their loader also accepts a list as `ref_img`.
-The list has no masks; where SynCD's own lie beside the pictures (`14551/masks/0.jpg`), they are taken.
+The list has no masks; where SynCD's own lie beside the images (`14551/masks/0.jpg`), they are taken.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     """Yield the rows of the list.
 
     Raises:
-        UserError: The list cannot be read, or the folder of its pictures is none.
+        UserError: The list cannot be read, or the folder of its images is none.
     """
     items = read_json_list(source)
     folder = source_folder(options.images or source.parent)
@@ -50,7 +50,7 @@ def _draft(folder: Path, number: int, raw: object) -> Draft:
         raise RowProblem("`ref_img` must be a path or a list of paths")
     references = tuple(picture(folder, "ref_img", name) for name in names)
     target = picture(folder, "img", text_of(item, "img"))
-    masks = tuple(mask for reference in references if (mask := mask_of(folder, reference)))
+    masks = tuple(filter(None, [mask_of(folder, reference) for reference in references]))
     return Draft(
         number=number,
         id=text_of(item, "id"),
@@ -65,8 +65,8 @@ def _draft(folder: Path, number: int, raw: object) -> Draft:
 
 LAYOUT = Layout(
     name="syncd-pairs",
-    title="the paper's JSON list of SynCD pairs; --images is the folder of the pictures",
-    licence="pictures: as syncd; the list's repository names no licence",
+    title="the paper's JSON list of SynCD pairs; --images is the folder of the images",
+    licence="images: as syncd; the list's repository names no licence",
     takes=frozenset({"images"}),
     read=read,
 )

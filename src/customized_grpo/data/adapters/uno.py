@@ -1,4 +1,4 @@
-"""UNO's JSON list of prompts and pictures, for training and for evaluation.
+"""UNO's JSON list of prompts and images, for training and for evaluation.
 
 Layout, from `uno/dataset/uno.py` and `datasets/dreambench_singleip.json` in github.com/bytedance/UNO (read
 2026-11): a list of `{"prompt", "image_paths": [path] (or "image_path": path), "image_tgt_path": path}`, the
@@ -33,7 +33,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     """Yield the rows of the list.
 
     Raises:
-        UserError: The list cannot be read, or the folder of its pictures is none.
+        UserError: The list cannot be read, or the folder of its images is none.
     """
     items = read_json_list(source)
     folder = source_folder(options.images or source.parent)
@@ -72,7 +72,7 @@ def reference_paths(item: object) -> list[str]:
 LAYOUT = Layout(
     name="uno",
     title="UNO's JSON list of {prompt, image_paths, image_tgt_path}",
-    licence="whatever its pictures have",
+    licence="that of its images",
     takes=frozenset({"images", "subject"}),
     read=read,
 )

@@ -7,7 +7,7 @@ unpacked, the folder has `images/split1/*.png` and `labels/split1.json` (or ever
 "score_final": 3.5}}`. The card recommends `score_final` >= 3.5 for subject-driven generation and says that 4
 is perfect, so a score outside 0..4 is no score; users of the labels report one of 131184.67.
 
-The first picture is the reference, the second the target with its caption as the prompt. The data name no
+The first image is the reference, the second the target with its caption as the prompt. The data name no
 subject that could be told apart from others of its class, so a pair is one: its file name without the last
 three numbers (which of the pair, and its size).
 """
@@ -57,7 +57,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     if not files:
         raise UserError(
             f"{source} has neither labels/*.json nor {TOTAL}",
-            "SOURCE is the unpacked folder of bytedance-research/UNO-1M.",
+            hint="SOURCE is the unpacked folder of bytedance-research/UNO-1M.",
         )
     minimum = MIN_SCORE if options.min_score is None else options.min_score
     if not 0 <= minimum <= PERFECT:

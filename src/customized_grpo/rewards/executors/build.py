@@ -20,7 +20,7 @@ from customized_grpo.rewards.registry import build_reward
 
 
 def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "cpu") -> Scorer:
-    """Build every reward of a recipe where it shall run.
+    """Build every reward of a recipe where it should run.
 
     Args:
         configs: The recipe's rewards.
@@ -46,7 +46,7 @@ def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "
 
 
 def build_executor(config: RewardConfig, device: torch.device | str = "cpu") -> Executor:
-    """Build one reward where it shall run."""
+    """Build one reward where it should run."""
     place = config.executor
     if isinstance(place, InlineExecution):
         return InlineExecutor(build_reward(config, device))

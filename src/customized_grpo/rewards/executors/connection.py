@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from customized_grpo.config.executors import HttpExecution
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.http_client import HttpAnswer, HttpClient, HttpError, HttpSettings
-from customized_grpo.rewards.service.wire import Problem
+from customized_grpo.rewards.service.protocol import Problem
 
 CONFLICT = 409  # references are missing; the body names them
 

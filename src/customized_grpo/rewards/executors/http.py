@@ -24,7 +24,7 @@ from customized_grpo.rewards.base import Kind, ScoringBatch, naming
 from customized_grpo.rewards.executors.connection import Connection
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.http_client import HttpError
-from customized_grpo.rewards.service.wire import (
+from customized_grpo.rewards.service.protocol import (
     PROTOCOL,
     Info,
     Problem,
@@ -33,13 +33,13 @@ from customized_grpo.rewards.service.wire import (
     ScoreAnswer,
 )
 
-UPLOADS = 3  # attempts to have all references in store at once, if others keep pushing them out
+UPLOADS = 3  # attempts to have all references stored at once, if other clients keep pushing them out
 
 Result = TypeVar("Result")
 
 
 class HttpExecutor:
-    """Scores by asking a service.
+    """Executor that asks a service.
 
     Args:
         config: The reward, as the service's recipe names it.
@@ -78,11 +78,11 @@ class HttpExecutor:
         return self._start(self._score(batch))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the fingerprint of the reward in the service; every request asks for scores by just this."""
+        """Return the fingerprint of the reward in the service; every request repeats its digest."""
         return self._info.fingerprint
 
     def close(self) -> None:
-        """Give up what is under way and close the connections."""
+        """Cancel requests under way and close the connections."""
         if self._loop.is_closed():
             return
         self._start(self._give_up()).result()
@@ -99,11 +99,11 @@ class HttpExecutor:
             info = Info.model_validate_json(answer.body)
         except HttpError as error:
             raise UserError(
-                f"reward {config.name!r}: {error}", "Start the service with: cgrpo serve-rewards RECIPE"
+                f"reward {config.name!r}: {error}", hint="Start the service with: cgrpo serve-rewards RECIPE."
             ) from error
         except ValidationError as error:
             raise UserError(f"reward {config.name!r}: {place.url} is no reward service") from error
-        return chosen_reward(info, config, place.url)
+        return find_reward(info, config, place.url)
 
     async def _score(self, batch: ScoringBatch) -> Tensor:
         with naming(self.name, batch):
@@ -160,34 +160,34 @@ def read_token(place: HttpExecution) -> str | None:
     if not token or not token.isascii() or not token.isprintable():
         raise UserError(
             f"executor.token_env: the environment variable {place.token_env} holds no token",
-            "Set it to the token the service was started with.",
+            hint="Set it to the token the service was started with.",
         )
     return token
 
 
-def chosen_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
+def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
     """Return the service's reward that the recipe asks for.
 
     Raises:
-        UserError: There is none, or it scores otherwise than the recipe says.
+        UserError: There is none, or it does not score as the recipe says.
     """
     if info.protocol != PROTOCOL:
         raise UserError(
             f"{url} speaks protocol {info.protocol}, this version {PROTOCOL}",
-            "Run the same version of customized-grpo on both sides.",
+            hint="Run the same version of customized-grpo on both sides.",
         )
     reward = next((reward for reward in info.rewards if reward.name == config.name), None)
     if reward is None:
         names = ", ".join(reward.name for reward in info.rewards)
         raise UserError(f"{url} has no reward {config.name!r}, only {names}")
-    found = {"noise": reward.fingerprint.get("noise", 0.0)}
+    settings = {"noise": reward.fingerprint.get("noise", 0.0)}
     if "segment" in reward.fingerprint:
-        found["segment"] = reward.fingerprint["segment"]
-    for key, value in found.items():
-        wanted = getattr(config, key)
-        if value != wanted:
+        settings["segment"] = reward.fingerprint["segment"]
+    for key, value in settings.items():
+        expected = getattr(config, key)
+        if value != expected:
             raise UserError(
-                f"reward {config.name!r}: {url} scores with {key}: {value}, the recipe says {wanted}",
-                "Start the service with the same recipe.",
+                f"reward {config.name!r}: {url} scores with {key}: {value}, the recipe says {expected}",
+                hint="Start the service with the same recipe.",
             )
     return reward

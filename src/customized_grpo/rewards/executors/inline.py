@@ -1,4 +1,4 @@
-"""`inline`: the reward runs where it is asked, and the trainer waits."""
+"""`inline`: the reward runs in the trainer's thread, which waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_sco
 
 
 class InlineExecutor:
-    """Scores inside `submit`.
+    """Executor that scores inside `submit`.
 
     Args:
         reward: The reward.

@@ -1,4 +1,4 @@
-"""What every executor promises."""
+"""The interface of every executor."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give up what is not finished and leave nothing running; a second call does nothing."""
+        """Cancel unfinished work and leave nothing running; a second call does nothing."""
         ...

@@ -90,10 +90,11 @@ class RayReward:
 
 
 class _Worker:
-    """What an actor does. It builds the reward when first asked, so that a failure is an answer."""
+    """The code of an actor. It builds the reward at the first request, so a failure becomes an answer."""
 
     def __init__(self, config: RewardConfig, device: str) -> None:
-        self.config, self.device = config, device
+        self.config = config
+        self.device = device
         self.reward: Reward | None = None
 
     def describe(self) -> tuple[str, Kind, dict[str, Any]]:
@@ -125,13 +126,13 @@ def import_ray() -> Any:
     except ImportError as error:
         raise UserError(
             "executor ray needs Ray, which is not installed",
-            hint="Install it with: pip install 'customized-grpo[ray]'",
+            hint="Install it with: pip install 'customized-grpo[ray]'.",
         ) from error
     return ray
 
 
 def actor_options(place: RayExecution) -> dict[str, Any]:
-    """Return how Ray is to run an actor: its share of the hardware, its environment, and its second life."""
+    """Return how Ray is to run an actor: its share of the hardware, its environment, and its restarts."""
     # Actors of a cluster do not inherit this process's environment. What the user trusts comes last: a recipe
     # cannot widen it.
     trusted = ",".join(extensions.trusted_modules())
@@ -169,7 +170,7 @@ def _connect(address: str | None) -> bool:
 
 
 def _get(reference: Any) -> Any:
-    """Return what actors answer; what was raised in them is raised here as it was."""
+    """Return the answers of actors; an error in an actor is raised here as it was there."""
     ray = import_ray()
     try:
         return ray.get(reference)
@@ -178,12 +179,4 @@ def _get(reference: Any) -> Any:
 
 
 def _on_cpu(batch: ScoringBatch) -> ScoringBatch:
-    masks = batch.reference_masks
-    return ScoringBatch(
-        images=batch.images.cpu(),
-        prompts=batch.prompts,
-        references=[[image.cpu() for image in row] for row in batch.references],
-        reference_masks=None if masks is None else [[mask.cpu() for mask in row] for row in masks],
-        image_masks=None if batch.image_masks is None else batch.image_masks.cpu(),
-        meta=batch.meta,
-    )
+    return batch.map_images(Tensor.cpu)

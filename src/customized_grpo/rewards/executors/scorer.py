@@ -1,10 +1,9 @@
-"""All rewards of a run, each where its recipe says, behind three calls: submit, collect, close."""
+"""All rewards of a run, each in its executor, behind three calls: submit, collect, close."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,19 +18,19 @@ from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 
 OnFailure = Literal["stop", "drop"]
-POLL_S = 0.2  # between two looks at whether the run shall stop
+POLL_S = 0.2  # between two calls of `on_wait`
 
 
 class Scorer:
-    """Asks K rewards about batches of pictures.
+    """K rewards and their weights, asked about batches of images.
 
-    Pictures, references and masks are rounded to 8 bits here, once: what a saved PNG would hold. So every
-    executor's reward sees the same numbers, and gives the same scores bit for bit on the same machine.
+    Images, references and masks are rounded to 8 bits here, once, as in a saved PNG. So the reward of
+    every executor sees the same numbers, and gives the same scores bit for bit on the same machine.
 
     Args:
         rewards: The rewards where they run.
-        on_failure: For each of them: "stop" raises when it fails, "drop" makes NaN of the batch it was asked
-            about. A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
+        on_failure: For each of them: "stop" raises when it fails, "drop" makes the scores of that batch NaN.
+            A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
         weights: For each of them its share among the rewards of its kind; None: equal shares.
     """
 
@@ -63,32 +62,34 @@ class Scorer:
         batch = in_8_bits(batch)
         self._pending.append((batch, [reward.submit(batch) for reward in self.rewards]))
 
-    def collect(self, between: Callable[[], None] = lambda: None) -> Tensor:
+    def collect(self, on_wait: Callable[[], None] = lambda: None) -> Tensor:
         """Wait for everything submitted.
 
         Args:
-            between: Called several times a second while waiting; may raise, which gives the batches up.
+            on_wait: Called several times a second while waiting; may raise, which gives the batches up.
 
         Returns:
             Scores [N, K] of the N samples submitted since the last call, in their order, as `score_all` gives
             them.
 
         Raises:
-            UserError: A reward refused a batch, for a reason the user can mend.
-            RewardError: A reward failed and shall stop the run; names it and the samples.
+            UserError: A reward refused a batch, for a reason that the user can fix.
+            RewardError: A reward with "stop" failed; names it and the samples.
         """
-        pending, self._pending = self._pending, []
-        futures = [future for _, asked in pending for future in asked]
+        pending = self._pending
+        self._pending = []
+        futures: list[Future[Tensor]] = []
+        for _, columns in pending:
+            futures += columns
         try:
             while wait(futures, timeout=POLL_S).not_done:
-                between()
+                on_wait()
         finally:
             for future in futures:
                 future.cancel()
-        parts = [
-            as_scores([self._column(k, future, batch) for k, future in enumerate(asked)])
-            for batch, asked in pending
-        ]
+        parts = []
+        for batch, columns in pending:
+            parts.append(as_scores([self._column(k, future, batch) for k, future in enumerate(columns)]))
         return torch.cat(parts) if parts else torch.empty(0, len(self.rewards))
 
     def score(self, batch: ScoringBatch) -> Tensor:
@@ -113,8 +114,9 @@ class Scorer:
         return columns
 
     def take_dropped(self) -> list[str]:
-        """Return what failures were dropped since the last call, for the run's log."""
-        dropped, self._dropped = self._dropped, []
+        """Return the messages of the failures dropped since the last call, for the run's log."""
+        dropped = self._dropped
+        self._dropped = []
         return dropped
 
     def fingerprints(self) -> list[dict[str, Any]]:
@@ -145,27 +147,16 @@ class Scorer:
 
 
 def in_8_bits(batch: ScoringBatch) -> ScoringBatch:
-    """Return the batch with every picture and mask rounded to multiples of 1/255."""
-    masks = batch.reference_masks
-    return replace(
-        batch,
-        images=_rounded(batch.images),
-        references=[[_rounded(image) for image in row] for row in batch.references],
-        reference_masks=None if masks is None else [[_rounded(mask) for mask in row] for row in masks],
-        image_masks=None if batch.image_masks is None else _rounded(batch.image_masks),
-    )
-
-
-def _rounded(images: Tensor) -> Tensor:
-    return to_uint8(images).float() / 255
+    """Return the batch with every image and mask rounded to multiples of 1/255."""
+    return batch.map_images(lambda images: to_uint8(images).float() / 255)
 
 
 def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to continue a run with rewards that score otherwise than those it began with.
+    """Refuse to continue a run with rewards that do not score as those it began with.
 
     Args:
-        before: What `Scorer.fingerprints` gave when the run began.
-        now: What it gives.
+        before: The result of `Scorer.fingerprints` when the run began.
+        now: Its result now.
 
     Raises:
         UserError: Lists what differs.
@@ -182,5 +173,5 @@ def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mappin
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(
             f"the rewards are not those the run began with:\n{listed}",
-            "Restore them (weights, options, or the service's recipe), or start a new run.",
+            hint="Restore them (weights, options, or the service's recipe), or start a new run.",
         )

@@ -25,7 +25,8 @@ class ThreadExecutor:
     """
 
     def __init__(self, reward: Reward, threads: int = 1, release: Callable[[], None] = lambda: None) -> None:
-        self.reward, self.release = reward, release
+        self.reward = reward
+        self.release = release
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"reward {reward.name}")
 
     @property
@@ -47,6 +48,6 @@ class ThreadExecutor:
         return self.reward.fingerprint()
 
     def close(self) -> None:
-        """Drop the batches that wait and return when those in work are done."""
+        """Drop the batches that wait, and return when those under way are done."""
         self.release()
         self._pool.shutdown(cancel_futures=True)

@@ -1,8 +1,8 @@
 """From a chat completion to a score.
 
-Whole numbers tie: a group of twelve pictures that all get a 3 has no spread and teaches nothing. Where the
-endpoint sends the log-probabilities of its tokens, the score is therefore the expectation over the digits it
-could have written, renormalised to those on the scale; elsewhere it is the digit it wrote.
+Whole numbers tie: a group of twelve images that all get a 3 has no spread, so there is nothing to learn. If
+the endpoint sends the log-probabilities of its tokens, the score is therefore the expectation over the digits
+that it could have written, renormalised to those on the scale; otherwise it is the digit it wrote.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 _SCORE = re.compile(r'"score"\s*:\s*([0-9])')
-LAST_DIGIT = 9  # beyond it, a first digit does not tell 1 from 10
+LAST_DIGIT = 9  # beyond it, a first digit could be that of 1 or of 10
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def expected_score(content: str, tokens: Sequence[_Token], scale: int) -> float 
 
 def _mean(candidates: Iterable[_Candidate], same: re.Pattern[str], scale: int) -> float | None:
     by_token = {candidate.token: math.exp(candidate.logprob) for candidate in candidates}
-    weights = [
-        (int(match.group(1)), weight)
-        for token, weight in by_token.items()
-        if (match := same.fullmatch(token)) is not None and int(match.group(1)) <= scale
-    ]
+    weights = []
+    for token, weight in by_token.items():
+        match = same.fullmatch(token)
+        if match is not None and int(match.group(1)) <= scale:
+            weights.append((int(match.group(1)), weight))
     total = sum(weight for _, weight in weights)
     return sum(score * weight for score, weight in weights) / total if total > 0 else None

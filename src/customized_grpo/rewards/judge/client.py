@@ -24,7 +24,8 @@ def check_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host = parts.hostname
+        _ = parts.port  # raises if it is none
         httpx.URL(url)
     except (ValueError, httpx.InvalidURL) as error:
         raise ValueError("this is no web address") from error

@@ -1,7 +1,7 @@
 """`judge`: a vision-language model behind any OpenAI-compatible endpoint (vLLM, SGLang, hosted).
 
 Range 0 to the rubric's scale. A sample that could not be judged is NaN and counted by reason; a batch in
-which none could be stops the step. Judges are rarely exactly repeatable: a picture is asked about once per
+which none could be stops the step. Judges are rarely exactly repeatable: an image is asked about once per
 process, but a resumed run asks again.
 """
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class JudgeOptions(RewardOptions):
-    """How the judge is reached and what it is asked."""
+    """The endpoint of the judge and its rubric."""
 
     url: Annotated[str, AfterValidator(check_url)]
     """Address of the API, for example http://localhost:8000/v1, without user, password or query."""
@@ -48,7 +48,7 @@ class JudgeOptions(RewardOptions):
     rubric: Literal["identity", "prompt"] | None = None
     """Built-in rubric, which scores from 0 to 4; null asks `text` instead."""
     text: Annotated[str, Field(min_length=1)] | None = None
-    """Rubric of your own: what is judged and what each score means."""
+    """Rubric of your own: what is judged and the meaning of each score."""
     kind: Kind | None = None
     """Kind of your own rubric: identity is shown the references too, prompt the prompt, quality neither."""
     scale: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -60,7 +60,7 @@ class JudgeOptions(RewardOptions):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Longest time for one attempt, in seconds; what takes longer is not asked again."""
+    """Longest time for one attempt, in seconds; an attempt that takes longer is not repeated."""
     retries: Annotated[int, Field(ge=0, le=10)] = 4
     """Further attempts after a connection error or status 408, 429 or 5xx."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -89,7 +89,7 @@ class JudgeOptions(RewardOptions):
 
 
 class JudgeReward:
-    """Scores in [0, scale] by a model that is asked about each picture.
+    """Reward in [0, scale] by a model that is asked about each image.
 
     Args:
         options: The endpoint and the rubric.
@@ -126,20 +126,22 @@ class JudgeReward:
                 if not references:
                     raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
         keys = [self._key(batch, row) for row in range(len(batch))]
-        found = {key: self._scores[key] for key in keys if key in self._scores}
-        asked = {key: row for row, key in enumerate(keys) if key not in found}
-        answers = self._ask(batch, list(asked.values()))
+        scores = {key: self._scores[key] for key in keys if key in self._scores}
+        # by key, so that equal samples are asked about once
+        new_rows = {key: row for row, key in enumerate(keys) if key not in scores}
+        answers = self._ask(batch, list(new_rows.values()))
         failures = [answer for answer in answers if isinstance(answer, Failure)]
-        for key, answer in zip(asked, answers, strict=True):
+        for key, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, Failure):
-                found[key] = self._scores[key] = answer
-        self._report(len(batch), len(asked), failures)
-        if not found:
+                scores[key] = answer
+                self._scores[key] = answer
+        self._report(len(batch), len(new_rows), failures)
+        if not scores:
             raise self._error(failures)
-        return torch.tensor([found.get(key, float("nan")) for key in keys], dtype=torch.float32)
+        return torch.tensor([scores.get(key, float("nan")) for key in keys], dtype=torch.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the address, the model's name and the rubric; what the endpoint runs is its own affair."""
+        """Return the address, the model's name and the rubric; the model behind the endpoint is unknown."""
         parts = urlsplit(self.options.url)
         return {
             "name": self.name,
@@ -153,7 +155,7 @@ class JudgeReward:
         }
 
     def _key(self, batch: ScoringBatch, row: int) -> bytes:
-        """Return the hash of all that the judge is shown of a sample."""
+        """Return the hash of everything that the judge sees of a sample."""
         digest = hashlib.sha256(content_key(to_uint8(batch.images[row])))
         if self.kind == "prompt":
             digest.update(batch.prompts[row].encode())
@@ -211,13 +213,13 @@ class JudgeReward:
         return RewardError(
             f"reward {self.name!r}: {self._client.endpoint} scored none of {len(failures)} samples: "
             f"{reasons}{quoted}",
-            "Check that it runs, serves the model in `model`, takes pictures and follows JSON schemas; "
+            hint="Check that it runs, serves the model in `model`, takes images and follows JSON schemas; "
             "a key is read from the variable named by `api_key_env`.",
         )
 
 
 def data_url(image: Tensor) -> str:
-    """Return a picture [3, H, W] in [0, 1] as a data URL of a PNG: no loss, and little time spent on size."""
+    """Return an image [3, H, W] in [0, 1] as a data URL of a PNG: no loss, and little time spent on size."""
     return "data:image/png;base64," + base64.b64encode(encode_png(to_uint8(image))).decode("ascii")
 
 
@@ -228,7 +230,7 @@ def _read_key(variable: str | None) -> str | None:
     if not key:
         raise UserError(
             f"reward {NAME!r}: the environment variable {variable} is not set",
-            f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env if none is needed.",
+            hint=f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"reward {NAME!r}: the environment variable {variable} holds what cannot be a key")

@@ -1,4 +1,4 @@
-"""The reward service as a web application: who may ask, how much, and what each address does."""
+"""The reward service as a web application: access, limits, and the handler of each address."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,11 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import RewardError
-from customized_grpo.rewards.service.intake import Refusal, named_references, parse, to_batch
-from customized_grpo.rewards.service.pictures import PictureError, pixel_count
-from customized_grpo.rewards.service.queue import Line
-from customized_grpo.rewards.service.references import ReferenceStore
-from customized_grpo.rewards.service.wire import (
+from customized_grpo.rewards.service.parsing import Refusal, named_references, parse, to_batch
+from customized_grpo.rewards.service.png import PngError, pixel_count
+from customized_grpo.rewards.service.protocol import (
     PROBLEM_TYPE,
     PROTOCOL,
     Info,
@@ -34,6 +33,8 @@ from customized_grpo.rewards.service.wire import (
     ScoreRequest,
     digest_of,
 )
+from customized_grpo.rewards.service.queue import RequestQueue
+from customized_grpo.rewards.service.references import ReferenceStore
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ RETRY_AFTER_S = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for.
+    """Bounds of the requests.
 
     Attributes:
         body_bytes: Largest request.
@@ -59,26 +60,28 @@ class Limits:
 
 
 class Service:
-    """State of the service, used in its event loop only.
+    """The state of the service; only its event loop uses it.
 
     Args:
-        lines: The rewards, by the names requests call them.
-        limits: What a client may ask for.
-        token: What a client must present; None lets everybody ask.
+        queues: One queue per reward, by the name that requests use.
+        limits: Bounds of the requests.
+        token: What a client must present; None: nothing is needed.
     """
 
-    def __init__(self, lines: Mapping[str, Line], limits: Limits, token: str | None) -> None:
-        self.lines, self.limits, self._token = lines, limits, token
+    def __init__(self, queues: Mapping[str, RequestQueue], limits: Limits, token: str | None) -> None:
+        self.queues = queues
+        self.limits = limits
+        self._token = token
         self.store = ReferenceStore(limits.reference_bytes)
         self.accepted = 0
         self.draining = False
-        rewards = [_info(name, line) for name, line in lines.items()]
-        merge = max(line.merge for line in lines.values())
+        rewards = [_info(name, queue) for name, queue in queues.items()]
+        merge = max(queue.merge for queue in queues.values())
         self.info = Info(protocol=PROTOCOL, rewards=rewards, merge=merge)
         self.digests = {reward.name: reward.digest for reward in rewards}
 
     def check_token(self, request: Request) -> None:
-        """Refuse who does not present the token; compared in constant time."""
+        """Refuse a request without the token; the comparison takes constant time."""
         if self._token is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -89,7 +92,7 @@ class Service:
 
     @asynccontextmanager
     async def place(self, request: Request) -> AsyncIterator[None]:
-        """Hold one of the places for requests inside the block, or refuse because there is none."""
+        """Hold one of the places for requests inside the block; refuse if none is free."""
         if self.draining:
             await _discard(request, self.limits.body_bytes)
             raise Refusal(503, "the service is shutting down", retry_after=RETRY_AFTER_S)
@@ -103,17 +106,18 @@ class Service:
             self.accepted -= 1
 
     async def body(self, request: Request) -> bytes:
-        """Read the request, as far as it is no larger than the limit."""
+        """Return the body of a request; refuse one over the limit or too slow."""
         limit = self.limits.body_bytes
         too_large = Refusal(
             413,
             f"the request has more than {limit:,} bytes",
-            "Ask about fewer pictures at once (rollout.batch_size), or raise the service's --max-body-mb.",
+            "Ask about fewer images at once (rollout.batch_size), or raise the service's --max-body-mb.",
         )
         if int(request.headers.get("content-length", 0)) > limit:
             await _discard(request, limit)
             raise too_large
-        parts, size = [], 0
+        parts = []
+        size = 0
         try:
             async with asyncio.timeout(READ_S):
                 async for part in request.stream():
@@ -165,8 +169,8 @@ def _routes(service: Service) -> APIRouter:
     @routes.post("/references/missing")
     async def missing(request: Request) -> Response:
         async with service.place(request):
-            wanted = parse(References, await _json(service, request))
-            return JSONResponse({"sha256": service.store.missing(wanted.sha256)})
+            references = parse(References, await _json(service, request))
+            return JSONResponse({"sha256": service.store.missing(references.sha256)})
 
     @routes.put("/references/{sha256}")
     async def put(sha256: str, request: Request) -> Response:
@@ -174,20 +178,20 @@ def _routes(service: Service) -> APIRouter:
             png = await service.body(request)
             _check_reference(sha256, png, service.limits.pixels)
             if not service.store.put(sha256, png):
-                raise Refusal(413, "larger than all references may be together", "Raise --reference-mb.")
+                raise Refusal(413, "larger than the whole store of references", "Raise --reference-mb.")
             return Response(status_code=204)
 
     @routes.post("/score")
     async def score(request: Request) -> Response:
         async with service.place(request):
-            asked = await run_in_threadpool(parse, ScoreRequest, await _json(service, request))
-            return JSONResponse((await _score(service, asked)).model_dump())
+            message = await run_in_threadpool(parse, ScoreRequest, await _json(service, request))
+            return JSONResponse((await _score(service, message)).model_dump())
 
     return routes
 
 
 def _async(check: Any) -> Any:
-    """Make a dependency of a function that must run in the event loop, not in a thread."""
+    """Return a dependency that calls `check` in the event loop; FastAPI runs a plain function in a thread."""
 
     async def depend(request: Request) -> None:
         check(request)
@@ -195,32 +199,33 @@ def _async(check: Any) -> Any:
     return depend
 
 
-async def _score(service: Service, asked: ScoreRequest) -> ScoreAnswer:
-    if (line := service.lines.get(asked.reward)) is None:
-        raise Refusal(404, f"no reward {asked.reward!r} here, only {', '.join(service.lines)}")
-    if asked.digest != service.digests[asked.reward]:
+async def _score(service: Service, request: ScoreRequest) -> ScoreAnswer:
+    queue = service.queues.get(request.reward)
+    if queue is None:
+        raise Refusal(404, f"no reward {request.reward!r} here, only {', '.join(service.queues)}")
+    if request.digest != service.digests[request.reward]:
         raise Refusal(
-            412, f"reward {asked.reward!r} is not the one the client got to know (other fingerprint)"
+            412, f"reward {request.reward!r} is not the one the client got to know (other fingerprint)"
         )
-    names = named_references(asked)
-    if absent := service.store.missing(names):
-        raise Refusal(409, f"{len(absent)} references are not in store", missing=absent)
+    names = named_references(request)
+    missing = service.store.missing(names)
+    if missing:
+        raise Refusal(409, f"{len(missing)} references are not stored", missing=missing)
     files = {name: service.store.get(name) for name in names}
-    batch = await run_in_threadpool(to_batch, asked, files, service.limits.pixels)
+    batch = await run_in_threadpool(to_batch, request, files, service.limits.pixels)
     try:
-        scores = await asyncio.wrap_future(line.submit(batch))
+        scores = await asyncio.wrap_future(queue.submit(batch))
     except RewardError as error:
         logger.error("%s", error, exc_info=error)
-        raise Refusal(500, f"reward {asked.reward!r} failed; the service's log says how") from error
+        raise Refusal(500, f"reward {request.reward!r} failed; the service's log says how") from error
     except UserError as error:
         raise Refusal(422, error.message, error.hint) from error
-    return ScoreAnswer(
-        scores=[s if f else None for s, f in zip(scores.tolist(), scores.isfinite(), strict=True)]
-    )
+    # JSON has no NaN: a sample without a score is null.
+    return ScoreAnswer(scores=[score if math.isfinite(score) else None for score in scores.tolist()])
 
 
 async def _json(service: Service, request: Request) -> bytes:
-    """Read a JSON request; the type is required because a foreign web page could not send it unasked."""
+    """Return the body of a JSON request; the type is required, because no foreign web page can send it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         await _discard(request, service.limits.body_bytes)
         raise Refusal(415, "the request must be application/json")
@@ -228,7 +233,7 @@ async def _json(service: Service, request: Request) -> bytes:
 
 
 async def _discard(request: Request, limit: int) -> None:
-    """Read a request that is refused, within limits: an answer to a client that still sends may get lost."""
+    """Read the rest of a refused request, within limits: a client that still sends might miss the answer."""
     size = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(READ_S):
@@ -240,11 +245,11 @@ async def _discard(request: Request, limit: int) -> None:
 
 def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:
     if hashlib.sha256(png).hexdigest() != sha256:
-        raise Refusal(422, "the content has another sha256 than the address")
+        raise Refusal(422, "the sha256 of the content differs from the one in the address")
     for channels in (3, 1):
         try:
             pixels = pixel_count(png, channels)
-        except PictureError as error:
+        except PngError as error:
             problem = str(error)
             continue
         if pixels > max_pixels:
@@ -253,8 +258,9 @@ def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:
     raise Refusal(422, problem)
 
 
-def _info(name: str, line: Line) -> RewardInfo:
-    reward, fingerprint = line.reward, line.reward.fingerprint()
+def _info(name: str, queue: RequestQueue) -> RewardInfo:
+    reward = queue.reward
+    fingerprint = reward.fingerprint()
     return RewardInfo(
         name=name,
         label=reward.name,

@@ -1,17 +1,21 @@
-"""The line of requests before one reward: first come, first served, by one thread for each copy of it."""
+"""The queue of requests to one reward: first come, first served, one thread for each copy of the reward."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, ScoringBatch, checked_scores
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class _Job:
     scores: Future[Tensor]
 
 
-class Line:
-    """Requests waiting for one reward.
+class RequestQueue:
+    """Requests that wait for one reward, and the threads that score them.
 
-    Requests are scored one by one, so that a score never depends on who else asks, or, with `merge`, together
-    while they fit: faster for small requests, but matrix products of another size round differently (by about
-    1e-7 in fp32).
+    Requests are scored one by one, so that a score never depends on the requests of others. With `merge`, as
+    many as fit are scored together: faster for small requests, but matrix products of another size round
+    differently (by about 1e-7 in fp32).
 
     Args:
         copies: The reward, once for each thread.
@@ -33,7 +37,8 @@ class Line:
     """
 
     def __init__(self, copies: Sequence[Reward], merge: int) -> None:
-        self.reward, self.merge = copies[0], merge
+        self.reward = copies[0]
+        self.merge = merge
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -48,7 +53,7 @@ class Line:
         job = _Job(batch, Future())
         with self._changed:
             if self._closed:
-                raise ValueError("the line is closed")
+                raise ValueError("the queue is closed")
             self._jobs.append(job)
             self._changed.notify()
         return job.scores
@@ -62,7 +67,10 @@ class Line:
             thread.join()
 
     def _work(self, reward: Reward) -> None:
-        while taken := self._next():
+        while True:
+            taken = self._next()
+            if not taken:
+                return
             jobs = [job for job in taken if job.scores.set_running_or_notify_cancel()]
             if len(jobs) > 1 and _score_together(reward, jobs):
                 continue
@@ -70,7 +78,7 @@ class Line:
                 _score(reward, job)
 
     def _next(self) -> list[_Job]:
-        """Wait for work; an empty list says that there will be none."""
+        """Wait for jobs and take the next ones; an empty list means that the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             taken = [self._jobs.popleft()] if self._jobs else []
@@ -96,10 +104,10 @@ def _score(reward: Reward, job: _Job) -> None:
 
 
 def _score_together(reward: Reward, jobs: list[_Job]) -> bool:
-    """Score the jobs as one batch; False if that failed, so that one request's fault stays its own."""
+    """Score the jobs as one batch; return False if that failed, so that they are scored one by one."""
     try:
         scores = checked_scores(reward, _joined([job.batch for job in jobs]))
-    except Exception:  # told by `_score`, to the request it belongs to
+    except Exception:  # `_score` reports it to the request that it belongs to
         return False
     for job, part in zip(jobs, scores.split([len(job.batch) for job in jobs]), strict=True):
         job.scores.set_result(part)
@@ -111,9 +119,13 @@ def _joined(batches: list[ScoringBatch]) -> ScoringBatch:
     image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
     return ScoringBatch(
         images=torch.cat([batch.images for batch in batches]),
-        prompts=[prompt for batch in batches for prompt in batch.prompts],
-        references=[row for batch in batches for row in batch.references],
-        reference_masks=[row for part in masks for row in part] if masks else None,
+        prompts=_chained([batch.prompts for batch in batches]),
+        references=_chained([batch.references for batch in batches]),
+        reference_masks=_chained(masks) if masks else None,
         image_masks=torch.cat(image_masks) if image_masks else None,
-        meta=[row for batch in batches for row in batch.meta],
+        meta=_chained([batch.meta for batch in batches]),
     )
+
+
+def _chained(rows: Sequence[list[Item]]) -> list[Item]:
+    return list(itertools.chain.from_iterable(rows))

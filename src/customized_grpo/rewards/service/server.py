@@ -14,10 +14,10 @@ import uvicorn
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.service.app import Limits, Service, build_app
-from customized_grpo.rewards.service.queue import Line
+from customized_grpo.rewards.service.queue import RequestQueue
 
 MIN_TOKEN = 16  # characters
-KEEP_ALIVE_S = 60  # longer than a rollout batch mostly takes, so that connections are used again
+KEEP_ALIVE_S = 60  # longer than most rollout batches take, so that connections are reused
 
 
 def serve(
@@ -28,34 +28,34 @@ def serve(
     token: str | None,
     merge: int,
 ) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, and then those that were accepted before it.
+    """Answer requests until SIGTERM or Ctrl-C; those accepted before it are still answered.
 
     Args:
-        rewards: The copies of each reward, by the name requests call it.
+        rewards: The copies of each reward, by the name that requests use.
         listener: Where to listen, from `listen`.
         limits: What a client may ask for.
-        token: What a client must present; None lets everybody ask.
+        token: What a client must present; None: nothing is needed.
         merge: Samples of several requests that may be scored together; 0 merges none.
     """
-    lines = {name: Line(copies, merge) for name, copies in rewards.items()}
+    queues = {name: RequestQueue(copies, merge) for name, copies in rewards.items()}
     try:
-        Server(Service(lines, limits, token)).run(sockets=[listener])
+        Server(Service(queues, limits, token)).run(sockets=[listener])
     finally:
-        for line in lines.values():
-            line.close()
+        for queue in queues.values():
+            queue.close()
 
 
 def check_access(host: str, token: str | None, token_env: str) -> None:
-    """Refuse to be reached from elsewhere without a token, and a token that can be guessed.
+    """Refuse to listen to other machines without a token, and refuse a token that can be guessed.
 
     Raises:
         UserError: Says which variable to set.
     """
     fix = f"Set {token_env}, for example: export {token_env}=$(openssl rand -hex 32)"
     if token is None and not _is_loopback(host):
-        raise UserError(f"--host {host} can be reached from other machines, and there is no token", fix)
+        raise UserError(f"--host {host} can be reached from other machines, and there is no token", hint=fix)
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
-        raise UserError(f"the token in {token_env} is not {MIN_TOKEN} or more printable characters", fix)
+        raise UserError(f"the token in {token_env} is not {MIN_TOKEN} or more printable characters", hint=fix)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -71,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server(address[:2], family=family, backlog=256)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}", "Choose another --host or --port."
+            f"cannot listen on {host} port {port}: {error.strerror}", hint="Choose another --host or --port."
         ) from error
     listener.set_inheritable(False)
     return listener
@@ -85,10 +85,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Ends in two steps: from the first signal on new requests get 503; it is left when none is under way.
+    """Server that ends in two steps: after the first signal new requests get 503, accepted ones are finished.
 
     Args:
-        service: What answers; setting its `draining` is what the first signal does.
+        service: The application; the first signal sets its `draining`.
     """
 
     def __init__(self, service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Pictures as lossless PNG, and back from bytes that nobody vouches for.
+"""Decode PNG files that come from anywhere.
 
 The size is read from the header and checked before anything is decoded: 12 KB of PNG can be 286 MB of pixels.
 """
@@ -18,27 +18,27 @@ _HEADER = struct.Struct(">I4sIIBBBBB")  # length and name of the first chunk, th
 _COLOUR_TYPES = {1: 0, 3: 2}  # PNG's numbers for grey and RGB, by channels
 
 
-class PictureError(ValueError):
-    """Bytes that are no acceptable picture; the message says why."""
+class PngError(ValueError):
+    """Bytes that are no acceptable PNG; the message says why."""
 
 
 def pixel_count(png: bytes, channels: int) -> int:
-    """Return width x height as the header says.
+    """Return width x height according to the header.
 
     Args:
         png: The file.
         channels: 3 for RGB, 1 for grey.
 
     Raises:
-        PictureError: It is no PNG with 8 bits for each of so many channels.
+        PngError: It is no PNG with 8 bits per channel and `channels` channels.
     """
     if len(png) < len(_SIGNATURE) + _HEADER.size or not png.startswith(_SIGNATURE):
-        raise PictureError("not a PNG")
+        raise PngError("not a PNG")
     length, name, width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(png, len(_SIGNATURE))
     if name != b"IHDR" or length != 13 or width == 0 or height == 0:
-        raise PictureError("not a PNG")
+        raise PngError("not a PNG")
     if (depth, colour, interlaced) != (8, _COLOUR_TYPES[channels], 0):
-        raise PictureError(f"not a plain {'RGB' if channels == 3 else 'grey'} PNG of 8 bits per channel")
+        raise PngError(f"not a plain {'RGB' if channels == 3 else 'grey'} PNG of 8 bits per channel")
     return int(width) * int(height)
 
 
@@ -46,12 +46,12 @@ def decode_png(png: bytes, channels: int) -> Tensor:
     """Return uint8 [channels, H, W]; check `pixel_count` first.
 
     Raises:
-        PictureError: The file is damaged.
+        PngError: The file is damaged.
     """
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             pixels = np.array(image, dtype=np.uint8)
-    # a damaged file makes Pillow's decoder raise nearly anything: OSError, SyntaxError, struct.error, ...
+    # A damaged file makes Pillow's decoder raise nearly anything: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise PictureError(f"the PNG is damaged ({type(error).__name__})") from error
+        raise PngError(f"the PNG is damaged ({type(error).__name__})") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""From the body of a request to a batch of pictures, refusing what is too large before decoding any of it."""
+"""From the body of a request to a batch of images; a request that is too large is refused before decoding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from customized_grpo.rewards.base import ScoringBatch
-from customized_grpo.rewards.service.pictures import PictureError, decode_png, pixel_count
-from customized_grpo.rewards.service.wire import Message, Sample, ScoreRequest, from_base64
+from customized_grpo.rewards.service.png import PngError, decode_png, pixel_count
+from customized_grpo.rewards.service.protocol import Message, Sample, ScoreRequest, from_base64
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
+MISTAKES_LISTED = 5
 
 
 class Refusal(Exception):
-    """An answer other than the one that was asked for.
+    """An HTTP error response.
 
     Args:
         status: HTTP status.
@@ -36,12 +37,15 @@ class Refusal(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.hint = status, detail, hint
-        self.missing, self.retry_after = missing or [], retry_after
+        self.status = status
+        self.detail = detail
+        self.hint = hint
+        self.missing = missing or []
+        self.retry_after = retry_after
 
 
 def parse(message: type[AnyMessage], body: bytes) -> AnyMessage:
-    """Read a body.
+    """Return the message in a body.
 
     Raises:
         Refusal: It is not JSON of that form; lists the first mistakes, without their values.
@@ -49,27 +53,34 @@ def parse(message: type[AnyMessage], body: bytes) -> AnyMessage:
     try:
         return message.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        shown = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in found[:5])
-        raise Refusal(422, f"{len(found)} mistakes in the request: {shown}") from error
+        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+        first = []
+        for mistake in mistakes[:MISTAKES_LISTED]:
+            place = ".".join(str(part) for part in mistake["loc"]) or "body"
+            first.append(f"{place}: {mistake['msg']}")
+        raise Refusal(422, f"{len(mistakes)} mistakes in the request: {'; '.join(first)}") from error
 
 
 def named_references(request: ScoreRequest) -> list[str]:
-    """Return the references and masks a request names, with repetitions."""
-    masks = [sha256 for sample in request.samples for sha256 in sample.reference_masks or ()]
-    return [sha256 for sample in request.samples for sha256 in sample.references] + masks
+    """Return the references and masks that a request names, with repetitions."""
+    references: list[str] = []
+    masks: list[str] = []
+    for sample in request.samples:
+        references += sample.references
+        masks += sample.reference_masks or ()
+    return references + masks
 
 
 def to_batch(request: ScoreRequest, files: dict[str, bytes], max_pixels: int) -> ScoringBatch:
-    """Decode the pictures of a request.
+    """Decode the images of a request.
 
     Args:
         request: The request.
         files: Contents of the references and masks it names.
-        max_pixels: Largest number of pixels in all: pictures, masks, and each named reference once.
+        max_pixels: Largest number of pixels in all: images, masks, and each named reference once.
 
     Raises:
-        Refusal: A picture is no acceptable PNG, the pictures differ in size, or they are too large.
+        Refusal: An image is no acceptable PNG, the images differ in size, or they are too large.
     """
     _check_masks_are_alike(request.samples)
     budget = _Budget(max_pixels)
@@ -88,8 +99,8 @@ def to_batch(request: ScoreRequest, files: dict[str, bytes], max_pixels: int) ->
     return ScoringBatch(
         images=_stacked("image", images),
         prompts=[s.prompt for s in request.samples],
-        references=[[reference[sha] for sha in row] for row in rows],
-        reference_masks=[[mask[sha] for sha in row] for row in mask_rows] if mask_rows else None,
+        references=_looked_up(rows, reference),
+        reference_masks=_looked_up(mask_rows, mask) if mask_rows else None,
         image_masks=_stacked("image_mask", masks) if masks else None,
         meta=[dict(s.meta) for s in request.samples],
     )
@@ -101,12 +112,16 @@ def _check_masks_are_alike(samples: list[Sample]) -> None:
             raise Refusal(422, f"{field} must be given for all samples of a request or for none")
 
 
+def _looked_up(rows: list[list[str]], tensors: dict[str, Tensor]) -> list[list[Tensor]]:
+    return [list(map(tensors.__getitem__, row)) for row in rows]
+
+
 def _distinct(rows: list[list[str]]) -> set[str]:
-    return {sha256 for row in rows for sha256 in row}
+    return set().union(*rows)
 
 
 class _Budget:
-    """Checks headers against a number of pixels; decoding is left to the functions it returns.
+    """A bound of pixels: counts images by their headers, and returns functions that decode them later.
 
     Args:
         pixels: How many there may be in all.
@@ -116,37 +131,37 @@ class _Budget:
         self.limit = self.left = pixels
 
     def open(self, what: str, text: str, channels: int) -> Callable[[], Tensor]:
-        """Take a picture in base64."""
+        """Take an image in base64."""
         try:
             return self.take(what, from_base64(text), channels)
         except ValueError as error:
             raise Refusal(422, f"{what}: {error}") from error
 
     def take(self, what: str, png: bytes, channels: int) -> Callable[[], Tensor]:
-        """Count a picture's pixels; returns what decodes it to fp32 [channels, H, W] in [0, 1]."""
+        """Count an image's pixels; return the function that decodes it to fp32 [channels, H, W] in [0, 1]."""
         try:
             self.left -= pixel_count(png, channels)
-        except PictureError as error:
+        except PngError as error:
             raise Refusal(422, f"{what}: {error}") from error
         if self.left < 0:
             raise Refusal(
                 413,
-                f"the pictures of a request have more than {self.limit:,} pixels in all",
+                f"the images of a request have more than {self.limit:,} pixels in all",
                 "Ask about fewer at once (rollout.batch_size), or raise the service's --max-pixels.",
             )
 
         def decode() -> Tensor:
             try:
                 return decode_png(png, channels).float() / 255
-            except PictureError as error:
+            except PngError as error:
                 raise Refusal(422, f"{what}: {error}") from error
 
         return decode
 
 
-def _stacked(field: str, pictures: list[Callable[[], Tensor]]) -> Tensor:
-    tensors = [decode() for decode in pictures]
+def _stacked(field: str, decoders: list[Callable[[], Tensor]]) -> Tensor:
+    tensors = [decode() for decode in decoders]
     if len({tensor.shape for tensor in tensors}) > 1:
         sizes = ", ".join(sorted({f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in tensors}))
-        raise Refusal(422, f"the pictures of a request must have one size; {field} has {sizes}")
+        raise Refusal(422, f"the images of a request must have one size; {field} has {sizes}")
     return torch.stack(tensors)

@@ -1,4 +1,4 @@
-"""What goes over the wire between a trainer and a reward service: JSON with lossless PNG in base64.
+"""The messages between a trainer and a reward service: JSON with lossless PNG in base64.
 
 Nothing here is a path, a URL or a pickle. References and their masks are sent once and then named by the
 sha256 of their PNG. A sample that could not be scored is null.
@@ -32,9 +32,9 @@ class RewardInfo(Message):
     """One reward of a service."""
 
     name: str
-    """What a request calls it: the name in the service's recipe."""
+    """Name in the service's recipe, which requests use."""
     label: str
-    """What the reward calls itself in metrics and messages."""
+    """The reward's own name, in metrics and messages."""
     kind: Kind
     fingerprint: dict[str, Any]
     digest: Sha256
@@ -51,13 +51,13 @@ class Info(Message):
 
 
 class References(Message):
-    """Body of POST /v1/references/missing, and its answer: those of the asked that are not in store."""
+    """Body of POST /v1/references/missing, and its response: the requested hashes that are not stored."""
 
     sha256: Annotated[list[Sha256], Field(max_length=10_000)]
 
 
 class Sample(Message):
-    """One picture to score."""
+    """One image to score."""
 
     image: str
     """RGB PNG, base64."""
@@ -104,12 +104,12 @@ def digest_of(fingerprint: dict[str, Any]) -> str:
 
 
 def to_base64(data: bytes) -> str:
-    """Return bytes as text."""
+    """Return bytes as base64."""
     return base64.b64encode(data).decode("ascii")
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes of a text.
+    """Return the bytes of a base64 text.
 
     Raises:
         ValueError: It is not base64.
