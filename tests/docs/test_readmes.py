@@ -13,8 +13,6 @@ PACKAGE = ROOT / "src" / "customized_grpo"
 FOLDERS = ("src", "tests", "measurements", "examples", "docs")
 ROOMS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
 
-# Rooms whose README has still to follow the files that moved: the list may only shrink.
-STALE = {"data", "rewards"}
 OF_USERS = {"my_rewards.py", "my_rules.py", "my_family.py", "my_adapter.py"}
 """Files of examples, which users write."""
 
@@ -26,9 +24,7 @@ def below(pattern: str) -> Iterator[Path]:
 
 
 def pages() -> list[Path]:
-    stale = {PACKAGE / room for room in STALE}
-    found = [page for page in below("*.md") if not stale & set(page.parents)]
-    return [ROOT / "README.md", *sorted(found)]
+    return [ROOT / "README.md", *sorted(below("*.md"))]
 
 
 def files_named(page: Path) -> set[str]:
