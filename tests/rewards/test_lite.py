@@ -123,7 +123,7 @@ def test_a_missing_package_names_the_extra(name: str, package: str, monkeypatch:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=package) as caught:
         build_reward(RewardConfig(name=name))
-    assert caught.value.hint == "Install it: pip install 'customized-grpo[lite]'"
+    assert caught.value.hint == "Install it: pip install 'customized-grpo[lite]'."
 
 
 def test_auc_counts_ties_half() -> None:
