@@ -93,6 +93,8 @@ def test_trust_is_inherited_by_child_processes(monkeypatch: pytest.MonkeyPatch) 
     ("path", "message"),
     [
         ("outside_rules:Nothing", "has no 'Nothing'"),
+        ("outside_rules:half", "did you mean Half"),
+        ("outside_rules.Half", "written module:Name"),
         ("outside_rules:NUMBER", "is no combination rule: it is int"),
         ("outside_rules:", "names no combination rule"),
     ],
@@ -109,7 +111,7 @@ def test_a_module_that_fails_on_import_is_one_message(
     (tmp_path / "broken_rules.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(extensions.TRUST, "broken_rules")
-    with pytest.raises(UserError, match="ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"ZeroDivisionError: .* \(broken_rules.py, line 1\)"):
         extensions.load("rule", "broken_rules:Half")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -18,6 +19,17 @@ class UserError(Exception):
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
         self.hint = hint
+
+
+def origin(error: BaseException) -> str:
+    """Return where an error was raised, " (my_rules.py, line 12)"; for failures inside code of the user's."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    file = Path(traceback.tb_frame.f_code.co_filename).name
+    return f" ({file}, line {traceback.tb_lineno})"
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

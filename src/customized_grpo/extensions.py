@@ -17,12 +17,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
-from customized_grpo.errors import UserError, nearest
+from customized_grpo.errors import UserError, nearest, origin
+from customized_grpo.files import file_sha256
 
 TRUST = "CGRPO_TRUST"
 """Environment variable with the modules that recipes may name, separated by commas.
@@ -149,6 +152,23 @@ def trusted_modules() -> list[str]:
     return [module.strip() for module in listed if module.strip()]
 
 
+def code_fingerprints(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of the file of every module that a dotted path names, by module.
+
+    What such a module imports is not followed. Names that are no dotted paths are passed over.
+
+    Args:
+        names: Of parts that have been loaded.
+    """
+    digests = {}
+    for name in names:
+        module = name.partition(":")[0]
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if is_dotted(name) and file is not None:
+            digests[module] = file_sha256(Path(file))
+    return digests
+
+
 def _is_trusted(module: str) -> bool:
     return any(module == allowed or module.startswith(f"{allowed}.") for allowed in trusted_modules())
 
@@ -172,10 +192,13 @@ def _import_trusted(noun: str, path: str) -> Any:
             hint="Install the package, or set PYTHONPATH to the folder that holds it.",
         ) from error
     except Exception as error:  # foreign code: whatever it raises is the user's to read, not a bug here
-        raise UserError(f"{path!r}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}{origin(error)}"
+        raise UserError(f"{path!r}: importing {module!r} failed: {reason}") from error
     for name in attribute.split("."):
         if not hasattr(value, name):
-            raise UserError(f"{path!r}: {module!r} has no {attribute!r}")
+            close = nearest(name, vars(value))
+            suggestion = "" if close is None else f"; did you mean {close}?"
+            raise UserError(f"{path!r}: {module!r} has no {attribute!r}{suggestion}")
         value = getattr(value, name)
     return value
 
@@ -214,7 +237,10 @@ def _unknown(kind: str, name: str) -> UserError:
     known = names(kind)
     close = nearest(name, known)
     suggestion = "" if close is None else f" (did you mean {close}?)"
-    return UserError(f"there is no {KINDS[kind].noun} {name!r}{suggestion}; known: {', '.join(known)}")
+    return UserError(
+        f"there is no {KINDS[kind].noun} {name!r}{suggestion}; known: {', '.join(known)}",
+        hint="One of your own is written module:Name." if "." in name else None,
+    )
 
 
 def _resolve(path: str) -> Any:

@@ -87,6 +87,11 @@ def test_a_run_of_foreign_parts_trains_resumes_evaluates_generates_exports_and_r
     )
     assert status("export", str(run)) == 0
 
+    rules = folder / "my_rules.py"
+    rules.write_text(rules.read_text() + "# changed\n")
+    assert status("resume", str(run), "--from", "1") == 2
+    assert "the code of my_rules has changed" in capsys.readouterr().err
+
     monkeypatch.setenv(extensions.TRUST, "")
     assert status("report", str(run)) == 0
     page = (run / "report.html").read_text()

@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 
 from customized_grpo.algorithms.advantages import group_advantages, in_groups
 from customized_grpo.algorithms.sars import sars_bonus, sars_pull
+from customized_grpo.errors import origin
 from customized_grpo.fields import NonNegative, Section, Share
 
 Correlation = Annotated[float, Field(gt=-1, lt=1)]
@@ -327,7 +328,8 @@ def check_rule(rule: Rule, group_size: int) -> None:
     try:
         combined = combine(rule, advantages, torch.ones(2) / 2, rewards=rewards, group_size=group_size)
     except Exception as error:  # a rule may be foreign code: its failure is the user's to read
-        raise ValueError(f"fails on two groups of {group_size}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}{origin(error)}"
+        raise ValueError(f"fails on two groups of {group_size}: {reason}") from error
     if not bool(combined.isfinite().all()):
         raise ValueError(f"gives advantages that are not finite on two groups of {group_size}")
 

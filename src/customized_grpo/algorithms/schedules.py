@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from customized_grpo.errors import origin
 from customized_grpo.fields import Section, Share
 
 
@@ -191,7 +192,8 @@ def check_schedule(schedule: Schedule, n_steps: int) -> None:
     except ValueError:
         raise
     except Exception as error:  # a schedule may be foreign code: its failure is the user's to read
-        raise ValueError(f"fails for {n_steps} steps: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}{origin(error)}"
+        raise ValueError(f"fails for {n_steps} steps: {reason}") from error
 
 
 def _progress(n_steps: int) -> Tensor:

@@ -327,6 +327,12 @@ class Config(Section):
         """Return the number of denoising steps of an evaluation image."""
         return self.evaluation.steps or self.rollout.steps
 
+    @property
+    def part_names(self) -> list[str]:
+        """Names of all parts that may come from outside the package, see `extensions`."""
+        rewards = [reward.name for reward in self.rewards]
+        return [self.advantage.name, self.schedule.name, self.rollout.sampler, self.model.family, *rewards]
+
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
         if found := cross_field_mistakes(self.model_dump()):

@@ -129,7 +129,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     rate = run.setting("train.learning_rate")
     facts: list[tuple[str, Any]] = [
         ("advantage", run.setting("advantage.name")),
-        ("gamma", run.setting("advantage.options.gamma")),
+        *(run.setting("advantage.options") or {}).items(),
         ("schedule", run.setting("schedule.name")),
         ("sampler", run.setting("rollout.sampler")),
         ("steps", run.setting("rollout.steps")),

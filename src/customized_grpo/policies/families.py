@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo import extensions
+from customized_grpo.errors import UserError
 from customized_grpo.fields import Section, read_section
 from customized_grpo.policies.options import Flux1Options, Flux2Options, NoOptions
 from customized_grpo.policies.other_programs import (
@@ -48,9 +49,19 @@ class Family:
     other_programs: OtherPrograms = OtherPrograms()
 
     def policy_class(self) -> type[Policy]:
-        """Return the class of the policy; its module, torch and diffusers are imported now."""
-        module, _, name = self.policy.partition(":")
-        policy: type[Policy] = getattr(importlib.import_module(module), name)
+        """Return the class of the policy; its module, torch and diffusers are imported now.
+
+        Raises:
+            UserError: There is no such class.
+        """
+        try:
+            module, _, name = self.policy.partition(":")
+            policy: type[Policy] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"the policy {self.policy!r} of a family could not be loaded: {error}",
+                hint="Family.policy is the import path of a subclass of Policy, written module:Class.",
+            ) from error
         return policy
 
 

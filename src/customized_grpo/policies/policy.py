@@ -210,7 +210,11 @@ class Policy(ABC):
         self._check_call(x, conditioning)
         # a rollout passes one number for the batch, an update a level per row of its micro-batch
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        return self._velocity(x, level, conditioning)
+        v = self._velocity(x, level, conditioning)
+        if v.shape != x.shape:
+            name = type(self).__name__
+            raise UserError(f"{name}._velocity must return {list(x.shape)}, returned {list(v.shape)}")
+        return v
 
     @abstractmethod
     def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from customized_grpo import __version__
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average
@@ -17,8 +18,8 @@ def run_config(run_dir: Path) -> Config:
     """Return the resolved recipe of a run, wherever its folder is now.
 
     Raises:
-        UserError: The folder is not that of a run, or its recipe is not one of this version of the package;
-            the hint says which version wrote it.
+        UserError: The folder is not that of a run, or its recipe does not hold; the hint says which version
+            wrote it, if it was another one.
     """
     if not is_run_folder(run_dir):
         raise UserError(f"{run_dir} is not the folder of a run")
@@ -27,6 +28,8 @@ def run_config(run_dir: Path) -> Config:
         return load_config(str(run_dir / CONFIG), [f"run.dir={json.dumps(str(run_dir))}"])
     except UserError as error:
         versions = RunFolder(run_dir).read_json(VERSIONS)
+        if versions["customized_grpo"] == __version__:
+            raise
         hint = f"The run was made by customized-grpo {versions['customized_grpo']}; use that version."
         raise UserError(error.message, hint=hint) from error
 

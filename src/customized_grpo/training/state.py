@@ -18,6 +18,7 @@ from torch import Tensor
 from customized_grpo.config import Config, config_hash, diff_configs
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import MonitorRecord
+from customized_grpo.extensions import code_fingerprints
 from customized_grpo.policies.lora import load_average, name_average
 from customized_grpo.rewards.executors import check_fingerprints
 from customized_grpo.runs.checkpoints import CheckpointStore
@@ -118,6 +119,7 @@ class RunCheckpoints:
                 "config": self.config.model_dump(mode="json"),
                 "config_hash": config_hash(self.config),
                 "rewards": self.fingerprints,
+                "code": code_fingerprints(self.config.part_names),
                 "processes": self.engine.world_size,
                 "versions": versions(),
             },
@@ -134,7 +136,7 @@ class RunCheckpoints:
             The history: of each evaluation but the base's its iteration and the health of training before it.
 
         Raises:
-            UserError: It is not there, is damaged, or belongs to another recipe or other rewards.
+            UserError: It is not there, is damaged, or belongs to another recipe, other rewards or other code.
         """
         tensors: dict[str, Tensor] | None = None  # stays None in all processes but the main one
 
@@ -171,7 +173,7 @@ class RunCheckpoints:
         return history
 
     def _check_same_run(self, saved: Any) -> None:
-        """Refuse a checkpoint of another recipe or of other rewards.
+        """Refuse a checkpoint of another recipe, of other rewards or of other code of the user's.
 
         Raises:
             UserError: Lists what differs.
@@ -185,3 +187,10 @@ class RunCheckpoints:
         if changed:
             raise UserError("cannot resume exactly:\n  " + "\n  ".join(changed), hint=UNCHANGEABLE)
         check_fingerprints(saved["rewards"], self.fingerprints)
+        code = code_fingerprints(self.config.part_names)
+        if saved["code"] != code:
+            modules = [module for module in code if saved["code"].get(module) != code[module]]
+            raise UserError(
+                f"cannot resume exactly: the code of {', '.join(modules)} has changed since the checkpoint",
+                hint="Restore the file, or start a new run with the new code.",
+            )
