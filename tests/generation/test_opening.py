@@ -156,7 +156,12 @@ def test_a_run_of_another_version_is_refused_with_the_version(folder: Path, reci
     (run / "config.yaml").write_text(dump_config(config) + "\nspeed: 3\n")
     with pytest.raises(UserError, match="speed") as refused:
         open_generator(str(run))
-    assert "made by customized-grpo" in str(refused.value.hint)
+    assert refused.value.hint is None  # the run is of this version: another would not help
+    versions = json.loads((run / "versions.json").read_text())
+    (run / "versions.json").write_text(json.dumps({**versions, "customized_grpo": "0.0.9"}))
+    with pytest.raises(UserError, match="speed") as refused:
+        open_generator(str(run))
+    assert "made by customized-grpo 0.0.9" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("alpha", [None, 2.0])
