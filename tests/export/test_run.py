@@ -131,14 +131,13 @@ def test_an_unknown_format_is_refused_with_the_known_ones(
     assert all(name in message for name in FORMAT_NAMES)
 
 
-def test_a_run_without_a_checkpoint_or_of_another_version_is_refused(recipe: Any, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_or_with_a_wrong_recipe_is_refused(recipe: Any, tmp_path: Path) -> None:
     run = RunFolder.create(recipe(f"run.dir={tmp_path / 'run'}")).path
     with pytest.raises(UserError, match="no complete checkpoint"):
         export_run(run, "diffusers")
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + "\nspeed: 3\n")
-    with pytest.raises(UserError, match="speed") as refused:
+    with pytest.raises(UserError, match="speed"):
         export_run(run, "diffusers")
-    assert "made by customized-grpo" in str(refused.value.hint)
     assert not (run / "export").exists()
 
 
