@@ -24,7 +24,7 @@ from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
 from faulty_runs import start
 
-INSTANTS = 32  # of a save with its pruning, half of them before the commit
+INSTANTS = 64  # of a save with its pruning, about half of them before the commit
 LIMIT = 200  # sessions
 
 
