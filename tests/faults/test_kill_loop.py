@@ -27,7 +27,7 @@ RECIPE = [
 def test_killed_in_its_saves_and_resumed_each_time_a_run_loses_nothing(tmp_path: Path) -> None:
     counts = json.loads(run_script("kill_loop.py", tmp_path, *RECIPE).splitlines()[-1])
     print(counts)
-    assert counts["kills"] >= 25
+    assert counts["kills"] >= 15
     assert counts["before_commit"] >= 5 and counts["after_commit"] >= 5
     assert counts["losses"] == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
