@@ -148,4 +148,4 @@ def test_an_unknown_name_lists_the_known_ones(kind: str) -> None:
 @pytest.mark.parametrize("kind", extensions.KINDS)
 def test_every_part_of_the_package_is_of_its_kind(kind: str) -> None:
     for name in extensions.names(kind):
-        extensions.load(kind, name)
+        assert extensions.load(kind, name) is extensions.registry(kind)[name]

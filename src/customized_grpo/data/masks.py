@@ -145,8 +145,10 @@ def make_masks(
         )
     rows = load_manifest(manifest, require_masks=False)
     folder = out.parent / FOLDER
-    photos = dict.fromkeys(photo for row in rows if not row.masks for photo in row.references)
-    masks = {photo: folder / f"{_name(photo, out.parent)}.png" for photo in photos}
+    masks: dict[Path, Path] = {}
+    for row in rows:
+        for photo in () if row.masks else row.references:
+            masks[photo] = folder / f"{_name(photo, out.parent)}.png"
     _claim(folder, segmenter.stamp())
     empty = []
     for number, (photo, mask) in enumerate(masks.items(), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -84,7 +85,8 @@ def survey(
         problems: What was found wrong with other rows.
         dropped: Rows left out, by filter.
     """
-    pictures = {picture.digest: picture for entry in entries for picture in entry.pictures()}
+    every_picture = itertools.chain.from_iterable(entry.pictures() for entry in entries)
+    pictures = {picture.digest: picture for picture in every_picture}
     sizes = Counter(f"{picture.size[0]} x {picture.size[1]}" for picture in pictures.values())
     words = [len(entry.prompt.split()) for entry in entries]
     subjects: dict[str, set[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,7 +114,7 @@ class ReferenceSimilarity:
 
     def _reference_features(self, batch: ScoringBatch) -> Tensor:
         """Return features [number of references, D]; a reference is encoded once, however often used."""
-        images = [image for row in batch.references for image in row]
+        images = list(itertools.chain.from_iterable(batch.references))
         if self.segment == "none":
             keys = [content_key(to_uint8(image)) for image in images]
             return self._cache.get(keys, lambda rows: self._encode([images[i] for i in rows]))

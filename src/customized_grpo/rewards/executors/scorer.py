@@ -163,12 +163,12 @@ def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mappin
     """
     if len(before) != len(now):
         raise UserError(f"the run began with {len(before)} rewards and has {len(now)} now")
-    changes = [
-        f"{old.get('name', k)}.{key}: {old.get(key)!r} before, {new.get(key)!r} now"
-        for k, (old, new) in enumerate(zip(before, now, strict=True))
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
+    changes = []
+    for k, (old, new) in enumerate(zip(before, now, strict=True)):
+        name = old.get("name", k)
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                changes.append(f"{name}.{key}: {old.get(key)!r} before, {new.get(key)!r} now")
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(
