@@ -78,7 +78,7 @@ def gather_options(data: dict[str, Any], section: str) -> None:
     fields = choice.fields()
     options = choice.options(values.get(choice.key)) | choice.options_of_the_package()
     elsewhere = {knob.path.rpartition(".")[2] for knob in knobs()}
-    for key in set(values) - fields:
+    for key in [key for key in values if key not in fields]:
         is_misspelt = nearest(key, fields) is not None or key in elsewhere
         if key in options or not is_misspelt:
             values.setdefault("options", {})[key] = values.pop(key)
