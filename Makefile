@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/toybox-demo
+# A CPU without bf16 instructions emulates them, about ten times slower than fp32.
+PRECISION := $(shell grep -qsw -e avx512_bf16 -e amx_bf16 -e bf16 /proc/cpuinfo && echo bf16 || echo fp32)
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo check test lint
@@ -27,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/cgrpo train toybox run.dir=$(DEMO)
+	$(BIN)/cgrpo train toybox run.dir=$(DEMO) model.precision=$(PRECISION)
 	@echo
 	@echo "The report: $(DEMO)/report.html"
 
