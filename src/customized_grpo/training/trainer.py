@@ -137,6 +137,7 @@ class Trainer:
         with disk_errors(self.folder.path):
             if self.engine.is_main:
                 self.store.sweep()
+                self.store.probe()
             with self.log.open(), self.stop:
                 self.report_processes()
                 try:
