@@ -26,6 +26,7 @@ from customized_grpo.fields import (
     Seed,
     Share,
     Text,
+    WeightsPath,
 )
 
 
@@ -72,11 +73,11 @@ class ModelConfig(Section):
 
     family: FamilyName = "flux1"
     """Family of the generator: flux1, flux2, qwen_edit, or your own; decides how references are fed to it."""
-    path: Text
+    path: WeightsPath
     """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)
     """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
-    fuse_lora: Text | None = None
+    fuse_lora: WeightsPath | None = None
     """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
     guidance: NonNegative = 2.5
     """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
@@ -196,7 +197,7 @@ class RewardConfig(Section):
     """Share of this reward among those of its kind (prompt or identity)."""
     segment: Literal["reference", "both", "none"] = "reference"
     """Which images an identity reward masks to the subject: the reference, both images, or none."""
-    path: Text | None = None
+    path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
