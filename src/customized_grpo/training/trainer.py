@@ -47,7 +47,7 @@ from customized_grpo.training.waste import find_waste
 
 
 def train(config: Config) -> int:
-    """Train a new run; return the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
+    """Train a new run; return the exit status: 0, or 128 plus the number of a signal.
 
     Raises:
         UserError: Something the user can fix; the run folder is then untouched or resumable.
