@@ -109,7 +109,7 @@ def check(file: LoraFile, expected: Tensors) -> None:
         torch.testing.assert_close(found[name], delta)
         product = adapter[name + AB[1]] @ adapter[name + AB[0]]
         assert adapter[name + AB[0]].shape[0] == file.rank
-        torch.testing.assert_close(file.alpha / file.rank * product, delta)
+        torch.testing.assert_close(file.scales()[name] * product, delta)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def open_generator(
     file = read_lora_file(lora, empty_transformer(checked.model), place)
     model = _with_adapter(checked.model, rank=file.rank, alpha=file.alpha, target=file.target)
     policy = load_policy(model, seed=0)
-    policy.load_adapter_tensors(file.adapter_tensors())
+    policy.take_lora(file)
     return Generator(policy, model, checked.steps, checked.batch_size, f"{source} + {lora.name}")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_tensors
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.lora_file import EXAMPLES, FILE_NAME, examples
+from customized_grpo.policies.lora_file import EXAMPLES, FILE_NAME, LoraFile, examples
 from customized_grpo.policies.lora_reader import read_lora_file
 from customized_grpo.policies.lora_scale import FILE_PREFIX, METADATA_KEY
 from customized_grpo.policies.other_programs import no_place
@@ -145,8 +145,10 @@ def load_file(transformer: Any, path: Path) -> None:
         UserError: See `read_lora_file`; or an adapter of other layers, rank or scale.
     """
     file = read_lora_file(path, transformer, no_place)
-    tensors = file.adapter_tensors()
     source = str(file.path)
+    if not file.is_uniform:
+        raise UserError(f"{source}: its layers have several ranks or scales, this model's adapter has one")
+    tensors = file.adapter_tensors()
     _check_names(adapter_parameters(transformer), tensors, source)
     _check_shapes(adapter_parameters(transformer), tensors, source)
     ours = transformer.peft_config[ADAPTER].lora_alpha
@@ -156,6 +158,23 @@ def load_file(transformer: Any, path: Path) -> None:
             hint=f"Set model.lora.alpha to {file.alpha:g}.",
         )
     load_adapter_tensors(transformer, tensors, source)
+
+
+def take_file(transformer: Any, file: LoraFile) -> None:
+    """Make a fresh adapter that of a file, each layer with its own scale.
+
+    Args:
+        transformer: A model with an adapter of the file's rank, on its layers.
+        file: From `read_lora_file`.
+    """
+    load_adapter_tensors(transformer, file.adapter_tensors(), str(file.path))
+    scales = file.scales()
+    for name, scale in scales.items():
+        transformer.get_submodule(name).scaling[ADAPTER] = scale
+    # what `save_file` writes: layers of a lower rank have been filled up to the file's
+    transformer.peft_config[ADAPTER].alpha_pattern = {
+        name: scale * file.rank for name, scale in scales.items() if scale * file.rank != file.alpha
+    }
 
 
 def _check_target(transformer: nn.Module, target: str) -> None:

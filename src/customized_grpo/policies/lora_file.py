@@ -114,20 +114,20 @@ class LoraFile:
                 yield name, LowRank(down, up, entry.alpha)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of an adapter of `rank` and `alpha`, by the names of `lora.adapter_tensors`.
+        """Return the tensors of an adapter of `rank`, by the names of `lora.adapter_tensors`, fp32.
 
-        Layers of a lower rank get rows and columns of zeros. In a file of several ranks or scales, the scale
-        is folded into B.
+        Layers of a lower rank get rows and columns of zeros.
         """
         tensors = {}
         for name, update in self.updates():
-            up = update.up.float()
-            if not self.is_uniform:
-                up = up * update.scale
             missing = self.rank - update.down.shape[0]
             tensors[f"{name}.lora_A.weight"] = nn.functional.pad(update.down.float(), (0, 0, 0, missing))
-            tensors[f"{name}.lora_B.weight"] = nn.functional.pad(up, (0, missing))
+            tensors[f"{name}.lora_B.weight"] = nn.functional.pad(update.up.float(), (0, missing))
         return tensors
+
+    def scales(self) -> dict[str, float]:
+        """Return alpha / rank of every layer."""
+        return {name: entry.alpha / entry.rank for name, entry in self.entries.items()}
 
 
 def find_file(path: Path) -> Path:
