@@ -23,9 +23,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import creating, file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
 from customized_grpo.generation.grid import GridRow, compose_grid
-from customized_grpo.generation.opening import Generator, open_generator, source_settings
+from customized_grpo.generation.opening import NO_HEADER, Generator, open_generator, source_settings
 from customized_grpo.pixels import to_pil
-from customized_grpo.policies.lora import describe_file
+from customized_grpo.policies.lora_file import read_header
 from customized_grpo.runs.folder import is_run_folder
 
 ROW_ID = "generate"
@@ -110,9 +110,9 @@ def generate(
 
 def _image_size(source: str, settings: Sequence[str], lora: Path | None) -> tuple[int, int]:
     """Return the height and width of the images; reads small files only."""
-    own_adapter = is_run_folder(Path(source))
-    file = None if lora is None or own_adapter else describe_file(lora)
-    model = source_settings(source, settings, file).model
+    is_run = is_run_folder(Path(source))  # has an adapter of its own; `open_generator` refuses another
+    header = NO_HEADER if lora is None or is_run else read_header(lora)
+    model = source_settings(source, settings, header).model
     return model.height, model.width
 
 
