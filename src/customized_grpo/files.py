@@ -1,7 +1,8 @@
-"""Write a file whole or not at all, read a small JSON file with checks, hash a file."""
+"""Write a file whole or not at all, read a small JSON file with checks, hash a file or samples of it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,7 +32,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Args:
         path: The file to write, in an existing folder.
-        durable: Whether the content must reach the disk first, so that a power cut leaves no empty file.
+        durable: Whether the content and then the name must reach the disk, so that a power cut leaves neither
+            an empty file nor none.
 
     Raises:
         OSError: The disk refuses; the draft is removed and an older file is intact.
@@ -46,9 +48,23 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(draft, path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
@@ -130,3 +146,27 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sampled_sha256(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16) -> str:
+    """Return the SHA-256, in hex, of a file's size and of blocks spread evenly over it, its ends among them.
+
+    It tells files apart that were made in different ways, such as the weights of two checkpoints, for the
+    price of a few megabytes whatever their size; a change between the blocks escapes it. A file that is no
+    larger than its blocks is read whole.
+
+    Args:
+        path: The file.
+        n_blocks: Number of blocks, at least 2.
+        block_bytes: Bytes of each.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(f"{size} ".encode())
+        if size <= n_blocks * block_bytes:
+            digest.update(file.readall())
+            return digest.hexdigest()
+        for number in range(n_blocks):
+            file.seek((size - block_bytes) * number // (n_blocks - 1))
+            digest.update(file.read(block_bytes))
+    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from customized_grpo.rewards.executors.build import build_executor, build_scorer, check_prerequisites
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
-from customized_grpo.rewards.executors.scorer import Scorer, check_fingerprints, in_8_bits
+from customized_grpo.rewards.executors.scorer import Scorer, in_8_bits
 
 __all__ = [
     "Executor",
@@ -11,7 +11,6 @@ __all__ = [
     "Scorer",
     "build_executor",
     "build_scorer",
-    "check_fingerprints",
     "check_prerequisites",
     "in_8_bits",
 ]
