@@ -131,6 +131,21 @@ def test_a_group_starts_from_one_noise_only_when_it_is_shared(
         assert torch.cdist(states, states).fill_diagonal_(1).min() > 1e-3, "two samples are the same"
 
 
+@pytest.mark.parametrize("shared", ["true", "false"], ids=["shared noise", "independent noise"])
+def test_a_row_drawn_twice_gives_no_sample_twice(
+    policy: Flux1Policy, recipe: Recipe, examples: list[Example], shared: str
+) -> None:
+    config = recipe(f"rollout.shared_noise={shared}")
+    once = draw(policy, config, examples)
+    twice = draw(policy, config, [examples[0], examples[1], examples[0]])
+    assert_close(once, twice, rows=slice(2 * GROUP))
+    images = twice.images.flatten(1)
+    assert torch.cdist(images, images).fill_diagonal_(1).min() > 1e-3, "two samples are the same"
+    # a process that is given the second group only
+    alone = draw(policy, config, examples[:1], repeats=[1])
+    assert_close(alone, twice, rows=slice(2 * GROUP, None))
+
+
 def test_the_same_seeds_give_the_same_bits_and_others_do_not(
     policy: Flux1Policy, recipe: Recipe, examples: list[Example]
 ) -> None:

@@ -77,10 +77,15 @@ def check_run(run: Path) -> Path:
     Raises:
         UserError: It is not; the hint lists the runs in the folder it would be in.
     """
-    from customized_grpo.runs.folder import is_run_folder, runs_in
+    from customized_grpo.runs.folder import STARTING, is_run_folder, runs_in
 
     if is_run_folder(run):
         return run
+    if (run / STARTING).exists():
+        raise UserError(
+            f"the run {run} was stopped while it was created, before anything was trained",
+            hint="Start it again with `cgrpo train`, which takes the folder over.",
+        )
     problem = "is not the folder of a run" if run.is_dir() else "is not a folder"
     neighbours = [str(path) for path in runs_in(run.parent)]
     hint = f"Runs here: {', '.join(neighbours)}." if neighbours else "Start a run with `cgrpo train toybox`."

@@ -1,7 +1,7 @@
 """The `cgrpo` command: its verbs, and how errors are reported.
 
-Exit status: 0 done, 2 a mistake the user can fix, 130 after Ctrl-C and 143 after SIGTERM (the run is saved in
-both cases), 1 with a traceback for a bug.
+Exit status: 0 done, 2 a mistake the user can fix, 128 plus the number of the signal that stopped a run, which
+is then saved (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal), 1 with a traceback for a bug.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from customized_grpo.cli import (
     train,
 )
 from customized_grpo.cli.common import printable
+from customized_grpo.cli.output import LenientStream, lenient_output
 from customized_grpo.errors import UserError
 
 app = typer.Typer(
@@ -53,6 +54,9 @@ app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(toybox.app, name="toybox")
+
+LEAVES_FILES = (["train"], ["resume"], ["compare"])
+"""Verbs whose result is a folder: their exit status does not depend on what could be printed."""
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")  # in an address, also an address of the hub or of a judge
 
@@ -82,10 +86,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    try:
-        app(args=argv, prog_name="cgrpo")
-    except UserError as error:
-        hint = "" if error.hint is None else f"\n{error.hint}"
-        print(printable(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}")), file=sys.stderr)
-        return 2
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    with lenient_output() as output:
+        try:
+            app(args=arguments, prog_name="cgrpo")
+        except UserError as error:
+            return _report(error)
+        except SystemExit as leave:
+            if not leave.code and arguments[:1] not in LEAVES_FILES and (lost := _lost(output)):
+                return _report(lost)
+            raise
     return 0
+
+
+def _report(error: UserError) -> int:
+    hint = "" if error.hint is None else f"\n{error.hint}"
+    print(printable(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}")), file=sys.stderr)
+    return 2
+
+
+def _lost(output: LenientStream) -> UserError | None:
+    """Return an error if not all of the standard output could be written, for verbs whose result it is."""
+    output.flush()
+    if not output.was_full:
+        return None
+    assert output.loss is not None
+    return UserError(
+        f"the standard output could not be written: {output.loss.strerror}",
+        hint="Free some space and call the same command again.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.config import Config, diff_configs, load_config
 from customized_grpo.errors import UserError
-from customized_grpo.runs.folder import RunFolder
+from customized_grpo.runs.folder import RunFolder, is_unused
 
 PLAN = "plan.json"
 
@@ -159,7 +159,7 @@ def adopt(plan: Plan) -> Plan:
     """
     folder = RunFolder(plan.folder)
     before = folder.read_json(PLAN)
-    if before is None and plan.folder.is_dir() and any(plan.folder.iterdir()):
+    if before is None and not is_unused(plan.folder):
         raise UserError(
             f"{plan.folder} exists and holds no comparison", hint="Choose another folder with --out."
         )

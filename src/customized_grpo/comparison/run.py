@@ -29,7 +29,7 @@ DOCTOR = "doctor.json"
 
 
 def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
-    """Run a plan and return the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
+    """Run a plan and return the exit status: 0, or 128 plus the number of a signal.
 
     Args:
         plan: The runs to do; its folder may hold more arms and seeds, and all of them are reported.

@@ -171,7 +171,8 @@ class Runner:
     def _verb(self, run: PlannedRun) -> list[str]:
         """Return the command that begins or continues a run."""
         path = run.folder.path
-        if CheckpointStore(path / "checkpoints", run.config.checkpoint.keep).latest() is not None:
+        store = CheckpointStore(path / "checkpoints", run.config.checkpoint.keep)
+        if is_run_folder(path) and store.latest() is not None:
             return ["resume", str(path)]
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(exist_ok=True)

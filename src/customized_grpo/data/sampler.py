@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 from customized_grpo.seeding import generator
 
 
@@ -27,3 +29,17 @@ def prompt_indices(count: int, per_iteration: int, iteration: int, seed: int) ->
             orders[epoch] = torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
         chosen.append(orders[epoch][place])
     return chosen
+
+
+def count_repeats(rows: Sequence[Hashable]) -> list[int]:
+    """Return for each of an iteration's rows how often the same one comes before it.
+
+    A pass over the rows may end within an iteration, and the next one begin with a row that was drawn
+    already; with fewer rows than prompts this is so for every row.
+    """
+    counts: dict[Hashable, int] = {}
+    repeats = []
+    for row in rows:
+        repeats.append(counts.get(row, 0))
+        counts[row] = repeats[-1] + 1
+    return repeats

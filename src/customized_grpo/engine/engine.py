@@ -7,7 +7,6 @@ identity, so that callers have one path.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from customized_grpo.engine.environment import Launch, remove_accelerate_variables
 from customized_grpo.engine.partition import Partition
 from customized_grpo.errors import UserError
 
@@ -33,16 +33,27 @@ class Engine:
     Args:
         device: Where to run; with several processes on accelerators, each takes the one of its local rank.
         timeout_s: Seconds a process waits for the others in an exchange before it gives up.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        device: Where this process runs.
+        ignored: Variables of accelerate in the environment, "NAME=value", that would have changed numbers.
+
+    Raises:
+        UserError: The launcher's variables do not fit, or the others cannot be joined.
     """
 
     def __init__(self, device: torch.device, timeout_s: float = 1800.0) -> None:
         on_cpu = device.type == "cpu"
-        launched = int(os.environ.get("WORLD_SIZE", "1"))  # by torchrun or accelerate launch
+        launch = Launch.from_environment()
+        self.ignored = remove_accelerate_variables()
         handlers = []
-        if launched > 1:
+        if launch.world_size > 1:
             backend = "gloo" if on_cpu else None
             handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))]
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+        with _joining(launch):
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device = device if on_cpu or self.world_size == 1 else self.accelerator.device
@@ -202,6 +213,27 @@ class Engine:
                 f"the {self.world_size} processes no longer hold the same adapter; nothing was saved",
                 hint="Resume from the last checkpoint. Mixed accelerators or library versions cause this.",
             )
+
+
+@contextmanager
+def _joining(launch: Launch) -> Iterator[None]:
+    """Turn a group of processes that cannot be formed into one message.
+
+    Raises:
+        UserError: The port is taken, or the others did not come in time.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # of torch.distributed: its own classes are RuntimeErrors
+        if launch.world_size == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"process {launch.rank} of {launch.world_size} could not join the others at {launch.address}: "
+            f"{reason}",
+            hint="Start all of them at the same time, with one MASTER_ADDR and a MASTER_PORT that no other "
+            "program uses; torchrun does so by itself. For one process alone: `unset WORLD_SIZE`.",
+        ) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a flag that the loop checks, so that all processes save and leave together."""
+"""Signals as a flag that the loop checks, so that all processes save and leave together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from customized_grpo.engine.engine import Engine
 
-EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+INSISTENT = {signal.SIGTERM, signal.SIGINT}
+"""Signals that end the process at once when they come again: somebody will not wait for the save."""
+
+NOTICES = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
+"""Signals that only say that the end is near, however often they come.
+
+SIGHUP: the terminal or the ssh connection is gone, and torchrun passes it on. The others: warnings that batch
+systems send before a time limit.
+"""
+
 SAME_STOP_S = 2.0
 """Seconds within which a further signal counts as the first one again, because launchers pass signals on."""
 
@@ -30,10 +39,10 @@ class Interrupted(Exception):
 
 
 class StopFlag:
-    """Context manager that turns the first signal into a flag; a second one ends the process at once.
+    """Context manager that turns the first signal into a flag; a second SIGTERM or Ctrl-C ends the process.
 
     Slurm signals every process of a job, and torchrun passes on the signals that it receives: for SAME_STOP_S
-    seconds they count as the first one.
+    seconds they count as the first one. A notice that is ignored stays ignored: `nohup` does that to SIGHUP.
 
     Args:
         engine: Exchanges the flag with the other processes; None: there are no others.
@@ -45,7 +54,11 @@ class StopFlag:
         self.since = 0.0
 
     def __enter__(self) -> StopFlag:
-        self._handlers_before = {number: signal.signal(number, self._handle) for number in EXIT_STATUS}
+        self._handlers_before: dict[signal.Signals, Any] = {}
+        ignored = {number for number in NOTICES if signal.getsignal(number) is signal.SIG_IGN}
+        for number in (INSISTENT | NOTICES) - ignored:
+            before = signal.signal(number, self._handle)
+            self._handlers_before[number] = signal.SIG_DFL if before is None else before  # None: set in C
         return self
 
     def __exit__(
@@ -55,11 +68,11 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        status = EXIT_STATUS[signal.Signals(number)]
+        status = 128 + number  # as a shell reports a death by this signal
         if self.status is None:
             self.status = status
             self.since = time.monotonic()
-        elif time.monotonic() - self.since > SAME_STOP_S:
+        elif number in INSISTENT and time.monotonic() - self.since > SAME_STOP_S:
             os._exit(status)
 
     def check(self) -> None:

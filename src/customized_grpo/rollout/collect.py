@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import samplers
+from customized_grpo.data.sampler import count_repeats
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 class NoiseKey:
     """The part of a sample's random numbers that its prompt does not determine.
 
-    A sample depends on this key, its prompt's id and its number in the group: not on its batch.
+    A sample depends on this key, its prompt's id and its number among the samples of that prompt in the
+    iteration: not on its batch. A row that an iteration draws twice has two groups, whose samples are
+    numbered on.
 
     Attributes:
         seed: The run's seed.
@@ -42,7 +45,7 @@ class NoiseKey:
     iteration: int
 
     def generator(self, purpose: str, prompt_id: str, number: int) -> torch.Generator:
-        """Return a fresh generator for the sample with that number in its prompt's group."""
+        """Return a fresh generator for the sample with that number of its prompt."""
         return generator(self.seed, purpose, self.iteration, prompt_id, number)
 
 
@@ -57,6 +60,7 @@ def collect(
     group_size: int,
     plan: StepPlan,
     noise_key: NoiseKey,
+    repeats: Sequence[int] | None = None,
     keep_means: bool = False,
     before_batch: Callable[[], None] = lambda: None,
     on_batch: Callable[[slice, Tensor], None] = lambda samples, images: None,
@@ -72,6 +76,8 @@ def collect(
         group_size: G.
         plan: Which steps draw noise and which are trained.
         noise_key: Selects the random numbers.
+        repeats: How often each example's row was drawn before it in this iteration, by any process [P]; None:
+            how often it is among the examples before it.
         keep_means: Whether to keep the transition means, which ratio normalisation needs.
         before_batch: Called before every batch; may raise to stop.
         on_batch: Called after every batch with its samples, a range of the N, and their images
@@ -80,7 +86,7 @@ def collect(
     conditionings = encoder(examples)
     parts: list[_TrainedSteps] = []
     images: list[Tensor] = []
-    for samples, noise in _batches_with_noise(examples, config, group_size, noise_key):
+    for samples, noise in _batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
         trained, batch_images = _draw(policy, sampler, conditioning, noise, plan, keep_means=keep_means)
@@ -146,17 +152,25 @@ class _BatchNoise(NamedTuple):
 
 
 def _batches_with_noise(
-    examples: Sequence[Example], config: RolloutConfig, group_size: int, noise_key: NoiseKey
+    examples: Sequence[Example],
+    config: RolloutConfig,
+    group_size: int,
+    noise_key: NoiseKey,
+    repeats: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, _BatchNoise]]:
     """Yield the samples that are denoised together, a range of the N, and their noise."""
     buckets = [example.bucket for example in examples]
     all_samples = slice(0, len(examples) * group_size)
+    if repeats is None:
+        repeats = count_repeats([example.id for example in examples])
     for samples in sample_batches(buckets, group_size, all_samples, config.batch_size):
         noise = _BatchNoise([], [])
         for sample in range(samples.start, samples.stop):
-            prompt_id = examples[sample // group_size].id
-            number = sample % group_size  # within its group
-            start = 0 if config.shared_noise else number  # shared: the whole group starts from one noise
+            prompt, place = divmod(sample, group_size)
+            prompt_id = examples[prompt].id
+            first = repeats[prompt] * group_size  # number of the group's first sample
+            number = first + place
+            start = first if config.shared_noise else number  # shared: the whole group starts from one noise
             noise.initial.append(noise_key.generator("initial", prompt_id, start))
             noise.steps.append(noise_key.generator("steps", prompt_id, number))
         yield samples, noise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import json
 import platform
 import shutil
 import subprocess
@@ -16,23 +15,40 @@ from typing import Any
 from customized_grpo import __version__
 from customized_grpo.config import Config, dump_config
 from customized_grpo.errors import UserError
-from customized_grpo.files import write_json
+from customized_grpo.files import DRAFT_ENDING, read_json, write_bytes, write_json, write_text
+from customized_grpo.runs.lock import FILE as LOCK
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
+STARTING = ".starting"
+"""Marker of a folder whose run is being created: everything in it may be replaced."""
+
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def is_run_folder(path: Path) -> bool:
-    """Return whether `RunFolder.create` made the folder.
+    """Return whether `RunFolder.create` made the folder, to its end.
 
-    config.yaml alone proves nothing: many a foreign folder has one.
+    config.yaml alone proves nothing: many a foreign folder has one. A run whose versions.json is damaged is
+    still known by a committed checkpoint.
     """
-    versions_file = path / VERSIONS
-    if not (path / CONFIG).is_file() or not versions_file.is_file():
+    if not (path / CONFIG).is_file() or (path / STARTING).exists():
         return False
-    return "customized_grpo" in versions_file.read_text(errors="replace")
+    versions_file = path / VERSIONS
+    if versions_file.is_file() and "customized_grpo" in versions_file.read_text(errors="replace"):
+        return True
+    return any((path / "checkpoints").glob("step_*/COMMIT.json"))
+
+
+def is_unused(path: Path) -> bool:
+    """Return whether a folder, which need not exist, holds nothing, or only what a killed start leaves."""
+    if not path.exists():
+        return True
+    if not path.is_dir():
+        return False
+    names = {file.name for file in path.iterdir()}
+    return STARTING in names or all(name == LOCK or name.endswith(DRAFT_ENDING) for name in names)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -51,24 +67,38 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, config: Config) -> RunFolder:
-        """Create the folder of a new run, with its resolved config and versions.
+    def make(cls, path: Path) -> Path:
+        """Make the folder, so that it can be locked, and return it.
 
         Raises:
-            UserError: The folder exists, or cannot be written.
+            UserError: It cannot be written.
         """
-        path = config.run.dir
+        with _start_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Turn run.dir into the folder of a new run, with its resolved config and versions.
+
+        A marker is in the folder from before the first change until everything is written. So whatever the
+        instant of a kill, the folder holds a whole run, old or new, or one that was not started, in whose
+        place `cgrpo train` starts again. Only the holder of the run's lock may call this.
+
+        Raises:
+            UserError: The folder holds something else, or cannot be written.
+        """
+        path = cls.make(config.run.dir)
         cls.check_free(config)
-        try:
-            cls._remove_old(path)
-            path.mkdir(parents=True)
-            (path / CONFIG).write_text(dump_config(config))
-        except OSError as error:
-            raise UserError(
-                f"cannot write run folder {path}: {error.strerror}", hint="Choose run.dir elsewhere."
-            ) from error
         folder = cls(path)
-        folder.write_json(VERSIONS, versions())
+        with _start_errors(path):
+            write_bytes(path / STARTING, b"", durable=True)
+            for file in path.iterdir():
+                if file.name not in (STARTING, LOCK):
+                    _remove(file)
+            write_text(path / CONFIG, dump_config(config), durable=True)
+            write_json(path / VERSIONS, versions(), durable=True)
+            (path / STARTING).unlink()
         return folder
 
     @classmethod
@@ -79,7 +109,7 @@ class RunFolder:
             UserError: It holds a run that may not be overwritten, or something that is no run at all.
         """
         path = config.run.dir
-        if not path.exists() or cls._is_empty(path):
+        if is_unused(path):
             return
         if not is_run_folder(path):
             raise UserError(f"{path} exists and is not the folder of a run", hint="Choose another run.dir.")
@@ -90,33 +120,37 @@ class RunFolder:
                 "run.overwrite=true.",
             )
 
-    @staticmethod
-    def _is_empty(path: Path) -> bool:
-        return path.is_dir() and not any(path.iterdir())
-
-    @classmethod
-    def _remove_old(cls, path: Path) -> None:
-        """Remove an empty folder or the run that is to be overwritten."""
-        if not path.exists():
-            return
-        if cls._is_empty(path):
-            path.rmdir()
-            return
-        from customized_grpo.runs.lock import RunLock
-
-        with RunLock(path):  # another process may be training in it
-            shutil.rmtree(path)
-
     def write_json(self, name: str, value: Any) -> None:
         """Write a small JSON file so that readers see the old or the new one, never half of it."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, value)
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run; None if it does not exist."""
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Read a JSON file of the run; None if it does not exist.
+
+        Raises:
+            UserError: It is damaged.
+        """
         file = self.path / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        return read_json(file) if file.is_file() else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def _start_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write run folder {path}: {error.strerror}", hint="Choose run.dir elsewhere."
+        ) from error
 
 
 @contextmanager

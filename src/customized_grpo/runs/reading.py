@@ -27,11 +27,21 @@ def run_config(run_dir: Path) -> Config:
         # its folder may have been moved since the recipe was written
         return load_config(str(run_dir / CONFIG), [f"run.dir={json.dumps(str(run_dir))}"])
     except UserError as error:
-        versions = RunFolder(run_dir).read_json(VERSIONS)
-        if versions["customized_grpo"] == __version__:
+        version = _version(run_dir)
+        if version in (None, __version__):
             raise
-        hint = f"The run was made by customized-grpo {versions['customized_grpo']}; use that version."
+        hint = f"The run was made by customized-grpo {version}; use that version."
         raise UserError(error.message, hint=hint) from error
+
+
+def _version(run_dir: Path) -> str | None:
+    """Return the version of this package that made a run; None if its folder does not say."""
+    try:
+        versions = RunFolder(run_dir).read_json(VERSIONS) or {}
+    except UserError:
+        return None
+    version = versions.get("customized_grpo")
+    return version if isinstance(version, str) else None
 
 
 def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:

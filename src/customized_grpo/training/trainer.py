@@ -18,7 +18,7 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
-from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.data.sampler import count_repeats, prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.scores import summary
@@ -47,7 +47,7 @@ from customized_grpo.training.waste import find_waste
 
 
 def train(config: Config) -> int:
-    """Train a new run; return the exit status: 0, 130 (Ctrl-C) or 143 (SIGTERM).
+    """Train a new run; return the exit status: 0, or 128 plus the number of a signal.
 
     Raises:
         UserError: Something the user can fix; the run folder is then untouched or resumable.
@@ -59,8 +59,8 @@ def train(config: Config) -> int:
         parts = stack.enter_context(open_parts(config, engine))
 
         def create_folder() -> None:
+            stack.enter_context(RunLock(RunFolder.make(folder.path)))
             RunFolder.create(config)
-            stack.enter_context(RunLock(folder.path))
 
         engine.from_main(create_folder)
         return Trainer(folder, parts).run()
@@ -217,6 +217,7 @@ class Trainer:
         group_size = config.train.group_size
         self.log.progress.phase("rollout")
         example_of_sample = repeat_examples(examples, group_size)
+        repeats = count_repeats(self.prompt_rows())
 
         def submit(samples: slice, images: torch.Tensor) -> None:
             with clock.phase("reward"):
@@ -232,6 +233,7 @@ class Trainer:
             group_size=group_size,
             plan=plan_steps(config.rollout, config.train.trained_fraction, self.iteration, config.run.seed),
             noise_key=NoiseKey(config.run.seed, self.iteration),
+            repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
             keep_means=config.train.ratio_normalisation,
             before_batch=self.stop.batch_check(n_batches),
             on_batch=submit,

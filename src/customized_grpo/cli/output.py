@@ -1,0 +1,120 @@
+"""Standard output and error as a convenience: whatever happens to them, the work goes on.
+
+A terminal is closed, the reader of a pipe ends, the disk of a log is full, or an encoding lacks a character:
+none of that is an error of the work, least of all of a training. So `main` puts a `LenientStream` in place of
+both streams, and every print, progress bar, warning and log line passes through it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors after which a stream may take text again; after any other one its reader or terminal is gone."""
+
+
+class LenientStream:
+    """A text stream whose `write` and `flush` never fail.
+
+    Characters that the encoding lacks are written as escapes. Text that the stream refuses is dropped.
+
+    Args:
+        stream: The stream to write to.
+
+    Attributes:
+        loss: The first error because of which text was dropped; None: nothing was.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.loss: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it; return its length."""
+        try:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError as error:
+            self._note(error)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Send what is buffered, or keep it for later."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._note(error)
+
+    def finish(self) -> None:
+        """Send what is buffered for the last time, or the interpreter would fail with it at its exit."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._note(error)
+            self._silence()
+
+    @property
+    def was_full(self) -> bool:
+        """Return whether text is missing although somebody may still read the rest."""
+        return self.loss is not None and self.loss.errno in FULL
+
+    def _note(self, error: OSError) -> None:
+        self.loss = self.loss or error
+        if error.errno not in FULL:
+            self._silence()
+
+    def _silence(self) -> None:
+        """Point the stream at /dev/null, for libraries in C and children too: they share the descriptor."""
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, ValueError):  # no file of the operating system, or closed
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+@contextmanager
+def lenient_output() -> Iterator[LenientStream]:
+    """Make `sys.stdout` and `sys.stderr` lenient inside the block; give the stream of `sys.stdout`."""
+    _open_missing()
+    streams = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        # a stream that was closed before the start (`>&-`) is None
+        out, err = LenientStream(streams[0] or nowhere), LenientStream(streams[1] or nowhere)
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield out
+        finally:
+            out.finish()
+            err.finish()
+            sys.stdout, sys.stderr = streams
+
+
+def _open_missing() -> None:
+    """Open /dev/null for a standard stream that is closed.
+
+    Otherwise the next file to be opened, such as metrics.jsonl, would get its number, and with it everything
+    that a library in C or a child prints.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
