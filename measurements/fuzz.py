@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import io
 import multiprocessing
-import random
 import resource
 import shutil
 import signal
@@ -62,6 +61,7 @@ class Figures:
 
     @property
     def failures(self) -> int:
+        """Return how many inputs were neither taken nor refused."""
         return self.outcomes.total() - self.outcomes["taken"] - self.outcomes["refused"]
 
 
@@ -84,7 +84,7 @@ def fuzz(
         target = target_class(Path(temporary) / "work")
         peak = _peak_mib()
         for number in range(inputs):
-            call = target.make(random.Random(f"{seed} {target.name} {number}"))
+            call = target.make(number, seed)
             started = time.monotonic()
             outcome, text = attempt(call, seconds)
             figures.slowest = max(figures.slowest, time.monotonic() - started)
@@ -125,7 +125,7 @@ def attempt(call: Callable[[], int], seconds: float) -> tuple[str, str]:
     if status in (0, None):
         return "taken", ""
     if status == 2:
-        return "refused", ""
+        return ("refused", "") if text.strip() else ("no message", "")
     return f"status {status}", text
 
 
@@ -165,6 +165,7 @@ def row(figures: Figures) -> str:
 
 
 def main() -> int:
+    """Throw the inputs that the command line asks for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = [target.name for target in TARGETS]
     parser.add_argument("--kinds", nargs="+", choices=names, default=names, help="default: all")

@@ -13,19 +13,50 @@ HEADER_LENGTH = struct.Struct("<Q")
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 10**30, 0.5, -0.0, 1e308, float("inf"), float("nan")),
     *("", " ", "null", "no", "1e-4", "nan", "0x10", "~", "/", "..", "../../etc/passwd", "a" * 5000),
-    *("é", "狗", "🦊", "\x00", "\x1b[31m", "\u202e", "\ud800", "a\nb", "key: value", "# text", "{", "${HOME}"),
+    *(
+        "é",
+        "狗",
+        "🦊",
+        "\x00",
+        "\x1b[31m",
+        "\u202e",
+        "\ud800",
+        "a\nb",
+        "key: value",
+        "# text",
+        "{",
+        "${HOME}",
+    ),
     *("!!python/object/apply:os.system ['true']", "os:system", "http://[", "C:\\dogs\\1.png"),
     *([], {}, [[]], [None], {"": ""}, {"a": {"b": []}}, [1, "a", None]),
 )
 
 FRAGMENTS = (
-    *("\x00", "\ufeff", "\r\n", "\t", "  ", "#", ":", "- ", "{", "[", '"', "'", "&a ", "*a", "<<: ", "!!", "---\n"),
+    *(
+        "\x00",
+        "\ufeff",
+        "\r\n",
+        "\t",
+        "  ",
+        "#",
+        ":",
+        "- ",
+        "{",
+        "[",
+        '"',
+        "'",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!!",
+        "---\n",
+    ),
     *("\u2028", "é", "🦊", "\x85", "%", "|", ">", "9" * 400, "(" * 200, "[" * 3000),
 )
 
 
 def pick_node(draw: random.Random, tree: Any) -> tuple[Any, Any] | None:
-    """Return a container of a JSON tree and a key in it, all of them equally likely; None: nothing is in it."""
+    """Return a container of a JSON tree and a key in it, each equally likely; None: nothing is in it."""
     places: list[tuple[Any, Any]] = []
     containers = [tree]
     while containers:

@@ -1,20 +1,21 @@
-"""The doors of the package: for each kind of input a valid one, its changes, and the command that takes it."""
+"""The doors of the package: for each kind of input a valid one, its changes, and the call that takes it."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import random
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config, preset_names
@@ -26,8 +27,6 @@ from fuzzing.mutations import (
     mutate_text,
     mutate_tree,
 )
-
-COPIES = 4  # of a run folder or a model folder that a target changes in turn
 
 
 class Target(ABC):
@@ -42,15 +41,19 @@ class Target(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        self.prepare()
+        self._prepare()
 
     @abstractmethod
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """Write what all inputs of this kind are made from."""
 
     @abstractmethod
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         """Write one input; return the call that takes it and returns an exit status."""
+
+    def make(self, number: int, seed: int) -> Callable[[], int]:
+        """Write an input, which depends on its number and the seed alone; return the call that takes it."""
+        return self._make(random.Random(f"{seed} {self.name} {number}"))
 
     def command(self, *arguments: str) -> Callable[[], int]:
         """Return a call of the command line in this process."""
@@ -62,11 +65,11 @@ class Recipes(Target):
 
     name = "recipes"
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         presets = resources.files("customized_grpo.config") / "presets"
         self.texts = [(presets / f"{name}.yaml").read_text() for name in preset_names()]
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         text = draw.choice(self.texts)
         if draw.random() < 0.5:
             tree = mutate_tree(draw, yaml.safe_load(text))
@@ -84,22 +87,23 @@ class Overrides(Target):
     """Settings on the command line: `cgrpo config show PRESET KEY=VALUE ...`."""
 
     name = "overrides"
+    VALUES: Mapping[str, Sequence[Any]] = {}
+    """Values by key; empty: odd ones for every key that there is."""
 
-    def prepare(self) -> None:
-        self.keys = sorted(_dotted_keys(load_config("toybox").model_dump(mode="json")))
+    def _prepare(self) -> None:
+        keys = _dotted_keys(load_config("toybox").model_dump(mode="json"))
+        self.values = self.VALUES or dict.fromkeys(keys, ODD_VALUES)
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         arguments = []
         for _ in range(draw.randint(1, 3)):
-            value = draw.choice(ODD_VALUES)
-            text = value if isinstance(value, str) else json.dumps(value)
-            key = draw.choice(self.keys)
+            key = draw.choice(list(self.values))
+            value = draw.choice(self.values[key])
+            argument = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
             if draw.random() < 0.2:
-                key = mutate_text(draw, key)
-            argument = f"{key}={text}"
-            arguments.append(mutate_text(draw, argument) if draw.random() < 0.2 else argument)
-        # A command line holds no zero byte: the system ends an argument there.
-        arguments = [argument.replace("\x00", "") for argument in arguments]
+                argument = mutate_text(draw, argument)
+            # A command line holds no zero byte: the system ends an argument there.
+            arguments.append(argument.replace("\x00", ""))
         (self.folder / "arguments.json").write_bytes(dump_json(arguments))
         return self.command("config", "show", draw.choice(("toybox", "flux1-uno")), "--", *arguments)
 
@@ -109,18 +113,21 @@ class Manifests(Target):
 
     name = "manifests"
 
-    def prepare(self) -> None:
-        for name in ("a", "b"):
-            Image.new("RGB", (32, 32), "red").save(self.folder / f"{name}.png")
-        Image.new("L", (32, 32), 255).save(self.folder / "mask.png")
-        row = {"prompt": "a toy", "subject": "a", "class": "toy", "references": ["a.png"], "masks": ["mask.png"]}
-        self.rows = [{**row, "target": "b.png"}, {**row, "subject": "b", "references": ["b.png", "a.png"]}]
-        self.rows[1]["masks"] = ["mask.png", "mask.png"]
+    def _prepare(self) -> None:
+        for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+            Image.new("RGB", (32, 32), colour).save(self.folder / f"{name}.png")
+        _disk().save(self.folder / "mask.png")
+        one = {"id": "1", "subject": "a", "references": ["a.png"], "masks": ["mask.png"], "target": "c.png"}
+        two = {"id": "2", "subject": "b", "references": ["b.png", "c.png"], "masks": ["mask.png", "mask.png"]}
+        common = {"prompt": "a toy at night"}
+        self.rows = [{**common, **one}, {**common, **two}]
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
-        rows = [mutate_tree(draw, row) for row in copy.deepcopy(self.rows)]
+    def _make(self, draw: random.Random) -> Callable[[], int]:
+        rows = copy.deepcopy(self.rows)
+        index = draw.randrange(len(rows))
+        rows[index] = mutate_tree(draw, rows[index])
         data = b"\n".join(dump_json(row) for row in rows)
-        if draw.random() < 0.3:
+        if draw.random() < 0.2:
             data = mutate_bytes(draw, data)
         path = self.folder / "manifest.jsonl"
         path.write_bytes(data)
@@ -131,29 +138,26 @@ class Images(Target):
     """Reference images and masks: `cgrpo data check` of a list with them."""
 
     name = "images"
-    FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "PPM")
+    FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+    MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
 
-    def prepare(self) -> None:
-        image = Image.radial_gradient("L").resize((48, 40))
-        self.images = []
-        for mode in ("RGB", "RGBA", "L", "P", "I;16", "CMYK"):
-            for format in self.FORMATS:
-                file = io.BytesIO()
-                try:
-                    image.convert(mode).save(file, format)
-                except (OSError, ValueError):
-                    continue  # not every format has every mode
-                self.images.append(file.getvalue())
-        self.mask = self.images[0]
+    def _prepare(self) -> None:
+        photo = Image.radial_gradient("L").resize((32, 32))
+        self.references = _saved(photo, self.MODES, self.FORMATS)
+        self.masks = _saved(_disk(), ("L", "RGB", "1", "P"), ("PNG", "GIF", "TIFF"))
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
-        reference = mutate_bytes(draw, draw.choice(self.images))
-        mask = mutate_bytes(draw, draw.choice(self.images)) if draw.random() < 0.5 else self.mask
+    def _make(self, draw: random.Random) -> Callable[[], int]:
+        reference = draw.choice(self.references)
+        mask = draw.choice(self.masks)
+        if draw.random() < 0.5:
+            reference = mutate_bytes(draw, reference)
+        else:
+            mask = mutate_bytes(draw, mask)
         (self.folder / "reference.png").write_bytes(reference)
         (self.folder / "mask.png").write_bytes(mask)
-        row = {"prompt": "a toy", "subject": "a", "references": ["reference.png"], "masks": ["mask.png"]}
+        files = {"references": ["reference.png"], "masks": ["mask.png"]}
         path = self.folder / "manifest.jsonl"
-        path.write_text(json.dumps(row))
+        path.write_text(json.dumps({"id": "1", "prompt": "a toy", "subject": "a", **files}))
         return self.command("data", "check", str(path))
 
 
@@ -162,7 +166,7 @@ class Adapters(Target):
 
     name = "adapters"
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         from customized_grpo.policies.loading import load_pipeline, load_policy
 
         config = load_config("toybox-smoke")
@@ -173,7 +177,7 @@ class Adapters(Target):
         self.pipe = load_pipeline("toybox", precision="fp32")
         self.weights = copy.deepcopy(self.pipe.transformer.state_dict())
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         path = self.folder / "lora.safetensors"
         path.write_bytes(mutate_safetensors(draw, self.valid))
         return (lambda: self._load(path)) if draw.random() < 0.5 else (lambda: self._fuse(path))
@@ -199,14 +203,14 @@ class ModelFolders(Target):
 
     name = "model folders"
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         self.base = self.folder / "base"
         shutil.copytree(str(resources.files("customized_grpo.toybox") / "assets" / "base"), self.base)
         paths = [path for path in self.base.rglob("*") if path.is_file()]
         self.contents = {path: path.read_bytes() for path in sorted(paths)}
         self.changed: Path | None = None
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         if self.changed is not None:
             self.changed.write_bytes(self.contents[self.changed])
         path = draw.choice(list(self.contents))
@@ -229,13 +233,15 @@ class RunFolders(Target):
 
     name = "run folders"
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         self.run = self.folder / "run"
-        assert main(["train", "toybox-smoke", f"run.dir={self.run}", "train.iterations=1"]) == 0
+        with contextlib.suppress(SystemExit):  # by which most verbs end
+            main(["train", "toybox-smoke", f"run.dir={self.run}", "train.iterations=1"])
+        assert (self.run / "summary.json").is_file()
         paths = [path for path in self.run.rglob("*") if path.is_file() and path.suffix != ".html"]
         self.contents = {path: path.read_bytes() for path in sorted(paths)}
 
-    def make(self, draw: random.Random) -> Callable[[], int]:
+    def _make(self, draw: random.Random) -> Callable[[], int]:
         for path, data in self.contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -261,6 +267,27 @@ TARGETS: tuple[type[Target], ...] = (
     ModelFolders,
     RunFolders,
 )
+
+
+def _disk() -> Image.Image:
+    """Return a mask of a subject in the middle."""
+    mask = Image.new("L", (32, 32), 0)
+    ImageDraw.Draw(mask).ellipse((8, 8, 24, 24), fill=255)
+    return mask
+
+
+def _saved(image: Image.Image, modes: Sequence[str], formats: Sequence[str]) -> list[bytes]:
+    """Return an image's files in these modes and formats, as far as they go together."""
+    files = []
+    for mode in modes:
+        for format in formats:
+            file = io.BytesIO()
+            try:
+                image.convert(mode).save(file, format)
+            except (OSError, ValueError, KeyError):
+                continue
+            files.append(file.getvalue())
+    return files
 
 
 def _mutate_file(draw: random.Random, path: Path, data: bytes) -> bytes:

@@ -16,10 +16,10 @@ from pathlib import Path
 PATIENCE_S = 900
 """Seconds after which a command hangs; a busy machine is ten times slower than a quiet one."""
 
-SERVER = multiprocessing.get_context("forkserver")
 # What every training imports; nothing here starts a thread, which a fork would lose.
-PRELOADED = ("forked", "customized_grpo.cli.main", "customized_grpo.training.trainer", "customized_grpo.toybox.models")
-SERVER.set_forkserver_preload(list(PRELOADED))
+PRELOADED = ["forked", "customized_grpo.cli.main", "customized_grpo.training.trainer"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([*PRELOADED, "customized_grpo.toybox.models"])
 
 
 def cgrpo(processes: int, *arguments: str) -> tuple[int, str]:
