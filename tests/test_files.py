@@ -13,6 +13,7 @@ import torch
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import (
+    creating,
     file_sha256,
     read_json,
     replacing,
@@ -63,6 +64,25 @@ def test_readers_see_the_old_or_the_new_file(tmp_path: Path) -> None:
         content = file.read_text()
         assert content in ("1" * 100_000, "2" * 100_000)
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_many_that_create_a_file_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    file = tmp_path / "0000.png"
+    with pytest.raises(FileExistsError), creating(file) as late:
+        late.write_text("late")
+        with creating(file) as draft:
+            draft.write_text("early")
+    with pytest.raises(FileExistsError), creating(file):
+        pass
+    assert file.read_text() == "early" and list(tmp_path.iterdir()) == [file]
 
 
 def test_link_is_replaced_and_not_followed(tmp_path: Path) -> None:

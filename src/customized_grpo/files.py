@@ -22,7 +22,23 @@ _NAME_PART = 40  # characters of the target's name in the draft's; a name may ha
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def creating(path: Path) -> Iterator[Path]:
+    """Give a draft to write to, as `replacing` does, and let it appear as `path` only if nothing is there.
+
+    Of several processes that create one file exactly one succeeds.
+
+    Raises:
+        FileExistsError: There is something at `path`, also if it came after the block began.
+        OSError: As `replacing`.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists")
+    with replacing(path, over=False) as draft:
+        yield draft
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterator[Path]:
     """Give a draft in the folder of `path` to write to, and rename it to `path` when the block ends well.
 
     Readers see the old file or the new one, never a part, and a kill leaves the old one. Two writers at once
@@ -32,6 +48,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Args:
         path: The file to write, in an existing folder.
         durable: Whether the content must reach the disk first, so that a power cut leaves no empty file.
+        over: Whether a file at `path` may be replaced; see `creating`.
 
     Raises:
         OSError: The disk refuses; the draft is removed and an older file is intact.
@@ -45,10 +62,26 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(draft, path)
+        if over:
+            os.replace(draft, path)
+        else:
+            _move_to_free(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _move_to_free(draft: Path, path: Path) -> None:
+    """Rename a file in one step, or raise FileExistsError if there is something at `path`."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file holds the place for an instant
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(draft, path)
+    else:
+        draft.unlink()
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
