@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import sources
+from customized_grpo.cli.data import render
 from customized_grpo.data.check import check_manifests, find_manifests
 from customized_grpo.errors import UserError
 
@@ -54,7 +55,7 @@ def test_a_good_data_set_is_summarised(folder: Path) -> None:
     found = check_manifests([train, held_out], require_masks=False)
     assert found.problems == []
     assert found.rows == {"train.jsonl": 2, "held_out.jsonl": 1}
-    assert found.subjects == {"train.jsonl": 2, "held_out.jsonl": 1}
+    assert found.subjects == {"train.jsonl": 2, "held_out.jsonl": 1} and found.all_subjects == 3
     assert found.references_per_row == {1: 2, 2: 1}
     assert found.pictures == 6 and found.sizes == {"12 x 8": 4, "20 x 10": 2}
     assert found.masks == pytest.approx(1 / 3) and found.targets == pytest.approx(2 / 3)
@@ -102,6 +103,21 @@ def test_subjects_and_pictures_in_two_parts_are_leaks(folder: Path) -> None:
         "subject 'subject 0' is in train.jsonl and in held.jsonl",
         "held.jsonl line 2: shows a picture of train.jsonl line 2 in train.jsonl",
     ]
+
+
+def test_a_subject_in_two_parts_counts_once(folder: Path) -> None:
+    train = write(folder, "train.jsonl", row(0), row(1))
+    found = check_manifests([train, write(folder, "held.jsonl", row(0), row(1))], require_masks=False)
+    assert found.subjects == {"train.jsonl": 2, "held.jsonl": 2} and found.all_subjects == 2
+    assert "subjects:            2 (train.jsonl 2, held.jsonl 2)" in render(found)
+
+
+def test_a_problem_of_every_row_is_shown_a_few_times_and_counted(folder: Path) -> None:
+    manifest = write(folder, "m.jsonl", *(row(n, references=["gone.png"], target=None) for n in range(50)))
+    found = check_manifests([manifest], require_masks=False)
+    assert len(found.problems) == 50  # all of them for --json
+    shown = [line for line in render(found).splitlines() if line.startswith("problem: ")]
+    assert len(shown) == 4 and shown[-1] == "problem: ... and 47 more like m.jsonl line 3"
 
 
 def test_pictures_shared_inside_one_part_are_no_problem(folder: Path) -> None:

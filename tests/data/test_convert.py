@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import sources
 from customized_grpo.data.adapters.base import Options
 from customized_grpo.data.adapters.names import MaskChoice
 from customized_grpo.data.adapters.registry import LAYOUTS
-from customized_grpo.data.convert import MAX_LISTED, Choices, check_source, convert
+from customized_grpo.data.convert import Choices, check_source, convert
 from customized_grpo.data.images import open_image, open_mask
 from customized_grpo.data.manifest import Row, load_manifest
 from customized_grpo.data.split import HeldOut
@@ -68,8 +69,7 @@ def test_every_layout_becomes_a_manifest_that_training_reads(
     expected = {"syncd": 9, "uno-1m": 2, "folder": 2, "dreambench": 75}.get(name, 3)
     assert len(rows) == sum(found.rows.values()) == expected
     assert not found.problems or name == "subjects200k"  # whose generated pairs repeat their colours
-    has_target = name not in ("folder", "dreambench")
-    assert (rows[0].target is not None) is has_target
+    assert rows[0].target is not None
     assert bool(rows[0].masks) is (name in ("syncd", "folder"))
     assert all(row.subject for row in rows)
     record = json.loads((tmp_path / "out/conversion.json").read_text())
@@ -82,7 +82,7 @@ def test_pictures_are_copied_byte_for_byte_and_once(
     source, options = published["dreambench"]
     run("dreambench", source, tmp_path / "out", options)
     copied = tree(tmp_path / "out/images")
-    assert copied == {"can/00.jpg", "cat2/00.jpg", "cup/00.jpg"}
+    assert copied == {f"{subject}/0{photo}.jpg" for subject in ("can", "cat2", "cup") for photo in (0, 1)}
     for name in copied:
         assert (tmp_path / "out/images" / name).read_bytes() == (source / name).read_bytes()
         assert (tmp_path / "out/images" / name).stat().st_nlink == 1
@@ -221,13 +221,54 @@ def test_a_reference_without_transparency_makes_no_mask(
         run("subjects200k", published["subjects200k"][0], tmp_path / "out", masks=MaskChoice.alpha)
 
 
-def test_a_mask_of_another_size_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_one_bad_file(tmp_path: Path) -> None:
     folder = sources.photos(tmp_path / "photos", ("dog",))
     sources.save(folder / "dog/00.mask.png", 255, (5, 5), "L")
     (tmp_path / "prompts.txt").write_text("a {}\na red {}\n")
     with pytest.raises(UserError) as caught:
         run("folder", folder, tmp_path / "out", {"prompts": tmp_path / "prompts.txt"})
-    assert caught.value.message.count("00.mask.png is 5 x 5 pixels, its reference 12 x 8") == 2  # both rows
+    assert caught.value.message.count("00.mask.png is 5 x 5 pixels, its reference 12 x 8") == 1
+
+
+def test_one_bad_file_is_left_out_and_not_the_rows_of_its_subject(tmp_path: Path) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog", "cat"))
+    sources.save(folder / "dog/02.png", "lime")
+    (folder / "dog/00.png").write_bytes(b"\x89PNG cut")
+    (folder / "cat/01.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    sources.save(folder / "cat/00.mask.png", 255, (5, 5), "L")
+    (tmp_path / "prompts.txt").write_text("a {}\na red {}\n")
+    options = {"prompts": tmp_path / "prompts.txt"}
+    with pytest.raises(UserError, match="3 bad rows") as caught:
+        run("folder", folder, tmp_path / "out", options)
+    for reason in ("00.png is not an image", "01.HEIC is a HEIC photo; `pip install", "00.mask.png is 5 x 5"):
+        assert caught.value.message.count(reason) == 1
+    found = run("folder", folder, tmp_path / "out", options, skip_bad=True)
+    assert found.rows == {"all": 4} and found.dropped == {"bad": 3}
+    rows = {row.id: row for row in rows_of(tmp_path / "out")}
+    assert [rows[f"dog-00{n}"].references[0].name for n in (0, 1)] == ["01.png", "02.png"]
+    assert rows["cat-000"].references[0].name == "00.png" and rows["cat-000"].masks == ()
+
+
+def test_what_a_manifest_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
+    file = sources.syncd_pairs(tmp_path / "data")
+    items = json.loads(file.read_text())
+    items[1]["id"] = "\ud800"
+    items[2]["category"] = math.inf
+    file.write_text(json.dumps(items).replace("Infinity", "1e999"))
+    with pytest.raises(UserError) as caught:
+        run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/pictures"})
+    assert "row 2: holds half of a surrogate pair" in caught.value.message
+    assert "row 3: holds a number that is not finite" in caught.value.message
+
+
+def test_names_that_are_not_utf8_are_said_in_one_sentence(tmp_path: Path) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog",))
+    other = os.fsencode(folder) + b"/\xb9\xb7"
+    os.rename(folder / "dog", os.fsdecode(other))
+    sources.photos(folder, ("cat",))
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    with pytest.raises(UserError, match="is not UTF-8, which a manifest is; rename the file"):
+        run("folder", folder, tmp_path / "out", {"prompts": tmp_path / "prompts.txt"})
 
 
 @pytest.fixture
@@ -272,12 +313,12 @@ def test_a_repeated_id_is_a_bad_row(tmp_path: Path) -> None:
 
 
 def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "image_paths": [f"{n}.png"]} for n in range(MAX_LISTED + 5)]
+    rows = [{"prompt": "p", "image_paths": [f"{n}.png"]} for n in range(1000)]
     file = sources.write_json(tmp_path / "list.json", rows)
     with pytest.raises(UserError) as caught:
         run("uno", file, tmp_path / "out")
     lines = caught.value.message.splitlines()
-    assert len(lines) == MAX_LISTED + 2 and lines[-1] == "  ... and 5 more"
+    assert len(lines) == 5 and lines[-1] == "  ... and 997 more like row 3"
 
 
 def test_no_row_left_is_an_error_that_counts_the_filters(tmp_path: Path) -> None:

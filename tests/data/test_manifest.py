@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.manifest import MAX_LINE_BYTES, Row, load_manifest, write_manifest
+from customized_grpo.data.listing import LONGEST, a_few
+from customized_grpo.data.manifest import Row, load_manifest, write_manifest
+from customized_grpo.data.row_checks import MAX_LINE_BYTES
 from customized_grpo.errors import UserError
 
 
@@ -96,6 +99,9 @@ BAD_ROWS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("inner parent", row(references=["dog/../dog/1.png"]), "contains `..`"),
     ("windows parent", row(references=["dog\\..\\1.png"]), "contains `..`"),
     ("link out", row(references=["link.png"]), "'link.png' is a link that leaves"),
+    ("not UTF-8", row(references=["\udcb9\udcb7/1.png"]), "half of a surrogate pair"),
+    ("backslashes", row(references=["dog\\1.png"]), "does not exist; with `/` in place of each backslash"),
+    ("accents", row(references=[unicodedata.normalize("NFD", "caf\u00e9.png")]), "stored as Unicode NFC"),
     ("linked folder out", row(references=["linked/outside.png"]), "is a link that leaves"),
     ("folder", row(references=["dog"]), "'dog' is not a regular file"),
     ("nul byte", row(references=["a\0b"]), "is no usable path"),
@@ -106,6 +112,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("two values", b"{} {}", "is not JSON: Extra data at column 4"),
     ("list", b"[1]", "is a list, not an object"),
     ("nan", b'{"id": NaN}', "NaN is no number"),
+    ("infinite number", b'{"id": "a", "meta": {"score": 1e999}}', "a number that is not finite"),
     ("huge integer", b'{"id": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
     ("deep", b'{"meta": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     ("duplicate key", b'{"id": "a", "id": "b"}', "has the key 'id' twice"),
@@ -133,6 +140,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any] | bytes, str]] = [
 
 def spoil(folder: Path) -> None:
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
+    Image.new("RGB", (8, 6)).save(folder / "caf\u00e9.png")
     (folder / "linked").symlink_to(folder.parent, target_is_directory=True)
     (folder / "bad.png").write_bytes(b"not an image")
     (folder / "svg.png").write_bytes(b"<svg/>")
@@ -162,6 +170,48 @@ def test_all_bad_rows_are_reported_at_once(folder: Path) -> None:
     ]
     found = problems(write(folder, row(id="good"), *lines))
     assert {int(text.split()[1].rstrip(":")) for text in found} == set(range(2, 2 + len(lines)))
+
+
+def test_a_mistake_of_every_row_is_listed_a_few_times_and_counted(folder: Path) -> None:
+    spoil(folder)
+    lines = [row(id=str(n), references=[f"imgs/{n}.png"]) for n in range(1000)]
+    found = problems(write(folder, *lines[:900], row(id="x", prompt=""), *lines[900:]))
+    assert found == [
+        "line 1: `references`: 'imgs/0.png' does not exist",
+        "line 2: `references`: 'imgs/1.png' does not exist",
+        "line 3: `references`: 'imgs/2.png' does not exist",
+        "line 901: `prompt` is empty",
+        "... and 997 more like line 3",
+    ]
+
+
+def test_many_kinds_of_mistakes_fit_a_screen() -> None:
+    kinds = [(f"line {n}", "x" * n) for n in range(250)]
+    lines = a_few(kinds)
+    assert len(lines) == LONGEST + 1 and lines[-1] == "... and 150 more"
+
+
+def test_a_json_list_is_named_once(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(json.dumps([row(), row(id="b")], indent=2))
+    (found,) = problems(folder / "rows.jsonl")
+    assert found.startswith("line 1: starts a JSON list; a manifest has one object a line")
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read_through_its_links(tmp_path: Path) -> None:
+    repo = tmp_path / "hub/datasets--me--toys"
+    snapshot = repo / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    Image.new("RGB", (8, 6)).save(repo / "blobs/1", format="PNG")
+    (snapshot / "1.png").symlink_to("../../blobs/1")
+    (snapshot / "secret.png").symlink_to("../../../../secret")
+    (tmp_path / "secret").write_bytes((repo / "blobs/1").read_bytes())
+    path = write(snapshot, row(references=["1.png"]), row(id="b", references=["secret.png"]))
+    (found,) = problems(path)
+    assert found.startswith("line 2: ") and "is a link that leaves" in found and "cp -rL" in found
+    with_links = load_manifest(write(snapshot, row(references=["1.png"])), require_masks=False)
+    write_manifest(snapshot / "again.jsonl", with_links)
+    assert load_manifest(snapshot / "again.jsonl", require_masks=False) == with_links
 
 
 def test_all_mistakes_of_one_row_are_reported(folder: Path) -> None:

@@ -172,9 +172,51 @@ def test_a_file_in_a_masks_place_that_is_none_is_named(folder: Path, segmenter: 
     Image.new("L", (4, 4), 255).save(mask)
     with pytest.raises(UserError, match=r"1\.png\.png has not the size of"):
         run(folder, segmenter, "2.jsonl")
-    mask.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"1\.png\.png is not an image"):
-        run(folder, segmenter, "2.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"sha256": NaN', b"[]", b"\xff\xfe", b"\0" * 4096])
+def test_damaged_files_are_set_aside_and_the_work_goes_on(
+    folder: Path, segmenter: Segmenter, content: bytes
+) -> None:
+    run(folder, segmenter)
+    stamp, mask = folder / "masks/segmenter.json", folder / "masks/dog/1.png.png"
+    whole = stamp.read_bytes(), mask.read_bytes()
+    for file in (stamp, mask):
+        file.write_bytes(content)
+    lines: list[str] = []
+    make_masks(folder / "manifest.jsonl", segmenter, folder / "again.jsonl", on_progress=lines.append)
+    assert (stamp.read_bytes(), mask.read_bytes()) == whole
+    assert (folder / "masks/dog/1.png.png.damaged").read_bytes() == content  # it may have been drawn by hand
+    assert sum("set aside" in line for line in lines) == 2
+
+
+def test_a_photo_that_was_replaced_gets_a_new_mask(folder: Path, segmenter: Segmenter) -> None:
+    run(folder, segmenter)
+    mask = folder / "masks/dog/1.png.png"
+    before = mask.read_bytes()
+    Image.open(folder / "dog/1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "dog/1.png")
+    run(folder, segmenter, "again.jsonl")
+    assert mask.read_bytes() != before and np.asarray(Image.open(mask))[:, :20].min() == 255
+
+
+def test_a_lost_stamp_does_not_let_another_segmenter_in(
+    folder: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    run(folder, segmenter)
+    (folder / "masks/segmenter.json").write_bytes(b"")
+    other = Segmenter(tiny_onnx.save_segmenter(tmp_path / "dark.onnx", scale=-1, shift=1), PLAIN)
+    with pytest.raises(UserError, match="holds masks of another segmenter"):
+        run(folder, other, "other.jsonl")
+
+
+def test_a_number_that_is_not_finite_is_found_before_any_mask_is_made(
+    folder: Path, segmenter: Segmenter
+) -> None:
+    with (folder / "manifest.jsonl").open("a") as file:
+        file.write('{"id": "d", "prompt": "p", "references": ["cat/1.png"], "meta": {"score": 1e999}}\n')
+    with pytest.raises(UserError, match="line 4: holds a number that is not finite"):
+        run(folder, segmenter)
+    assert not (folder / "masks").exists()
 
 
 def test_nothing_is_overwritten_and_paths_stay_relative(folder: Path, segmenter: Segmenter) -> None:

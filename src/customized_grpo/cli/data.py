@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Trust, problem_count, write_json_file
+from customized_grpo.cli.common import JsonFile, Trust, printable, problem_count, write_json_file
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
@@ -33,8 +33,8 @@ Prompts = Annotated[
 Reference = Annotated[
     str | None,
     typer.Option(
-        help="folder, dreambench: first (the default), all, or a photo's name without ending; "
-        "dreambench also reads a JSON list of UNO's."
+        help="folder, dreambench: turns (every photo; the default of folder), first (that of dreambench), "
+        "all, or a photo's name without ending; dreambench also reads a JSON list of UNO's."
     ),
 ]
 MinScore = Annotated[
@@ -99,8 +99,8 @@ def convert(
     )
     options = _options(images, prompts, reference, min_score, min_quality, subject)
     survey = convert_source(extensions.load("adapter", layout), source, out, options, choices)
-    print(render(survey))
-    print(f"\nwritten: {out}")
+    print(printable(render(survey)))
+    print(printable(f"\nwritten: {out}"))
     write_json_file(json_file, survey.to_json())
 
 
@@ -148,7 +148,7 @@ def check(
                 hint="Convert the data set first, then check the result.",
             )
         survey = check_source(extensions.load("adapter", layout), source, options, masks)
-    print(render(survey))
+    print(printable(render(survey)))
     write_json_file(json_file, survey.to_json())
     if survey.problems:
         raise UserError(f"{problem_count(len(survey.problems))}; see above")
@@ -185,12 +185,14 @@ def _options(
 
 
 def render(survey: Survey) -> str:
-    """Return a survey as plain text: content, rows that were left out, and problems."""
+    """Return a survey as plain text: content, what was left out, and problems (a few of each kind)."""
+    from customized_grpo.data.listing import a_few
+
     per_row = ", ".join(f"{count} ({rows:,} rows)" for count, rows in survey.references_per_row.items())
     sizes = list(survey.sizes.items())
     lines = [
-        f"rows:                {_parts(survey.rows)}",
-        f"subjects:            {_parts(survey.subjects)}",
+        f"rows:                {_parts(survey.rows, sum(survey.rows.values()))}",
+        f"subjects:            {_parts(survey.subjects, survey.all_subjects)}",
         f"references per row:  {per_row or 'none'}",
         f"masks:               {survey.masks:.1%} of the rows",
         f"targets:             {survey.targets:.1%} of the rows",
@@ -202,13 +204,20 @@ def render(survey: Survey) -> str:
         rest = sum(count for _, count in sizes[MAX_SIZES:])
         lines.append(f"    {len(sizes) - MAX_SIZES:,} other sizes: {rest:,}")
     lines += [f"left out:            {count:,} rows: {name}" for name, count in survey.dropped.items()]
-    lines += [f"problem: {problem}" for problem in survey.problems]
+    lines += [f"not used:            {count:,} {kind}" for kind, count in survey.ignored.items()]
+    problems = a_few(_where(problem) for problem in survey.problems)
+    lines += [f"problem: {problem}" for problem in problems]
     return "\n".join(lines)
 
 
-def _parts(counts: Mapping[str, int]) -> str:
-    total = f"{sum(counts.values()):,}"
+def _where(problem: str) -> tuple[str, str]:
+    """Return the row that a problem names first, and the rest."""
+    where, colon, rest = problem.partition(": ")
+    return (where, rest) if colon else ("", problem)
+
+
+def _parts(counts: Mapping[str, int], total: int) -> str:
     if len(counts) < 2:
-        return total
+        return f"{total:,}"
     parts = [f"{name} {count:,}" for name, count in counts.items()]
-    return f"{total} ({', '.join(parts)})"
+    return f"{total:,} ({', '.join(parts)})"

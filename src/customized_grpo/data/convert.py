@@ -20,15 +20,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from customized_grpo import __version__
-from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Item, Layout, Options
+from customized_grpo.data.adapters.base import Bad, Draft, Dropped, Ignored, Item, Layout, Options
 from customized_grpo.data.adapters.names import MaskChoice
-from customized_grpo.data.manifest import Row, RowProblem, write_manifest
+from customized_grpo.data.listing import a_few
+from customized_grpo.data.manifest import Row, write_manifest
+from customized_grpo.data.row_checks import RowProblem, check_writable
 from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
 from customized_grpo.data.writer import Store
 from customized_grpo.errors import UserError
-
-MAX_LISTED = 1000  # bad rows in a message; a data set that is half downloaded has a million
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class _Collected:
     entries: list[Entry] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def convert(layout: Layout, source: Path, out: Path, options: Options, choices: Choices) -> Survey:
@@ -79,7 +80,7 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         entries = _write_manifests(folder, found, choices)
         _write_record(folder / "conversion.json", layout, source, options, choices, found)
     skipped = {"bad": len(found.bad)} if found.bad else {}
-    return survey(entries, [], {**found.dropped, **skipped})
+    return survey(entries, [], {**found.dropped, **skipped}, found.ignored)
 
 
 def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoice) -> Survey:
@@ -93,7 +94,7 @@ def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoi
     problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
     if not found.rows and not problems:
         problems.append(f"no row is left{_left_out(found)}")
-    return survey(found.entries, problems, found.dropped)
+    return survey(found.entries, problems, found.dropped, found.ignored)
 
 
 def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collected:
@@ -104,11 +105,14 @@ def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collect
             found.bad.append(item)
         elif isinstance(item, Dropped):
             found.dropped[item.filter] += 1
+        elif isinstance(item, Ignored):
+            found.ignored[item.kind] += 1
         else:
             try:
                 first = ids.setdefault(item.id, item.number)
                 if first != item.number:
                     raise RowProblem(f"id {item.id!r} was used by row {first} already")
+                check_writable([item.id, item.prompt, item.subject, dict(item.meta)])
                 row, entry = _place(item, store, masks)
             except RowProblem as problem:
                 found.bad.append(Bad(item.number, str(problem)))
@@ -177,17 +181,16 @@ def _write_record(
         "choices": asdict(choices),
         "rows": len(found.rows),
         "dropped": found.dropped,
+        "ignored": found.ignored,
         "bad": [asdict(bad) for bad in found.bad],
     }
     file.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _bad_listing(source: Path, bad: list[Bad]) -> str:
-    lines = [f"  row {item.number}: {item.reason}" for item in bad[:MAX_LISTED]]
-    more = len(bad) - len(lines)
-    if more:
-        lines.append(f"  ... and {more:,} more")
-    return "\n".join([f"{source}: {len(bad):,} bad row{'s' if len(bad) > 1 else ''}", *lines])
+    listing = a_few((f"row {item.number}", item.reason) for item in bad)
+    lines = "".join(f"\n  {line}" for line in listing)
+    return f"{source}: {len(bad):,} bad row{'s' if len(bad) > 1 else ''}{lines}"
 
 
 def _left_out(found: _Collected) -> str:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from customized_grpo.data.subject_folder import find_photos
 from customized_grpo.errors import UserError
 
 FILE_NAME = "prompts_and_classes.txt"
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIVE_CLASSES = frozenset({"cat", "dog"})
 
 PromptType = Literal["recontext", "accessory", "property"]
 
-_PROMPT = re.compile(r"^'(a .*)'\.format\(unique_token, class_token\)")
+_PROMPT = re.compile(r"""^(['"])(a .*)\1\.format\(unique_token, class_token\)""")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
     root = dreambench_folder(folder)
     file = root / FILE_NAME
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read, so {folder} is not DreamBench",
@@ -97,7 +98,7 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
             "for live subjects were found; each must be at least one",
             hint="Use the file as it is in github.com/google/dreambooth.",
         )
-    subjects = [Subject(name, noun, _photos(root / name)) for name, noun in pairs]
+    subjects = [Subject(name, noun, find_photos(root / name)) for name, noun in pairs]
     bare = [subject.name for subject in subjects if not subject.photos]
     if bare and require_photos:
         raise UserError(f"{root}: no photo of {', '.join(bare)}", hint="Fetch the whole folder `dataset`.")
@@ -123,7 +124,7 @@ def _classes(lines: list[str]) -> list[tuple[str, str]]:
         return []
     pairs = []
     for line in lines[lines.index(header) + 1 :]:
-        name, comma, noun = line.partition(",")
+        name, comma, noun = line.partition("#")[0].partition(",")
         if not comma:
             break
         pairs.append((name.strip(), noun.strip()))
@@ -140,7 +141,7 @@ def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
         return ()
     found = []
     for line in lines[lines.index(heading) + 1 :]:
-        if line == "]":
+        if line.startswith("]"):
             break
         if not line or line.endswith("["):
             continue
@@ -150,11 +151,5 @@ def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
                 f"{file}: {line!r}, under {heading}, is no prompt with a token and a class",
                 hint="Use the file as it is in github.com/google/dreambooth.",
             )
-        found.append(match[1].replace("{0} {1}", "{}"))
+        found.append(match[2].replace("{0} {1}", "{}"))
     return tuple(found)
-
-
-def _photos(folder: Path) -> tuple[Path, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES))

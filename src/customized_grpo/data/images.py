@@ -6,17 +6,21 @@ UserError that names the file and says why. Sizes are checked on the header, bef
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from customized_grpo.data.mask_reading import check_mask, mask_of
+from customized_grpo.data.pixel_modes import alpha_of, to_rgb
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,9 +29,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000  # a 48-megapixel photo passes; opening it takes up to 450 MB (WebP: 800 MB)
 MAX_BYTES = 100_000_000
 # A closed list: Pillow's others include formats that run an interpreter (EPS) or are rarely fuzzed.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MASK_THRESHOLD = 128
-_BAND_PIXELS = 1 << 22
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+HEIF = "HEIF"
+"""The format of an iPhone's photos (.heic), read where the package pillow-heif is installed."""
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _SNIFFED = {
     b"<svg": "is an SVG drawing; export it to PNG",
@@ -53,36 +58,21 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX
         UserError: The file is missing, not a regular file, not such an image, damaged, or too large.
     """
     with _naming(path):
-        return _to_rgb(_decode(path, max_pixels, max_bytes), path)
+        return to_rgb(_decode(path, max_pixels, max_bytes), path)
 
 
 def open_mask(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
     """Return a subject mask as upright 8-bit grey ("L"): 255 is subject, 0 is background.
 
-    An image with transparency is read as its alpha channel, any other as its brightness.
+    It is read from the brightness or the transparency, see `mask_reading.mask_of`.
 
     Raises:
-        UserError: As `open_image`; also when no pixel reaches 128, because a mask that marks nothing (or is
-            stored as 0 and 1 instead of 0 and 255) would silently hide the whole subject.
+        UserError: As `open_image`; also for a mask that marks nothing, is inverted, or has two readings.
     """
     with _naming(path):
-        mask = _to_mask(_decode(path, max_pixels, max_bytes), path)
+        mask = mask_of(_decode(path, max_pixels, max_bytes), path)
     check_mask(mask, path)
     return mask
-
-
-def check_mask(mask: Image.Image, path: Path) -> None:
-    """Refuse a mask ("L") of the file `path` in which no pixel reaches 128.
-
-    Raises:
-        UserError: It would hide the whole subject.
-    """
-    brightest = int(np.asarray(mask).max())
-    if brightest < MASK_THRESHOLD:
-        raise UserError(
-            f"{path}: the mask marks no pixel (its largest value is {brightest} of 255)",
-            hint="Masks are 255 on the subject and 0 elsewhere, or transparent elsewhere.",
-        )
 
 
 def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -98,17 +88,24 @@ def decode_image(content: bytes, name: Path, *, max_pixels: int = MAX_PIXELS) ->
     """
     with _naming(name):
         _check_content(io.BytesIO(content), len(content), name, MAX_BYTES)
-        return _to_rgb(_decode_file(io.BytesIO(content), name, max_pixels), name)
+        return to_rgb(_decode_file(io.BytesIO(content), name, max_pixels), name)
 
 
 def open_alpha(path: Path) -> Image.Image | None:
-    """Return the alpha channel as a mask ("L": 255 is opaque), or None if no pixel is transparent.
+    """Return the alpha channel as a mask ("L": 255 is opaque), or None if hardly any pixel is transparent.
 
     Raises:
         UserError: As `open_image`.
     """
     with _naming(path):
-        return _alpha(_decode(path, MAX_PIXELS, MAX_BYTES))
+        return alpha_of(_decode(path, MAX_PIXELS, MAX_BYTES))
+
+
+def read_text(path: Path, key: str) -> str | None:
+    """Return an entry that was written into an image file that can be opened; None if there is none."""
+    with _naming(path), Image.open(path, formats=FORMATS) as image:
+        value = image.info.get(key)
+    return value if isinstance(value, str) else None
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -189,9 +186,38 @@ def _check_content(file: BinaryIO, size: int, path: Path, max_bytes: int) -> Non
             raise UserError(f"{path} {reason}")
 
 
+def _formats(file: BinaryIO, path: Path) -> tuple[str, ...]:
+    """Return the formats that a file may have.
+
+    Raises:
+        UserError: It is a HEIC photo, and nothing here reads them.
+    """
+    head = file.read(64)
+    file.seek(0)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
+        return FORMATS
+    if not _reads_heif():
+        raise UserError(
+            f"{path} is a HEIC photo; `pip install pillow-heif` to read it, or export it as JPEG "
+            "(`magick mogrify -format jpg *.heic`)"
+        )
+    return (*FORMATS, HEIF)
+
+
+@cache
+def _reads_heif() -> bool:
+    """Register the reader of pillow-heif with Pillow; return whether it is installed."""
+    try:
+        plugin = importlib.import_module("pillow_heif")
+    except ImportError:
+        return False
+    plugin.register_heif_opener()
+    return True
+
+
 def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=_formats(file, path))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own limit, met before ours when max_pixels is raised; a warning only under -W error.
         raise UserError(f"{path} is too large: {error}") from error
@@ -203,44 +229,3 @@ def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return "A" in image.getbands() or ("transparency" in image.info and not image.mode.startswith("I;16"))
-
-
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Convert band by band, because each step makes a copy, and a whole copy may take 200 MB."""
-    if image.mode in ("I", "F"):
-        raise UserError(
-            f"{path} has 32 bits per pixel, in which no value is defined as white",
-            hint="Save it with 8 or 16 bits per channel.",
-        )
-    rgb = Image.new("RGB", image.size)
-    height = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, height):
-        band = image.crop((0, top, image.width, min(top + height, image.height)))
-        rgb.paste(_band_to_rgb(band), (0, top))
-    return rgb
-
-
-def _band_to_rgb(band: Image.Image) -> Image.Image:
-    if band.mode.startswith("I;16"):
-        grey = np.asarray(band).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if _has_alpha(band):
-        rgba = band.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return band.convert("RGB")
-
-
-def _to_mask(image: Image.Image, path: Path) -> Image.Image:
-    return _alpha(image) or _to_rgb(image, path).convert("L")
-
-
-def _alpha(image: Image.Image) -> Image.Image | None:
-    """Return the alpha channel; None if every pixel is opaque."""
-    if not _has_alpha(image):
-        return None
-    alpha = image.convert("RGBA").getchannel("A")
-    return None if np.asarray(alpha).min() == 255 else alpha

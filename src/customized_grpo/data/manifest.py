@@ -8,22 +8,29 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.image_facts import Facts, Gallery, mask_size_problem
+from customized_grpo.data.listing import a_few
+from customized_grpo.data.row_checks import (
+    MAX_LINE_BYTES,
+    RowProblem,
+    key_problems,
+    parse_line,
+    resolve_path,
+    type_problems,
+)
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 
-MAX_LINE_BYTES = 1 << 20
-KEYS = ("id", "prompt", "references", "masks", "target", "subject", "meta")
-REQUIRED = ("id", "prompt", "references")
-
 _BOM = b"\xef\xbb\xbf"
+_JSON_LIST = (
+    "starts a JSON list; a manifest has one object a line (`jq -c '.[]' LIST.json > manifest.jsonl` makes it)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,6 @@ class Row:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class RowProblem(Exception):
-    """One mistake in one row of a manifest or of a source that becomes one."""
-
-
 def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True) -> list[Row]:
     """Read and check a manifest.
 
@@ -66,14 +69,15 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         The rows in the order of the file.
 
     Raises:
-        UserError: The file cannot be read, holds no row, or any row is bad; every bad row is listed with its
-            line number and all of its mistakes.
+        UserError: The file cannot be read, holds no row, or any row is bad; the mistakes are listed with
+            their line numbers, a few of each kind.
     """
     scan = scan_manifest(path, Gallery() if check_images else None, require_masks=require_masks)
     if scan.problems:
         count = len({number for number, _ in scan.problems})
-        listing = "\n".join(f"  line {number}: {problem}" for number, problem in scan.problems)
-        raise UserError(f"{path}: {count} bad row{'s' if count > 1 else ''}\n{listing}")
+        listing = a_few((f"line {number}", problem) for number, problem in scan.problems)
+        lines = "".join(f"\n  {line}" for line in listing)
+        raise UserError(f"{path}: {count:,} bad row{'s' if count > 1 else ''}{lines}")
     if not scan.rows:
         raise UserError(f"{path} holds no rows")
     return [row for _, row in scan.rows]
@@ -106,6 +110,9 @@ def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -
     reader = _Reader(path.parent.resolve(), require_masks, gallery)
     try:
         for number, line in _lines(path):
+            if not reader.is_started and line is not None and line.lstrip().startswith(b"["):
+                # every further line would be one more mistake
+                return Scan([], [(number, _JSON_LIST)])
             reader.read(number, line)
     except OSError as error:
         raise UserError(f"cannot read manifest {path}: {error.strerror}") from error
@@ -174,16 +181,18 @@ class _Reader:
         self.gallery = gallery
         self.rows: list[tuple[int, Row]] = []
         self.problems: list[tuple[int, str]] = []
+        self.is_started = False
         self._first_line: dict[str, int] = {}
 
     def read(self, number: int, line: bytes | None) -> None:
         """Check one line; it becomes a row or a list of problems."""
+        self.is_started = True
         try:
-            item = _parse(line)
+            item = parse_line(line)
         except RowProblem as problem:
             self.problems.append((number, str(problem)))
             return
-        problems = [*_check_keys(item), *_check_types(item), *self._check_id(item, number)]
+        problems = [*key_problems(item), *type_problems(item), *self._check_id(item, number)]
         if self.require_masks and not item.get("masks"):
             problems.append("has no `masks`, which the reward needs")
         row, path_problems = self._resolve(item)
@@ -241,112 +250,3 @@ def _check_images(gallery: Gallery, row: Row, *, aligned: bool) -> list[str]:
         if isinstance(image, Facts) and isinstance(mask, Facts) and image.size != mask.size:
             problems.append(mask_size_problem(file, mask.size, image.size))
     return problems
-
-
-def _parse(line: bytes | None) -> dict[str, Any]:
-    if line is None:
-        raise RowProblem(f"is longer than {MAX_LINE_BYTES:,} bytes")
-    try:
-        item = json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise RowProblem(f"is not UTF-8 (byte {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise RowProblem(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise RowProblem("is nested too deeply") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise RowProblem(f"is not JSON: {error}") from error
-    if not isinstance(item, dict):
-        raise RowProblem(f"is {kind_of(item)}, not an object {{...}}")
-    try:
-        json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RowProblem("holds half of a surrogate pair, which is not a character") from error
-    return item
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    item: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in item:
-            raise RowProblem(f"has the key {key!r} twice")
-        item[key] = value
-    return item
-
-
-def _refuse_constant(name: str) -> None:
-    raise RowProblem(f"is not JSON: {name} is no number")
-
-
-def _check_keys(item: dict[str, Any]) -> list[str]:
-    problems = [f"lacks `{key}`" for key in REQUIRED if key not in item]
-    for key in item:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            advice = f"did you mean `{near[0]}`?" if near else "put it into `meta`"
-            problems.append(f"unknown key {key!r}; {advice}")
-    return problems
-
-
-def _check_types(item: dict[str, Any]) -> list[str]:
-    """Return the problems with the values of known keys; null stands for an absent optional key."""
-    problems = []
-    for key in ("id", "prompt", "target", "subject"):
-        value = item.get(key)
-        if key in item and (value is not None or key in REQUIRED):
-            if not isinstance(value, str):
-                problems.append(f"`{key}` must be a string, not {kind_of(value)}")
-            elif not value.strip():
-                problems.append(f"`{key}` is empty")
-    for key in ("references", "masks"):
-        value = item.get(key)
-        if key in item and (value is not None or key in REQUIRED):
-            if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-                problems.append(f"`{key}` must be a list of paths")
-            elif not value:
-                problems.append(f"`{key}` is an empty list")
-    meta = item.get("meta")
-    if meta is not None and not isinstance(meta, dict):
-        problems.append(f"`meta` must be an object, not {kind_of(meta)}")
-    references = item.get("references")
-    masks = item.get("masks")
-    if isinstance(references, list) and isinstance(masks, list) and masks and len(masks) != len(references):
-        problems.append(f"has {len(masks)} masks for {len(references)} references")
-    return problems
-
-
-def resolve_path(folder: Path, key: str, name: str) -> Path:
-    """Return the absolute path of a file that really lies inside the folder.
-
-    Args:
-        folder: Resolved folder that paths are relative to.
-        key: What the path is in its row, for the message.
-        name: The path as the row has it.
-
-    Raises:
-        RowProblem: The path is absolute, contains `..`, leaves the folder by a link, or is no regular file.
-    """
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
-        raise RowProblem(f"`{key}`: {name!r} is absolute; paths are relative to {folder}")
-    if ".." in PureWindowsPath(name).parts:  # splits at both kinds of slash
-        raise RowProblem(f"`{key}`: {name!r} contains `..`")
-    path = folder / name
-    try:
-        resolved = path.resolve()
-        if not resolved.is_relative_to(folder):
-            raise RowProblem(f"`{key}`: {name!r} is a link that leaves {folder}")
-        exists = resolved.exists()
-        is_regular = resolved.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
-        raise RowProblem(f"`{key}`: {name!r} is no usable path: {error}") from error
-    if not exists:
-        raise RowProblem(f"`{key}`: {name!r} does not exist")
-    if not is_regular:
-        raise RowProblem(f"`{key}`: {name!r} is not a regular file")
-    return path
-
-
-def kind_of(value: object) -> str:
-    """Return the type of a JSON value with its article, for messages."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -2,12 +2,14 @@
 
 The model is an ONNX [1, 3, H, W] -> [1, 1, H, W] such as U2-Net, IS-Net or BiRefNet: the first of its outputs
 is the degree to which each pixel belongs to the subject. Each photo gets one mask file beside the new
-manifest, of the photo's size, written whole or not at all; a second call makes only the missing ones.
+manifest, of the photo's size, written whole or not at all; a second call makes only the missing ones. A file
+that a power cut damaged is set aside as NAME.damaged, and the work goes on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,15 +17,21 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.data.images import open_image, open_mask, read_text
 from customized_grpo.data.manifest import Row, load_manifest, write_manifest
 from customized_grpo.errors import UserError
-from customized_grpo.files import read_json, replacing, write_json
+from customized_grpo.files import file_sha256, read_json, replacing, write_json
 from customized_grpo.onnx_model import Array, OnnxModel
 
 FOLDER = "masks"
 STAMP = "segmenter.json"
+PHOTO_KEY = "cgrpo.photo"
+"""Entry of a mask's PNG with the SHA-256 of its photo: another photo may take the same name."""
+COMPARED = 8
+"""Masks that are made again where the stamp is lost."""
+
 Colour = tuple[float, float, float]
 
 
@@ -149,10 +157,10 @@ def make_masks(
     for row in rows:
         for photo in () if row.masks else row.references:
             masks[photo] = folder / f"{_name(photo, out.parent)}.png"
-    _claim(folder, segmenter.stamp())
+    _claim(folder, segmenter, masks, on_progress)
     empty = []
     for number, (photo, mask) in enumerate(masks.items(), start=1):
-        has_mask = _is_whole(mask, photo) or _make(photo, mask, segmenter)
+        has_mask = _is_whole(mask, photo, on_progress) or _make(photo, mask, segmenter)
         if not has_mask:
             empty.append(photo)
         on_progress(
@@ -178,27 +186,71 @@ def _name(photo: Path, folder: Path) -> str:
     return photo.relative_to(folder.resolve()).as_posix()
 
 
-def _claim(folder: Path, stamp: dict[str, Any]) -> None:
-    """Record which segmenter fills the folder, or check that it is this one."""
+def _claim(
+    folder: Path, segmenter: Segmenter, masks: Mapping[Path, Path], on_progress: Callable[[str], None]
+) -> None:
+    """Record which segmenter fills the folder, or check that it is this one.
+
+    Raises:
+        UserError: It is another one, or it has other settings.
+    """
     file = folder / STAMP
+    folder.mkdir(exist_ok=True)
     if file.exists():
-        if read_json(file) != stamp:
+        try:
+            is_own = read_json(file) == segmenter.stamp()
+        except UserError as error:
+            on_progress(f"{error.message}; it is set aside, and some masks are made again to compare")
+            _set_aside(file)
+            is_own = _made_some(segmenter, masks)
+        if not is_own:
             raise UserError(
                 f"{folder} holds masks of another segmenter, or of other settings ({file})",
                 hint="Delete or rename the folder; then all masks are made again.",
             )
-        return
-    folder.mkdir(exist_ok=True)
-    write_json(file, stamp)
+    write_json(file, segmenter.stamp())
 
 
-def _is_whole(mask: Path, photo: Path) -> bool:
+def _made_some(segmenter: Segmenter, masks: Mapping[Path, Path]) -> bool:
+    """Return whether the segmenter made one of the first masks in the folder, or there are none.
+
+    One is enough, because the others may have been drawn by hand.
+    """
+    n_compared = 0
+    for photo, mask in masks.items():
+        try:
+            stored = open_mask(mask)
+        except UserError:
+            continue
+        if np.array_equal(np.asarray(stored), np.asarray(segmenter(open_image(photo)))):
+            return True
+        n_compared += 1
+        if n_compared == COMPARED:
+            break
+    return n_compared == 0
+
+
+def _set_aside(file: Path) -> None:
+    os.replace(file, file.with_name(f"{file.name}.damaged"))
+
+
+def _is_whole(mask: Path, photo: Path, on_progress: Callable[[str], None]) -> bool:
     """Return whether there is a mask for the photo already, from an earlier call or drawn by hand.
 
     Raises:
-        UserError: There is a file that is no mask of this photo.
+        UserError: There is an image that is no mask of this photo.
     """
     if not mask.exists():
+        return False
+    try:
+        open_image(mask)
+    except UserError as error:
+        on_progress(f"{error.message}; it is set aside, and made again")
+        _set_aside(mask)
+        return False
+    made_of = read_text(mask, PHOTO_KEY)
+    if made_of is not None and made_of != file_sha256(photo):
+        on_progress(f"{photo} was changed after its mask was made, which is made again")
         return False
     if open_mask(mask).size != open_image(photo).size:
         raise UserError(f"{mask} has not the size of {photo}", hint="Delete it; then it is made again.")
@@ -212,7 +264,9 @@ def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
         return False
     mask.parent.mkdir(parents=True, exist_ok=True)
     with replacing(mask) as draft:
-        image.save(draft, format="PNG")
+        info = PngInfo()
+        info.add_text(PHOTO_KEY, file_sha256(photo))
+        image.save(draft, format="PNG", pnginfo=info)
     return True
 
 

@@ -47,6 +47,7 @@ class Survey:
     Attributes:
         rows: Good rows by part.
         subjects: Subjects by part.
+        all_subjects: Different subjects; one in two parts counts once.
         references_per_row: Number of rows by number of references.
         images: Different images among references and targets.
         sizes: Number of different images by "width x height", the most frequent first.
@@ -55,11 +56,13 @@ class Survey:
         longest_prompt: Words of the longest prompt.
         long_prompts: Rows whose prompt has more than 50 words, of which encoders such as CLIP read the start.
         dropped: Rows that a filter left out, by filter.
+        ignored: Files of the source that make no row, by kind.
         problems: What needs action, one sentence each.
     """
 
     rows: Mapping[str, int]
     subjects: Mapping[str, int]
+    all_subjects: int
     references_per_row: Mapping[int, int]
     pictures: int
     sizes: Mapping[str, int]
@@ -68,6 +71,7 @@ class Survey:
     longest_prompt: int
     long_prompts: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
     problems: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +80,10 @@ class Survey:
 
 
 def survey(
-    entries: Sequence[Entry], problems: Sequence[str], dropped: Mapping[str, int] | None = None
+    entries: Sequence[Entry],
+    problems: Sequence[str],
+    dropped: Mapping[str, int] | None = None,
+    ignored: Mapping[str, int] | None = None,
 ) -> Survey:
     """Count what there is, and add to the problems of single rows those between rows.
 
@@ -84,6 +91,7 @@ def survey(
         entries: The good rows; their facts need digests.
         problems: What was found wrong with other rows.
         dropped: Rows left out, by filter.
+        ignored: Files that make no row, by kind.
     """
     every_picture = itertools.chain.from_iterable(entry.pictures() for entry in entries)
     pictures = {picture.digest: picture for picture in every_picture}
@@ -96,6 +104,7 @@ def survey(
     return Survey(
         rows=dict(Counter(entry.split for entry in entries)),
         subjects={split: len(names) for split, names in subjects.items()},
+        all_subjects=len({entry.subject for entry in entries}),
         references_per_row=dict(sorted(Counter(len(entry.references) for entry in entries).items())),
         pictures=len(pictures),
         sizes=dict(sizes.most_common()),
@@ -104,6 +113,7 @@ def survey(
         longest_prompt=max(words, default=0),
         long_prompts=sum(length > LONG_PROMPT for length in words),
         dropped=dict(dropped or {}),
+        ignored=dict(ignored or {}),
         problems=[*problems, *_copies(entries), *_repeats(entries), *_shared(entries)],
     )
 

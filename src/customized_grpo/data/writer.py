@@ -13,8 +13,9 @@ from PIL import Image
 
 from customized_grpo.data.adapters.base import Cut, MaskFile, Picture
 from customized_grpo.data.image_facts import Facts, facts_of, mask_size_problem
-from customized_grpo.data.images import check_mask, decode_image, open_alpha, open_image, open_mask
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.images import decode_image, open_alpha, open_image, open_mask
+from customized_grpo.data.mask_reading import check_mask
+from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.errors import UserError
 
 JPEG_QUALITY = 95

@@ -15,7 +15,7 @@ from typing import Any
 from customized_grpo import __version__
 from customized_grpo.config import Config, dump_config
 from customized_grpo.errors import UserError
-from customized_grpo.files import DRAFT_ENDING, read_json, write_bytes, write_json, write_text
+from customized_grpo.files import DRAFT_ENDING, read_json, sync, write_bytes, write_json, write_text
 from customized_grpo.runs.lock import FILE as LOCK
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -102,6 +102,7 @@ class RunFolder:
             write_text(path / CONFIG, dump_config(config), durable=True)
             write_json(path / STARTED, {"folder": str(Path.cwd())}, durable=True)
             write_json(path / VERSIONS, versions(), durable=True)
+            sync(path)
             (path / STARTING).unlink()
         return folder
 
@@ -144,6 +145,8 @@ class RunFolder:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, value, durable=durable)
+        if durable:
+            sync(target.parent)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None if it does not exist.

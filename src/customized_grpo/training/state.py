@@ -267,7 +267,7 @@ class RunCheckpoints:
         differences += differing(saved_code, code_values(self.config))
         refused = [difference for difference in differences if not difference.is_about(allowed)]
         if refused:
-            keys = " ".join(f"--allow-change {key}" for key in dict.fromkeys(d.key for d in refused))
+            keys = " ".join(f"--allow-change {difference.key}" for difference in refused)
             raise UserError(
                 "cannot resume exactly:\n  " + "\n  ".join(str(difference) for difference in refused),
                 hint=f"Restore what has changed, or start a new run. If it is meant: {keys}. Without that "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sources
-from customized_grpo.data.adapters.base import Draft
+from customized_grpo.data.adapters.base import Draft, Ignored
 from customized_grpo.data.dreambench import read_dreambench
 from customized_grpo.errors import UserError
 
@@ -45,6 +45,7 @@ def test_every_subject_of_a_folder_meets_every_prompt(tmp_path: Path, drafts: Dr
     assert [row.subject for row in rows] == ["dog", "dog", "red_backpack2", "red_backpack2"]
     assert [reference.name for reference in rows[0].references] == ["dog/00.png"]
     assert [mask.name for mask in rows[0].masks] == ["dog/00.mask.png"] and not rows[0].masks[0].nonzero
+    assert rows[0].target is not None and rows[0].target.name == "dog/01.png"
     assert [row.number for row in rows] == [1, 2, 3, 4]
 
 
@@ -68,6 +69,69 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path: Path, read: Read, tex
     folder = sources.photos(tmp_path / "photos")
     with pytest.raises(UserError, match=message):
         read("folder", folder, prompts=prompts(tmp_path, text))
+
+
+def test_every_photo_of_a_folder_takes_its_turn(tmp_path: Path, drafts: Drafts) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.jfif", "b.JPG", "c.avif", "d.webp"):
+        sources.save(folder / "dog" / name)
+    sources.save(folder / "lone" / "a.png")
+    rows = drafts("folder", folder, prompts=prompts(tmp_path, "\n".join("abcde")))
+    found = [(row.references[0].name, row.target.name if row.target else None) for row in rows]
+    assert found[:5] == [
+        ("dog/a.jfif", "dog/b.JPG"),
+        ("dog/b.JPG", "dog/c.avif"),
+        ("dog/c.avif", "dog/d.webp"),
+        ("dog/d.webp", "dog/a.jfif"),
+        ("dog/a.jfif", "dog/b.JPG"),
+    ]
+    assert found[5:] == [("lone/a.png", None)] * 5
+
+
+def test_only_photos_with_masks_take_turns_if_there_are_some(tmp_path: Path, drafts: Drafts) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog",))
+    rows = drafts("folder", folder, prompts=prompts(tmp_path))
+    assert [row.references[0].name for row in rows] == ["dog/00.png"] * 2 and all(row.masks for row in rows)
+
+
+def test_clutter_is_ignored_and_counted(tmp_path: Path, read: Read) -> None:
+    folder = sources.photos(tmp_path / "photos", ("dog", "cat"))
+    clean = read("folder", folder, prompts=prompts(tmp_path))
+    for name in (".ipynb_checkpoints/01.png", "__MACOSX/dog/._00.png", "@eaDir/x.jpg", "dog/.hidden/a.png"):
+        sources.save(folder / name)
+    for name in ("dog/._00.png", "dog/Thumbs.db", "cat/desktop.ini", ".DS_Store", "cat/notes.txt"):
+        (folder / name).write_bytes(b"\0\5\26\7")
+    sources.save(folder / "loose.png")
+    (folder / "empty").mkdir()
+    sources.save(folder / "dog/more/1.png")
+    sources.save(folder / "cat/9.mask.png", 255, mode="L")
+    items = read("folder", folder, prompts=prompts(tmp_path))
+    assert [item for item in items if isinstance(item, Draft)] == clean
+    assert Counter(item.kind for item in items if isinstance(item, Ignored)) == {
+        "files of systems and tools (hidden, Thumbs.db, ...)": 8,
+        "files that are no images (.txt)": 1,
+        "images outside of a subject's folder": 1,
+        "folders without an image": 1,
+        "folders inside a subject's folder": 1,
+        "masks without a photo": 1,
+    }
+
+
+def test_what_was_meant_as_a_photo_or_mask_is_named(tmp_path: Path, reasons: Reasons) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.png", "a_mask.png", "b.png", "b.mask.jpg", "halloween_mask.png"):
+        sources.save(folder / "dog" / name)
+    (folder / "cat").mkdir()
+    (folder / "cat/IMG_1.CR2").write_bytes(b"II*\0")
+    found = reasons("folder", folder, prompts=prompts(tmp_path))
+    for reason in (
+        "cat/IMG_1.CR2 cannot be read; export it as JPEG or PNG",
+        "subject 'cat' has no photo",
+        "dog/b.mask.jpg is named like a mask; masks are called NAME.mask.png",
+        "dog/a_mask.png is named like a mask; masks are called a.mask.png",
+    ):
+        assert sum(text.endswith(reason) for text in found) == 1
+    assert len(found) == 4
 
 
 def test_a_folder_needs_prompts_and_subjects(tmp_path: Path, read: Read) -> None:
@@ -106,7 +170,8 @@ def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(
         "prompt_index": 0,
     }
     assert rows[45].meta["prompt_type"] == "property" and rows[44].meta["prompt_type"] == "accessory"
-    assert rows[0].references[0].name == "can/00.jpg" and rows[0].target is None
+    assert rows[0].references[0].name == "can/00.jpg"
+    assert rows[0].target is not None and rows[0].target.name == "can/01.jpg"
 
 
 def test_the_references_of_dreambench_are_first_given_all_or_from_a_list(
@@ -138,6 +203,43 @@ def test_a_subject_of_dreambench_without_folder_is_one_bad_row(tmp_path: Path, r
         photo.unlink()
     (folder / "can").rmdir()
     assert reasons("dreambench", folder) == ["row 1: subject 'can' has no folder"]
+
+
+@pytest.mark.parametrize("change", ["crlf", "bom", "comments", "double quotes"])
+def test_a_prompts_file_that_an_editor_or_git_changed_reads_the_same(
+    tmp_path: Path, drafts: Drafts, change: str
+) -> None:
+    folder = sources.dreambench(tmp_path, {"can": "can", "cat2": "cat"})
+    plain = drafts("dreambench", folder)
+    file = folder / "prompts_and_classes.txt"
+    text = file.read_text()
+    if change == "crlf":
+        text = text.replace("\n", "\r\n")
+    elif change == "bom":
+        text = "\ufeff" + text.removeprefix("Classes\n\n")
+    elif change == "comments":
+        text = text.replace("can,can", "# objects\ncan,can # a tin\n# pets").replace(
+            "prompt_list = [", "# x\n["
+        )
+    else:
+        text = text.replace("'", '"')
+    file.write_bytes(text.encode())
+    assert drafts("dreambench", folder) == plain and len(plain) == 50
+
+
+def test_clutter_beside_the_photos_of_dreambench_is_no_reference(tmp_path: Path, read: Read) -> None:
+    folder = sources.dreambench(tmp_path, {"can": "can"})
+    plain = read("dreambench", folder)
+    (folder / "can/._00.jpg").write_bytes(b"\0\5\26\7")
+    (folder / "can/.ipynb_checkpoints").mkdir()
+    items = read("dreambench", folder)
+    assert [item for item in items if isinstance(item, Draft)] == plain
+    assert [type(item) for item in items[:2]] == [Ignored] * 2
+    assert [photo.name for photo in read_dreambench(folder).subjects[0].photos] == [
+        "00.jpg",
+        "01.jpg",
+        "02.jpg",
+    ]
 
 
 def test_a_source_behind_a_link_is_read_like_any_other(tmp_path: Path, drafts: Drafts) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from customized_grpo.data.adapters.names import SubjectChoice
-from customized_grpo.data.manifest import RowProblem, kind_of, resolve_path
+from customized_grpo.data.row_checks import RowProblem, kind_of, resolve_path
 from customized_grpo.errors import UserError
 
 
@@ -99,7 +99,14 @@ class Dropped:
     filter: str
 
 
-Item: TypeAlias = Draft | Bad | Dropped
+@dataclass(frozen=True)
+class Ignored:
+    """A file of a source that makes no row; files of a kind are counted together."""
+
+    kind: str
+
+
+Item: TypeAlias = Draft | Bad | Dropped | Ignored
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ Layout, from github.com/google/dreambooth (`dataset/`, CC BY 4.0): a folder of p
 and the class, for objects and for live subjects (cats and dogs). The token (`sks` and the like) belongs to
 DreamBooth's own training and is dropped; `data/dreambench.py` reads it all, also for the benchmark.
 
-The file does not fix which photo is the reference; by default it is the first. A list such as UNO's
-`dreambench_singleip.json` does, and is taken as `--reference that.json`.
+The file does not fix which photo is the reference; by default it is the first, and the target the one after
+it (see `subject_photos.py`). A list such as UNO's `dreambench_singleip.json` does, and is taken as
+`--reference that.json`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from customized_grpo.data.adapters.base import (
     Item,
     Layout,
     Options,
-    Picture,
-    picture,
     read_json_list,
     source_folder,
 )
-from customized_grpo.data.adapters.folder import choose_references
+from customized_grpo.data.adapters.subject_photos import SubjectPhotos
 from customized_grpo.data.adapters.uno import reference_paths
 from customized_grpo.data.dreambench import dreambench_folder, read_dreambench
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.errors import UserError
 
 
@@ -42,22 +41,36 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     benchmark = read_dreambench(folder, require_photos=False)
     choice = options.reference or "first"
     given = _given_references(Path(choice)) if choice.endswith(".json") else None
-    number = 0
+    number = 1
     for subject in benchmark.subjects:
-        try:
-            references = _references(folder, subject.name, choice, given)
-        except RowProblem as problem:
+        if not (folder / subject.name).is_dir():
+            yield Bad(number, f"subject {subject.name!r} has no folder")
             number += 1
-            yield Bad(number, str(problem))
             continue
+        photos = SubjectPhotos(folder, folder / subject.name)
+        for note in photos.notes(number):
+            number += isinstance(note, Bad)
+            yield note
         for index, (prompt, prompt_type) in enumerate(benchmark.prompts(subject)):
-            number += 1
+            try:
+                if given is None:
+                    views = photos.views(index, choice)
+                elif subject.name in given:
+                    views = photos.views_of([folder / subject.name / name for name in given[subject.name]])
+                else:
+                    raise RowProblem(f"{choice} names no photo of subject {subject.name!r}")
+            except RowProblem as problem:
+                yield Bad(number, str(problem))
+                number += 1
+                break  # it is the same for every prompt
             yield Draft(
                 number=number,
                 id=f"{subject.name}-{index:02d}",
                 prompt=prompt,
-                references=references,
+                references=views.references,
                 subject=subject.name,
+                masks=views.masks,
+                target=views.target,
                 meta={
                     "class": subject.noun,
                     "category": "live" if subject.is_live else "object",
@@ -65,18 +78,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
                     "prompt_index": index,
                 },
             )
-
-
-def _references(
-    folder: Path, subject: str, choice: str, given: dict[str, list[str]] | None
-) -> tuple[Picture, ...]:
-    if not (folder / subject).is_dir():
-        raise RowProblem(f"subject {subject!r} has no folder")
-    if given is None:
-        return choose_references(folder, folder / subject, choice)
-    if subject not in given:
-        raise RowProblem(f"{choice} names no photo of subject {subject!r}")
-    return tuple(picture(folder, "reference", f"{subject}/{name}") for name in given[subject])
+            number += 1
 
 
 def _given_references(file: Path) -> dict[str, list[str]]:

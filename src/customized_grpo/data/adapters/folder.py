@@ -5,7 +5,9 @@
 
 Every subject meets every prompt. `{}` in a prompt becomes the subject's class: the line in its `class.txt`,
 or the name of its folder with digits at the end left out and underscores as spaces. `01.mask.png` beside
-`01.jpg` is its mask, 255 on the subject. There is no target: nobody photographed what is asked for.
+`01.jpg` is its mask, 255 on the subject. By default the photos take turns as the reference, and the target is
+the next photo: it does not show what is asked for, but the subject from another side, which is what the copy
+score and the identity judges compare with (see `subject_photos.py`).
 """
 
 from __future__ import annotations
@@ -17,20 +19,17 @@ from pathlib import Path
 from customized_grpo.data.adapters.base import (
     Bad,
     Draft,
+    Ignored,
     Item,
     Layout,
-    MaskFile,
     Options,
-    Picture,
-    picture,
     read_lines,
     source_folder,
 )
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.adapters.subject_photos import SubjectPhotos
+from customized_grpo.data.row_checks import RowProblem
+from customized_grpo.data.subject_folder import PHOTO_ENDINGS, is_clutter, read_subject_folder
 from customized_grpo.errors import UserError
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-MASK_ENDING = ".mask.png"
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
@@ -45,55 +44,53 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             "--prompts is missing", hint="It names a file with a prompt a line, such as: a {} on the beach."
         )
     prompts = _prompts(options.prompts)
-    subjects = sorted(path for path in folder.iterdir() if path.is_dir() and photos(path))
+    subjects, ignored = _sort_folders(folder)
+    yield from ignored
     if not subjects:
         raise UserError(f"{source} has no folder with images", hint="Make one folder per subject.")
-    number = 0
+    number = 1
     for subject in subjects:
-        try:
-            references = choose_references(folder, subject, options.reference or "first")
-            name = _class_of(subject)
-        except RowProblem as problem:
-            number += 1
-            yield Bad(number, str(problem))
-            continue
-        masks = _masks(folder, references)
+        photos = SubjectPhotos(folder, subject)
+        for note in photos.notes(number):
+            number += isinstance(note, Bad)
+            yield note
         for index, prompt in enumerate(prompts):
-            number += 1
+            try:
+                name = _class_of(subject)
+                views = photos.views(index, options.reference or "turns")
+            except RowProblem as problem:
+                yield Bad(number, str(problem))
+                number += 1
+                break  # it is the same for every prompt
             yield Draft(
                 number=number,
                 id=f"{subject.name}-{index:03d}",
                 prompt=prompt.replace("{}", name),
-                references=references,
+                references=views.references,
                 subject=subject.name,
-                masks=masks,
+                masks=views.masks,
+                target=views.target,
                 meta={"class": name, "prompt_index": index},
             )
+            number += 1
 
 
-def photos(subject: Path) -> list[Path]:
-    """Return the images of a subject by name, its masks left out."""
-    return sorted(
-        path
-        for path in subject.iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.endswith(MASK_ENDING)
-    )
-
-
-def choose_references(folder: Path, subject: Path, choice: str) -> tuple[Picture, ...]:
-    """Return the chosen photos of a subject: "first" by name, "all", or the one of that name without ending.
-
-    Raises:
-        RowProblem: The subject has no such photo, or it is no file of the folder.
-    """
-    found = photos(subject)
-    if choice == "first":
-        found = found[:1]
-    elif choice != "all":
-        found = [path for path in found if path.stem == choice]
-    if not found:
-        raise RowProblem(f"subject {subject.name!r} has no photo {choice!r}")
-    return tuple(picture(folder, "reference", path.relative_to(folder).as_posix()) for path in found)
+def _sort_folders(folder: Path) -> tuple[list[Path], list[Ignored]]:
+    """Return the subjects, and what else lies in the folder."""
+    subjects = []
+    ignored = []
+    for path in sorted(folder.iterdir()):
+        if is_clutter(path):
+            ignored.append(Ignored("files of systems and tools (hidden, Thumbs.db, ...)"))
+        elif path.is_dir():
+            content = read_subject_folder(path)
+            if content.photos or content.problems:
+                subjects.append(path)
+            else:
+                ignored.append(Ignored("folders without an image"))
+        elif path.suffix.lower() in PHOTO_ENDINGS:
+            ignored.append(Ignored("images outside of a subject's folder"))
+    return subjects, ignored
 
 
 def _prompts(file: Path) -> Sequence[str]:
@@ -115,16 +112,6 @@ def _class_of(subject: Path) -> str:
     if len(lines) > 1:
         raise RowProblem(f"{file} must hold one line, not {len(lines)}")
     return lines[0]
-
-
-def _masks(folder: Path, references: Sequence[Picture]) -> tuple[MaskFile, ...]:
-    """Return a mask per reference, or none if one of them is missing."""
-    masks = []
-    for reference in references:
-        name = Path(reference.name).with_suffix(MASK_ENDING).as_posix()
-        if (folder / name).is_file():
-            masks.append(MaskFile(name, folder / name))
-    return tuple(masks) if len(masks) == len(references) else ()
 
 
 LAYOUT = Layout(

@@ -37,7 +37,7 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.manifest import RowProblem, resolve_path
+from customized_grpo.data.row_checks import RowProblem, resolve_path
 from customized_grpo.errors import UserError
 
 MIN_QUALITY = 5

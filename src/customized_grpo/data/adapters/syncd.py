@@ -32,7 +32,7 @@ from customized_grpo.data.adapters.base import (
     read_json_list,
     source_folder,
 )
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.errors import UserError
 
 

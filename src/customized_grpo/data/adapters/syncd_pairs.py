@@ -26,7 +26,7 @@ from customized_grpo.data.adapters.base import (
     text_of,
 )
 from customized_grpo.data.adapters.syncd import mask_of
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.row_checks import RowProblem
 
 KEPT = ("category", "category_description", "ref_prompt")
 

@@ -26,7 +26,7 @@ from customized_grpo.data.adapters.base import (
     text_of,
 )
 from customized_grpo.data.adapters.names import SubjectChoice
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.row_checks import RowProblem
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:

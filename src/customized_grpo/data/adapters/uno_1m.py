@@ -34,7 +34,7 @@ from customized_grpo.data.adapters.base import (
     source_folder,
     text_of,
 )
-from customized_grpo.data.manifest import RowProblem
+from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.errors import UserError
 
 MIN_SCORE = 3.5

@@ -1,0 +1,125 @@
+"""The photos of a subject's folder as the references and targets of rows.
+
+    turns  (of `folder`)      row k has photo k as its reference, counted in a circle
+    first  (of `dreambench`)  every row has the first photo by name
+    NAME                      every row has the photo of that name, without ending
+    all                       every row has all photos as references, and no target
+
+The target is the photo after the reference, in a circle; a subject with one photo has none. If some of the
+photos have masks, only these take turns as references. Every file is opened once here, so that a damaged one
+is left out by itself and not with every row of its subject.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from customized_grpo.data.adapters.base import Bad, Ignored, MaskFile, Picture, picture
+from customized_grpo.data.image_facts import mask_size_problem
+from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.data.row_checks import RowProblem
+from customized_grpo.data.subject_folder import next_of, read_subject_folder
+from customized_grpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Views:
+    """The images of one row.
+
+    Attributes:
+        references: Its references.
+        masks: Their masks; none if one of them is missing.
+        target: Another photo of the subject.
+    """
+
+    references: tuple[Picture, ...]
+    masks: tuple[MaskFile, ...]
+    target: Picture | None
+
+
+class SubjectPhotos:
+    """The photos of a subject that can be used.
+
+    Args:
+        source: The resolved folder of all subjects.
+        subject: The folder of this one.
+    """
+
+    def __init__(self, source: Path, subject: Path) -> None:
+        self.name = subject.name
+        self.source = source
+        content = read_subject_folder(subject)
+        self.problems = list(content.problems)
+        self.ignored = content.ignored
+        self._pictures: dict[Path, Picture] = {}
+        self._masks: dict[Path, MaskFile] = {}
+        for photo in content.photos:
+            self._open(photo, content.masks.get(photo))
+
+    def views(self, number: int, choice: str) -> Views:
+        """Return the images of row `number` of the subject, counted from 0.
+
+        Args:
+            number: Of the row.
+            choice: turns, first, all, or the name of a photo without its ending.
+
+        Raises:
+            RowProblem: The subject has no such photo.
+        """
+        photos = list(self._pictures)
+        if choice == "turns":
+            ring = [photo for photo in photos if photo in self._masks] or photos
+            chosen = [ring[number % len(ring)]] if ring else []
+        elif choice == "first":
+            chosen = photos[:1]
+        elif choice == "all":
+            chosen = photos
+        else:
+            chosen = [photo for photo in photos if photo.stem == choice]
+        if not chosen:
+            which = "" if choice in ("turns", "first", "all") else f" {choice!r}"
+            raise RowProblem(f"subject {self.name!r} has no photo{which}")
+        return self.views_of(chosen)
+
+    def views_of(self, chosen: list[Path]) -> Views:
+        """Return the images of a row with these photos as its references.
+
+        Raises:
+            RowProblem: One of them is not there, or cannot be used.
+        """
+        missing = [photo for photo in chosen if photo not in self._pictures]
+        if missing:
+            raise RowProblem(f"subject {self.name!r} has no photo {missing[0].name!r} that can be used")
+        other = next_of(self._pictures, chosen[-1], chosen)
+        masks = tuple(self._masks[photo] for photo in chosen if photo in self._masks)
+        return Views(
+            references=tuple(self._pictures[photo] for photo in chosen),
+            masks=masks if len(masks) == len(chosen) else (),
+            target=None if other is None else self._pictures[other],
+        )
+
+    def notes(self, number: int) -> list[Bad | Ignored]:
+        """Return what is left out of the folder; bad files are numbered from `number` on."""
+        bad = [Bad(number + place, problem) for place, problem in enumerate(self.problems)]
+        return [*bad, *(Ignored(kind) for kind in self.ignored)]
+
+    def _open(self, photo: Path, mask: Path | None) -> None:
+        try:
+            found = picture(self.source, "reference", photo.relative_to(self.source).as_posix())
+            size = open_image(photo).size
+        except (RowProblem, UserError) as error:
+            self.problems.append(error.message if isinstance(error, UserError) else str(error))
+            return
+        self._pictures[photo] = found
+        if mask is None:
+            return
+        try:
+            mask_size = open_mask(mask).size
+        except UserError as error:
+            self.problems.append(error.message)
+            return
+        if mask_size == size:
+            self._masks[photo] = MaskFile(mask.relative_to(self.source).as_posix(), mask)
+        else:
+            self.problems.append(mask_size_problem(mask, mask_size, size))
