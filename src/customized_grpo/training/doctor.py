@@ -109,6 +109,7 @@ class Diagnosis:
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
         problems: Empty for a healthy recipe.
+        notes: What the user should know of the rows; no problems.
     """
 
     prompts: int
@@ -123,6 +124,7 @@ class Diagnosis:
     step_gains: StepGains
     premise: str
     problems: list[Problem]
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON (NaN becomes null)."""
@@ -182,6 +184,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
             *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
+        notes=list(parts.data.notes),
     )
 
 

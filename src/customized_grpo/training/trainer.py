@@ -139,6 +139,8 @@ class Trainer:
                 self.store.sweep()
             with self.log.open(), self.stop:
                 self.report_processes()
+                for note in self.data.notes:
+                    self.log.progress.message(f"note: {note}")
                 try:
                     with explained(self.config.model, batches):
                         if self.config.model.text_encoders == "drop":
