@@ -58,7 +58,7 @@ def test_an_unknown_key_names_the_nearest_one_here_or_elsewhere() -> None:
     assert "did you mean train.learning_rate?" in refused("toybox", "train.lerning_rate=1e-4")
     assert "did you mean train.learning_rate?" in refused("toybox", "model.learning_rate=1e-4")
     assert "did you mean train?" in refused("toybox", "trian.iterations=3")
-    known = "rewards.0 has name, weight, segment, path, noise, options, executor, on_failure"
+    known = "rewards.0 has name, label, weight, segment, path, noise, options, executor, on_failure"
     assert known in refused("toybox", "rewards.0.zzz=3")
 
 
@@ -114,8 +114,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("model.path.x=1", "model.path is a value and has no keys"),
         ("train.group_size", "train.group_size: an override is written section.key=value"),
         ("train..x=1", "an override is written section.key=value"),
-        ("run.seed=!!python/name:os.system", "run.seed: the tag"),
-        ("run.seed=*other", "run.seed: the alias *other is not read"),
+        ("trackers=!!python/name:os.system", "trackers: the tag"),
+        ("trackers=*other", "trackers: the alias *other is not read"),
     ],
 )
 def test_a_bad_override_is_refused_with_its_path_and_what_to_write(override: str, what: str) -> None:

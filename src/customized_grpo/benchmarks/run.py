@@ -215,16 +215,18 @@ def _draw_missing(
     total = len(rows) * request.samples
     with closing(counting("drawing", total)) as counter:
         if generator.model.reference_fit == "crop":
-            files = dict.fromkeys(file for row in rows for file in row.references)
-            note = cut_note(((str(file), image_size(file)) for file in files), height, width)
+            files: dict[Path, None] = {}  # an ordered set
+            for row in rows:
+                files |= dict.fromkeys(row.references)
+            note = cut_note([(str(file), image_size(file)) for file in files], height, width)
             if note is not None:
                 counter.note(f"note: {note}")
 
-        def say_foreign(files: list[Path]) -> None:
+        def say_foreign(foreign: list[Path]) -> None:
             counter.note(
-                f"{len(files)} images were changed since they were drawn, or not drawn here, and are drawn "
-                f"again: {', '.join(file.name for file in files[:FOREIGN_NAMED])}"
-                + (", ..." if len(files) > FOREIGN_NAMED else "")
+                f"{len(foreign)} images were changed since they were drawn, or not drawn here, and are drawn "
+                f"again: {', '.join(file.name for file in foreign[:FOREIGN_NAMED])}"
+                + (", ..." if len(foreign) > FOREIGN_NAMED else "")
             )
 
         count = generate(

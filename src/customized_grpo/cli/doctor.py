@@ -64,6 +64,7 @@ def render(diagnosis: Diagnosis) -> str:
         *_gains_tables(diagnosis.step_gains),
         diagnosis.premise,
         *(f"note: {note}" for note in diagnosis.notes),
+        *(f"note: {sentence}" for sentence in diagnosis.idle),
     ]
     if diagnosis.problems:
         lines = [f"problem: {problem.problem}\n    fix: {problem.fix}" for problem in diagnosis.problems]
@@ -81,6 +82,8 @@ def _rewards_table(rewards: Sequence[RewardHealth]) -> str:
 
 
 def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
+    if len({reward.kind for reward in diagnosis.rewards} - {"quality"}) < 2:
+        return ["conflict of prompt and identity: none, as only one of them is rewarded"]
     if math.isnan(diagnosis.rho):
         return [
             "conflict of the rewards: unknown, because no group varies in both prompt and identity reward"

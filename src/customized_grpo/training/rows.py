@@ -129,7 +129,10 @@ def _overlaps(mask: Facts, height: int, width: int) -> bool:
 
 def _sizes(gallery: Gallery, rows: Sequence[Row]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield name and size of every different reference."""
-    for file in dict.fromkeys(file for row in rows for file in row.references):
+    files: dict[Path, None] = {}
+    for row in rows:
+        files |= dict.fromkeys(row.references)
+    for file in files:
         facts = gallery.image(file)
         if isinstance(facts, Facts):
             yield str(file), facts.size
