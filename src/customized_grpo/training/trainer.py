@@ -152,9 +152,7 @@ class Trainer:
                 if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
                     (self.folder.path / "summary.json").unlink(missing_ok=True)
             with self.log.open(), self.stop:
-                for name, message in self.notes:
-                    self.log.event(name, message)
-                self.report_idle_settings()
+                self.report_notes()
                 try:
                     with explained(self.config.model, batches):
                         if self.config.model.text_encoders == "drop":
@@ -201,10 +199,12 @@ class Trainer:
         at_end = self.iteration == self.config.train.iterations
         return at_end or (every > 0 and self.iteration % every == 0)
 
-    # Before the first iteration
-
-    def report_idle_settings(self) -> None:
-        """Report, when the run begins, what in its recipe has no effect."""
+    def report_notes(self) -> None:
+        """Report, before the first iteration, what has changed, what the data lack, and what has no effect."""
+        for name, message in self.notes:
+            self.log.event(name, message)
+        for note in self.data.notes:
+            self.log.progress.message(f"note: {note}")
         if self.iteration == 0:
             for sentence in idle_settings(self.config, self.scorer.rewards):
                 self.log.event("idle setting", sentence, prefix="note: ")
