@@ -200,7 +200,7 @@ class Trainer:
         return at_end or (every > 0 and self.iteration % every == 0)
 
     def report_notes(self) -> None:
-        """Report, before the first iteration, what has changed, what the data lack, and what has no effect."""
+        """Report, at the start, what has changed, what the data lack, and what has no effect."""
         for name, message in self.notes:
             self.log.event(name, message)
         for note in self.data.notes:
