@@ -63,7 +63,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_json_files(folder: Path) -> None:
-    """Check those JSON files of a folder that are loaded; UserError names the first that is no JSON object."""
+    """Check the JSON files of a folder that are loaded; UserError names the first that is no object."""
     for name in JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
