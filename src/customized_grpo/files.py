@@ -228,6 +228,23 @@ def read_json(
     return value
 
 
+def open_tensors(path: Path) -> Any:
+    """Return an opened safetensors file, to be used in a `with` block; its header is checked, no tensor read.
+
+    Raises:
+        UserError: It is missing, cut, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a safetensors file, or only a part of one: {error}",
+            hint="Download it again; a file of some hundred bytes is a pointer of git-lfs.",
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
