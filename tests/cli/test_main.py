@@ -287,3 +287,31 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "40")
     lines = table([["name", "word " * 50]]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) <= 40
+
+
+# What is not supported says the way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "way"),
+    [
+        (
+            ["--reference", "https://example.com/dog.jpg"],
+            "--reference: no such file",
+            "download the file first",
+        ),
+        (
+            ["--reference", "photos"],
+            "--reference: no such file: photos",
+            "give --reference for each of its files",
+        ),
+    ],
+)
+def test_a_reference_that_is_no_file_says_the_way(
+    arguments: list[str], message: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = run_here("generate", "toybox", "--prompt", "x", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and way in done.stderr
