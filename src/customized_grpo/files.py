@@ -1,13 +1,16 @@
-"""Write a file whole or not at all, read a small JSON file with checks, hash a file."""
+"""Write a file or a folder whole or not at all, read a small JSON file with checks, hash a file."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +21,30 @@ if TYPE_CHECKING:
 
 DRAFT_ENDING = ".draft"
 MAX_JSON_BYTES = 64 << 20
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What fsync says on a network mount that does not offer it, mostly for folders."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NAME_PART = 40  # characters of the target's name in the draft's; a name may have 255 bytes, 4 a character
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def creating(path: Path) -> Iterator[Path]:
+    """Give a draft to write to, as `replacing` does, and let it appear as `path` only if nothing is there.
+
+    Of several processes that create one file exactly one succeeds.
+
+    Raises:
+        FileExistsError: There is something at `path`, also if it came after the block began.
+        OSError: As `replacing`.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists")
+    with replacing(path, over=False) as draft:
+        yield draft
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterator[Path]:
     """Give a draft in the folder of `path` to write to, and rename it to `path` when the block ends well.
 
     Readers see the old file or the new one, never a part, and a kill leaves the old one. Two writers at once
@@ -32,23 +54,85 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Args:
         path: The file to write, in an existing folder.
         durable: Whether the content must reach the disk first, so that a power cut leaves no empty file.
+        over: Whether a file at `path` may be replaced; see `creating`.
 
     Raises:
-        OSError: The disk refuses; the draft is removed and an older file is intact.
+        OSError: The disk refuses, or a device, a pipe or a folder is in the place; the draft is removed and
+            an older file is intact.
     """
+    if path.exists() and not path.is_file():  # root would replace /dev/null by a file
+        raise FileExistsError(errno.EEXIST, "exists and is not an ordinary file", str(path))
     draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
     draft.touch(exist_ok=False)
     try:
         mode = draft.stat().st_mode
         yield draft
-        draft.chmod(mode)  # the umask's, also if the draft itself was replaced
+        if draft.stat().st_mode != mode:
+            draft.chmod(mode)  # the umask's, also if the draft itself was replaced
         if durable:
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(draft)
+        if over:
+            os.replace(draft, path)
+        else:
+            _move_to_free(draft, path)
+    except BaseException:
+        with suppress(OSError):  # the first error says more, and a draft is never taken for the file
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def _move_to_free(draft: Path, path: Path) -> None:
+    """Rename a file in one step, or raise FileExistsError if there is something at `path`."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file holds the place for an instant
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(draft, path)
+    else:
+        draft.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a draft of a new folder to fill, and rename it to `path` when the block ends well.
+
+    So a folder is there with all its files or not at all. A kill leaves at most a hidden draft beside it.
+
+    Args:
+        path: The folder, which is absent or empty; folders above it are made.
+
+    Raises:
+        OSError: The disk refuses; the draft is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
+    draft.mkdir()
+    try:
+        yield draft
         os.replace(draft, path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, have reached the disk, see `sync_open`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync_open(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """Return when an open file has reached the disk; at once where the file system cannot tell."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
@@ -88,11 +172,29 @@ def write_tensors(
         metadata: Texts for the file's header.
         durable: Whether the content must reach the disk before the file appears.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path, durable=durable) as draft:
-        save_file(dict(tensors), draft, None if metadata is None else dict(metadata))
+        try:
+            save_file(dict(tensors), draft, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # what it hides as text: "I/O error: ... (os error 28)"
+            match = _OS_ERROR.search(str(error))
+            if match is None:
+                raise
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
     return path
+
+
+def follow_umask(folder: Path) -> None:
+    """Give every safetensors file in a folder the mode of the umask.
+
+    Libraries of models write them through a private temporary file, which nobody else can read (0600).
+    """
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
 
 
 def read_json(

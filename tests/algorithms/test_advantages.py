@@ -183,16 +183,25 @@ def test_by_kind_keeps_a_missing_reward_to_its_own_kind() -> None:
     assert identity.isnan().tolist() == [True, False]
 
 
-def test_rewards_of_a_kind_are_averaged_by_weight_in_the_order_prompt_identity():
-    a = torch.tensor([[1.0, 2.0, 4.0]])
-    actual = by_kind(a, ["identity", "prompt", "identity"], [3.0, 5.0, 1.0])
-    torch.testing.assert_close(actual, torch.tensor([[2.0, (3 * 1 + 4) / 4]]))
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["identity", "prompt", "identity"], [2.0, (3 * 1 + 4) / 4]),
+        (["quality", "prompt", "quality"], [2.0, (3 * 1 + 4) / 4]),
+        (["quality", "identity", "prompt"], [4.0, 2.0, 1.0]),
+        (["identity", "identity", "identity"], [(3 * 1 + 5 * 2 + 4) / 9]),
+    ],
+)
+def test_rewards_of_a_kind_are_averaged_by_weight_in_the_order_of_kinds(
+    kinds: list[str], expected: list[float]
+):
+    actual = by_kind(torch.tensor([[1.0, 2.0, 4.0]]), kinds, [3.0, 5.0, 1.0])
+    torch.testing.assert_close(actual, torch.tensor([expected]))
 
 
 @pytest.mark.parametrize(
     ("kinds", "weights", "message"),
     [
-        (["prompt", "prompt"], [1, 1], "no identity"),
         (["prompt", "identity"], [1, 0], "no identity"),
         (["prompt", "style"], [1, 1], "unknown reward kind 'style'"),
         (["prompt", "identity"], [1, -1], ">= 0"),

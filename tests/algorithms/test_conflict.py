@@ -24,8 +24,8 @@ def test_quadrants_count_signs_and_leave_zeros_out():
     assert quadrants(a) == {"conflict": 0.5, "both_positive": 0.25, "both_negative": 0.25}
 
 
-def test_quadrants_of_nothing_are_zero():
-    assert set(quadrants(torch.zeros(4, 2)).values()) == {0.0}
+def test_quadrants_of_nothing_are_unknown():
+    assert all(math.isnan(share) for share in quadrants(torch.zeros(4, 2)).values())
 
 
 @pytest.mark.parametrize("correlation", [-0.9, -0.5, 0.0, 0.5, 0.9])

@@ -60,6 +60,28 @@ def test_a_second_call_draws_only_what_is_missing_or_broken(tmp_path: Path, rows
     assert files["..", 0].stat().st_mtime_ns == kept
 
 
+@pytest.mark.parametrize("change", ["replaced", "swapped", "without a hash", "with a damaged hash"])
+def test_an_image_that_was_not_drawn_here_is_drawn_again_and_named(
+    tmp_path: Path, rows: list[BenchmarkRow], change: str
+) -> None:
+    artist, pictures = Artist(), folder(tmp_path / "out")
+    generate(pictures, rows, artist, samples=2, rows_together=2)
+    first, second = (pictures.file((rows[0], number)) for number in range(2))
+    drawn = first.read_bytes()
+    hash_file = tmp_path / "out/hashes" / f"{first.stem}.txt"
+    if change == "replaced":
+        Image.new("RGB", (8, 8), "white").save(first)  # whole, and of the right size
+    elif change == "swapped":
+        first.write_bytes(second.read_bytes())
+    elif change == "without a hash":
+        hash_file.unlink()
+    else:
+        hash_file.write_bytes(b"\xff\xfe")
+    foreign: list[Path] = []
+    count = generate(pictures, rows, artist, samples=2, rows_together=2, on_foreign=foreign.extend)
+    assert (count, foreign) == (1, [first]) and first.read_bytes() == drawn
+
+
 def test_an_interrupted_call_keeps_what_it_drew(tmp_path: Path, rows: list[BenchmarkRow]) -> None:
     def stop(count: int) -> None:
         raise KeyboardInterrupt

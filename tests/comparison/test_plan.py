@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.comparison.arms import Arm
+from customized_grpo.comparison.arms import Arm, load_arms
 from customized_grpo.comparison.plan import Plan, adopt, make_plan
 from customized_grpo.errors import UserError
 
@@ -57,6 +57,13 @@ def test_a_later_call_adds_arms_and_seeds(plan: MakePlan) -> None:
     again = adopt(plan([LINEAR], [0]))
     assert len(again.runs()) == 4
     assert json.loads((again.folder / "plan.json").read_text()) == again.to_json()
+
+
+def test_the_arms_of_a_plan_can_be_read_back_to_repeat_it(plan: MakePlan) -> None:
+    adopt(plan([LINEAR], [0]))
+    whole = adopt(plan())
+    file = whole.to_json()["arms_file"]
+    assert file == str(whole.folder / "arms.yaml") and load_arms(file) == list(whole.arms)
 
 
 def test_a_later_call_of_one_arm_does_not_lose_its_control(plan: MakePlan) -> None:

@@ -100,8 +100,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("model.path.x=1", "model.path is a value and has no keys"),
         ("train.group_size", "train.group_size: an override is written section.key=value"),
         ("train..x=1", "an override is written section.key=value"),
-        ("run.seed=!!python/name:os.system", "run.seed: the tag"),
-        ("run.seed=*other", "run.seed: the alias *other is not read"),
+        ("trackers=!!python/name:os.system", "trackers: the tag"),
+        ("trackers=*other", "trackers: the alias *other is not read"),
     ],
 )
 def test_a_bad_override_is_refused_with_its_path_and_what_to_write(override: str, what: str) -> None:

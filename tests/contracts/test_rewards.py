@@ -16,8 +16,8 @@ import judge_server
 import tiny_onnx
 import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
+from customized_grpo.kinds import KINDS
 from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
-from customized_grpo.rewards.base import REWARD_KINDS
 
 
 def at(save: Callable[[Path], Path]) -> Callable[[Path], dict[str, Any]]:
@@ -80,7 +80,7 @@ def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_it_has_a_known_kind(reward: Reward) -> None:
-    assert reward.kind in REWARD_KINDS
+    assert reward.kind in KINDS
 
 
 def test_it_scores_finite_fp32_on_the_cpu(reward: Reward) -> None:

@@ -190,6 +190,15 @@ def test_damaged_files_are_set_aside_and_the_work_goes_on(
     assert sum("set aside" in line for line in lines) == 2
 
 
+def test_a_photo_that_was_replaced_gets_a_new_mask(folder: Path, segmenter: Segmenter) -> None:
+    run(folder, segmenter)
+    mask = folder / "masks/dog/1.png.png"
+    before = mask.read_bytes()
+    Image.open(folder / "dog/1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "dog/1.png")
+    run(folder, segmenter, "again.jsonl")
+    assert mask.read_bytes() != before and np.asarray(Image.open(mask))[:, :20].min() == 255
+
+
 def test_a_lost_stamp_does_not_let_another_segmenter_in(
     folder: Path, segmenter: Segmenter, tmp_path: Path
 ) -> None:

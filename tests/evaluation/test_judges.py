@@ -50,7 +50,7 @@ def stacked(rows: list[Example], what: str) -> Tensor:
 
 
 def test_a_copy_is_seen_and_its_identity_is_that_of_an_honest_view(rows: list[Example]) -> None:
-    judges = RewardJudges([encoder(), PROMPT], [1.0, 1.0], by_target=True)
+    judges = RewardJudges([encoder(), PROMPT], ["dino", "p"], [1.0, 1.0], by_target=True)
     copied, true = (judges.columns(stacked(rows, what), rows) for what in ("reference", "target"))
     assert copied["monitor/copy_score"] == pytest.approx([1.0] * 4, abs=1e-5)
     assert true["monitor/copy_score"] == pytest.approx([-1.0] * 4, abs=1e-5)
@@ -63,7 +63,7 @@ def test_a_copy_is_seen_and_its_identity_is_that_of_an_honest_view(rows: list[Ex
 
 def test_without_targets_identity_is_likeness_to_the_references(rows: list[Example]) -> None:
     bare = [replace(row, target=None, masks=None) for row in rows]
-    judges = RewardJudges([encoder()], [1.0], by_target=False)
+    judges = RewardJudges([encoder()], ["dino"], [1.0], by_target=False)
     found = judges.columns(stacked(rows, "reference"), bare)
     assert found["judge/identity"] == pytest.approx([1.0] * 4, abs=1e-5)
     assert found["monitor/copy_score"].isnan().all()
@@ -71,7 +71,7 @@ def test_without_targets_identity_is_likeness_to_the_references(rows: list[Examp
 
 
 def test_every_batch_has_the_same_columns_whatever_its_rows_lack(rows: list[Example]) -> None:
-    judges = RewardJudges([encoder()], [1.0], by_target=False)
+    judges = RewardJudges([encoder()], ["dino"], [1.0], by_target=False)
     mixed = [rows[0], replace(rows[1], target=None), replace(rows[2], masks=None), rows[3]]
     whole = judges.columns(stacked(rows, "reference"), mixed)
     for n, row in enumerate(mixed):
@@ -85,7 +85,7 @@ def test_every_batch_has_the_same_columns_whatever_its_rows_lack(rows: list[Exam
 
 def test_the_nearest_of_several_references_decides_about_copying(rows: list[Example]) -> None:
     row = replace(rows[0], references=(rows[1].references[0], rows[0].references[0]), masks=None)
-    judges = RewardJudges([encoder()], [1.0], by_target=True)
+    judges = RewardJudges([encoder()], ["dino"], [1.0], by_target=True)
     found = judges.columns(rows[0].references[0][None], [row])
     assert found["monitor/copy_score"].item() == pytest.approx(1.0, abs=1e-5)
 
@@ -93,21 +93,38 @@ def test_the_nearest_of_several_references_decides_about_copying(rows: list[Exam
 def test_judges_of_a_kind_are_weighted(rows: list[Example]) -> None:
     twice = FunctionReward("twice", "prompt", lambda batch: 2 * brightness(batch))
     images = stacked(rows, "target")
-    found = RewardJudges([PROMPT, twice], [3.0, 1.0], by_target=True).columns(images, rows)
+    found = RewardJudges([PROMPT, twice], ["p", "twice"], [3.0, 1.0], by_target=True).columns(images, rows)
     assert found["judge/prompt"] == pytest.approx(1.25 * images.mean((1, 2, 3)))
     assert "judge/identity" not in found and "monitor/copy_score" not in found
 
 
+def test_every_judge_has_a_column_of_its_own_and_quality_is_judged_too(rows: list[Example]) -> None:
+    rewards = [
+        FunctionReward(name, kind, lambda batch, factor=factor: factor * brightness(batch))
+        for name, kind, factor in (("a", "prompt", 1.0), ("b", "prompt", 3.0), ("c", "quality", 5.0))
+    ]
+    images = torch.full((len(rows), 3, *rows[0].references[0].shape[1:]), 0.25)
+    columns = RewardJudges(rewards, ["a", "b", "c"], [1.0] * 3, by_target=False).columns(images, rows)
+    means = {name: float(values.mean()) for name, values in columns.items() if name.startswith("judge")}
+    assert means == pytest.approx(
+        {
+            "judge/prompt": 0.5,
+            "judge/quality": 1.25,
+            "judge_score/a": 0.25,
+            "judge_score/b": 0.75,
+            "judge_score/c": 1.25,
+        }
+    )
+
+
 def test_judges_that_cannot_judge_are_refused(rows: list[Example]) -> None:
-    with pytest.raises(UserError, match="kind quality"):
-        RewardJudges([FunctionReward("q", "quality", brightness)], [1.0], by_target=True)
     with pytest.raises(UserError, match="dino cuts out the subject, but targets have no masks"):
-        RewardJudges([encoder("reference")], [1.0], by_target=True)
+        RewardJudges([encoder("reference")], ["dino"], [1.0], by_target=True)
     assert build_judges((), rows, torch.device("cpu")) is None
 
 
 def test_a_training_reward_in_disguise_is_refused(tmp_path: Path) -> None:
-    judges = RewardJudges([encoder(), PROMPT], [1.0, 1.0], by_target=True)
+    judges = RewardJudges([encoder(), PROMPT], ["dino", "p"], [1.0, 1.0], by_target=True)
     shutil.copytree(DINO, tmp_path / "elsewhere")
     same = build_reward(RewardConfig(name="dino", path=str(tmp_path / "elsewhere"), segment="reference"))
     with pytest.raises(UserError, match="dino has the weights of a training reward"):

@@ -89,7 +89,8 @@ def test_results_are_told_with_intervals_and_alarms(trained: Any) -> None:
         "| Held-out identity | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) | +0.123 (+0.100 to +0.150) |"
         in card
     )
-    assert "after iteration 2: copying" in card and "raised none" not in card
+    assert "after iteration 2: copying" in card and "raised no alarm" not in card
+    assert card.index("copying") < card.index("Held-out identity rose")
 
 
 def test_results_of_another_checkpoint_are_not_told(trained: Any) -> None:

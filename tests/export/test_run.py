@@ -142,7 +142,7 @@ def test_a_run_without_a_checkpoint_or_with_a_wrong_recipe_is_refused(recipe: An
 
 
 @pytest.mark.parametrize("name", ["comfyui", "kohya"])
-@pytest.mark.parametrize("layer", ["norm_out.linear", "x_embedder"])
+@pytest.mark.parametrize("layer", ["norm_out.linear", "time_text_embed"])
 def test_layers_that_a_format_has_no_name_for_are_refused(name: Any, layer: str, recipe: Any) -> None:
     layers = {layer: Layer(torch.zeros(4, 8), torch.zeros(8, 4))}
     adapter = RunAdapter(recipe(), 1, False, 4, 4.0, layers, {})

@@ -13,7 +13,11 @@ from PIL import Image
 
 from customized_grpo.cli.main import main
 from customized_grpo.data.images import open_image, to_tensor
+from customized_grpo.errors import UserError
+from customized_grpo.generation import lettering
 from customized_grpo.generation.grid import GridRow, compose_grid
+from customized_grpo.generation.lettering import lettered
+from customized_grpo.generation.pictures import Request, _references, _Writer
 
 PROMPTS = ("a toy at night", "a toy <b>in</b> the snöw | 雪")
 
@@ -170,3 +174,90 @@ def test_a_misspelt_run_is_not_looked_for_on_the_hub(
     assert f"Runs here: {run}." in capsys.readouterr().err
     assert generate(run.parent, "--reference", toy) == 2
     assert "neither the folder of a run nor a model" in capsys.readouterr().err
+
+
+def request(toy: Path, *masks: Path) -> Request:
+    return Request(["a", "b"], [toy], masks)
+
+
+def test_two_calls_at_once_share_a_folder_without_overwriting(toy: Path, tmp_path: Path) -> None:
+    colours = ["red", "lime", "blue", "grey"]
+    images = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    first = _Writer(tmp_path, request(toy), {})
+    second = _Writer(tmp_path, request(toy), {})  # both have seen an empty folder
+    (tmp_path / "0000.json").write_text("mine")
+    files = []
+    for start in (0, 2):
+        files += first.write(images[start : start + 1])
+        files += second.write(images[start + 1 : start + 2])
+    assert [file.name for file in files] == ["0001.png", "0002.png", "0003.png", "0004.png"]
+    for file, image in zip(files, images, strict=True):
+        assert open_image(file).getpixel((0, 0)) == image.getpixel((0, 0))
+    assert first.numbers == [1, 3] and second.numbers == [2, 4]
+    assert first.write(images[:2], is_base=True) == [tmp_path / "0001-base.png", tmp_path / "0003-base.png"]
+    assert (tmp_path / "0000.json").read_text() == "mine"
+
+
+def test_a_number_taken_in_the_last_moment_is_left_to_the_other(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = _Writer(tmp_path, request(toy), {})
+    monkeypatch.setattr(writer, "_next_number", lambda: 0)
+    Image.new("RGB", (8, 8), "lime").save(tmp_path / "0000.png")
+    before = (tmp_path / "0000.png").read_bytes()
+    assert writer.write([Image.new("RGB", (8, 8))]) == [tmp_path / "0001.png"]
+    assert (tmp_path / "0000.png").read_bytes() == before
+
+
+def test_the_ten_thousandth_picture_does_not_overwrite_the_thousandth(toy: Path, tmp_path: Path) -> None:
+    for name in ("1001.png", "10000.png", "9999-base.png"):
+        (tmp_path / name).write_bytes(b"old")
+    assert _Writer(tmp_path, request(toy), {}).write([Image.new("RGB", (8, 8))])[0].name == "10001.png"
+    assert (tmp_path / "1001.png").read_bytes() == b"old"
+
+
+def test_a_subject_that_the_cut_removes_is_said(toy: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (64, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    mask.save(tmp_path / "m.png")
+    photo = Image.new("RGB", (64, 16))
+    with pytest.raises(UserError, match=r"m.png: nothing of the subject is left when .*toy.png is cut"):
+        _references(request(toy, tmp_path / "m.png"), [photo], [mask], (16, 16))
+    assert len(_references(request(toy, tmp_path / "m.png"), [photo], [mask], (16, 64))) == 1
+
+
+class Latin:
+    """A font that has the letters of English, and boxes for everything else."""
+
+    def getmask(self, text: str) -> Any:
+        return Image.new("L", (8, 8), ord(text) if text.isascii() else 0).im
+
+    def getlength(self, text: str) -> float:
+        return 8.0 * len(text)
+
+
+def test_what_no_font_can_write_is_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering.ImageFont, "load_default", lambda _: Latin())
+    monkeypatch.setattr(lettering, "_font_files", lambda: ())
+    assert lettered("a toy", 17, "0003.json")[0] == "a toy"
+    assert lettered("🐶 a toy \x07", 17, "0003.json")[0] == "a toy (prompt in 0003.json)"
+    assert lettered("雪", 17, "0003.json")[0] == "(prompt in 0003.json)"
+
+
+def test_the_first_font_that_has_every_character_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Wide(Latin):
+        def getmask(self, text: str) -> Any:
+            return Image.new("L", (8, 8), 1 + ord(text) % 250 if text != "\U0010fffe" else 0).im
+
+    fonts = {"latin.ttf": Latin(), "wide.ttf": Wide()}
+    monkeypatch.setattr(lettering.ImageFont, "load_default", lambda _: Latin())
+    monkeypatch.setattr(lettering.ImageFont, "truetype", lambda file, _: fonts[file.name])
+    monkeypatch.setattr(lettering, "_font_files", lambda: (Path("latin.ttf"), Path("wide.ttf")))
+    assert lettered("ein Spielzeug über 雪", 17, "x.json") == ("ein Spielzeug über 雪", fonts["wide.ttf"])
+
+
+def test_a_prompt_without_spaces_stays_inside_the_sheet() -> None:
+    grid = compose_grid(["reference"], [GridRow("ü" * 300, [Image.new("RGB", (64, 64), "red")])])
+    assert grid.width == 256 + 40 and (np.asarray(grid)[:, -10:] == 255).all()

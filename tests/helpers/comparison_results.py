@@ -100,6 +100,7 @@ def comparison(
             "train": {"iterations": ITERATIONS, "group_size": 12},
         },
         "seeds": list(range(seeds)),
+        "arms_file": "runs/compare-toybox-leaky/arms.yaml",
         "threads_per_run": 1,
         "versions": {"customized_grpo": "0.1.0", "python": "3.12.4", "torch": "2.13.0",
                      "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "modified": False}},

@@ -373,7 +373,10 @@ def test_step_weights_are_those_of_the_results(seen: Page, results: dict[str, An
 def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) -> None:
     recipe = re.search(r"<pre>(.*?)</pre>", seen.source, re.DOTALL)
     assert recipe is not None and read_yaml(recipe[1].replace("&#39;", "'")) == (results["config"], [])
-    command = "cgrpo compare toybox-leaky train.iterations=60 --first-seed 0 --seeds 5 --threads 1"
+    command = (
+        "cgrpo compare toybox-leaky train.iterations=60 --arms runs/compare-toybox-leaky/arms.yaml "
+        "--first-seed 0 --seeds 5 --threads 1"
+    )
     assert command in seen.text
     codes = re.findall(r"<code>([^<]*)</code>", seen.source)
     assert {"advantage.name=linear", "schedule.prompt_weight=0.75", "torch"} <= set(codes)

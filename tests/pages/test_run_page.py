@@ -33,7 +33,7 @@ def test_the_report_lies_in_the_run_folder_and_nothing_else_is_left(full_run: Ru
 
 def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:
     assert page(full_run).headings == [
-        "Before and after", "Words used here", "Samples",
+        "Before and after", "Rewards by name", "Words used here", "Samples",
         "Learning curves", "Training reward: prompt following", "Training reward: identity",
         "Held-out judge: prompt following", "Held-out judge: identity",
         "What the model draws", "What samples are", "Prompt accuracy by part",
@@ -132,6 +132,89 @@ def test_an_unfinished_run_claims_no_interval(run_folder: Folders) -> None:
     assert "unfinished: iteration 40 of 200" in seen.text
     assert "no paired interval has been computed yet" in seen.text and "no interval" in seen.text
     assert "rose by" not in seen.text and "better" not in [row.get("class") for row in seen.of("td")]
+
+
+def alarm(run: RunFolder, iteration: int, message: str, kind: str = "diversity") -> None:
+    line = {"kind": "event", "iteration": iteration, "event": "alarm", "message": message, "alarm": kind}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def test_alarms_lead_the_page_and_qualify_every_sentence(run_folder: Folders) -> None:
+    run = run_folder("alarming")
+    run.metrics(40)
+    run.summary(judge__identity=(0.05, 0.03, 0.07))
+    alarm(run, 20, "diversity is .30")
+    alarm(run, 20, "copy_score rose", "copy_score")
+    alarm(run, 40, "diversity is .19")
+    text = page(run).text
+    order = [
+        "An alarm stands at the latest evaluation.",
+        "diversity is .19",
+        "Raised earlier, and not at the latest evaluation:",
+        "iteration 20: copy_score rose",
+        "which the alarms above qualify:",
+        "Held-out identity rose by",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "diversity is .30" not in text[: places[-1]], "an alarm that lasts is told once, as it is now"
+
+
+def test_without_alarms_nothing_is_qualified(run_folder: Folders) -> None:
+    run = run_folder("calm")
+    run.metrics(40)
+    assert "qualify" not in page(run).text
+
+
+def test_the_kl_is_drawn_only_where_it_was_measured(run_folder: Folders) -> None:
+    run = run_folder("free")
+    run.metrics(40)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("policy/kl", None)
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "KL to the base" not in page(run).headings
+
+
+def test_every_reward_has_a_row_of_its_own(full_run: RunFolder) -> None:
+    rows = re.findall(r"<tr><td><code>(.*?)</tr>", page(full_run).source, re.DOTALL)
+    cells = {row.split("<")[0]: re.sub(r"<[^>]+>", " ", row).split() for row in rows}
+    assert cells["dino"][1:3] == ["0.412", "\u2192"] and "12.5%" in cells["dino"]
+    assert "0.250" in cells["dino"] and "0.200" in cells["clip_t"]
+
+
+def only_kind(run: RunFolder, kind: str) -> None:
+    """Leave the rewards of one kind in the metrics, and no quadrants."""
+    gone = [f"reward/{other}" for other in ("prompt", "identity") if other != kind]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith((*gone, "advantage/"))} for line in lines]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def test_one_kind_alone_says_that_nothing_else_could_degrade(run_folder: Folders) -> None:
+    run = run_folder("single")
+    run.metrics(40)
+    only_kind(run, "identity")
+    seen = page(run)
+    assert "Every reward was of kind identity (plain GRPO): there is no second quality" in seen.text
+    assert "No competitive degradation" not in seen.text
+    assert "Prompt and identity weight by step" not in seen.headings
+    run.summary(reward__identity=(0.1, 0.05, 0.15), judge__prompt=(-0.1, -0.15, -0.05))
+    assert "Competitive degradation: the identity reward rose while" in page(run).text
+
+
+def test_shares_are_shown_as_shares_of_the_whole_run(run_folder: Folders) -> None:
+    run = run_folder("gaps")
+    run.metrics(4)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "train":
+            line |= {"health/zero_std_groups": 0.25, "health/nan_samples": 0.5, "health/skipped_updates": 1}
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page(run).text
+    assert "25.0% of the groups without any spread, 50.0% of the samples without a score" in text
+    assert "4 skipped updates" in text
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2])

@@ -93,7 +93,7 @@ def test_a_lora_of_another_base_names_the_tensor(pipe: Any, tmp_path: Path) -> N
     [
         ("missing.safetensors", "no such file"),
         ("weights.bin", "pickled weights are refused"),
-        ("broken.safetensors", "not a LoRA"),
+        ("broken.safetensors", "not a safetensors file, or only a part"),
         ("no/such/folder", "no such file"),
     ],
 )

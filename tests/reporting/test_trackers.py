@@ -74,7 +74,16 @@ def test_only_numbers_are_sent(recorder: Recorder, tmp_path: Path) -> None:
     tracked = Trackers(["recorder"], tmp_path, {})
     tracked.log(RECORD)
     tracked.log({"kind": "event", "iteration": 1, "event": "stop", "message": "x"})
-    assert recorder.seen == [({"rollouts": 8.0, "reward/prompt": 0.5}, 1)]
+    assert recorder.seen == [({"train/rollouts": 8.0, "train/reward/prompt": 0.5}, 1)]
+
+
+def test_no_tag_is_shared_by_training_and_held_out_values(recorder: Recorder, tmp_path: Path) -> None:
+    trackers = Trackers(["recorder"], tmp_path, {})
+    trackers.log(RECORD)
+    trackers.log({**RECORD, "kind": "eval"})
+    (trained, _), (held_out, _) = recorder.seen
+    assert not trained.keys() & held_out.keys()
+    assert trained["train/reward/prompt"] == held_out["held_out/reward/prompt"]
 
 
 def test_closing_the_writer_closes_the_trackers(recorder: Recorder, tmp_path: Path) -> None:

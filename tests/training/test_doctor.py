@@ -212,12 +212,15 @@ def test_more_prompts_an_iteration_than_rows_are_found() -> None:
     assert "to 4 or less" in found.fix
 
 
-def test_what_alarms_would_let_pass_is_no_problem_and_quality_is_not_trained_on() -> None:
+def test_what_alarms_would_let_pass_is_no_problem() -> None:
     good = doctor.RewardHealth("judge", "prompt", 0.5, 0.1, zero_std_groups=0.5, nan_samples=0.05)
-    useless = dataclasses.replace(good, kind="quality", zero_std_groups=1.0)
-    assert doctor.reward_problems([good, useless]) == []
-    bad = [dataclasses.replace(good, zero_std_groups=0.51), dataclasses.replace(good, nan_samples=0.051)]
-    assert len(doctor.reward_problems(bad)) == 2
+    assert doctor.reward_problems([good]) == []
+    bad = [
+        dataclasses.replace(good, zero_std_groups=0.51),
+        dataclasses.replace(good, nan_samples=0.051),
+        dataclasses.replace(good, kind="quality", zero_std_groups=1.0),
+    ]
+    assert len(doctor.reward_problems(bad)) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.kinds import KINDS, kinds_of
+
 RELATIVE_STD_FLOOR = 1e-6
 """A group whose std is below this fraction of its largest |reward| counts as constant.
 
 About eight units in the last place of float32: what is left there is rounding, and dividing by it would turn
 rounding into advantages of unit size.
 """
-
-KINDS = ("prompt", "identity")
-"""The two kinds of reward, in the order of every tensor with K = 2."""
 
 
 def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> Tensor:
@@ -80,19 +79,18 @@ def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[float]) -> Tensor:
-    """Reduce K rewards to (prompt, identity): the weighted mean of the rewards of each kind.
+    """Reduce K rewards to one column for each kind: the weighted mean of the rewards of that kind.
 
-    Rules combine two advantages, so more than two rewards are reduced first. The mean is not normalised
-    again: two rewards of one kind that disagree pull less than two that agree. Raw rewards may be reduced in
-    the same way.
+    The mean is not normalised again: two rewards of one kind that disagree pull less than two that agree.
+    Raw rewards may be reduced in the same way.
 
     Args:
         advantages: [N, K].
-        kinds: K words, each "prompt" or "identity".
+        kinds: K words of `KINDS`.
         reward_weights: K non-negative weights; only their ratios within a kind matter.
 
     Returns:
-        [N, 2], order (prompt, identity).
+        [N, number of kinds], the kinds as `kinds_of` gives them.
 
     Raises:
         ValueError: Lengths differ from K, a kind is unknown, a weight negative, or a kind has no weight at
@@ -106,7 +104,7 @@ def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[f
     if not all(math.isfinite(weight) and weight >= 0 for weight in reward_weights):
         raise ValueError(f"reward weights must be finite and >= 0, got {list(reward_weights)}")
     columns = []
-    for kind in KINDS:
+    for kind in kinds_of(kinds):
         # its own columns only: a NaN of the other kind, times weight 0, would still be NaN
         of_kind = [column for column, name in enumerate(kinds) if name == kind]
         weights = advantages.new_tensor([reward_weights[column] for column in of_kind])

@@ -14,7 +14,7 @@ def quadrants(advantages: Tensor) -> dict[str, float]:
     """Return the shares of samples whose two advantages disagree, are both positive, both negative.
 
     A zero advantage (masked sample, constant group) belongs to no quadrant and is not counted; when nothing
-    is left all three shares are 0, otherwise they sum to 1. Draw `conflict_null` beside the first.
+    is left all three shares are NaN, otherwise they sum to 1. Draw `conflict_null` beside the first.
 
     Args:
         advantages: [N, 2].
@@ -28,13 +28,13 @@ def quadrants(advantages: Tensor) -> dict[str, float]:
     if advantages.ndim != 2 or advantages.shape[1] != 2:
         raise ValueError(f"advantages must be [N, 2], got {list(advantages.shape)}")
     prompt, identity = advantages.sign().unbind(1)
-    count = max(1, int((prompt * identity != 0).sum()))
+    count = int((prompt * identity != 0).sum())
     masks = {
         "conflict": prompt * identity < 0,
         "both_positive": (prompt > 0) & (identity > 0),
         "both_negative": (prompt < 0) & (identity < 0),
     }
-    return {name: int(mask.sum()) / count for name, mask in masks.items()}
+    return {name: int(mask.sum()) / count if count else math.nan for name, mask in masks.items()}
 
 
 def conflict_null(correlation: float) -> float:

@@ -276,9 +276,12 @@ def combine(
     rewards: Tensor | None = None,
     group_size: int | None = None,
     valid: Tensor | None = None,
+    quality: Tensor | None = None,
     adv_clip: float = 5.0,
 ) -> Tensor:
     """Combine two advantages into the one that multiplies the ratio at one denoising step.
+
+    With a third, `quality`, the result is rule(A_p, A_id; w_p, w_id) + quality, for every rule.
 
     Call it with whole groups, and for `Gdpo` with the whole batch of all processes: several rules take
     statistics of them. The weights must be those of the step's true index (`schedules.prompt_weights`).
@@ -291,6 +294,7 @@ def combine(
         group_size: G, needed by the rules that take statistics of a group.
         valid: Boolean [N] from `valid_samples`; the others get 0 and take no part in statistics. None: all
             valid.
+        quality: w_q A_q [N], the advantage of the quality rewards times its weight; None without any.
         adv_clip: The result is clamped to +-adv_clip; math.inf turns that off.
 
     Returns:
@@ -303,15 +307,35 @@ def combine(
         raise ValueError(f"need advantages [N, 2], got {list(advantages.shape)}; reduce K > 2 with by_kind")
     if weights.shape not in {(2,), advantages.shape}:
         raise ValueError(f"weights must be [2] or {list(advantages.shape)}, got {list(weights.shape)}")
-    if not adv_clip > 0:
-        raise ValueError(f"adv_clip must be > 0, got {adv_clip}")
     mask = torch.ones_like(advantages[:, 0], dtype=torch.bool) if valid is None else valid
     batch = Batch(advantages, weights.to(advantages).expand_as(advantages), mask, rewards, group_size)
     combined = rule(batch)
     if combined.shape != mask.shape:
         name = type(rule).__name__
         raise ValueError(f"rule {name} must return {list(mask.shape)}, returned {list(combined.shape)}")
-    return torch.where(mask, combined, 0.0).clamp(-adv_clip, adv_clip)
+    return bounded(combined if quality is None else combined + quality, mask, adv_clip)
+
+
+def bounded(advantage: Tensor, valid: Tensor, adv_clip: float) -> Tensor:
+    """Return an advantage [N] as the loss uses it: 0 where not `valid` [N], and clamped to +-adv_clip.
+
+    Raises:
+        ValueError: adv_clip <= 0.
+    """
+    if not adv_clip > 0:
+        raise ValueError(f"adv_clip must be > 0, got {adv_clip}")
+    return torch.where(valid, advantage, 0.0).clamp(-adv_clip, adv_clip)
+
+
+def ignores_weights(rule: Rule, group_size: int) -> bool:
+    """Return whether opposite weights of the two advantages give the same result on random samples."""
+    rewards = torch.rand(2 * group_size, 2, generator=torch.Generator().manual_seed(0))
+    advantages = group_advantages(rewards, group_size)
+    results = []
+    for prompt_weight in (0.9, 0.1):
+        weights = torch.tensor([prompt_weight, 1 - prompt_weight])
+        results.append(combine(rule, advantages, weights, rewards=rewards, group_size=group_size))
+    return torch.equal(*results)
 
 
 def check_rule(rule: Rule, group_size: int) -> None:

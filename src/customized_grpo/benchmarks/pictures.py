@@ -1,6 +1,8 @@
 """The images of a benchmark: one PNG each, drawn once, and never of two models in one folder.
 
 OUT/pictures/ID-00.png   written under another name first, so a file of this name is always whole
+OUT/hashes/ID-00.txt     SHA-256 of the image as it was drawn; an image that was changed or put there by
+                         someone is drawn again
 OUT/pictures.json        the settings that the images depend on; another model or setting is refused
 """
 
@@ -19,9 +21,8 @@ from torch import Tensor
 
 from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol, differences
 from customized_grpo.benchmarks.rows import BenchmarkRow
-from customized_grpo.data.images import open_image
 from customized_grpo.errors import UserError
-from customized_grpo.files import replacing, write_json
+from customized_grpo.files import file_sha256, replacing, write_json, write_text
 from customized_grpo.pixels import to_pil
 
 Drawing = tuple[BenchmarkRow, int]
@@ -61,7 +62,8 @@ class PictureFolder:
             if file.is_file():
                 self._check(json.loads(file.read_text(encoding="utf-8")), stamp)
                 return
-            (self.path / "pictures").mkdir(parents=True, exist_ok=True)
+            for name in ("pictures", "hashes"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
             write_json(file, stamp)
         except ValueError as error:
             raise UserError(
@@ -89,22 +91,23 @@ class PictureFolder:
             name = f"{name[: MAX_NAME - 17]}-{digest}"
         return self.path / "pictures" / f"{name}-{number:02d}.png"
 
-    def is_whole(self, drawing: Drawing) -> bool:
-        """Return whether an image is there, can be decoded and has the right size."""
-        file = self.file(drawing)
-        if not file.is_file():
-            return False
+    def is_own(self, drawing: Drawing) -> bool:
+        """Return whether an image is there as it was drawn, byte for byte."""
         try:
-            size = open_image(file).size
-        except UserError:
+            return self._hash_file(drawing).read_text(encoding="ascii") == file_sha256(self.file(drawing))
+        except (OSError, UnicodeDecodeError):
             return False
-        return size == (self.protocol.width, self.protocol.height)
 
     def write(self, drawing: Drawing, image: Tensor) -> None:
-        """Write an image [3, H, W] so that a kill leaves none or all of it."""
+        """Write an image [3, H, W] and its hash; a kill leaves all of it, or an image that is not its own."""
         file = self.file(drawing)
         with replacing(file) as draft:
             to_pil(image).save(draft, format="PNG")
+            digest = file_sha256(draft)
+        write_text(self._hash_file(drawing), digest)
+
+    def _hash_file(self, drawing: Drawing) -> Path:
+        return self.path / "hashes" / f"{self.file(drawing).stem}.txt"
 
 
 def generate(
@@ -115,8 +118,9 @@ def generate(
     samples: int,
     rows_together: int,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_foreign: Callable[[list[Path]], None] = lambda files: None,
 ) -> int:
-    """Draw the images that are not there yet.
+    """Draw the images that are not there yet, or not as they were drawn.
 
     Args:
         folder: Their folder; it is claimed first.
@@ -125,6 +129,7 @@ def generate(
         samples: Images of each row.
         rows_together: Rows whose references are in memory together.
         on_batch: Called with the number of new images after every part; may raise to stop.
+        on_foreign: Called before drawing with the files that someone changed or put there, if there are any.
 
     Returns:
         The number of images written.
@@ -135,9 +140,15 @@ def generate(
     folder.claim()
     missing: list[tuple[BenchmarkRow, list[int]]] = []
     for row in rows:
-        numbers = [number for number in range(samples) if not folder.is_whole((row, number))]
+        numbers = [number for number in range(samples) if not folder.is_own((row, number))]
         if numbers:
             missing.append((row, numbers))
+    foreign = []
+    for row, numbers in missing:
+        files = [folder.file((row, number)) for number in numbers]
+        foreign += [file for file in files if file.exists()]
+    if foreign:
+        on_foreign(foreign)
     written = 0
     for start in range(0, len(missing), rows_together):
         part = missing[start : start + rows_together]

@@ -56,6 +56,7 @@ ROWS_IN_MEMORY = 16
 """Rows whose references are in memory together."""
 
 IMAGES_ON_PAGE = 12
+FOREIGN_NAMED = 5
 
 RESULT = "results.json"
 PAGE = "report.html"
@@ -205,6 +206,14 @@ def _draw_missing(
 
     total = len(rows) * request.samples
     with closing(counting("drawing", total)) as counter:
+
+        def say_foreign(files: list[Path]) -> None:
+            counter.note(
+                f"{len(files)} images were changed since they were drawn, or not drawn here, and are drawn "
+                f"again: {', '.join(file.name for file in files[:FOREIGN_NAMED])}"
+                + (", ..." if len(files) > FOREIGN_NAMED else "")
+            )
+
         count = generate(
             folder,
             rows,
@@ -212,6 +221,7 @@ def _draw_missing(
             samples=request.samples,
             rows_together=ROWS_IN_MEMORY,
             on_batch=counter.add,
+            on_foreign=say_foreign,
         )
         counter.note(f"{count} images drawn, {total - count} were there already")
 

@@ -52,7 +52,11 @@ def _check_json_file(file: Path | None) -> Path | None:
     Raises:
         UserError: It is not a file in an existing folder.
     """
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+    if file is None:
+        return None
+    if file.is_symlink() or (file.exists() and not file.is_file()):  # /dev/stdout and /dev/null among them
+        raise UserError(f"--json {file}: exists and is not an ordinary file", hint="Name another file.")
+    if not file.parent.is_dir():
         raise UserError(
             f"--json {file}: not a file in an existing folder", hint="Create the folder or name another file."
         )

@@ -63,6 +63,7 @@ def render(diagnosis: Diagnosis) -> str:
         "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
         *_gains_tables(diagnosis.step_gains),
         diagnosis.premise,
+        *(f"note: {sentence}" for sentence in diagnosis.idle),
     ]
     if diagnosis.problems:
         lines = [f"problem: {problem.problem}\n    fix: {problem.fix}" for problem in diagnosis.problems]
@@ -80,6 +81,8 @@ def _rewards_table(rewards: Sequence[RewardHealth]) -> str:
 
 
 def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
+    if len({reward.kind for reward in diagnosis.rewards} - {"quality"}) < 2:
+        return ["conflict of prompt and identity: none, as only one of them is rewarded"]
     if math.isnan(diagnosis.rho):
         return [
             "conflict of the rewards: unknown, because no group varies in both prompt and identity reward"

@@ -21,7 +21,7 @@ def generate(
         typer.Option(help="Mask of the subject, white on black; one per reference, in the same order."),
     ] = None,
     lora: Annotated[
-        Path | None, typer.Option(help="Adapter in diffusers' format to put on a model that is not a run.")
+        Path | None, typer.Option(help="LoRA file or peft folder to put on a model that is not a run.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Use a run's model before tuning.")] = False,
     steps: Annotated[

@@ -1,6 +1,7 @@
 """The runs of a comparison: every arm with every seed, each in a run folder of its own.
 
 FOLDER/plan.json                 the plan, which a later call in the same folder must agree with
+FOLDER/arms.yaml                 its arms, as `cgrpo compare --arms` reads them
 FOLDER/recipes/ARM_seed_N.yaml   the recipe of each run
 FOLDER/runs/ARM/seed_N/          its run folder, like any other
 FOLDER/logs/ARM_seed_N.log       its output
@@ -17,10 +18,13 @@ from typing import Any
 
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.config import Config, diff_configs, load_config
+from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_text
 from customized_grpo.runs.folder import RunFolder, is_unused
 
 PLAN = "plan.json"
+ARMS = "arms.yaml"
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Plan:
             "overrides": list(self.overrides),
             "config": self.base.model_dump(mode="json"),
             "arms": [arm.model_dump(mode="json") for arm in self.arms],
+            "arms_file": str(self.folder / ARMS),
             "seeds": list(self.seeds),
             "threads_per_run": self.threads,
         }
@@ -165,6 +170,8 @@ def adopt(plan: Plan) -> Plan:
         )
     whole = plan if before is None else _merge(before, plan)
     folder.write_json(PLAN, whole.to_json())
+    arms = [arm.model_dump(mode="json", exclude_none=True) for arm in whole.arms]
+    write_text(plan.folder / ARMS, write_yaml({"arms": arms}))
     return whole
 
 

@@ -26,6 +26,7 @@ from customized_grpo.fields import (
     Seed,
     Share,
     Text,
+    WeightsPath,
 )
 
 
@@ -39,6 +40,7 @@ def _known_family(name: str) -> str:
     return name
 
 
+RewardLabel = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
 SamplerName = Annotated[Text, AfterValidator(_known_sampler)]
 FamilyName = Annotated[Text, AfterValidator(_known_family)]
 
@@ -72,11 +74,11 @@ class ModelConfig(Section):
 
     family: FamilyName = "flux1"
     """Family of the generator: flux1, flux2, qwen_edit, or your own; decides how references are fed to it."""
-    path: Text
+    path: WeightsPath
     """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)
     """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
-    fuse_lora: Text | None = None
+    fuse_lora: WeightsPath | None = None
     """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
     guidance: NonNegative = 2.5
     """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
@@ -188,15 +190,17 @@ class RolloutConfig(Section):
 
 
 class RewardConfig(Section):
-    """One reward; those of one kind are averaged by weight before the two kinds are combined."""
+    """One reward; those of one kind are averaged by weight before the kinds are combined."""
 
     name: Text
     """Name of a registered reward, or the dotted path of your own."""
+    label: RewardLabel | None = None
+    """Its name in metrics, trackers and reports, where two rewards would share one; null means its own."""
     weight: Positive = 1.0
-    """Share of this reward among those of its kind (prompt or identity)."""
+    """Share of this reward among those of its kind; it says nothing about the other kinds."""
     segment: Literal["reference", "both", "none"] = "reference"
     """Which images an identity reward masks to the subject: the reference, both images, or none."""
-    path: Text | None = None
+    path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""
@@ -215,6 +219,8 @@ class AdvantageConfig(Choice):
 
     name: Text = "sars"
     """Rule that combines the two advantages: sars is Customized-GRPO, linear is naive GRPO; or your own."""
+    quality_weight: NonNegative = 0.5
+    """Weight w_q of the quality advantage, which every rule's result is increased by; 0 only watches it."""
     clip: Positive = 5.0
     """Bound on the magnitude of the combined advantage, in standard deviations of the group."""
 
@@ -289,7 +295,7 @@ class EvaluationConfig(Section):
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
     judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
-    """Held-out judges of a manifest's rows: rewards of kind identity or prompt that training does not use."""
+    """Held-out judges of a manifest's rows: rewards that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """What happens when a reward-hacking monitor raises an alarm: a warning, or a saved and stopped run."""
 
@@ -312,7 +318,7 @@ class Config(Section):
     """The prompts and references to train on and to hold out."""
     rollout: RolloutConfig = RolloutConfig()
     rewards: Annotated[tuple[RewardConfig, ...], Field(strict=False, min_length=1)]
-    """The rewards: at least one of kind identity and one of kind prompt."""
+    """The rewards, of the kinds prompt, identity and quality; with one kind alone it is plain GRPO."""
     # Made when needed: a default looks up its rule or schedule, which imports torch.
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)

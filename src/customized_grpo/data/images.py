@@ -101,6 +101,13 @@ def open_alpha(path: Path) -> Image.Image | None:
         return alpha_of(_decode(path, MAX_PIXELS, MAX_BYTES))
 
 
+def read_text(path: Path, key: str) -> str | None:
+    """Return an entry that was written into an image file that can be opened; None if there is none."""
+    with _naming(path), Image.open(path, formats=FORMATS) as image:
+        value = image.info.get(key)
+    return value if isinstance(value, str) else None
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """Return an RGB image as fp32 [3, H, W], or a mask ("L") as fp32 [1, H, W], in [0, 1] (value / 255).
 

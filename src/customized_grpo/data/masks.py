@@ -17,15 +17,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from customized_grpo.data.images import open_image, open_mask
+from customized_grpo.data.images import open_image, open_mask, read_text
 from customized_grpo.data.manifest import Row, load_manifest, write_manifest
 from customized_grpo.errors import UserError
-from customized_grpo.files import read_json, replacing, write_json
+from customized_grpo.files import file_sha256, read_json, replacing, write_json
 from customized_grpo.onnx_model import Array, OnnxModel
 
 FOLDER = "masks"
 STAMP = "segmenter.json"
+PHOTO_KEY = "cgrpo.photo"
+"""Entry of a mask's PNG with the SHA-256 of its photo: another photo may take the same name."""
 COMPARED = 8
 """Masks that are made again where the stamp is lost."""
 
@@ -245,6 +248,10 @@ def _is_whole(mask: Path, photo: Path, on_progress: Callable[[str], None]) -> bo
         on_progress(f"{error.message}; it is set aside, and made again")
         _set_aside(mask)
         return False
+    made_of = read_text(mask, PHOTO_KEY)
+    if made_of is not None and made_of != file_sha256(photo):
+        on_progress(f"{photo} was changed after its mask was made, which is made again")
+        return False
     if open_mask(mask).size != open_image(photo).size:
         raise UserError(f"{mask} has not the size of {photo}", hint="Delete it; then it is made again.")
     return True
@@ -257,7 +264,9 @@ def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
         return False
     mask.parent.mkdir(parents=True, exist_ok=True)
     with replacing(mask) as draft:
-        image.save(draft, format="PNG")
+        info = PngInfo()
+        info.add_text(PHOTO_KEY, file_sha256(photo))
+        image.save(draft, format="PNG", pnginfo=info)
     return True
 
 

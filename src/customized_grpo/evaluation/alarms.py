@@ -39,12 +39,12 @@ many standard deviations since the first evaluation after the base's."""
 
 
 class TrainingHealth(NamedTuple):
-    """Training statistics since the last evaluation, by reward kind.
+    """Training statistics since the last evaluation.
 
     Attributes:
-        zero_std: Share of groups without signal.
-        nan: Share of samples without a score.
-        reward: Mean reward of the samples.
+        zero_std: Share of groups without signal, by name of the reward.
+        nan: Share of samples without a score, by name of the reward.
+        reward: Mean reward of the samples, by kind.
     """
 
     zero_std: Mapping[str, float]
@@ -53,7 +53,7 @@ class TrainingHealth(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
-        return {name: dict(by_kind) for name, by_kind in self._asdict().items()}
+        return {name: dict(values) for name, values in self._asdict().items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingHealth:
@@ -69,7 +69,7 @@ class MonitorRecord:
         iteration: Number of finished iterations.
         copy_change: Copy score now minus that of the base, paired.
         background_change: Background similarity now minus that of the base, paired.
-        proxy_change: Change of each training reward on held-out prompts, by kind ("identity", "prompt").
+        proxy_change: Change of each training reward on held-out prompts, by kind.
         held_out_change: Change of the judge of the same kind, under the same keys.
         zero_std_share: Share of training groups without signal since the last evaluation, by reward.
         nan_share: Share of unscored training samples since the last evaluation, by reward.

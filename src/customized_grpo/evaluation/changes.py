@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation.alarms import MonitorRecord, TrainingHealth
 from customized_grpo.evaluation.scores import DIVERSITY, HeldOutScores
+from customized_grpo.kinds import KINDS
 from customized_grpo.statistics.intervals import Interval
 
 SMALLEST_SPREAD = 0.05

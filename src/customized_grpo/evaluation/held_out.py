@@ -181,7 +181,7 @@ def score_columns(
     scorer: Scorer,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
-    """Return scores [B] by metric name: rewards by kind, judges, and image statistics.
+    """Return scores [B] by metric name: rewards by kind and by name, judges, and image statistics.
 
     Args:
         images: [B, 3, H, W] in [0, 1], on the CPU.
@@ -191,6 +191,7 @@ def score_columns(
     """
     scores = scorer.score(scoring_batch(images, examples))
     columns = {f"reward/{kind}": values for kind, values in scorer.by_kind(scores).items()}
+    columns |= {f"score/{name}": values for name, values in scorer.by_name(scores).items()}
     if judges is not None:
         columns |= judges.columns(images, examples)
     statistics = monitors.image_statistics(images)

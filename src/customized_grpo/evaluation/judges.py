@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.errors import UserError
+from customized_grpo.kinds import KINDS
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rewards.executors import check_names
 from customized_grpo.rewards.features import FeatureCache, content_key
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
 from customized_grpo.rollout.scoring import scoring_batch
@@ -35,10 +36,11 @@ class RewardJudges:
     """Held-out judges that are rewards.
 
     Columns (each [B], fp32; NaN where a row has no target or masks that it needs):
-        judge/prompt, judge/identity: Mean of the judges of that kind, weighted as the recipe says. If every
-            row has a target, another photo of the subject, identity is similarity to it: a copy of the
-            reference then scores no higher than an honest image. Otherwise it is similarity to the
-            references, and a copy scores best: read it beside the copy score.
+        judge/prompt, judge/identity, judge/quality: Mean of the judges of that kind, weighted as the recipe
+            says. If every row has a target, another photo of the subject, identity is similarity to it: a
+            copy of the reference then scores no higher than an honest image. Otherwise it is similarity to
+            the references, and a copy scores best: read it beside the copy score.
+        judge_score/NAME: Of each judge, by its name.
         monitor/copy_score: 0 for an honest image, 1 for a literal copy of a reference, -1 for the target
             itself, by the encoder of the first identity judge that has one. Needs a target. Of several
             references the nearest counts.
@@ -47,22 +49,20 @@ class RewardJudges:
             both: a subject that moved counts as background, and the value is a little too low.
 
     Args:
-        judges: Rewards of kind identity or prompt.
+        judges: Rewards of any kind.
+        names: Their names.
         weights: Their weights.
         by_target: Whether every row has a target.
 
     Raises:
-        UserError: A judge is of another kind, or needs masks of the targets, which have none.
+        UserError: A judge needs masks of the targets, which have none.
     """
 
-    def __init__(self, judges: Sequence[Reward], weights: Sequence[float], *, by_target: bool) -> None:
-        wrong = [judge.name for judge in judges if judge.kind not in KINDS]
-        if wrong:
-            raise UserError(
-                f"evaluation.judges: {', '.join(wrong)} is of kind quality",
-                hint="A judge is of kind identity or prompt.",
-            )
+    def __init__(
+        self, judges: Sequence[Reward], names: Sequence[str], weights: Sequence[float], *, by_target: bool
+    ) -> None:
         self.judges = list(judges)
+        self.names = list(names)
         self.by_target = by_target
         self.weights = torch.tensor(list(weights), dtype=torch.float32)
         similar = [judge for judge in judges if isinstance(judge, ReferenceSimilarity)]
@@ -105,6 +105,9 @@ class RewardJudges:
                 # shares add up to 1 before the sum, so that a single judge's scores are kept bit for bit
                 shares = self.weights[members] / self.weights[members].sum()
                 columns[f"judge/{kind}"] = scores[:, members] @ shares
+        for k, name in enumerate(self.names):
+            if scores is not None:
+                columns[f"judge_score/{name}"] = scores[:, k]
         if self._encoder is not None:
             columns["monitor/copy_score"] = self._copy_score(images, examples, self._encoder)
         return {**columns, "monitor/background_similarity": _background(images, examples)}
@@ -157,12 +160,16 @@ def build_judges(
     """Return the judges of a recipe; None if it names none.
 
     Raises:
-        UserError: One cannot be built, or does not fit the rows.
+        UserError: One cannot be built, two have one name, or one does not fit the rows.
     """
     if not configs:
         return None
+    judges = [build_reward(config, device) for config in configs]
+    names = [config.label or judge.name for config, judge in zip(configs, judges, strict=True)]
+    check_names("evaluation.judges", names)
     return RewardJudges(
-        [build_reward(config, device) for config in configs],
+        judges,
+        names,
         [config.weight for config in configs],
         by_target=bool(held_out) and all(e.target is not None for e in held_out),
     )

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation.held_out import Judges, score_columns
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
+from customized_grpo.kinds import PAIR
 from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, predict_images
 from customized_grpo.rollout.sampler import Sampler, plan_steps
@@ -328,10 +328,13 @@ def _finding(gains: StepGains, source: str, difference: Bounds | None) -> str:
 
 
 def _why_undefined(gains: StepGains, source: str) -> str:
-    metrics = {kind: gains.metrics.get(f"{source}/{kind}") for kind in KINDS}
+    metrics = {kind: gains.metrics.get(f"{source}/{kind}") for kind in PAIR}
     flat = [kind for kind, metric in metrics.items() if metric is not None and metric.centre is None]
     if len(flat) == 2:
         return "neither score clearly rises over the steps"
     if flat:
         return f"the {flat[0]} score does not clearly rise over the steps"
+    missing = [kind for kind, metric in metrics.items() if metric is None]
+    if len(missing) == 1:
+        return f"no two subjects have a score of {missing[0]}"
     return "fewer than two subjects have both scores"

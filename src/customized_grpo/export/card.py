@@ -18,10 +18,11 @@ from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.export.adapter import RunAdapter
 from customized_grpo.export.formats import FormatName
 from customized_grpo.hub import is_hub_id, public_name
+from customized_grpo.pages.findings import alarms, findings
 from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
-from customized_grpo.pages.run_page import HEADLINES, findings
+from customized_grpo.pages.run_page import HEADLINES
 from customized_grpo.policies.checkpoints import TOYBOX, licence_of
 from customized_grpo.policies.families import get_family
 
@@ -64,7 +65,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             findings=findings(run),
             results=_results(run),
             has_results=_describes(run, adapter),
-            alarms=[e for e in run.events if e.get("event") == "alarm"],
+            alarms=alarms(run),
             rollouts=run.summary.get("rollouts"),
             versions=run.versions,
         )

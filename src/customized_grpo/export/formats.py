@@ -18,7 +18,8 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.export.adapter import Layer, RunAdapter
 from customized_grpo.policies.families import get_family
-from customized_grpo.policies.lora import DOWN, FILE_PREFIX, UP
+from customized_grpo.policies.lora import DOWN, UP
+from customized_grpo.policies.lora_scale import FILE_PREFIX
 from customized_grpo.policies.other_programs import Place
 
 FormatName = Literal["diffusers", "comfyui", "kohya"]

@@ -19,7 +19,7 @@ from customized_grpo.export.formats import FormatName
 from customized_grpo.hub import public_name
 from customized_grpo.policies.checkpoints import CHECKPOINTS
 from customized_grpo.policies.families import get_family
-from customized_grpo.policies.lora import FILE_PREFIX, METADATA_KEY
+from customized_grpo.policies.lora_scale import FILE_PREFIX, METADATA_KEY
 from customized_grpo.policies.provenance import Provenance
 
 

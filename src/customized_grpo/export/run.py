@@ -13,7 +13,7 @@ from customized_grpo.export.metadata import header
 from customized_grpo.files import write_tensors
 from customized_grpo.pages.page import write_page
 from customized_grpo.pages.run_data import read_run
-from customized_grpo.policies.lora import FILE_NAME
+from customized_grpo.policies.lora_file import FILE_NAME
 
 
 def export_run(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from customized_grpo.generation.lettering import Font, lettered
+
 SMALLEST = 224
 """Pixels of a cell's longer side; smaller ones are enlarged by a whole number."""
 LARGEST = 512
@@ -31,10 +33,12 @@ class GridRow:
     Attributes:
         prompt: Written above the images.
         images: As many as the grid has labels.
+        elsewhere: File that has the prompt, named where no font can write all of it.
     """
 
     prompt: str
     images: Sequence[Image.Image]
+    elsewhere: str = "its JSON file"
 
 
 def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
@@ -48,11 +52,10 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
     widths = [cell.width for cell in cells[0]]
     height = max(_tallest(row) for row in cells)
     header = ImageFont.load_default(HEADER)
-    caption = ImageFont.load_default(CAPTION)
     inner = sum(widths) + GAP * (len(widths) - 1)
-    prompts = [_wrapped(row.prompt, inner, caption) for row in rows]
+    prompts = [_caption(row, inner) for row in rows]
     line = round(CAPTION * 1.35)
-    heights = [line * len(prompt) + GAP + height for prompt in prompts]
+    heights = [line * len(prompt.lines) + GAP + height for prompt in prompts]
     top = MARGIN + HEADER + 2 * GAP
     size = (inner + 2 * MARGIN, top + sum(heights) + MARGIN * len(rows))
     sheet = Image.new("RGB", size, PAPER)
@@ -62,12 +65,25 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
         if column == 0 or label != labels[column - 1]:
             pen.text((lefts[column], MARGIN), label, FAINT, header)
     for row, prompt, size_of_row in zip(cells, prompts, heights, strict=True):
-        for number, text in enumerate(prompt):
-            pen.text((MARGIN, top + line * number), text, INK, caption)
+        for number, text in enumerate(prompt.lines):
+            pen.text((MARGIN, top + line * number), text, INK, prompt.font)
         for left, cell in zip(lefts, row, strict=True):
-            sheet.paste(cell, (left, top + line * len(prompt) + GAP))
+            sheet.paste(cell, (left, top + line * len(prompt.lines) + GAP))
         top += size_of_row + MARGIN
     return sheet
+
+
+@dataclass(frozen=True)
+class _Caption:
+    """A prompt as it is written: its lines, and the font for them."""
+
+    lines: list[str]
+    font: Font
+
+
+def _caption(row: GridRow, width: int) -> _Caption:
+    text, font = lettered(row.prompt, CAPTION, row.elsewhere)
+    return _Caption(_wrapped(text, width, font), font)
 
 
 def _tallest(cells: Sequence[Image.Image]) -> int:
@@ -89,7 +105,7 @@ def _fit(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrapped(text: str, width: int, font: Font) -> list[str]:
     """Cut a text into lines of at most `width` pixels, as far as its words allow."""
     characters = len(text)
     while characters > 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -15,16 +16,19 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
-from customized_grpo.policies.checkpoint_files import read_index
+from customized_grpo.policies.checkpoint_files import empty_transformer, read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
 from customized_grpo.policies.families import FAMILIES, get_family
 from customized_grpo.policies.loading import load_policy
-from customized_grpo.policies.lora import LoraFile, describe_file
+from customized_grpo.policies.lora_file import read_header
+from customized_grpo.policies.lora_reader import read_lora_file
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+
+NO_HEADER: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def open_generator(
             "toybox", a folder in diffusers' layout, or a hub id.
         settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
             adapter's file or the checkpoint's model card says.
-        lora: Adapter in diffusers' format, a file or its folder, to put on a model that is not a run.
+        lora: LoRA in any layout of `policies/lora_names.py`, a file or its folder, to put on a model that is
+            not a run.
         base: Whether a run's model is opened without its adapter; it then needs no checkpoint.
 
     Raises:
@@ -75,24 +80,26 @@ def open_generator(
     """
     if is_run_folder(Path(source)):
         return _open_run(Path(source), settings, lora, base)
-    file = None if lora is None else describe_file(lora)
-    checked = source_settings(source, settings, file)
-    adapter = checked.model.lora
-    if file is not None:
-        adapter = adapter.model_copy(update={"rank": file.rank, "alpha": file.alpha, "target": file.target})
-    else:
-        # the policy wants one; a fresh adapter changes nothing, and the smallest costs next to nothing
-        adapter = adapter.model_copy(update={"rank": 1, "alpha": None})
-    model = checked.model.model_copy(update={"lora": adapter})
+    checked = source_settings(source, settings, NO_HEADER if lora is None else read_header(lora))
+    if lora is None:
+        # the policy wants an adapter; a fresh one changes nothing, and the smallest costs next to nothing
+        model = _with_adapter(checked.model, rank=1, alpha=None)
+        policy = load_policy(model, seed=0)
+        return Generator(policy, model, checked.steps, checked.batch_size, source)
+    place = get_family(checked.model.family).other_programs.place
+    file = read_lora_file(lora, empty_transformer(checked.model), place)
+    model = _with_adapter(checked.model, rank=file.rank, alpha=file.alpha, target=file.target)
     policy = load_policy(model, seed=0)
-    if lora is not None:
-        policy.load_lora(lora)
-    name = source if lora is None else f"{source} + {lora.name}"
-    return Generator(policy, model, checked.steps, checked.batch_size, name)
+    policy.take_lora(file)
+    return Generator(policy, model, checked.steps, checked.batch_size, f"{source} + {lora.name}")
+
+
+def _with_adapter(model: ModelConfig, **settings: Any) -> ModelConfig:
+    return model.model_copy(update={"lora": model.lora.model_copy(update=settings)})
 
 
 def source_settings(
-    source: str, settings: Sequence[str] = (), lora: LoraFile | None = None
+    source: str, settings: Sequence[str] = (), header: Mapping[str, str] = NO_HEADER
 ) -> GeneratorSettings:
     """Return the checked settings that `open_generator` would use; reads small files only.
 
@@ -102,7 +109,7 @@ def source_settings(
     Args:
         source: See `open_generator`.
         settings: See `open_generator`.
-        lora: What the adapter's file says of itself.
+        header: That of the adapter's file, which may say how its run drew images.
 
     Raises:
         UserError: The source is neither a run nor a known checkpoint, a setting is wrong, or the adapter
@@ -113,7 +120,7 @@ def source_settings(
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
     if source != TOYBOX and folder.is_dir() and not (folder / INDEX).is_file():
         raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
-    origin = None if lora is None else Provenance.from_header(lora.header, "the adapter")
+    origin = Provenance.from_header(header, "the adapter")
     if origin is not None:
         checked = generator_settings(source, _of_adapter(source, origin), settings)
         _check_base(checked.model, origin)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -16,12 +18,15 @@ from torch import Tensor
 from customized_grpo import __version__
 from customized_grpo.data.examples import Example
 from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.data.mask_reading import MASK_THRESHOLD
 from customized_grpo.errors import UserError
-from customized_grpo.files import file_sha256, replacing, write_text
+from customized_grpo.files import creating, file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
 from customized_grpo.generation.grid import GridRow, compose_grid
-from customized_grpo.generation.opening import Generator, open_generator
+from customized_grpo.generation.opening import NO_HEADER, Generator, open_generator, source_settings
 from customized_grpo.pixels import to_pil
+from customized_grpo.policies.lora_file import read_header
+from customized_grpo.runs.folder import is_run_folder
 
 ROW_ID = "generate"
 """One id for the rows of all prompts: they start from the same noise and can be compared."""
@@ -61,7 +66,7 @@ def generate(
 ) -> list[Path]:
     """Draw the images of a request and write them as numbered PNGs, each with a JSON file of its number.
 
-    Numbers continue those in the folder; nothing is overwritten.
+    Numbers continue those in the folder; nothing is overwritten, also not by two calls at once.
 
     Args:
         source: Run, folder or hub id, see `open_generator`.
@@ -81,9 +86,10 @@ def generate(
     """
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
+    size = _image_size(source, settings, lora)
+    row_references = _references(request, subject, masks, size)
     out = _writable(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base)
-    row_references = _references(subject, masks, generator.size)
     rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]
     facts = _facts(generator, request)
     writer = _Writer(out, request, facts)
@@ -102,13 +108,32 @@ def generate(
     return [*files, writer.write_grid([to_pil(image) for image in row_references], columns)]
 
 
+def _image_size(source: str, settings: Sequence[str], lora: Path | None) -> tuple[int, int]:
+    """Return the height and width of the images; reads small files only."""
+    is_run = is_run_folder(Path(source))  # has an adapter of its own; `open_generator` refuses another
+    header = NO_HEADER if lora is None or is_run else read_header(lora)
+    model = source_settings(source, settings, header).model
+    return model.height, model.width
+
+
 def _references(
-    subject: Sequence[Image.Image], masks: Sequence[Image.Image], size: tuple[int, int]
+    request: Request, subject: Sequence[Image.Image], masks: Sequence[Image.Image], size: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Return the references as training sees them, [3, H, W] in [0, 1] each."""
+    """Return the references as training sees them, [3, H, W] in [0, 1] each.
+
+    Raises:
+        UserError: What a mask marks is cut away when its reference gets the shape of the image.
+    """
     images = [to_tensor(resize_cover(image, *size)) for image in subject]
     for number, mask in enumerate(masks):
-        inside = to_tensor(resize_cover(mask, *size))
+        cut = resize_cover(mask, *size)
+        if int(np.asarray(cut).max()) < MASK_THRESHOLD:
+            raise UserError(
+                f"{request.masks[number]}: nothing of the subject is left when {request.references[number]} "
+                f"is cut to the shape of the image, {size[0]} x {size[1]} (height x width)",
+                hint="Choose another --size, or cut the reference yourself.",
+            )
+        inside = to_tensor(cut)
         images[number] = images[number] * inside + BACKGROUND * (1 - inside)
     return tuple(images)
 
@@ -118,7 +143,7 @@ def _writable(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another call may probe at the same time
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}", hint="Choose another --out.") from error
     return out
@@ -150,14 +175,17 @@ def _file_facts(path: Path) -> dict[str, str]:
 
 
 class _Writer:
-    """The files of one request, numbered from the first number that is free in the folder."""
+    """The files of one request, each with the first number that is free in the folder.
+
+    Another process may write into the folder at the same time: a number belongs to the one that creates its
+    image.
+    """
 
     def __init__(self, out: Path, request: Request, facts: dict[str, Any]) -> None:
-        taken = [int(path.stem[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]*.png")]
         self.out = out
         self.request = request
         self.facts = facts
-        self.first = max(taken, default=-1) + 1
+        self.numbers: list[int] = []
 
     def write(self, images: Sequence[Image.Image], *, is_base: bool = False) -> list[Path]:
         """Write images, in the order of `draw`, with their prompts and settings."""
@@ -167,16 +195,43 @@ class _Writer:
             row, number = divmod(index, self.request.count)
             prompt = self.request.prompts[row]
             about = {"prompt": prompt, "number": number, "adapter": not is_base, **self.facts}
-            stem = f"{self.first + index:04d}{'-base' if is_base else ''}"
             text = json.dumps(about, ensure_ascii=False, indent=1)
             info = PngInfo()
             info.add_itxt("prompt", prompt)
             info.add_itxt(METADATA_KEY, text)
-            with replacing(self.out / f"{stem}.png") as draft:
-                image.save(draft, format="PNG", pnginfo=info)
-            write_text(self.out / f"{stem}.json", text + "\n")
-            files.append(self.out / f"{stem}.png")
+            if is_base:  # with the number of the image that it is compared with
+                file = self._file(self.numbers[index], "-base.png")
+                with replacing(file) as draft:
+                    image.save(draft, format="PNG", pnginfo=info)
+            else:
+                file = self._create(image, info)
+            write_text(file.with_suffix(".json"), text + "\n")
+            files.append(file)
         return files
+
+    def _create(self, image: Image.Image, info: PngInfo) -> Path:
+        """Write an image with the next number that no file of the folder has, and keep the number."""
+        number = self._next_number()
+        while True:
+            file = self._file(number, ".png")
+            try:
+                with creating(file) as draft:
+                    image.save(draft, format="PNG", pnginfo=info)
+            except FileExistsError:
+                number += 1
+                continue
+            self.numbers.append(number)
+            return file
+
+    def _next_number(self) -> int:
+        numbers = [-1, *self.numbers]
+        for path in self.out.iterdir():
+            if match := re.match(r"\d{4,}", path.name):
+                numbers.append(int(match[0]))
+        return max(numbers) + 1
+
+    def _file(self, number: int, ending: str) -> Path:
+        return self.out / f"{number:04d}{ending}"
 
     def write_grid(
         self, references: Sequence[Image.Image], columns: Sequence[tuple[str, Sequence[Image.Image]]]
@@ -191,7 +246,9 @@ class _Writer:
             images = list(references)
             for _, of_column in columns:
                 images += of_column[row * count : (row + 1) * count]  # a column has `count` images per prompt
-            rows.append(GridRow(prompt, images))
-        path = self.out / f"{self.first:04d}-grid.png"
-        compose_grid(labels, rows).save(path, optimize=True)
+            elsewhere = self._file(self.numbers[row * count], ".json").name
+            rows.append(GridRow(prompt, images, elsewhere))
+        path = self._file(self.numbers[0], "-grid.png")
+        with replacing(path) as draft:
+            compose_grid(labels, rows).save(draft, format="PNG", optimize=True)
         return path

@@ -110,7 +110,7 @@ class ComparisonData:
 
     Attributes:
         name: Its name.
-        command: The words of the command that runs it again, but for the choice of its arms.
+        command: The words of the command that runs it again.
         config: The base recipe.
         seeds: Seeds of every arm.
         threads: Threads of a run; None in results that do not say.
@@ -202,6 +202,7 @@ def _command(results: Mapping[str, Any]) -> list[str]:
     threads = results.get("threads_per_run")
     command = ["cgrpo", "compare", results.get("recipe") or results["name"]]
     command += results.get("overrides") or ()
+    command += ["--arms", results.get("arms_file") or "ARMS"]  # results of 2026-11-24 do not name it
     command += ["--first-seed", str(seeds[0]), "--seeds", str(len(seeds))]
     if threads is not None:
         command += ["--threads", str(threads)]

@@ -163,7 +163,8 @@ def _from_evals(evals: list[Record]) -> dict[str, BeforeAfter]:
         return {}
     comparisons = {}
     for metric in evals[0]:
-        if metric.endswith(("_low", "_high")) or "/" not in metric:
+        ends_interval = metric.endswith(("_low", "_high")) and metric.rpartition("_")[0] in evals[0]
+        if ends_interval or "/" not in metric:
             continue
         base = _from_record(evals[0], metric)
         tuned = _from_record(evals[-1], metric)

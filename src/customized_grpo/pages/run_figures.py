@@ -18,16 +18,21 @@ from customized_grpo.pages.curves import (
     training_line,
 )
 from customized_grpo.pages.figures import Figure, Section, existing
+from customized_grpo.pages.findings import trained_kinds
 from customized_grpo.pages.plots import charts
 from customized_grpo.pages.plots.charts import Area, Part
 from customized_grpo.pages.plots.frame import Level
+from customized_grpo.pages.reward_table import reward_figure, reward_names
 from customized_grpo.pages.run_data import RunData
 
 SMALL = (480, 190)
 """Width and height of the small charts, in units of the viewBox."""
 
-WORDS = {"prompt": "prompt following", "identity": "identity"}
-"""Name of each quality in a title."""
+PAIR = {"prompt": "prompt following", "identity": "identity"}
+"""Name in a title of each of the two qualities that a rule combines."""
+
+WORDS = {**PAIR, "quality": "image quality"}
+"""Name in a title of what each kind of reward is about."""
 
 
 def sections(run: RunData) -> list[Section]:
@@ -41,6 +46,7 @@ def sections(run: RunData) -> list[Section]:
             existing(
                 *(_training(run, kind, WORDS[kind]) for kind in WORDS),
                 *(_judge(run, kind, WORDS[kind]) for kind in WORDS),
+                *_each_reward(run),
             ),
         ),
         Section(
@@ -71,6 +77,13 @@ def _training(run: RunData, kind: str, words: str) -> Figure | None:
     )
     line = training_line(run, f"reward/{kind}", kind, kind)
     return lines_figure(run, f"Training reward: {words}", caption, [line])
+
+
+def _each_reward(run: RunData) -> list[Figure | None]:
+    """Return a curve of every reward by name, where one kind has several and the curves above are means."""
+    names = reward_names(run)
+    kinds = [kind for kind in WORDS if read_series(run.train, f"reward/{kind}") is not None]
+    return [reward_figure(run, name) for name in names] if len(names) > len(kinds) else []
 
 
 def _judge(run: RunData, kind: str, words: str) -> Figure | None:
@@ -182,6 +195,8 @@ def _schedule(run: RunData) -> Figure | None:
     weights = run.prompt_weights
     if not isinstance(name, str) or weights is None:
         return None
+    if run.train and not set(PAIR) <= set(trained_kinds(run)):
+        return None  # there was nothing to weigh
     steps = len(weights)
     window = run.setting("rollout.sde_window") or {}
     first = 0
@@ -306,19 +321,22 @@ def _health(run: RunData) -> list[Figure]:
     return existing(*figures)
 
 
-COUNTS = (
-    ("health/zero_std_groups", "groups without any spread"),
-    ("health/nan_samples", "samples without a score"),
-    ("health/skipped_updates", "skipped updates"),
+SHARES = (
+    ("health/zero_std_groups", "of the groups without any spread"),
+    ("health/nan_samples", "of the samples without a score"),
 )
 
 
 def _counts(run: RunData) -> str:
-    """Return counts of the failures in the whole run, in words; empty when they were not measured."""
+    """Return how often something failed in the whole run, in words; empty when that was not measured."""
     parts = []
-    for key, words in COUNTS:
-        if read_series(run.train, key) is not None:
-            parts.append(f"{total(run.train, key):,.0f} {words}")
+    for key, words in SHARES:
+        series = read_series(run.train, key)
+        if series is not None:
+            shares = [share for share in series.y if share is not None]
+            parts.append(f"{sum(shares) / len(shares):.1%} {words}")
+    if read_series(run.train, "health/skipped_updates") is not None:
+        parts.append(f"{total(run.train, 'health/skipped_updates'):,.0f} skipped updates")
     return "In the whole run: " + ", ".join(parts) + "." if parts else ""
 
 

@@ -13,20 +13,20 @@ from markupsafe import Markup
 from PIL import Image
 
 from customized_grpo.errors import UserError
+from customized_grpo.pages.findings import alarms, findings
 from customized_grpo.pages.page import TEMPLATES, data_uri, environment, evenly, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
 from customized_grpo.pages.plots.numbers import (
-    Measurement,
     difference_title,
     interval_text,
     number,
     symmetric_limit,
 )
 from customized_grpo.pages.plots.scales import compact
+from customized_grpo.pages.reward_table import reward_rows
 from customized_grpo.pages.run_data import BeforeAfter, RunData, Samples, read_run
 from customized_grpo.pages.run_figures import sections
 from customized_grpo.reporting.progress import duration
-from customized_grpo.statistics import degradation
 
 MAX_ROWS = 12
 """Prompts whose samples are on the page."""
@@ -63,6 +63,12 @@ HEADLINES = (
         "judge/prompt",
         "Held-out prompt accuracy",
         "Share of what the prompt asks for that classifiers find in the picture.",
+        +1,
+    ),
+    Headline(
+        "judge/quality",
+        "Held-out quality",
+        "What the judges of kind quality, which training never used, say of the image.",
         +1,
     ),
     Headline(
@@ -103,9 +109,11 @@ def render_run_page(run: RunData) -> str:
             run=run,
             state=_state(run),
             facts=_facts(run),
+            alarms=alarms(run),
             findings=findings(run),
             headline=_headline(run),
             rest=_rest(run),
+            rewards=reward_rows(run),
             sections=sections(run),
             samples=_samples(run.samples) if run.samples is not None else None,
             script=Markup(script),
@@ -210,40 +218,6 @@ def _rest(run: RunData) -> list[MetricRow]:
         if metric not in headlines:
             rows.append(MetricRow(metric, _columns(comparison), comparison.difference.verdict))
     return rows
-
-
-def findings(run: RunData) -> list[str]:
-    """Return the result in sentences that do not say more than the intervals do."""
-    sentences = []
-    for headline in HEADLINES[:2]:  # the two qualities; the others are monitors
-        comparison = run.comparisons.get(headline.metric)
-        if comparison is not None:
-            sentences.append(_sentence(headline.name, comparison.difference))
-    sentences += _degradation(run)
-    return sentences
-
-
-def _sentence(name: str, difference: Measurement) -> str:
-    size = number(difference.mean, plus=True)
-    if difference.verdict == "no interval":
-        return f"{name} stands at {size} against the base so far; no paired interval has been computed yet."
-    words = {"up": "rose by", "down": "fell by"}.get(difference.verdict)
-    span = f"(95 % interval {interval_text(difference, plus=True)})"
-    if words is None:
-        return f"{name} cannot be told from the base: {size} {span}."
-    return f"{name} {words} {number(abs(difference.mean))} {span}."
-
-
-def _degradation(run: RunData) -> list[str]:
-    """Return the verdict on competitive degradation; nothing where it was not measured with intervals."""
-    reward = run.comparisons.get(degradation.REWARD)
-    judge = run.comparisons.get(degradation.JUDGE)
-    if reward is None or judge is None:
-        return []
-    if reward.difference.low is None or judge.difference.high is None:
-        return []
-    degraded = degradation.is_degraded(reward.difference.low, judge.difference.high)
-    return [degradation.degradation_sentence(degraded)]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX, download, read_json
-from customized_grpo.libraries import quiet
 from customized_grpo.policies.architecture import Architecture, Part
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX
 from customized_grpo.policies.families import FAMILIES, get_family
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from customized_grpo.config.schema import ModelConfig
 
 _TOYBOX_SOURCE = "the weights that come with the package"
@@ -50,22 +51,23 @@ def find_pipeline_class(path: str, family: str) -> str:
     return pipelines[pipeline]
 
 
-def transformer_layers(model: ModelConfig) -> list[str]:
-    """Return the names of all modules of a model's transformer, in their order, from its config alone.
+def empty_transformer(model: ModelConfig) -> nn.Module:
+    """Return a model's transformer without its weights, from its config alone.
 
     Raises:
         UserError: The checkpoint is unreachable or of another family.
     """
-    import diffusers
-    from accelerate import init_empty_weights
+    transformer: nn.Module = read_architecture(model).transformer.build()
+    return transformer
 
-    path = str(_toybox_folder()) if model.path == TOYBOX else model.path
-    find_pipeline_class(path, model.family)
-    transformer_class = getattr(diffusers, read_index(path)["transformer"][1])
-    with quiet(), init_empty_weights():
-        config = transformer_class.load_config(path, subfolder="transformer")
-        transformer = transformer_class.from_config(config)
-    return [name for name, _ in transformer.named_modules()]
+
+def transformer_layers(model: ModelConfig) -> list[str]:
+    """Return the names of all modules of a model's transformer, in their order, from its config alone.
+
+    Raises:
+        UserError: See `empty_transformer`.
+    """
+    return [name for name, _ in empty_transformer(model).named_modules()]
 
 
 def read_architecture(model: ModelConfig) -> Architecture:

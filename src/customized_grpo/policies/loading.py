@@ -12,7 +12,7 @@ from customized_grpo.libraries import quiet
 from customized_grpo.policies.checkpoint_files import find_pipeline_class
 from customized_grpo.policies.checkpoints import TOYBOX
 from customized_grpo.policies.families import get_family, read_options
-from customized_grpo.policies.fuse import fuse_lora
+from customized_grpo.policies.fuse import check_fused_lora, fuse_lora
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import check_quantisation, quantise_layers
@@ -41,6 +41,7 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
     target = pick_device(model.device) if device is None else torch.device(device)
     if model.quantisation is not None:
         check_quantisation(model.quantisation, target)
+    check_fused_lora(model)
     with explained(model):
         return _load(model, seed, target)
 

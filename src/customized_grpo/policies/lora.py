@@ -13,27 +13,24 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_tensors
 from customized_grpo.libraries import quiet
+from customized_grpo.policies.lora_file import EXAMPLES, FILE_NAME, LoraFile, examples
+from customized_grpo.policies.lora_reader import read_lora_file
+from customized_grpo.policies.lora_scale import FILE_PREFIX, METADATA_KEY
+from customized_grpo.policies.other_programs import no_place
 from customized_grpo.seeding import generator
 
 ADAPTER = "default"
-FILE_NAME = "pytorch_lora_weights.safetensors"
-FILE_PREFIX = "transformer."
-METADATA_KEY = "lora_adapter_metadata"
 DOWN = ".lora_A.weight"
 UP = ".lora_B.weight"
-PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-EXAMPLES = 3  # names in a message
 
 
 def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str, seed: int) -> None:
@@ -142,102 +139,51 @@ def save_file(transformer: Any, folder: Path, header: Mapping[str, str]) -> Path
 
 
 def load_file(transformer: Any, path: Path) -> None:
-    """Overwrite the adapter with a file in diffusers' format, or the one in a folder.
+    """Overwrite the adapter with a saved one: a file with diffusers' names of layers, or its folder.
 
     Raises:
-        UserError: No such file, a pickle, not safetensors, or an adapter of another base, rank or scale.
+        UserError: See `read_lora_file`; or an adapter of other layers, rank or scale.
     """
-    file = path / FILE_NAME if path.is_dir() else path
-    tensors, header = _read(file)
-    metadata = _adapter_config(header)
-    named = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in tensors.items()}
-    _check_names(adapter_parameters(transformer), named, str(file))
-    _check_shapes(adapter_parameters(transformer), named, str(file))
+    file = read_lora_file(path, transformer, no_place)
+    source = str(file.path)
+    if not file.is_uniform:
+        raise UserError(f"{source}: its layers have several ranks or scales, this model's adapter has one")
+    tensors = file.adapter_tensors()
+    _check_names(adapter_parameters(transformer), tensors, source)
+    _check_shapes(adapter_parameters(transformer), tensors, source)
     ours = transformer.peft_config[ADAPTER].lora_alpha
-    theirs = metadata.get(FILE_PREFIX + "lora_alpha", transformer.peft_config[ADAPTER].r)
-    if theirs != ours:
+    if file.alpha != ours:
         raise UserError(
-            f"{file}: an adapter of alpha {theirs:g}, this model's has alpha {ours:g}",
-            hint=f"Set model.lora.alpha to {theirs:g}.",
+            f"{source}: an adapter of alpha {file.alpha:g}, this model's has alpha {ours:g}",
+            hint=f"Set model.lora.alpha to {file.alpha:g}.",
         )
-    load_adapter_tensors(transformer, named, str(file))
+    load_adapter_tensors(transformer, tensors, source)
 
 
-@dataclass(frozen=True)
-class LoraFile:
-    """What a saved adapter says of itself: what a model must be given to take it.
+def take_file(transformer: Any, file: LoraFile) -> None:
+    """Make a fresh adapter that of a file, each layer with its own scale.
 
-    Attributes:
-        rank: Of every layer.
-        alpha: Scale times rank.
-        target: Regular expression that matches the adapted layers and no others.
-        header: All entries of the file's header.
+    Args:
+        transformer: A model with an adapter of the file's rank, on its layers.
+        file: From `read_lora_file`.
     """
-
-    rank: int
-    alpha: float
-    target: str
-    header: Mapping[str, str]
-
-
-def describe_file(path: Path) -> LoraFile:
-    """Return rank, alpha, layers and header of a file in diffusers' format, or the one in a folder.
-
-    Raises:
-        UserError: No such file, a pickle, not safetensors, another format, or layers of several ranks.
-    """
-    file = path / FILE_NAME if path.is_dir() else path
-    tensors, header = _read(file)
-    ranks = {
-        name.removeprefix(FILE_PREFIX).removesuffix(DOWN): tensor.shape[0]
-        for name, tensor in tensors.items()
-        if name.startswith(FILE_PREFIX) and name.endswith(DOWN)
+    load_adapter_tensors(transformer, file.adapter_tensors(), str(file.path))
+    scales = file.scales()
+    for name, scale in scales.items():
+        transformer.get_submodule(name).scaling[ADAPTER] = scale
+    # what `save_file` writes: layers of a lower rank have been filled up to the file's
+    transformer.peft_config[ADAPTER].alpha_pattern = {
+        name: scale * file.rank for name, scale in scales.items() if scale * file.rank != file.alpha
     }
-    strange = [name for name in tensors if not name.startswith(FILE_PREFIX) or not name.endswith((DOWN, UP))]
-    if strange or len(set(ranks.values())) != 1:
-        problem = (
-            f"tensors such as {_examples(strange)}" if strange else "its layers have several ranks, or none"
-        )
-        raise UserError(
-            f"{file}: not an adapter of one rank in diffusers' format: {problem}",
-            hint=f"Make it part of the base instead, which takes every format: model.fuse_lora={file}.",
-        )
-    rank = next(iter(ranks.values()))
-    alpha = float(_adapter_config(header).get(FILE_PREFIX + "lora_alpha", rank))
-    target = "|".join(re.escape(name) for name in sorted(ranks))
-    return LoraFile(rank, alpha, target, header)
-
-
-def _adapter_config(header: Mapping[str, str]) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(header.get(METADATA_KEY, "{}"))
-    return config
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the header of a file."""
-    if file.suffix in PICKLED:
-        raise UserError(
-            f"{file}: pickled weights are refused, because loading them can run any program",
-            hint="Ask for safetensors, or convert: safetensors.torch.save_file(torch.load(path), new_path).",
-        )
-    if not file.is_file():
-        raise UserError(f"{file}: no such file", hint=f"A saved adapter is a folder with {FILE_NAME}.")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
-    except SafetensorError as error:
-        raise UserError(f"{file}: not a safetensors file: {error}") from error
-    return tensors, header
 
 
 def _check_target(transformer: nn.Module, target: str) -> None:
     matching = {name: module for name, module in transformer.named_modules() if re.fullmatch(target, name)}
     if not matching:
-        examples = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         raise UserError(
             f"model.lora.target {target!r} matches no layer",
-            hint=f"It must match whole names, such as {', '.join(examples[-EXAMPLES:])}.",
+            hint=f"It must match whole names, such as {', '.join(linears[-EXAMPLES:])}.",
         )
     for name, module in matching.items():
         if not isinstance(module, nn.Linear):
@@ -253,9 +199,9 @@ def _check_names(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
         return
     lines = [f"{source}: an adapter for another base model or other layers:"]
     if unknown:
-        lines.append(f"  {len(unknown)} tensors that this model has no place for: {_examples(unknown)}")
+        lines.append(f"  {len(unknown)} tensors that this model has no place for: {examples(unknown)}")
     if missing:
-        lines.append(f"  {len(missing)} tensors are missing: {_examples(missing)}")
+        lines.append(f"  {len(missing)} tensors are missing: {examples(missing)}")
     raise UserError("\n".join(lines), hint="Use the base model and model.lora.target it was trained with.")
 
 
@@ -274,10 +220,6 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
             hint=f"Set model.lora.rank to {theirs}.",
         )
     raise UserError(f"{source}: an adapter for another base model: {first}")
-
-
-def _examples(names: list[str]) -> str:
-    return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
 
 
 def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:

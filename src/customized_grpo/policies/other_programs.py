@@ -77,17 +77,41 @@ _FLUX2_SINGLE = {
     "attn.to_qkv_mlp_proj": Place("linear1"),
     "attn.to_out": Place("linear2"),
 }
+_FLUX_OUTSIDE = {
+    "x_embedder": Place("img_in"),
+    "context_embedder": Place("txt_in"),
+    "proj_out": Place("final_layer.linear"),
+}
+_FLUX1_OUTSIDE = {
+    **_FLUX_OUTSIDE,
+    "time_text_embed.timestep_embedder.linear_1": Place("time_in.in_layer"),
+    "time_text_embed.timestep_embedder.linear_2": Place("time_in.out_layer"),
+    "time_text_embed.text_embedder.linear_1": Place("vector_in.in_layer"),
+    "time_text_embed.text_embedder.linear_2": Place("vector_in.out_layer"),
+    "time_text_embed.guidance_embedder.linear_1": Place("guidance_in.in_layer"),
+    "time_text_embed.guidance_embedder.linear_2": Place("guidance_in.out_layer"),
+}
+_FLUX2_OUTSIDE = {
+    **_FLUX_OUTSIDE,
+    "time_guidance_embed.timestep_embedder.linear_1": Place("time_in.in_layer"),
+    "time_guidance_embed.timestep_embedder.linear_2": Place("time_in.out_layer"),
+    "time_guidance_embed.guidance_embedder.linear_1": Place("guidance_in.in_layer"),
+    "time_guidance_embed.guidance_embedder.linear_2": Place("guidance_in.out_layer"),
+    "double_stream_modulation_img.linear": Place("double_stream_modulation_img.lin"),
+    "double_stream_modulation_txt.linear": Place("double_stream_modulation_txt.lin"),
+    "single_stream_modulation.linear": Place("single_stream_modulation.lin"),
+}
 _LAYER = re.compile(r"((?:single_)?transformer_blocks)\.(\d+)\.(.+)")
 
 
 def flux1_place(layer: str) -> Place | None:
     """Return where a layer of FLUX.1, such as "transformer_blocks.0.attn.to_q", is in the original model."""
-    return _flux_place(layer, _FLUX1_DOUBLE, _FLUX1_SINGLE)
+    return _FLUX1_OUTSIDE.get(layer) or _flux_place(layer, _FLUX1_DOUBLE, _FLUX1_SINGLE)
 
 
 def flux2_place(layer: str) -> Place | None:
     """Return where a layer of FLUX.2 is in the original model; None if that is not known."""
-    return _flux_place(layer, _FLUX2_DOUBLE, _FLUX2_SINGLE)
+    return _FLUX2_OUTSIDE.get(layer) or _flux_place(layer, _FLUX2_DOUBLE, _FLUX2_SINGLE)
 
 
 def _flux_place(layer: str, double: Mapping[str, Place], single: Mapping[str, Place]) -> Place | None:

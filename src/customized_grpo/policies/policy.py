@@ -30,6 +30,7 @@ from customized_grpo.policies.tokens import PATCH, Grid, pack
 if TYPE_CHECKING:
     from customized_grpo.fields import Section
     from customized_grpo.policies.architecture import Architecture, CallShape
+    from customized_grpo.policies.lora_file import LoraFile
 
 
 class Policy(ABC):
@@ -298,6 +299,10 @@ class Policy(ABC):
     def load_lora(self, path: Path) -> None:
         """Overwrite the adapter with a saved one of the same base, rank and scale; UserError otherwise."""
         lora.load_file(self.transformer, path)
+
+    def take_lora(self, file: LoraFile) -> None:
+        """Make the adapter, which is fresh and of the file's layers and rank, that of a LoRA file."""
+        lora.take_file(self.transformer, file)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass: same numbers, less memory, more time."""

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from customized_grpo.kinds import KINDS
+
 PACE_WINDOW = 20
 """Iterations that the speed and the time left are averaged over."""
 
@@ -124,18 +126,23 @@ class Progress:
         return "-" if seconds is None else duration(seconds * (self._total - self._done))
 
     def _rewards(self) -> str:
-        names = [("prompt", "reward/prompt"), ("identity", "reward/identity")]
-        return "  ".join(f"{label} {number(self._train.get(key))}" for label, key in names)
+        return "  ".join(f"{kind} {number(self._train.get(f'reward/{kind}'))}" for kind in self._kinds())
+
+    def _kinds(self) -> list[str]:
+        """Return the kinds of reward that training has measured."""
+        return [kind for kind in KINDS if f"reward/{kind}" in self._train]
 
     def _judged_by(self) -> str:
         """Return the source of held-out scores: "judge", or "reward" where there are no judges."""
-        has_judges = "judge/prompt" in self._last_eval or "judge/identity" in self._last_eval
+        has_judges = any(f"judge/{kind}" in self._last_eval for kind in KINDS)
         return "judge" if has_judges else "reward"
 
     def _held_out(self) -> str:
         parts = []
-        for label in ("prompt", "identity"):
+        for label in KINDS:
             key = f"{self._judged_by()}/{label}"
+            if key not in self._last_eval:
+                continue
             text = f"{label} {number(self._last_eval.get(key))}"
             if self._last_eval is not self._first_eval:
                 text += f" (base {number(self._first_eval.get(key))})"
@@ -148,14 +155,14 @@ class Progress:
     def _plain(self) -> str:
         _, rate = self._speed()
         rollouts = self._train.get("rollouts")
+        spreads = [number(self._train.get(f"reward/{kind}_group_std")) for kind in self._kinds()]
         return "  ".join(
             [
                 f"iteration {self._done:>{len(str(self._total))}}/{self._total}",
                 f"rollouts {rollouts:,}" if isinstance(rollouts, int) else "rollouts -",
                 f"{number(rate, 1)}/s",
                 "reward " + self._rewards(),
-                f"group std {number(self._train.get('reward/prompt_group_std'))}"
-                f" {number(self._train.get('reward/identity_group_std'))}",
+                "group std " + " ".join(spreads),
                 f"left {self._left()}",
             ]
         )

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "customized-grpo"
 
+PREFIXES = {"train": "train", "eval": "held_out"}
+"""{kind of a metrics record: first part of its tags}."""
+
 
 class Tracker(Protocol):
     """An adapter: numbers in, nothing out. It may raise; `Trackers` absorbs it."""
@@ -116,11 +119,15 @@ class Trackers:
         return tuple(self._active)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Send the finite numbers of one metrics record; events hold no numbers and are skipped."""
+        """Send the finite numbers of one metrics record; events hold no numbers and are skipped.
+
+        Training and held-out values are other quantities under the same name, so a tag begins with PREFIXES.
+        """
         if record["kind"] == "event":
             return
+        prefix = PREFIXES[record["kind"]]
         metrics = {
-            key: float(value)
+            f"{prefix}/{key}": float(value)
             for key, value in record.items()
             if isinstance(value, int | float) and key != "iteration"
         }

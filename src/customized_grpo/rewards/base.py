@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 
 Kind = Literal["prompt", "identity", "quality"]
-REWARD_KINDS: tuple[str, ...] = get_args(Kind)
-"""Kinds that a reward may have; training acts on `algorithms.advantages.KINDS`, the first two of them."""
+"""One of `kinds.KINDS`."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Reward(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What it measures: SARS and the weight schedules act on kinds, not on names."""
+        """What it measures: rules and schedules act on prompt and identity, quality is added to them."""
         ...
 
     def score(self, batch: ScoringBatch) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 
 from customized_grpo import extensions
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import REWARD_KINDS, Reward
+from customized_grpo.kinds import KINDS
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
@@ -141,10 +142,8 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
             f"reward {path!r} is a {type(reward).__name__} without name, kind, score or fingerprint",
             hint="See customized_grpo.rewards.Reward; FunctionReward makes one of a function.",
         )
-    if reward.kind not in REWARD_KINDS:
-        raise UserError(
-            f"reward {path!r} has kind {reward.kind!r}; it must be one of {', '.join(REWARD_KINDS)}"
-        )
+    if reward.kind not in KINDS:
+        raise UserError(f"reward {path!r} has kind {reward.kind!r}; it must be one of {', '.join(KINDS)}")
     return reward
 
 

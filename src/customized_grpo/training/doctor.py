@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms import advantages as adv
 from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
@@ -29,7 +28,9 @@ from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
+from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.losses import UpdateLoss
+from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import RATIO_TOLERANCE
@@ -100,14 +101,16 @@ class Diagnosis:
         prompts: P.
         samples: N.
         rewards: Health of each reward, in the recipe's order.
-        rho: Correlation of the prompt and the identity reward inside groups; NaN if one never varies.
-        conflict: Share of samples whose two advantages have opposite signs.
+        rho: Correlation of the prompt and the identity reward inside groups; NaN if one never varies, or
+            there are not both.
+        conflict: Share of samples whose two advantages have opposite signs; NaN where rho is.
         conflict_null: The share that Gaussian rewards of correlation rho have, arccos(rho) / pi.
         sars: None for a rule that is not SARS, groups of fewer than 4, or rho that is NaN, 1 or -1.
         ratio_deviation: Largest |ratio - 1| of training's first pass; None when no sample can be trained on.
         ratio_tolerance: What is still round-off.
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
+        idle: Settings of the recipe that have no effect, a sentence each.
         problems: Empty for a healthy recipe.
     """
 
@@ -122,6 +125,7 @@ class Diagnosis:
     ratio_tolerance: float
     step_gains: StepGains
     premise: str
+    idle: list[str]
     problems: list[Problem]
 
     def to_json(self) -> dict[str, Any]:
@@ -164,19 +168,21 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
     tolerance = RATIO_TOLERANCE[config.model.precision]
     gains = _step_gains(parts, examples, signal.weights)
     health = reward_health(parts.scorer.rewards, scores, group_size)
-    rho = monitors.reward_correlation(signal.rewards, group_size)
+    metrics = signal_metrics(signal, group_size)
+    rho = metrics.get("advantage/rho", math.nan)
     return Diagnosis(
         prompts=len(examples),
         samples=len(scores),
         rewards=health,
         rho=rho,
-        conflict=conflict.quadrants(signal.advantages)["conflict"],
-        conflict_null=math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+        conflict=metrics.get("advantage/conflict", math.nan),
+        conflict_null=metrics.get("advantage/conflict_null", math.nan),
         sars=sars_worth(config, rho, signal.weights),
         ratio_deviation=deviation,
         ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
+        idle=idle_settings(config, parts.scorer.rewards),
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
@@ -291,8 +297,6 @@ def reward_problems(rewards: Sequence[RewardHealth]) -> list[Problem]:
     """Return the rewards that training could not learn from; the limits are those of the alarms."""
     problems = []
     for reward in rewards:
-        if reward.kind not in adv.KINDS:
-            continue
         if reward.nan_samples > NAN_SHARE_LIMIT:
             problems.append(
                 Problem(

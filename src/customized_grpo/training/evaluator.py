@@ -96,7 +96,7 @@ class Evaluator:
         self.state.history.append(monitor_record(self.state.iteration, scores, self.base, health))
         alarms = check_alarms(self.state.history)
         for alarm in alarms:
-            self.log.event("alarm", alarm.message, prefix=f"alarm ({alarm.name}): ")
+            self.log.event("alarm", alarm.message, prefix=f"alarm ({alarm.name}): ", alarm=alarm.name)
         return alarms
 
     def restore(self, history: list[dict[str, Any]]) -> None:

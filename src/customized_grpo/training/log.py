@@ -80,7 +80,9 @@ class RunLog:
             self._metrics.write(line)
         return line
 
-    def event(self, name: str, message: str, *, prefix: str = "", iteration: int | None = None) -> None:
+    def event(
+        self, name: str, message: str, *, prefix: str = "", iteration: int | None = None, **values: str
+    ) -> None:
         """Append an event to metrics.jsonl and show it on the terminal.
 
         Args:
@@ -88,9 +90,10 @@ class RunLog:
             message: What happened.
             prefix: Words before the message on the terminal.
             iteration: The iteration it is about; None: the number of finished iterations.
+            **values: What else the line of metrics.jsonl holds.
         """
-        values: dict[str, Any] = {"event": name, "message": message}
+        line: dict[str, Any] = {"event": name, "message": message, **values}
         if iteration is not None:
-            values["iteration"] = iteration
-        self.write("event", values)
+            line["iteration"] = iteration
+        self.write("event", line)
         self.progress.message(f"{prefix}{message}")

@@ -6,6 +6,7 @@ recipe's rule combines them with the weights of that true step (`LearningSignal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,7 +34,8 @@ class LossTerm:
     Attributes:
         loss: Scalar with gradient; the terms of all processes add up to the update's loss.
         policy: The clipped policy loss in it, with its ratios and counts.
-        kl: Mean KL to the base over the micro-batch's valid samples; 0 without a KL penalty.
+        kl: Mean KL to the base over the micro-batch's valid samples; NaN without a KL penalty, which alone
+            measures it.
     """
 
     loss: Tensor
@@ -138,7 +140,7 @@ class UpdateLoss:
             total=n_terms,
         )
         loss = result.loss * scale
-        kl = 0.0
+        kl = math.nan
         if self.train.kl_weight:
             with torch.no_grad(), self.policy.reference():
                 base_mean, _ = self.sampler.transition(self.policy, x, step, conditioning)

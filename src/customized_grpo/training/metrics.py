@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from customized_grpo.algorithms import conflict
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.evaluation.alarms import TrainingHealth
 from customized_grpo.statistics import monitors
 from customized_grpo.training.signal import LearningSignal
@@ -42,33 +41,65 @@ class Clock:
 
 
 def signal_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
-    """Return means and in-group spread of both rewards, quadrants and their null, and gaps in the signal."""
+    """Return the statistics of the rewards by kind and by name, of their conflict, and gaps in the signal."""
     rewards = signal.rewards
-    spread = rewards.reshape(-1, group_size, len(KINDS)).std(1).nanmean(0)
-    rho = monitors.reward_correlation(rewards, group_size)
+    spread = _group_std(rewards, group_size)
     return {
-        **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(KINDS)},
-        **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(KINDS)},
-        **{f"advantage/{name}": share for name, share in conflict.quadrants(signal.advantages).items()},
-        "advantage/rho": rho,
-        "advantage/conflict_null": math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+        **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(signal.kinds)},
+        **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(signal.kinds)},
+        **_score_metrics(signal, group_size),
+        **(_conflict_metrics(signal, group_size) if signal.has_pair else {}),
         "health/zero_std_groups": float(monitors.zero_std_share(rewards, group_size).max()),
         "health/nan_samples": float(monitors.nan_share(rewards).max()),
     }
 
 
+def _score_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
+    """Return mean, spread and gaps of each reward: "score/NAME", and more below that name."""
+    spread = _group_std(signal.scores, group_size)
+    missing = monitors.nan_share(signal.scores)
+    metrics: dict[str, float] = {}
+    for k, name in enumerate(signal.names):
+        scores = signal.scores[:, k]
+        scored = scores[~scores.isnan()]
+        metrics |= {
+            f"score/{name}": float(scores.nanmean()),
+            f"score/{name}/std": float(scored.std()) if len(scored) > 1 else math.nan,
+            f"score/{name}/group_std": float(spread[k]),
+            f"score/{name}/nan_share": float(missing[k]),
+        }
+    return metrics
+
+
+def _conflict_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
+    """Return where samples stand on prompt and identity, and the null of that at their correlation."""
+    rho = monitors.reward_correlation(signal.rewards[:, :2], group_size)
+    return {
+        **{
+            f"advantage/{name}": share for name, share in conflict.quadrants(signal.advantages[:, :2]).items()
+        },
+        "advantage/rho": rho,
+        "advantage/conflict_null": math.nan if math.isnan(rho) else conflict.conflict_null(rho),
+    }
+
+
+def _group_std(scores: Tensor, group_size: int) -> Tensor:
+    """Return the mean over groups of the standard deviation inside them [K]; scores are [N, K]."""
+    return scores.reshape(-1, group_size, scores.shape[1]).std(1).nanmean(0)
+
+
 def signal_health(signal: LearningSignal, group_size: int) -> dict[str, float]:
-    """Return the share of groups without signal, "zero/KIND", and of unscored samples, "nan/KIND".
+    """Return the share of groups without signal, "zero/NAME", and of unscored samples, "nan/NAME".
 
     Also "reward/KIND", the mean reward of the samples; left out where none was scored.
     """
-    zero = monitors.zero_std_share(signal.rewards, group_size)
-    missing = monitors.nan_share(signal.rewards)
+    zero = monitors.zero_std_share(signal.scores, group_size)
+    missing = monitors.nan_share(signal.scores)
     means = signal.rewards.nanmean(0)
     return {
-        **{f"zero/{kind}": float(zero[k]) for k, kind in enumerate(KINDS)},
-        **{f"nan/{kind}": float(missing[k]) for k, kind in enumerate(KINDS)},
-        **{f"reward/{kind}": float(means[k]) for k, kind in enumerate(KINDS) if means[k].isfinite()},
+        **{f"zero/{name}": float(zero[k]) for k, name in enumerate(signal.names)},
+        **{f"nan/{name}": float(missing[k]) for k, name in enumerate(signal.names)},
+        **{f"reward/{kind}": float(means[k]) for k, kind in enumerate(signal.kinds) if means[k].isfinite()},
     }
 
 
@@ -76,13 +107,12 @@ def mean_health(iterations: Sequence[dict[str, float]]) -> TrainingHealth:
     """Return the means of several iterations' `signal_health`, each over the iterations that have it."""
 
     def means(quantity: str) -> dict[str, float]:
-        result = {}
-        for kind in KINDS:
-            name = f"{quantity}/{kind}"
-            values = [iteration[name] for iteration in iterations if name in iteration]
-            if values:
-                result[kind] = sum(values) / len(values)
-        return result
+        values: dict[str, list[float]] = {}
+        for iteration in iterations:
+            for key, value in iteration.items():
+                if key.startswith(f"{quantity}/"):
+                    values.setdefault(key.removeprefix(f"{quantity}/"), []).append(value)
+        return {name: sum(column) / len(column) for name, column in values.items()}
 
     return TrainingHealth(means("zero"), means("nan"), means("reward"))
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, assert_never
 
 import torch
 
-from customized_grpo.algorithms.advantages import KINDS
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
@@ -32,6 +31,7 @@ from customized_grpo.rewards import check_rewards, executors, needs_masks
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
+from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
@@ -149,6 +149,8 @@ def build_data(config: Config) -> Data:
         source = ManifestSource(held_out, *size)
         examples = [source[i] for i in range(len(source))]
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        if judges is not None:
+            refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
         return Data(ManifestSource(train, *size), examples, judges)
     assert_never(data)
 
@@ -166,7 +168,7 @@ def _check_equal_work(rows: Sequence[Row]) -> None:
 
 
 def check_judge_configs(config: Config) -> None:
-    """Refuse judges that are training rewards by name, and judges where ToyBox has its own.
+    """Refuse judges that are training rewards by name, judges where ToyBox has its own, and idle settings.
 
     Raises:
         UserError: Names them.
@@ -174,6 +176,14 @@ def check_judge_configs(config: Config) -> None:
     judges = config.evaluation.judges
     if judges and isinstance(config.data, ToyboxData):
         raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
+    if isinstance(config.data, ManifestData) and config.data.held_out is None:
+        idle = ["evaluation.judges"] if judges else []
+        idle += ["evaluation.on_alarm=stop"] if config.evaluation.on_alarm == "stop" else []
+        if idle:
+            raise UserError(
+                f"{' and '.join(idle)}: nothing is held out, so there is nothing to judge",
+                hint="Set data.held_out to a manifest, or leave this out.",
+            )
     elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
     if elsewhere:
         raise UserError(
@@ -237,18 +247,15 @@ def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
         The scorer, to be closed by the caller.
 
     Raises:
-        UserError: A kind is missing, or a reward cannot be built.
+        UserError: A reward cannot be built, two have one name, or a weight changes nothing.
     """
     check_rewards(config.rewards)
     scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
-    kinds = {reward.kind for reward in scorer.rewards}
-    for kind in KINDS:
-        if kind not in kinds:
-            scorer.close()
-            raise UserError(
-                f"rewards: there is no {kind} reward",
-                hint=f"Add one of kind {kind}; `cgrpo config show toybox` has one of each.",
-            )
+    try:
+        refuse_idle_settings(config, scorer.rewards)
+    except UserError:
+        scorer.close()
+        raise
     return scorer
 
 

@@ -1,17 +1,24 @@
-"""The learning signal of an iteration: advantages per kind of reward, kept apart until the loss."""
+"""The learning signal of an iteration: advantages per kind of reward, kept apart until the loss.
+
+A = rule(A_p, A_id; w_p, w_id) + w_q A_q: the recipe's rule combines prompt and identity with the weights of
+the denoising step, and quality is added with `advantage.quality_weight`. Where only one of prompt and
+identity is rewarded there is nothing to combine, and its advantage takes the rule's place: plain GRPO. The
+same holds for quality alone, without w_q.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import advantages as adv
-from customized_grpo.algorithms.rules import Rule, combine
+from customized_grpo.algorithms.rules import Rule, bounded, combine
 from customized_grpo.algorithms.schedules import Schedule, prompt_weights
+from customized_grpo.kinds import PAIR, kinds_of
 from customized_grpo.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -24,16 +31,24 @@ class LearningSignal:
     """Rewards and advantages of N samples, by kind and not yet combined.
 
     Attributes:
-        advantages: [N, 2], order (prompt, identity), each normalised in its group.
-        rewards: Raw rewards [N, 2], same order.
-        valid: [N], False where a reward is missing.
+        names: Names of the recipe's rewards [K].
+        scores: What each of them says [N, K], NaN where it could not score.
+        kinds: The M kinds that are trained on, in the order of `kinds.KINDS`.
+        advantages: [N, M], the mean over the rewards of each kind, each normalised in its group.
+        rewards: Raw rewards [N, M], reduced in the same way.
+        valid: [N], False where a reward that is trained on is missing.
         weights: Prompt weight of every denoising step [T].
+        quality_weight: w_q.
     """
 
+    names: tuple[str, ...]
+    scores: Tensor
+    kinds: tuple[str, ...]
     advantages: Tensor
     rewards: Tensor
     valid: Tensor
     weights: Tensor
+    quality_weight: float
 
     @classmethod
     def from_scores(
@@ -48,38 +63,62 @@ class LearningSignal:
             iteration: Of training; a schedule that draws its weights draws others in each.
         """
         group_size = config.train.group_size
-        judged = [k for k, reward in enumerate(rewards) if reward.kind in adv.KINDS]
-        kinds = [rewards[k].kind for k in judged]
-        shares = [config.rewards[k].weight for k in judged]
+        quality_weight = config.advantage.quality_weight
+        # quality without weight is watched only: what it could not score is trained on all the same
+        trained = [k for k, reward in enumerate(rewards) if quality_weight or reward.kind != "quality"]
+        kinds = [rewards[k].kind for k in trained]
+        shares = [config.rewards[k].weight for k in trained]
         schedule: Schedule = config.schedule.build()
         seed = derive_seed(config.run.seed, "shuffled", iteration) % 2**31
         return cls(
-            advantages=adv.by_kind(adv.group_advantages(scores[:, judged], group_size), kinds, shares),
-            rewards=adv.by_kind(scores[:, judged], kinds, shares),
-            valid=adv.valid_samples(scores[:, judged], group_size),
+            names=tuple(reward.name for reward in rewards),
+            scores=scores,
+            kinds=kinds_of(kinds),
+            advantages=adv.by_kind(adv.group_advantages(scores[:, trained], group_size), kinds, shares),
+            rewards=adv.by_kind(scores[:, trained], kinds, shares),
+            valid=adv.valid_samples(scores[:, trained], group_size),
             weights=prompt_weights(schedule, config.rollout.steps, seed),
+            quality_weight=quality_weight,
         )
+
+    @property
+    def has_pair(self) -> bool:
+        """Return whether both prompt and identity are trained on, so that there is something to combine."""
+        return self.kinds[:2] == PAIR
 
     def rows(self, rows: slice) -> LearningSignal:
         """Return the samples `rows`."""
-        return LearningSignal(self.advantages[rows], self.rewards[rows], self.valid[rows], self.weights)
+        return replace(
+            self,
+            scores=self.scores[rows],
+            advantages=self.advantages[rows],
+            rewards=self.rewards[rows],
+            valid=self.valid[rows],
+        )
 
     def combined(self, step: int, rule: Rule, group_size: int, clip: float) -> Tensor:
-        """Return the advantages [N] of one true step: the only place where the two become one.
+        """Return the advantages [N] of one true step: the only place where several become one.
 
         Args:
             step: True index of the denoising step, 0 the noisiest.
-            rule: What combines them.
+            rule: What combines prompt and identity.
             group_size: G.
             clip: Bound on the magnitude of the result.
         """
+        quality = None
+        if "quality" in self.kinds and len(self.kinds) > 1:
+            quality = self.quality_weight * self.advantages[:, -1]
+        if not self.has_pair:
+            alone = self.advantages[:, 0]
+            return bounded(alone if quality is None else alone + quality, self.valid, clip)
         prompt_weight = self.weights[step]
         return combine(
             rule,
-            self.advantages,
+            self.advantages[:, :2],
             torch.stack([prompt_weight, 1 - prompt_weight]),
-            rewards=self.rewards,
+            rewards=self.rewards[:, :2],
             group_size=group_size,
             valid=self.valid,
+            quality=quality,
             adv_clip=clip,
         )

@@ -21,10 +21,12 @@ from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import count_repeats, prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation.alarms import check_alarms
 from customized_grpo.evaluation.scores import summary
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
+from customized_grpo.reporting.closing import closing_lines
 from customized_grpo.rollout.batches import count_batches, repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
@@ -35,6 +37,7 @@ from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
 from customized_grpo.training.evaluator import Evaluator
+from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
@@ -137,8 +140,10 @@ class Trainer:
         with disk_errors(self.folder.path):
             if self.engine.is_main:
                 self.store.sweep()
+                self.store.probe()
             with self.log.open(), self.stop:
                 self.report_processes()
+                self.report_idle_settings()
                 try:
                     with explained(self.config.model, batches):
                         if self.config.model.text_encoders == "drop":
@@ -198,6 +203,12 @@ class Trainer:
                 "processes may differ in their last bits",
             )
 
+    def report_idle_settings(self) -> None:
+        """Report, when the run begins, what in its recipe has no effect."""
+        if self.iteration == 0:
+            for sentence in idle_settings(self.config, self.scorer.rewards):
+                self.log.event("idle setting", sentence, prefix="note: ")
+
     # Sampling and scoring
 
     def prompt_rows(self) -> list[int]:
@@ -253,7 +264,7 @@ class Trainer:
         return self.partition.in_iteration_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> LearningSignal:
-        """Normalise every reward in its group and reduce rewards [N, K] to kinds [N, 2]."""
+        """Normalise every reward in its group and reduce rewards [N, K] to kinds."""
         return LearningSignal.from_scores(self.config, self.scorer.rewards, scores, self.iteration)
 
     # Updating
@@ -351,7 +362,7 @@ class Trainer:
         raise UserError(reason, hint=hint.strip())
 
     def finish(self) -> None:
-        """Write the adapter for diffusers and the summary."""
+        """Write the adapter for diffusers and the summary, and say the latter."""
         self.evaluate_if_due()  # resumed, with train.iterations lowered to the number already finished
         self.save()
         if not self.engine.is_main:
@@ -361,10 +372,14 @@ class Trainer:
             self.policy.save_lora(self.folder.path / "lora", header)
         base = self.evaluator.base
         latest = self.evaluator.latest
+        measured = summary(base, latest) if base and latest else {}
+        alarms = [alarm.message for alarm in check_alarms(self.state.history)]
+        for line in closing_lines(measured, alarms):
+            self.log.progress.message(line)
         self.folder.write_json(
             "summary.json",
             {
-                **(summary(base, latest) if base and latest else {}),
+                **measured,
                 "iterations": self.iteration,
                 "rollouts": self.state.rollouts,
                 "wall_s": round(self.log.seconds, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ class PassStatistics:
         ratio: Sum of the ratios.
         deviation: Largest |ratio - 1|.
         clipped: Number of terms whose ratio was clipped.
-        kl: Sum of the KL to the base.
+        kl: Sum of the KL to the base; NaN where it is not measured.
     """
 
     terms: int = 0
@@ -67,14 +68,20 @@ class UpdateReport:
     skipped: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of one line of metrics.jsonl."""
-        terms = max(1, self.all.terms)
-        return {
-            "policy/loss": self.all.loss / max(1, len(self.grad_norms) + self.skipped),
-            "policy/ratio_mean": self.all.ratio / terms,
-            "policy/ratio_max_deviation": self.first.deviation,
-            "policy/clip_fraction": self.all.clipped / terms,
-            "policy/kl": self.all.kl / terms,
-            "policy/grad_norm": sum(self.grad_norms) / max(1, len(self.grad_norms)),
+        """Return the metrics of one line of metrics.jsonl; what was not measured is left out."""
+        everything = self.all
+        values = {
+            "policy/loss": _mean(everything.loss, len(self.grad_norms) + self.skipped),
+            "policy/ratio_mean": _mean(everything.ratio, everything.terms),
+            "policy/ratio_max_deviation": self.first.deviation if self.first.terms else math.nan,
+            "policy/clip_fraction": _mean(everything.clipped, everything.terms),
+            "policy/kl": _mean(everything.kl, everything.terms),
+            "policy/grad_norm": _mean(sum(self.grad_norms), len(self.grad_norms)),
             "health/skipped_updates": self.skipped,
         }
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _mean(total: float, count: int) -> float:
+    """Return total / count; NaN of nothing."""
+    return total / count if count else math.nan

@@ -142,11 +142,13 @@ def test_scores_by_kind_are_weighted_means_in_one_order() -> None:
         [[0.25, 9.0, 1.0, 2.0], [0.5, float("nan"), 4.0, 8.0], [0.75, 9.0, float("nan"), 1.0]]
     )
     columns = scorer.by_kind(scores)
-    assert list(columns) == ["prompt", "identity"]
+    assert list(columns) == ["prompt", "identity", "quality"]
+    assert columns["quality"][::2].tolist() == [9.0, 9.0] and columns["quality"][1].isnan()
     assert columns["identity"].tolist() == [0.25, 0.5, 0.75]
     assert columns["prompt"][:2].tolist() == [1.75, 7.0] and columns["prompt"][2].isnan()
     equal = Scorer(rewards[2:], ["stop"] * 2).by_kind(scores[:, 2:])
     assert list(equal) == ["prompt"] and equal["prompt"][0] == 1.5
+    assert scorer.by_name(scores)["r3"][:2].tolist() == [2.0, 8.0]
 
 
 def test_interrupting_the_program_passes_through_an_inline_reward() -> None:

@@ -1,6 +1,11 @@
 """Where rewards run; see README.md. Importing this package imports torch, neither Ray nor a web framework."""
 
-from customized_grpo.rewards.executors.build import build_executor, build_scorer, check_prerequisites
+from customized_grpo.rewards.executors.build import (
+    build_executor,
+    build_scorer,
+    check_names,
+    check_prerequisites,
+)
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 from customized_grpo.rewards.executors.scorer import Scorer, check_fingerprints, in_8_bits
@@ -12,6 +17,7 @@ __all__ = [
     "build_executor",
     "build_scorer",
     "check_fingerprints",
+    "check_names",
     "check_prerequisites",
     "in_8_bits",
 ]

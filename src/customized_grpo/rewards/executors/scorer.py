@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithms.advantages import KINDS
+from customized_grpo.algorithms import advantages as adv
 from customized_grpo.errors import UserError
+from customized_grpo.kinds import kinds_of
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
 from customized_grpo.rewards.executors.inline import InlineExecutor
@@ -102,16 +103,16 @@ class Scorer:
     def by_kind(self, scores: Tensor) -> dict[str, Tensor]:
         """Return scores [N, K] reduced to one column [N] per kind: the weighted mean of its rewards.
 
-        Only kinds that have a reward are there, in the order of `KINDS`; rewards of kind "quality" take no
-        part. A NaN among a sample's scores of one kind makes that mean NaN, and leaves the other kind alone.
+        Only kinds that have a reward are there, in the order of `kinds.KINDS`. A NaN among a sample's
+        scores of one kind makes that mean NaN, and leaves the other kinds alone.
         """
-        columns = {}
-        for kind in KINDS:
-            members = [k for k, reward in enumerate(self.rewards) if reward.kind == kind]
-            if members:
-                weights = torch.tensor([self.weights[k] for k in members])
-                columns[kind] = scores[:, members] @ weights / weights.sum()
-        return columns
+        kinds = [reward.kind for reward in self.rewards]
+        means = adv.by_kind(scores, kinds, self.weights)
+        return dict(zip(kinds_of(kinds), means.unbind(1), strict=True))
+
+    def by_name(self, scores: Tensor) -> dict[str, Tensor]:
+        """Return scores [N, K] as one column [N] per reward, by its name."""
+        return dict(zip([reward.name for reward in self.rewards], scores.unbind(1), strict=True))
 
     def take_dropped(self) -> list[str]:
         """Return the messages of the failures dropped since the last call, for the run's log."""

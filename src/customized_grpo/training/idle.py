@@ -1,0 +1,132 @@
+"""Settings that change nothing in the recipe they stand in.
+
+What nobody but the user can have set is an error that names the setting which does what was meant. What a
+preset sets as well (a rule, a schedule) is said in one sentence at the start of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from customized_grpo.algorithms.rules import ignores_weights
+from customized_grpo.errors import UserError
+from customized_grpo.fields import Section
+from customized_grpo.kinds import PAIR, kinds_of
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+    from customized_grpo.config.schema import RewardConfig
+    from customized_grpo.rewards.base import HasKind
+
+KNOBS = {
+    **dict.fromkeys(PAIR, "schedule={name: constant, prompt_weight: 0.7} weighs prompt against identity"),
+    "quality": "advantage.quality_weight weighs quality against the others",
+}
+"""The setting that weighs a kind of reward against the other kinds."""
+
+
+def refuse_idle_settings(config: Config, rewards: Sequence[HasKind]) -> None:
+    """Refuse weights that change nothing.
+
+    Args:
+        config: The recipe.
+        rewards: Its rewards, in the recipe's order.
+
+    Raises:
+        UserError: Lists every such weight, with the setting that does what was meant.
+    """
+    mistakes = [*_lone_weights("rewards", config.rewards, rewards), *_quality_weight(config, rewards)]
+    if mistakes:
+        hints = dict.fromkeys(hint for _, hint in mistakes)
+        raise UserError("\n".join(message for message, _ in mistakes), hint=" ".join(hints))
+
+
+def refuse_lone_weights(path: str, configs: Sequence[RewardConfig], rewards: Sequence[HasKind]) -> None:
+    """Refuse a weight of the only reward of its kind.
+
+    Args:
+        path: Where the rewards stand in the recipe.
+        configs: Their entries.
+        rewards: The rewards, in the same order.
+
+    Raises:
+        UserError: Lists every such weight.
+    """
+    messages = [message for message, _ in _lone_weights(path, configs, rewards)]
+    if messages:
+        raise UserError("\n".join(messages), hint="Leave it out.")
+
+
+def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
+    """Return a sentence about every setting without effect that is no mistake."""
+    sentences = []
+    kinds = kinds_of(reward.kind for reward in rewards)
+    rule = f"advantage.name={config.advantage.name}"
+    schedule = f"schedule.name={config.schedule.name}"
+    if not set(PAIR) <= set(kinds):
+        sentences.append(
+            f"every reward is of kind {' or '.join(kinds)}, so this is plain GRPO: {rule} and {schedule}, "
+            "which combine prompt and identity, have no effect"
+        )
+    elif ignores_weights(config.advantage.build(), config.train.group_size):
+        sentences.append(f"{schedule} has no effect: {rule} does not use its weights")
+    train = config.train
+    if config.rollout.sde_window is not None and _is_changed(train, "trained_fraction"):
+        sentences.append(
+            f"train.trained_fraction={train.trained_fraction:g} has no effect: all steps inside "
+            "rollout.sde_window are trained"
+        )
+    if _is_changed(train, "clip_range") and train.updates_per_iteration == train.inner_epochs == 1:
+        sentences.append(
+            f"train.clip_range={train.clip_range:g} has no effect: with one update an iteration "
+            "(train.updates_per_iteration, train.inner_epochs) every ratio is 1"
+        )
+    return sentences
+
+
+def _is_changed(section: Section, name: str) -> bool:
+    """Return whether a setting is not what it is by default."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+
+def _lone_weights(
+    path: str, configs: Sequence[RewardConfig], rewards: Sequence[HasKind]
+) -> list[tuple[str, str]]:
+    """Return (message, hint) for each weight of the only reward of its kind."""
+    kinds = [reward.kind for reward in rewards]
+    mistakes = []
+    for index, (entry, reward) in enumerate(zip(configs, rewards, strict=True)):
+        if not _is_changed(entry, "weight") or kinds.count(reward.kind) > 1:
+            continue
+        message = (
+            f"{path}.{index}.weight={entry.weight:g} changes nothing: a weight is a share among rewards of "
+            f"one kind, and {reward.name} is the only one of kind {reward.kind}"
+        )
+        has_rivals = len(set(kinds)) > 1
+        mistakes.append((message, f"Leave it out; {KNOBS[reward.kind]}." if has_rivals else "Leave it out."))
+    return mistakes
+
+
+def _quality_weight(config: Config, rewards: Sequence[HasKind]) -> list[tuple[str, str]]:
+    """Return (message, hint) for a weight of quality that has nothing to weigh."""
+    weight = config.advantage.quality_weight
+    kinds = kinds_of(reward.kind for reward in rewards)
+    if not _is_changed(config.advantage, "quality_weight"):
+        return []
+    if "quality" not in kinds:
+        return [
+            (
+                f"advantage.quality_weight={weight:g} changes nothing: no reward is of kind quality",
+                "Leave it out, or add a reward of kind quality.",
+            )
+        ]
+    if kinds == ("quality",):
+        return [
+            (
+                f"advantage.quality_weight={weight:g} changes nothing: every reward is of kind quality, "
+                "whose advantage counts in full",
+                "Leave it out, or add a reward of kind prompt or identity.",
+            )
+        ]
+    return []
