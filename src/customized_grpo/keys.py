@@ -9,8 +9,11 @@ CGRPO_, which you set for this product, and those in your own setting CGRPO_KEYS
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from customized_grpo.errors import UserError
 
@@ -19,6 +22,9 @@ KEYS = "CGRPO_KEYS"
 
 PREFIX = "CGRPO_"
 """Of the names that a recipe may use without being in CGRPO_KEYS."""
+
+REFERENCE = "env:"
+"""What an option of a reward of your own begins with that names a variable instead of holding its value."""
 
 SETTINGS = (KEYS, "CGRPO_TRUST")
 """Variables that say what a recipe may do; it may never name them itself."""
@@ -34,7 +40,7 @@ def why_not(variable: str, url: str | None = None) -> str | None:
 
     Args:
         variable: Name of the environment variable.
-        url: Where its value would be sent; None: nowhere, it is to be set and not read.
+        url: Where its value would be sent; None: code that the user trusts decides, or it is set, not read.
     """
     host = "" if url is None else urlsplit(url).hostname or ""
     hosts = [allowed for name, allowed in map(_split, _entries()) if name == variable]
@@ -51,12 +57,30 @@ def why_not(variable: str, url: str | None = None) -> str | None:
     )
 
 
-def read_key(variable: str, url: str, place: str) -> str:
+def with_secrets(options: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return options in which every `env:NAME` is the secret in that variable, which no `repr` shows.
+
+    Args:
+        options: Options of a reward of the user's own.
+        place: Whose they are, for messages.
+
+    Raises:
+        UserError: See `read_key`.
+    """
+    resolved = dict(options)
+    for name, value in options.items():
+        if isinstance(value, str) and value.startswith(REFERENCE):
+            variable = value.removeprefix(REFERENCE)
+            resolved[name] = SecretStr(read_key(variable, None, f"{place}: options.{name}"))
+    return resolved
+
+
+def read_key(variable: str, url: str | None, place: str) -> str:
     """Return the secret in an environment variable that a recipe names.
 
     Args:
         variable: Name of the environment variable.
-        url: Where it will be sent.
+        url: Where it will be sent; None: code that the user trusts decides.
         place: What names the variable, for messages, such as "executor.token_env".
 
     Raises:

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
+from customized_grpo.config.clear_text import secret_mistakes
 from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.overrides import read_value
 from customized_grpo.config.part_options import CHOICES, forget_options_of_old_choice, gather_options
@@ -58,6 +59,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
+    mistakes += secret_mistakes(data)
     for section in CHOICES:
         gather_options(data, section)
     run = data.setdefault("run", {})
