@@ -62,7 +62,6 @@ def test_what_is_no_secret_passes(options: str) -> None:
         "rewards.dino.executor={kind: 'secret-7391', password: 7391}",
         "rewards.dino.executor={kind: ray, env: {HF_TOKEN: 7391}}",
         "rewards.dino.executor={kind: ray, env: {HF_TOKEN: x7391}}",
-        "rewards.dino.name={token: 7391}",
         "advantage.options={key: 7391}",
         "train={api_key: 7391}",
     ],

@@ -59,7 +59,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
-    mistakes += secret_mistakes(data)
+    secrets = secret_mistakes(data)
     for section in CHOICES:
         gather_options(data, section)
     run = data.setdefault("run", {})
@@ -70,11 +70,12 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         field_mistakes = explain(error.errors(include_url=False))
         broken = frozenset(mistake.path for mistake in field_mistakes)
+        mistakes += [mistake for mistake in secrets if mistake.path not in broken]
         raise _refusal(
             recipe, [*mistakes, *field_mistakes, *cross_field_mistakes(_without_broken(data, broken), broken)]
         ) from None
-    if mistakes:
-        raise _refusal(recipe, mistakes)
+    if mistakes or secrets:
+        raise _refusal(recipe, [*mistakes, *secrets])
     return config
 
 

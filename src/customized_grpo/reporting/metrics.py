@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import sync_open, write_bytes
+from customized_grpo.files import open_in_place, sync_open, write_bytes
 from customized_grpo.reporting.trackers import Trackers
 
 Scalar = str | int | float | None
@@ -38,7 +39,7 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _rewrite(path, read_metrics(path))
-        self._file: BinaryIO = path.open("ab")
+        self._file: BinaryIO = os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab")
 
     @classmethod
     def open(

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_S = 10.0
 CONNECTIONS = 512  # of all clients; below the 1,024 files that a process may usually open
-CONNECTIONS_OF_A_CLIENT = 128  # by address; a trainer needs `connections` for each reward
+CONNECTIONS_OF_A_CLIENT = 256  # by address; a trainer needs `connections` for each reward
 
 
 class Connection(H11Protocol):
