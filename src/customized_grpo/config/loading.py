@@ -12,12 +12,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
 from customized_grpo.config.clear_text import secret_mistakes
@@ -88,14 +89,14 @@ def config_hash(config: Config) -> str:
     """Return the SHA-256, in hex, of every value that can change a number of the run (see `NOT_IN_HASH`)."""
     ignored = tuple(f"{path}." for path in NOT_IN_HASH)
     values = {
-        path: value for path, value in _leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
+        path: value for path, value in leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     differences = []
     for path in dict.fromkeys((*before, *after)):
         values = before.get(path), after.get(path)
@@ -271,11 +272,17 @@ def _index(items: list[Any], key: str) -> int | None:
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
     """Return what is valid of `data`, with defaults elsewhere, for the rules that can still be checked.
 
-    Only sections made of defaults are needed for that: no rule is about a field that must be given.
+    A section that must be given is left out where something is wrong in it.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if field.is_required():
+            if name in data and not any(f"{path}.".startswith(f"{name}.") for path in broken):
+                section_type: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
+                with suppress(ValidationError):  # broken, under another path
+                    values[name] = section_type.dump_python(section_type.validate_python(data[name]))
+            continue
+        default = field.get_default(call_default_factory=True)
         if not isinstance(default, Section):
             continue
         section = {} if name in broken else copy.deepcopy(data.get(name, {}))
@@ -298,7 +305,7 @@ def _remove(section: dict[str, Any], path: Sequence[str]) -> None:
         section = inner
 
 
-def _leaves(config: Config) -> dict[str, Any]:
+def leaves(config: Config) -> dict[str, Any]:
     """Return the config as {dotted path: plain value}; empty lists and mappings are values."""
     leaves: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]

@@ -88,6 +88,8 @@ class ModelConfig(Section):
     """Height of generated images, in pixels, a multiple of 16."""
     width: Pixels = 512
     """Width of generated images, in pixels, a multiple of 16."""
+    reference_fit: Literal["crop", "pad"] = "crop"
+    """How references get the shape of the image: crop cuts what sticks out, pad adds a grey border."""
     max_text_tokens: Count = 512
     """Length to which prompts are padded or cut, in tokens."""
     lora: LoraConfig = LoraConfig()
@@ -199,7 +201,7 @@ class RewardConfig(Section):
     weight: Positive = 1.0
     """Share of this reward among those of its kind; it says nothing about the other kinds."""
     segment: Literal["reference", "both", "none"] = "reference"
-    """Which images an identity reward masks to the subject: the reference, both images, or none."""
+    """Image an identity reward masks to the subject: reference or none (both: drawn images have no masks)."""
     path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0
@@ -336,7 +338,7 @@ class Config(Section):
     @property
     def part_names(self) -> list[str]:
         """Names of all parts that may come from outside the package, see `extensions`."""
-        rewards = [reward.name for reward in self.rewards]
+        rewards = [reward.name for reward in (*self.rewards, *self.evaluation.judges)]
         return [self.advantage.name, self.schedule.name, self.rollout.sampler, self.model.family, *rewards]
 
     @model_validator(mode="after")
