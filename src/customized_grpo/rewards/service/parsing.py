@@ -221,9 +221,9 @@ class _Budget:
 
 def _stacked(field: str, images: list[_Image]) -> Tensor:
     """Return [N, channels, H, W], without a second copy of all."""
-    sizes = sorted({f"{width} x {height}" for width, height in (image.size for image in images)})
-    if len(sizes) > 1:
-        raise Refusal(422, f"the images of a request must have one size; {field} has {', '.join(sizes)}")
+    if len({image.size for image in images}) > 1:
+        sizes = ", ".join(sorted({f"{image.size[0]} x {image.size[1]}" for image in images}))
+        raise Refusal(422, f"the images of a request must have one size; {field} has {sizes}")
     width, height = images[0].size
     stacked = torch.empty(len(images), images[0].channels, height, width)
     for target, image in zip(stacked, images, strict=True):
