@@ -8,7 +8,6 @@ loses its power over the terminal, wherever it was printed.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -16,11 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from customized_grpo.disk import FULL
 from customized_grpo.plain_text import printable
 
 _BARS = re.compile(r"(?:\n|\x1b\[A)+")  # how tqdm moves between bars, in a write of its own
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors after which a stream may take text again; after any other one its reader or terminal is gone."""
 
 
 class LenientStream:
@@ -93,7 +91,7 @@ class LenientStream:
 
     def _note(self, error: OSError) -> None:
         self.loss = self.loss or error
-        if error.errno not in FULL:
+        if error.errno not in FULL:  # the reader or the terminal is gone, while a disk may get room again
             self._silence()
 
     def _silence(self) -> None:
