@@ -21,7 +21,6 @@ from customized_grpo.files import (
     follow_umask,
     is_free,
     new_folder,
-    open_in_place,
     read_json,
     replacing,
     write_bytes,
@@ -192,25 +191,3 @@ def test_the_error_that_came_first_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(OSError, match="the disk is full"), replacing(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "the disk is full")
-
-
-@pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "pipe", "folder link"])
-def test_a_file_that_is_written_in_place_is_a_plain_file(kind: str, tmp_path: Path) -> None:
-    victim, path = tmp_path / "victim", tmp_path / "run" / "metrics.jsonl"
-    path.parent.mkdir()
-    victim.mkdir() if kind == "folder link" else victim.write_text("precious")
-    if kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(tmp_path / "none" if kind == "link to nothing" else victim)
-    with pytest.raises((UserError, OSError)) as caught:
-        open_in_place(path, os.O_WRONLY | os.O_APPEND)
-    assert isinstance(caught.value, UserError) and str(path) in str(caught.value)
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_plain_file_is_created_and_appended_to_in_place(tmp_path: Path) -> None:
-    for _ in range(2):
-        with os.fdopen(open_in_place(tmp_path / "x", os.O_WRONLY | os.O_APPEND), "ab") as file:
-            file.write(b"line\n")
-    assert (tmp_path / "x").read_text() == "line\nline\n"

@@ -448,6 +448,18 @@ def test_what_is_sent_besides(judge: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert "Authorization" not in judge.requests[1].headers
 
 
+def test_neither_key_nor_images_go_to_a_proxy_of_the_environment(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGRPO_MY_KEY", KEY)
+    with judge_server.serving(judge_server.sensible) as proxy:
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(variable, proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "fd00::/8")  # of a company profile; httpx cannot read it
+        build(judge, api_key_env="CGRPO_MY_KEY").score(tiny.make_batch(1))
+        assert proxy.requests == [] and len(judge.requests) == 1
+
+
 def test_a_sample_is_asked_about_once(judge: Any) -> None:
     batch = tiny.make_batch(3)
     twice = batch.select([0, 1, 0])

@@ -19,7 +19,8 @@ from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
-from customized_grpo.files import check_folders_stay_inside, open_in_place, write_text
+from customized_grpo.files import write_text
+from customized_grpo.links import check_folders_stay_inside, open_in_place
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import Held, RunLock

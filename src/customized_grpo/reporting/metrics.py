@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import open_in_place, sync_open, write_bytes
+from customized_grpo.files import sync_open, write_bytes
+from customized_grpo.links import open_in_place
 from customized_grpo.reporting.trackers import Trackers
 
 Scalar = str | int | float | None

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import check_folders_stay_inside, open_in_place, read_json
+from customized_grpo.files import read_json
+from customized_grpo.links import check_folders_stay_inside, open_in_place
 
 logger = logging.getLogger(__name__)
 

@@ -215,6 +215,17 @@ def test_a_token_is_needed_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch)
             assert scorer.score(tiny.make_batch(2)).isfinite().all()
 
 
+def test_the_service_is_not_asked_through_a_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CGRPO_SERVICE_TOKEN", TOKEN)
+    with serving.running([OWN], token=TOKEN) as service, scripted() as proxy:
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(variable, proxy.url)
+        with build_scorer([at(service.url, token_env="CGRPO_SERVICE_TOKEN")]) as scorer:
+            assert scorer.score(tiny.make_batch(2)).isfinite().all()
+
+
 def test_a_token_that_a_server_sends_back_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CGRPO_SERVICE_TOKEN", TOKEN)
     echo = say(400, problem(400, f"you sent {TOKEN}"))
