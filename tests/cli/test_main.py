@@ -182,7 +182,7 @@ def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     trainer: ModuleType, run_folder: Path
 ) -> None:
     seen = []
-    trainer.resume = lambda *given: seen.append(given) or 143  # type: ignore[attr-defined]
+    trainer.resume = lambda *given, **_: seen.append(given) or 143  # type: ignore[attr-defined]
     assert status("resume", str(run_folder)) == 143
     assert status("resume", str(run_folder), "--from", "20") == 143
     assert seen == [(run_folder, None), (run_folder, 20)]
