@@ -24,6 +24,7 @@ from customized_grpo.rewards.features import CHUNK, FeatureCache, weights_hash
 from customized_grpo.rewards.loading import load_model, load_part
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
+from customized_grpo.text_limits import TextLimit, token_counter
 
 IMAGE_NAME = "lite"
 TEXT_NAME = "lite_t"
@@ -120,6 +121,10 @@ class LiteTextReward:
             "dtype": "fp32",
             "tokens": self.tokenizer("a photo of a red hat").input_ids,
         }
+
+    def text_limit(self) -> TextLimit:
+        """Return how much of a prompt the sentence encoder reads."""
+        return TextLimit(self.name, TOKENS, token_counter(self.tokenizer))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of each ImageNet class [B, 1000] for images [B, 3, H, W] in [0, 1]."""

@@ -32,6 +32,7 @@ from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.parts import Parts, build_engine, open_parts
+from customized_grpo.training.prompts import prompt_lengths
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import RATIO_TOLERANCE
 
@@ -110,7 +111,7 @@ class Diagnosis:
         ratio_tolerance: What is still round-off.
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
-        idle: Settings of the recipe that have no effect, a sentence each.
+        notes: Settings that have no effect and prompts that are cut, a sentence each.
         problems: Empty for a healthy recipe.
     """
 
@@ -125,7 +126,7 @@ class Diagnosis:
     ratio_tolerance: float
     step_gains: StepGains
     premise: str
-    idle: list[str]
+    notes: list[str]
     problems: list[Problem]
 
     def to_json(self) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
-        idle=idle_settings(config, parts.scorer.rewards),
+        notes=[*idle_settings(config, parts.scorer.rewards), *prompt_lengths(parts)],
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),

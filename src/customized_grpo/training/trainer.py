@@ -42,6 +42,7 @@ from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
 from customized_grpo.training.parts import Parts, build_engine, open_parts
+from customized_grpo.training.prompts import prompt_lengths
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.state import RunCheckpoints, RunState
 from customized_grpo.training.update_report import UpdateReport
@@ -142,7 +143,7 @@ class Trainer:
                 self.store.sweep()
             with self.log.open(), self.stop:
                 self.report_processes()
-                self.report_idle_settings()
+                self.report_before_training()
                 try:
                     with explained(self.config.model, batches):
                         if self.config.model.text_encoders == "drop":
@@ -202,11 +203,14 @@ class Trainer:
                 "processes may differ in their last bits",
             )
 
-    def report_idle_settings(self) -> None:
-        """Report, when the run begins, what in its recipe has no effect."""
-        if self.iteration == 0:
-            for sentence in idle_settings(self.config, self.scorer.rewards):
-                self.log.event("idle setting", sentence, prefix="note: ")
+    def report_before_training(self) -> None:
+        """Report, when the run begins, what in its recipe has no effect, and which prompts will be cut."""
+        if self.iteration > 0 or not self.engine.is_main:
+            return
+        for sentence in idle_settings(self.config, self.scorer.rewards):
+            self.log.event("idle setting", sentence, prefix="note: ")
+        for sentence in prompt_lengths(self.parts):
+            self.log.event("long prompts", sentence, prefix="note: ")
 
     # Sampling and scoring
 
