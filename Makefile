@@ -4,6 +4,8 @@
 #   make check   what to run while working: lint and the fast tests, in about two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
+#   make fuzz    10,000 damaged and hostile inputs of each kind; hours of two cores, see docs/reliability.md
+#   make soak    500 kills of a training, disk faults in every verb, a reward service under 200 clients
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +16,7 @@ DEMO := runs/toybox-demo
 PRECISION := $(shell grep -qsw -e avx512_bf16 -e amx_bf16 -e bf16 /proc/cpuinfo && echo bf16 || echo fp32)
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo check test lint
+.PHONY: setup demo check test lint fuzz soak
 
 setup: $(STAMP)
 
@@ -44,3 +46,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(STAMP)
+	$(BIN)/python measurements/fuzz.py --jobs 2
+
+soak: $(STAMP)
+	$(BIN)/python tests/helpers/kill_loop.py runs/soak --kills 500
+	$(BIN)/python measurements/disk_faults.py
+	$(BIN)/python measurements/soak_service.py

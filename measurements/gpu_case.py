@@ -28,7 +28,7 @@ from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
-from customized_grpo.planning.estimate import Estimate, estimate_cost
+from customized_grpo.planning.estimate import Estimate, Planner
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
 from customized_grpo.planning.replay import LiveBytes
 from customized_grpo.policies.out_of_memory import explained
@@ -287,7 +287,7 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
     Returns:
         Seconds, work and memory by phase, and the deviations from ratio 1.
     """
-    plan = estimate_cost(config)
+    plan = Planner(config).estimate()
     batches = {
         "train.micro_batch_size": config.train.micro_batch_size,
         "rollout.batch_size": config.rollout.batch_size,

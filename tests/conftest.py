@@ -34,6 +34,11 @@ Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow tests first: started last, one of them would keep one worker while the other waits."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def dreambooth_photos() -> Path:
     """The real photos of DreamBooth; the environment variable CGRPO_DREAMBENCH names their folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -9,12 +10,16 @@ import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import (
     creating,
     file_sha256,
+    follow_umask,
+    new_folder,
     read_json,
     replacing,
     write_bytes,
@@ -33,10 +38,13 @@ def test_mode_follows_the_umask_also_where_safetensors_writes(tmp_path: Path, um
             write_text(tmp_path / "text", "ü"),
             write_json(tmp_path / "json", {"a": 1}),
             write_tensors(tmp_path / "tensors", {"a": torch.zeros(2)}),
+            tmp_path / "of_a_library.safetensors",
         ]
+        safetensors.torch.save_file({"a": torch.zeros(2)}, files[-1])
+        follow_umask(tmp_path)
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o666 & ~umask] * 4
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o666 & ~umask] * 5
 
 
 def test_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -137,3 +145,48 @@ def test_missing_json_says_what_to_do(tmp_path: Path) -> None:
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     assert file_sha256(write_bytes(tmp_path / "a", b"abc")).startswith("ba7816bf8f01cfea")
+
+
+def test_a_folder_appears_with_all_its_files_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "export"
+    with pytest.raises(RuntimeError), new_folder(target) as draft:
+        write_text(draft / "half", "x")
+        raise RuntimeError
+    assert list((tmp_path / "runs").iterdir()) == []
+    target.mkdir()  # an empty folder may be in the place
+    with new_folder(target) as draft:
+        write_text(draft / "whole", "x")
+        assert list(target.iterdir()) == []
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    with pytest.raises(OSError), new_folder(target):  # not empty
+        pass
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
+
+
+def test_a_pipe_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="not an ordinary file"):
+        write_text(tmp_path / "pipe", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_what_the_disk_says_of_tensors_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        write_tensors(tmp_path / "adapter", {"a": torch.zeros(2)})
+    assert refused.value.errno == errno.ENOSPC
+    assert refused.value.filename == str(tmp_path / "adapter")
+
+
+def test_the_error_that_came_first_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "the draft cannot be removed", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="the disk is full"), replacing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "the disk is full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,32 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_SEED = 2**63 - 1
+_VARIABLE = re.compile(r"(^|/)\$(\w+|\{)")
 
 
 def _path_text(value: object) -> object:
     if value == "" or (isinstance(value, str) and "\0" in value):
         raise ValueError("a path must not be empty or contain NUL")
     return value
+
+
+def expand_home(path: str) -> str:
+    """Return a path with the home folder in place of a leading `~`, as a shell would have put it there.
+
+    Raises:
+        ValueError: There is no such home folder, or a part of the path is an environment variable. Those are
+            not read: a recipe from elsewhere could name one that holds a secret.
+    """
+    if _VARIABLE.search(path):
+        raise ValueError("environment variables are not read in a path: write it out")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("there is no such home folder (./~ is a file of that name)")
+    return expanded
+
+
+def _expand_path(path: Path) -> Path:
+    return Path(expand_home(str(path)))
 
 
 def _regex(value: str) -> str:
@@ -35,7 +56,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
 Text = Annotated[str, Field(min_length=1)]
-FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text)]
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text), AfterValidator(_expand_path)]
+WeightsPath = Annotated[Text, AfterValidator(expand_home)]
+"""A folder, a file or a hub id."""
 Regex = Annotated[str, AfterValidator(_regex)]
 
 

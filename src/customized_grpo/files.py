@@ -1,13 +1,16 @@
-"""Write a file whole or not at all, read a small JSON file with checks, hash a file."""
+"""Write a file or a folder whole or not at all, read a small JSON file with checks, hash a file."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 DRAFT_ENDING = ".draft"
 MAX_JSON_BYTES = 64 << 20
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What fsync says on a network mount that does not offer it, mostly for folders."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NAME_PART = 40  # characters of the target's name in the draft's; a name may have 255 bytes, 4 a character
 
 
@@ -51,23 +57,27 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
         over: Whether a file at `path` may be replaced; see `creating`.
 
     Raises:
-        OSError: The disk refuses; the draft is removed and an older file is intact.
+        OSError: The disk refuses, or a device, a pipe or a folder is in the place; the draft is removed and
+            an older file is intact.
     """
+    if path.exists() and not path.is_file():  # root would replace /dev/null by a file
+        raise FileExistsError(errno.EEXIST, "exists and is not an ordinary file", str(path))
     draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
     draft.touch(exist_ok=False)
     try:
         mode = draft.stat().st_mode
         yield draft
-        draft.chmod(mode)  # the umask's, also if the draft itself was replaced
+        if draft.stat().st_mode != mode:
+            draft.chmod(mode)  # the umask's, also if the draft itself was replaced
         if durable:
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(draft)
         if over:
             os.replace(draft, path)
         else:
             _move_to_free(draft, path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error says more, and a draft is never taken for the file
+            draft.unlink(missing_ok=True)
         raise
 
 
@@ -82,6 +92,47 @@ def _move_to_free(draft: Path, path: Path) -> None:
         os.replace(draft, path)
     else:
         draft.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a draft of a new folder to fill, and rename it to `path` when the block ends well.
+
+    So a folder is there with all its files or not at all. A kill leaves at most a hidden draft beside it.
+
+    Args:
+        path: The folder, which is absent or empty; folders above it are made.
+
+    Raises:
+        OSError: The disk refuses; the draft is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
+    draft.mkdir()
+    try:
+        yield draft
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, have reached the disk, see `sync_open`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync_open(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """Return when an open file has reached the disk; at once where the file system cannot tell."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
@@ -121,11 +172,29 @@ def write_tensors(
         metadata: Texts for the file's header.
         durable: Whether the content must reach the disk before the file appears.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path, durable=durable) as draft:
-        save_file(dict(tensors), draft, None if metadata is None else dict(metadata))
+        try:
+            save_file(dict(tensors), draft, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # what it hides as text: "I/O error: ... (os error 28)"
+            match = _OS_ERROR.search(str(error))
+            if match is None:
+                raise
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
     return path
+
+
+def follow_umask(folder: Path) -> None:
+    """Give every safetensors file in a folder the mode of the umask.
+
+    Libraries of models write them through a private temporary file, which nobody else can read (0600).
+    """
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
 
 
 def read_json(

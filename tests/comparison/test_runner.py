@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from commands import run_here
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.comparison.plan import Plan, make_plan
 from customized_grpo.comparison.runner import Runner, slots
@@ -31,18 +32,25 @@ arms:
   - {name: both, label: Both, role: method, control: naive, overrides: {advantage.gamma: 0.4}}
 """
 RECIPE = ("toybox-smoke", "train.iterations=3", "checkpoint.every=1")
+NO_DOCTOR = "--no-doctor"
+"""`finished` alone needs the doctor's measurements."""
 
 
-def command(folder: Path, *options: str) -> list[str]:
-    (folder / "arms.yaml").write_text(ARMS)
-    arms = ["--arms", str(folder / "arms.yaml"), "--seeds", "1", "--out", str(folder / "out")]
-    return [sys.executable, "-m", "customized_grpo", "compare", *RECIPE, *arms, *options]
+def arguments(folder: Path, *options: str, arms: str = ARMS) -> list[str]:
+    (folder / "arms.yaml").write_text(arms)
+    files = ["--arms", str(folder / "arms.yaml"), "--seeds", "1", "--out", str(folder / "out")]
+    return ["compare", *RECIPE, *files, *options]
 
 
 def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Compare without the examination, which `finished` alone needs."""
-    options = ("--no-doctor", *options)
-    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=PATIENCE_S)
+    """Compare in this process; the trainings have processes of their own."""
+    return run_here(*arguments(folder, NO_DOCTOR, *options))
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a comparison that can be sent signals."""
+    command = [sys.executable, "-m", "customized_grpo", *arguments(folder, NO_DOCTOR, *options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def row(folder: Path, arm: str) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing disturbed, two runs side by side."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(command(folder, "--jobs", "2"), capture_output=True, text=True, timeout=PATIENCE_S)
+    done = run_here(*arguments(folder, "--jobs", "2"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-pass ratio" in done.stdout
     return folder
@@ -93,16 +101,8 @@ def test_calling_it_again_trains_nothing(finished: Path) -> None:
     assert (finished / "out" / "results.json").read_text() == before
 
 
-def test_one_arm_with_one_seed_again_gives_the_same_row(finished: Path, tmp_path: Path) -> None:
-    done = compare(tmp_path, "--only", "both", "--jobs", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert row(tmp_path, "both") == row(finished, "both")
-
-
 def test_sigterm_saves_the_runs_and_the_next_call_goes_on(finished: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, "--no-doctor", "--jobs", "2"), stdout=subprocess.PIPE, text=True
-    )
+    process = start(tmp_path, "--jobs", "2")
     checkpoints = tmp_path / "out" / "runs" / "naive" / "seed_0" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("*")))
     process.send_signal(signal.SIGTERM)
@@ -119,11 +119,11 @@ def test_sigterm_saves_the_runs_and_the_next_call_goes_on(finished: Path, tmp_pa
 def test_a_killed_comparison_leaves_its_run_to_finish_and_the_next_one_waits_for_it(
     finished: Path, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(command(tmp_path, "--no-doctor", "--jobs", "1"), stdout=subprocess.DEVNULL)
+    process = start(tmp_path, "--jobs", "1")
     metrics = tmp_path / "out" / "runs" / "naive" / "seed_0" / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size > 0)
     process.kill()
-    process.wait()
+    process.communicate(timeout=PATIENCE_S)
     with (
         pytest.raises(UserError, match="another process"),
         RunLock(tmp_path / "out" / "claims" / "naive_seed_0"),
@@ -137,10 +137,10 @@ def test_a_killed_comparison_leaves_its_run_to_finish_and_the_next_one_waits_for
     ]
 
 
-def test_a_run_killed_without_mercy_starts_again_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, "--no-doctor", "--only", "naive"), stdout=subprocess.PIPE, text=True
-    )
+def test_one_arm_whose_run_is_killed_goes_on_from_its_checkpoint_to_the_same_row(
+    finished: Path, tmp_path: Path
+) -> None:
+    process = start(tmp_path, "--only", "naive")
     run = tmp_path / "out" / "runs" / "naive" / "seed_0"
     wait_for(lambda: (run / "lock").is_file() and any((run / "checkpoints").glob("*")))
     os.kill(json.loads((run / "lock").read_text())["pid"], signal.SIGKILL)
@@ -152,10 +152,10 @@ def test_a_run_killed_without_mercy_starts_again_from_its_checkpoint(finished: P
 
 
 def test_a_failing_arm_is_named_and_the_others_finish(tmp_path: Path) -> None:
-    text = ARMS.replace("overrides: {advantage.gamma: 0.4}", "overrides: {model.lora.target: no_such_layer}")
-    arguments = command(tmp_path, "--no-doctor", "--jobs", "1")
-    (tmp_path / "arms.yaml").write_text(text)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
+    failing = ARMS.replace(
+        "overrides: {advantage.gamma: 0.4}", "overrides: {model.lora.target: no_such_layer}"
+    )
+    done = run_here(*arguments(tmp_path, NO_DOCTOR, "train.iterations=1", "--jobs", "1", arms=failing))
     assert done.returncode == 2
     assert "both_seed_0 failed" in done.stderr and "naive_seed_0 finished" in done.stdout
 

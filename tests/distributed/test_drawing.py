@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from processes import cgrpo
+from forked import cgrpo
 
 pytestmark = pytest.mark.slow
 

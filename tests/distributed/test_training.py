@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
-from processes import cgrpo
+from forked import cgrpo
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,16 @@ def one(runs: Path) -> Path:
 @pytest.fixture(scope="module")
 def two(runs: Path) -> Path:
     return train(2, runs / "two")
+
+
+@pytest.fixture(scope="module")
+def half_of_two(runs: Path) -> Path:
+    """The first of two iterations, in a folder that says it is to have two."""
+    run = train(2, runs / "half_of_two", "train.iterations=1")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("iterations: 1\n", "iterations: 2\n"))
+    (run / "summary.json").unlink()
+    return run
 
 
 def last_checkpoint(run: Path) -> Checkpoint:
@@ -124,12 +135,10 @@ def test_a_base_split_over_two_processes_trains_the_same(runs: Path, two: Path) 
 
 @pytest.mark.parametrize("processes", [2, 1])
 def test_a_run_of_two_processes_goes_on_in_two_exactly_or_in_one_with_a_note(
-    runs: Path, two: Path, processes: int
+    runs: Path, half_of_two: Path, two: Path, processes: int
 ) -> None:
-    run = train(2, runs / f"part_{processes}", "train.iterations=1")
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("iterations: 1\n", "iterations: 2\n"))
-    (run / "summary.json").unlink()
+    run = runs / f"resumed_by_{processes}"
+    shutil.copytree(half_of_two, run)
     status, printed = cgrpo(processes, "resume", str(run))
     assert status == 0, printed
     if processes == 2:

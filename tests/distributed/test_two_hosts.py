@@ -17,7 +17,8 @@ import torch
 
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
-from processes import cgrpo, child_environment, finish
+from forked import cgrpo
+from processes import child_environment, finish
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_a_read_only_folder_is_refused_before_anything_loads(
     monkeypatch.undo()
     with pytest.raises(UserError, match=f"cannot write run folder .*: {os.strerror(errno.EROFS)}"):
         trainer.train(recipe(*SMALL, f"run.dir={disk / 'new'}"))
+
+
+def test_a_disk_that_takes_no_checkpoint_is_found_before_the_first_iteration(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    monkeypatch.setattr(Trainer, "fit", lambda _: pytest.fail("it began to train"))
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=f"checkpoints cannot be saved in {run / 'checkpoints'}"):
+        trainer.train(recipe(*SMALL, f"run.dir={run}"))
 
 
 # Damaged

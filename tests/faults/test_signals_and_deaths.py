@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from faulty_runs import free_port
+from forked import free_port, launcher_variables
 from processes import PATIENCE_S, child_environment, run_script
 from same_run import assert_same_run, events, lines
 
@@ -140,15 +140,15 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_fresh_interpreter_leaves_a_dead_peer_without_hanging_at_its_exit(tmp_path: Path) -> None:
     """Started by hand and left by its normal way out, on which a thread of a library could wait for ever."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", DIE, "train", "toybox-smoke", f"run.dir={tmp_path / 'run'}"],
             stderr=subprocess.PIPE,
             text=True,
-            env=child_environment(RANK=rank, LOCAL_RANK=rank, **where),
+            env=child_environment(**launcher_variables(rank, 2, port)),
         )
-        for rank in ("0", "1")
+        for rank in (0, 1)
     ]
     try:
         printed = [process.communicate(timeout=PATIENCE_S)[1] for process in started]

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -35,6 +34,7 @@ from customized_grpo.rewards.executors import Scorer
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import parts as components
 from customized_grpo.training.losses import LossTerm, UpdateLoss
+from forked import free_port, launcher_variables
 from interrupted_train import install
 
 # phase: (method of Trainer, what is called in it, finished iterations at that time)
@@ -106,17 +106,11 @@ def finish(processes: list[int], stopped: int | None) -> list[int]:
     return [statuses[child] for child in processes]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def session(
     arguments: list[str], processes: int, folder: Path, fault: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Run one command in that many processes, one of which may have a fault."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    port = free_port()
     begin = time.monotonic()
     children = []
     for rank in range(processes):
@@ -131,8 +125,8 @@ def session(
                 install(signal.Signals[fault["signal"]], iteration, phase, place)
             return main(arguments)
 
-        names = {"RANK": str(rank), "LOCAL_RANK": str(rank), **where} if processes > 1 else {}
-        children.append(start(work, names, folder / f"printed_{rank}.txt"))
+        variables = launcher_variables(rank, processes, port)
+        children.append(start(work, variables, folder / f"printed_{rank}.txt"))
     stopped = None if fault is None or fault.get("signal") != "SIGSTOP" else children[fault["rank"]]
     statuses = finish(children, stopped)
     return {

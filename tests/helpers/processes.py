@@ -66,11 +66,3 @@ def finish(process: subprocess.Popen[str], timeout: float = PATIENCE_S) -> tuple
         out, err = process.communicate()
         raise AssertionError(f"it hangs:\n{out}\n{err}") from None
     return process.returncode, out + err
-
-
-def cgrpo(processes: int, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run the command in that many processes; one is started without torchrun."""
-    if processes > 1:
-        return finish(torchrun(processes, *CGRPO, *arguments, env=env))
-    done = run_python(*CGRPO, *arguments, **(env or {}))
-    return done.returncode, done.stdout + done.stderr

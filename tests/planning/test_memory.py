@@ -15,7 +15,7 @@ from customized_grpo.config import load_config
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
-from customized_grpo.planning.estimate import estimate_cost
+from customized_grpo.planning.estimate import Planner
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
@@ -138,7 +138,7 @@ def test_parameters_and_conditioning_are_counted_exactly(model: ModelConfig) -> 
 
 def test_optimizer_state_and_trajectory_are_counted_exactly(recipe: Callable[..., Any]) -> None:
     config = recipe("train.group_size=4", "train.trained_fraction=1.0")
-    plan = estimate_cost(config)
+    plan = Planner(config).estimate()
     policy = load_policy(config.model, seed=0)
     optimizer = torch.optim.AdamW(policy.trainable_parameters())
     for parameter in policy.trainable_parameters():

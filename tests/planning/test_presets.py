@@ -10,7 +10,7 @@ import pytest
 
 from customized_grpo.config import load_config, preset_names
 from customized_grpo.config.loading import preset_summaries
-from customized_grpo.planning.estimate import estimate_cost, find_fit
+from customized_grpo.planning.estimate import Planner
 from customized_grpo.planning.memory import GIB
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def test_a_preset_fits_the_gpus_it_names(name: str) -> None:
     processes = 8 if name.endswith("-8gpu") else 1
     words = {1: "one", 8: "eight"}[processes]
     assert f"{words} {gib} GB" in preset_summaries()[name]
-    plan = estimate_cost(load_config(name), processes=processes)
+    plan = Planner(load_config(name), processes=processes).estimate()
     assert plan.memory.not_counted == ()
     assert plan.memory.needed <= gib * GIB
     assert plan.batches.samples_per_process % load_config(name).rollout.batch_size == 0
@@ -69,13 +69,13 @@ def test_the_papers_values_are_in_its_preset() -> None:
 
 def test_advice_is_the_setting_that_was_missing_and_nothing_else() -> None:
     config = load_config("flux1-kontext", ["model.gradient_checkpointing=false"])
-    advice = find_fit(config, 80)
+    advice = Planner(config).find_fit(80)
     assert advice.fits and advice.overrides == ("model.gradient_checkpointing=true",)
     told = load_config("flux1-kontext", ["model.gradient_checkpointing=false", *advice.overrides])
-    assert estimate_cost(told).memory == advice.memory
+    assert Planner(told).estimate().memory == advice.memory
 
 
 def test_what_cannot_fit_is_not_promised() -> None:
-    advice = find_fit(load_config("flux1-uno"), 24)
+    advice = Planner(load_config("flux1-uno")).find_fit(24)
     assert not advice.fits
     assert "model.quantisation=nf4" in advice.overrides

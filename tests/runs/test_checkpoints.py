@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +353,56 @@ def test_the_commit_record_lists_hash_and_size_of_every_other_file(tmp_path: Pat
     assert commit["step"] == 1
     assert sorted([*commit["files"], COMMIT]) == sorted(p.name for p in folder.iterdir())
     assert all(len(f["sha256"]) == 64 for f in commit["files"].values())
+
+
+# Unusual file systems
+
+
+def refuse(number: int, *, folders: bool) -> Callable[[int], None]:
+    """Return an fsync that says that error of every folder or every file."""
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folders:
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    return refusing
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("folders", [True, False])
+def test_a_mount_without_fsync_takes_checkpoints(
+    tmp_path: Path, number: int, folders: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", refuse(number, folders=folders))
+    store = CheckpointStore(tmp_path / "checkpoints", 1)
+    store.probe()
+    store.save(3, *content(3))
+    assert_holds(store.load(3), 3)
+
+
+def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 1)
+    store.probe()
+    assert [path.name for path in store.folder.iterdir()] == ["step_000001"]
+
+
+def test_a_probe_finds_what_every_save_would_fail_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def only_files(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        replace(source, target)
+
+    store = CheckpointStore(tmp_path / "checkpoints", 1)
+    monkeypatch.setattr(os, "replace", only_files)
+    with pytest.raises(UserError, match=f"checkpoints cannot be saved in {store.folder}") as refused:
+        store.probe()
+    assert os.strerror(errno.EXDEV) in refused.value.message
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO, folders=True))
+    with pytest.raises(UserError, match="Input/output error"):
+        store.probe()
+    assert list(store.folder.iterdir()) == []

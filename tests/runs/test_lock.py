@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.errors import UserError
-from customized_grpo.runs.lock import RunLock
+from customized_grpo.runs.lock import Held, RunLock
 
 HOLDER = """
 import sys, time
@@ -64,3 +69,69 @@ def test_two_folders_are_two_locks(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"), RunLock(tmp_path / "missing"):
         pass
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_the_mode_of_its_file_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    with RunLock(tmp_path):
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o666 & ~umask
+
+
+# File systems without locks
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS])
+def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_where_there_are_no_locks_a_file_does_their_work(
+    tmp_path: Path, without_locks: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING), RunLock(tmp_path):
+            assert "has no locks" in caplog.text
+            with pytest.raises(Held, match=f'"pid": {os.getpid()}') as refused, RunLock(tmp_path):
+                pass
+            assert refused.value.hint is not None and "delete" in refused.value.hint
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
+
+
+def owner(**changes: object) -> str:
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": "today", **changes})
+
+
+def ended_process() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_the_file_of_a_killed_trainer_is_taken_over(tmp_path: Path, without_locks: None) -> None:
+    (tmp_path / "lock.owner").write_text(owner(pid=ended_process()))
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock.owner").read_text())["pid"] == os.getpid()
+
+
+def test_a_file_whose_owner_may_live_is_respected(tmp_path: Path, without_locks: None) -> None:
+    for content in (owner(), owner(pid=ended_process(), host="elsewhere"), "", '{"pid"'):
+        (tmp_path / "lock.owner").write_text(content)
+        with pytest.raises(Held), RunLock(tmp_path):
+            pass
+        assert (tmp_path / "lock.owner").read_text() == content
+
+
+def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compare` waits for another process; for a disk it would wait for ever."""
+
+    def flock(*_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="Input/output error") as refused, RunLock(tmp_path):
+        pass
+    assert not isinstance(refused.value, Held)

@@ -63,7 +63,7 @@ def render(diagnosis: Diagnosis) -> str:
         "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
         *_gains_tables(diagnosis.step_gains),
         diagnosis.premise,
-        *(f"note: {sentence}" for sentence in diagnosis.notes),
+        *(f"note: {note}" for note in diagnosis.notes),
     ]
     if diagnosis.problems:
         lines = [f"problem: {problem.problem}\n    fix: {problem.fix}" for problem in diagnosis.problems]

@@ -6,6 +6,7 @@ is then saved (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal), 1 with a traceba
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ app.add_typer(toybox.app, name="toybox")
 LEAVES_FILES = (["train"], ["resume"], ["compare"])
 """Verbs whose result is a folder: their exit status does not depend on what could be printed."""
 
+_HOME = re.compile(r"(--[a-z-]+=)?(~[^/\s]*(?:/.*)?)", re.DOTALL)
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")  # in an address, also an address of the hub or of a judge
 
 
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     with lenient_output() as output:
         try:
             app(args=arguments, prog_name="cgrpo")
@@ -97,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _report(lost)
             raise
     return 0
+
+
+def _expand_home(argument: str) -> str:
+    """Return an argument with the home folder for `~`, which a shell leaves alone in `--out=~/pictures`."""
+    match = _HOME.fullmatch(argument)
+    return argument if match is None else f"{match[1] or ''}{os.path.expanduser(match[2])}"
 
 
 def _report(error: UserError) -> int:

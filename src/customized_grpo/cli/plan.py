@@ -41,10 +41,11 @@ def plan(
 
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.planning.estimate import estimate_cost, find_fit
+    from customized_grpo.planning.estimate import Planner
     from customized_grpo.planning.memory import GIB
 
-    estimate = estimate_cost(config, processes=processes, references=references)
+    planner = Planner(config, processes=processes, references=references)
+    estimate = planner.estimate()
     print(render(estimate, f"{recipe}: {config.model.path}", tflops))
     write_json_file(json_file, estimate.to_json())
     if device_memory is None:
@@ -52,7 +53,7 @@ def plan(
     if estimate.memory.needed <= device_memory * GIB:
         print(f"\nfits {device_memory:g} GiB")
         return
-    advice = find_fit(config, device_memory, processes=processes, references=references)
+    advice = planner.find_fit(device_memory)
     raise UserError(
         f"the recipe needs {_gib(estimate.memory.needed)} GiB, the device has {device_memory:g}",
         hint=_advice(advice),

@@ -22,7 +22,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import is_run_folder
-from customized_grpo.runs.lock import RunLock
+from customized_grpo.runs.lock import Held, RunLock
 
 POLL_S = 0.2
 """Seconds between looks at the processes."""
@@ -149,7 +149,7 @@ class Runner:
         claim = RunLock(folder)
         try:
             claim.acquire()
-        except UserError:
+        except Held:
             return None
         return claim
 

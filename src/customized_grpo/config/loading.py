@@ -12,21 +12,23 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
 from customized_grpo.config.mistakes import explain, listed
+from customized_grpo.config.overrides import read_value
 from customized_grpo.config.part_options import CHOICES, forget_options_of_old_choice, gather_options
 from customized_grpo.config.reference import ITEM, generic
 from customized_grpo.config.schema import Config
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.fields import Section
+from customized_grpo.fields import Section, expand_home
 
 EXTENDS = "extends"
 """Key of a recipe that names the recipe it starts from."""
@@ -47,9 +49,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         recipe: Name of a preset, or path of a YAML file.
-        overrides: Each `section.key=value`, the value in YAML. An item of `rewards` is addressed by its index
-            or name, as in `rewards.clip_t.weight=2`. Choosing another `advantage.name`, `schedule.name` or
-            `data.kind` drops those of the recipe's options that the new choice does not have.
+        overrides: Each `section.key=value`, see `overrides.read_value`. An item of `rewards` is addressed by
+            its index or name, as in `rewards.clip_t.weight=2`. Choosing another `advantage.name`,
+            `schedule.name` or `data.kind` drops those of the recipe's options that the new choice lacks.
 
     Raises:
         UserError: Lists every mistake with its dotted path and what to write instead.
@@ -136,7 +138,10 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
         mistake = Mistake(EXTENDS, "write one preset, or the path of one YAML file")
         return name, data, [*mistakes, mistake]
     if _is_file(base) and recipe not in preset_names():
-        base = str(Path(recipe).parent / base)
+        try:
+            base = str(Path(recipe).parent / expand_home(base))
+        except ValueError as error:
+            return name, data, [*mistakes, Mistake(EXTENDS, f"{base}: {error}")]
     chain = (*inside, recipe)
     if _identity(base) in map(_identity, chain):
         raise UserError(f"extends goes in a circle: {' -> '.join((*chain, base))}", "Take one of them out.")
@@ -215,7 +220,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...
         if not equals or not all(path):
             mistakes.append(Mistake(override, "an override is written section.key=value"))
             continue
-        value, found = read_yaml(text)
+        value, found = read_value(path, text)
         mistakes += [Mistake(key, mistake.text) for mistake in found]
         if not found:
             settings.append((path, value))
@@ -264,11 +269,17 @@ def _index(items: list[Any], key: str) -> int | None:
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
     """Return what is valid of `data`, with defaults elsewhere, for the rules that can still be checked.
 
-    Only sections made of defaults are needed for that: no rule is about a field that must be given.
+    A section that must be given is left out where something is wrong in it.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if field.is_required():
+            if name in data and not any(f"{path}.".startswith(f"{name}.") for path in broken):
+                section_type: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
+                with suppress(ValidationError):  # broken, under another path
+                    values[name] = section_type.dump_python(section_type.validate_python(data[name]))
+            continue
+        default = field.get_default(call_default_factory=True)
         if not isinstance(default, Section):
             continue
         section = {} if name in broken else copy.deepcopy(data.get(name, {}))
@@ -281,11 +292,14 @@ def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str
     return values
 
 
-def _remove(section: Any, path: Sequence[str]) -> None:
-    for key in path[:-1]:
-        section = section.get(key, {})
-    if path:
-        section.pop(path[-1], None)
+def _remove(section: dict[str, Any], path: Sequence[str]) -> None:
+    """Remove a broken field, or all of the list that it is in."""
+    for key in path:
+        inner = section.get(key)
+        if key == path[-1] or not isinstance(inner, dict):
+            section.pop(key, None)
+            return
+        section = inner
 
 
 def _leaves(config: Config) -> dict[str, Any]:

@@ -114,5 +114,5 @@ def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
 def _fields_of_source(kind: Any) -> set[str]:
     """Return the fields of a data source; those of all sources for an unknown one, which is refused later."""
     sources: dict[Any, type[Section]] = {"toybox": ToyboxData, "manifest": ManifestData}
-    chosen = [sources[kind]] if kind in sources else list(sources.values())
+    chosen = [sources[kind]] if isinstance(kind, str) and kind in sources else list(sources.values())
     return set().union(*(source.model_fields for source in chosen))

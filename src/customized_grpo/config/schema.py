@@ -26,6 +26,7 @@ from customized_grpo.fields import (
     Seed,
     Share,
     Text,
+    WeightsPath,
 )
 
 
@@ -73,11 +74,11 @@ class ModelConfig(Section):
 
     family: FamilyName = "flux1"
     """Family of the generator: flux1, flux2, qwen_edit, or your own; decides how references are fed to it."""
-    path: Text
+    path: WeightsPath
     """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)
     """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
-    fuse_lora: Text | None = None
+    fuse_lora: WeightsPath | None = None
     """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
     guidance: NonNegative = 2.5
     """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
@@ -87,6 +88,8 @@ class ModelConfig(Section):
     """Height of generated images, in pixels, a multiple of 16."""
     width: Pixels = 512
     """Width of generated images, in pixels, a multiple of 16."""
+    reference_fit: Literal["crop", "pad"] = "crop"
+    """How references get the shape of the image: crop cuts what sticks out, pad adds a grey border."""
     max_text_tokens: Count = 512
     """Length to which prompts are padded or cut, in tokens."""
     lora: LoraConfig = LoraConfig()
@@ -198,8 +201,8 @@ class RewardConfig(Section):
     weight: Positive = 1.0
     """Share of this reward among those of its kind; it says nothing about the other kinds."""
     segment: Literal["reference", "both", "none"] = "reference"
-    """Which images an identity reward masks to the subject: the reference, both images, or none."""
-    path: Text | None = None
+    """Image an identity reward masks to the subject: reference or none (both: drawn images have no masks)."""
+    path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0
     """Standard deviation of noise added to the scores, in their units, to study a weak judge; 0 adds none."""

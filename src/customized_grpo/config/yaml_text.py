@@ -54,6 +54,23 @@ def read_yaml(text: str) -> tuple[Any, list[Mistake]]:
     return (None if node is None else _data(yaml, node, (), mistakes)), mistakes
 
 
+def read_scalar(text: str, *, is_text: bool = False) -> tuple[Any, list[Mistake]]:
+    """Return text as the plain scalar it would be in YAML, without reading it as YAML: it may hold anything.
+
+    Args:
+        text: The value.
+        is_text: Whether it is text even where it looks like a number.
+
+    Returns:
+        A string, number, boolean or None, and what is wrong with it.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    mistakes: list[Mistake] = []
+    tag = f"{_TAG}str" if is_text else yaml.resolver.resolve(ScalarNode, text.strip(), (True, False))
+    is_string = tag == f"{_TAG}str"
+    return _scalar(yaml, ScalarNode(tag, text if is_string else text.strip()), (), mistakes), mistakes
+
+
 def write_yaml(data: Any) -> str:
     """Return block-style YAML that `read_yaml` reads back as equal data."""
     yaml = YAML(typ="safe", pure=True)
@@ -109,7 +126,7 @@ def _mapping(yaml: YAML, node: MappingNode, path: tuple[str, ...], mistakes: lis
         if not isinstance(key_node, ScalarNode):
             mistakes.append(Mistake(f"line {line}", "a key must be a plain word"))
             continue
-        key = str(key_node.value)
+        key = _characters(key_node.value, path, mistakes)
         value = _data(yaml, value_node, (*path, key), mistakes)
         if key in result:
             mistakes.append(Mistake(".".join((*path, key)), f"given twice (again in line {line})"))
@@ -120,7 +137,7 @@ def _mapping(yaml: YAML, node: MappingNode, path: tuple[str, ...], mistakes: lis
 
 def _scalar(yaml: YAML, node: ScalarNode, path: tuple[str, ...], mistakes: list[Mistake]) -> Any:
     if node.tag not in (f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float"):
-        return str(node.value)  # strings, and dates, which no field takes
+        return _characters(node.value, path, mistakes)  # strings, and dates, which no field takes
     try:
         value = yaml.constructor.construct_object(node)
     except ValueError:
@@ -129,3 +146,13 @@ def _scalar(yaml: YAML, node: ScalarNode, path: tuple[str, ...], mistakes: list[
         mistakes.append(Mistake(".".join(path) or "text", "not a finite number"))
         return None
     return value
+
+
+def _characters(text: str, path: tuple[str, ...], mistakes: list[Mistake]) -> str:
+    """Return text with both halves of a surrogate pair joined: JSON writes an emoji as two of them."""
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        problem = "half a character: not text in UTF-8, or a lone surrogate"
+        mistakes.append(Mistake(".".join(path) or "text", problem))
+        return text.encode("ascii", "replace").decode()

@@ -93,41 +93,6 @@ class Estimate:
         return {**asdict(self), "memory": {**asdict(self.memory), **memory}}
 
 
-def estimate_cost(config: Config, *, processes: int = 1, references: int = 1) -> Estimate:
-    """Return what a recipe costs, from its settings and the configs of its model; no weights are read.
-
-    Args:
-        config: The recipe.
-        processes: Number of processes, one per device.
-        references: References of a sample.
-
-    Raises:
-        UserError: The model's configs are missing, or the prompts cannot be shared evenly.
-    """
-    run = DryRun(read_architecture(config.model), config.model, references)
-    return _estimate(config, run, processes)
-
-
-def _estimate(config: Config, run: DryRun, processes: int) -> Estimate:
-    step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
-    batches = work.batches(config, len(step_plan.trained), processes)
-    return Estimate(
-        source=run.architecture.source,
-        processes=processes,
-        batches=batches,
-        tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
-        steps=config.rollout.steps,
-        noisy_steps=len(step_plan.noisy),
-        trained_steps=len(step_plan.trained),
-        passes=work.passes(config, len(step_plan.trained), run.calls),
-        flops_per_pass=run.flops,
-        parameters=Parameters(
-            run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
-        ),
-        memory=predict(config, run, batches, len(step_plan.trained)),
-    )
-
-
 @dataclass(frozen=True)
 class Advice:
     """Settings that save memory and change nothing else, except that quantisation changes precision.
@@ -143,45 +108,84 @@ class Advice:
     fits: bool
 
 
-def find_fit(config: Config, device_gib: float, *, processes: int = 1, references: int = 1) -> Advice:
-    """Return settings with which a recipe fits a device.
-
-    They are added one after the other, in the order of what they cost, until the prediction fits; then those
-    that turn out not to be needed are taken back.
+class Planner:
+    """The costs of a recipe and of changes to it, which share one dry run of its models.
 
     Args:
         config: The recipe.
-        device_gib: Memory of the device, in GiB.
         processes: Number of processes, one per device.
         references: References of a sample.
+
+    Raises:
+        UserError: The model's configs are missing.
     """
-    run = DryRun(read_architecture(config.model), config.model, references)
 
-    def memory_with(overrides: tuple[str, ...]) -> Memory:
-        return _estimate(_changed(config, overrides), run, processes).memory
+    def __init__(self, config: Config, *, processes: int = 1, references: int = 1) -> None:
+        self.config = config
+        self.processes = processes
+        self.dry_run = DryRun(read_architecture(config.model), config.model, references)
 
-    def fits(memory: Memory) -> bool:
-        return memory.needed <= device_gib * GIB
+    def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
+        """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
 
-    overrides: tuple[str, ...] = ()
-    memory = memory_with(overrides)
-    for step in _steps(config):
-        if fits(memory):
-            break
-        overrides = _added(overrides, step)
-        memory = memory_with(overrides)
-    if not fits(memory):
-        return Advice(overrides, memory, fits=False)
-    for override in overrides:
-        # batch sizes go together: a first ratio of 1 wants the same in both phases
-        if "batch_size" in override:
-            continue
-        fewer = tuple(other for other in overrides if other != override)
-        memory_with_fewer = memory_with(fewer)
-        if fits(memory_with_fewer):
-            overrides = fewer
-            memory = memory_with_fewer
-    return Advice(overrides, memory, fits=True)
+        Args:
+            overrides: Settings that replace the recipe's, as `section.key=value`.
+
+        Raises:
+            UserError: The prompts cannot be shared evenly.
+        """
+        config = _changed(self.config, overrides)
+        run = self.dry_run
+        step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+        batches = work.batches(config, len(step_plan.trained), self.processes)
+        return Estimate(
+            source=run.architecture.source,
+            processes=self.processes,
+            batches=batches,
+            tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
+            steps=config.rollout.steps,
+            noisy_steps=len(step_plan.noisy),
+            trained_steps=len(step_plan.trained),
+            passes=work.passes(config, len(step_plan.trained), run.calls),
+            flops_per_pass=run.flops,
+            parameters=Parameters(
+                run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
+            ),
+            memory=predict(config, run, batches, len(step_plan.trained)),
+        )
+
+    def find_fit(self, device_gib: float) -> Advice:
+        """Return settings with which the recipe fits a device.
+
+        They are added one after the other, in the order of what they cost, until the prediction fits; then
+        those that turn out not to be needed are removed again.
+
+        Args:
+            device_gib: Memory of the device, in GiB.
+        """
+
+        def fits(memory: Memory) -> bool:
+            return memory.needed <= device_gib * GIB
+
+        overrides: tuple[str, ...] = ()
+        memory = self.estimate().memory
+        for step in _steps(self.config):
+            if fits(memory):
+                break
+            overrides = _added(overrides, step)
+            memory = self.estimate(overrides).memory
+        if not fits(memory):
+            return Advice(overrides, memory, fits=False)
+        for override in overrides:
+            # batch sizes go together: a first ratio of 1 wants the same in both phases
+            if "batch_size" in override:
+                continue
+            fewer = tuple(other for other in overrides if other != override)
+            memory_with_fewer = self.estimate(fewer).memory
+            if fits(memory_with_fewer):
+                overrides = fewer
+                memory = memory_with_fewer
+        return Advice(overrides, memory, fits=True)
 
 
 def _added(overrides: tuple[str, ...], step: tuple[str, ...]) -> tuple[str, ...]:

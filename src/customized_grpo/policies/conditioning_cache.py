@@ -76,7 +76,7 @@ class ConditioningCache:
         size = json.dumps([conditioning.height, conditioning.width])
         try:
             write_tensors(target, tensors, {"size": size})
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             n_bytes = sum(tensor.nbytes for tensor in tensors.values())
             raise UserError(
                 f"model.cache: cannot write {target} ({n_bytes:,} bytes): {error}",

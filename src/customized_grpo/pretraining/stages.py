@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import follow_umask
 
 # the files and folders in `out` that a stage reads
 NEEDS = {
@@ -55,3 +56,4 @@ def main(stage: str, out: Path, *, samples: int | None) -> None:
         from customized_grpo.pretraining.generator import train_generator
 
         train_generator(out, stage, **options)
+    follow_umask(out)

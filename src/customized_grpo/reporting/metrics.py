@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import write_bytes
+from customized_grpo.files import sync_open, write_bytes
 from customized_grpo.reporting.trackers import Trackers
 
 Scalar = str | int | float | None
@@ -85,7 +84,7 @@ class MetricsWriter:
         """Close the file and the trackers; the file is synced to disk first."""
         if not self._file.closed:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_open(self._file.fileno())
             self._file.close()
         if self._trackers is not None:
             self._trackers.close()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import follow_umask, new_folder
 from customized_grpo.libraries import quiet
 from customized_grpo.rewards.loading import load_tokenizer
 
@@ -180,9 +181,11 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str = TOKENIZER, heads: i
             f"{tokenizer}: the tokenizer has {len(words)} tokens, "
             f"{checkpoint} needs {model.config.text_config.vocab_size}"
         )
-    with quiet(["transformers"]):
-        model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    with new_folder(folder) as draft:
+        with quiet(["transformers"]):
+            model.save_pretrained(draft)
+        words.save_pretrained(draft)
+        follow_umask(draft)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

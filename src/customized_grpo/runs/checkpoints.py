@@ -17,17 +17,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import file_sha256, write_bytes, write_json, write_tensors
+from customized_grpo.files import file_sha256, sync, write_bytes, write_json, write_tensors
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
@@ -111,26 +110,47 @@ class CheckpointStore:
         text = _encode_state(state)
 
         final = self._path(step)
+        try:
+            self._commit(final, lambda partial: _write_files(partial, step, tensors, text))
+        except OSError as error:
+            needed = len(text)
+            for group in tensors.values():
+                needed += sum(tensor.nbytes for tensor in group.values())
+            _raise_disk_error(final, needed, error)
+        self._prune()
+        return final
+
+    def probe(self) -> None:
+        """Do all that a save does, with a small file, to find a disk that cannot take one at the start.
+
+        Raises:
+            UserError: Checkpoints cannot be saved in the folder.
+        """
+        final = self.folder / f"{PRUNED}probe"
+        try:
+            self._commit(final, lambda partial: write_json(partial / COMMIT, {}, durable=True))
+            shutil.rmtree(final)
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be saved in {self.folder}: {error}",
+                hint="Nothing was trained. Choose a run.dir on another file system.",
+            ) from error
+
+    def _commit(self, final: Path, write: Callable[[Path], object]) -> None:
+        """Make a folder in one step: `write` fills a partial one, which is then renamed."""
         partial = self.folder / (PARTIAL + final.name)
         try:
             _make_folder(self.folder)
             if partial.exists():  # of a save that was killed
                 shutil.rmtree(partial)
             partial.mkdir()
-            _write_files(partial, step, tensors, text)
+            write(partial)
+            sync(partial)
             os.replace(partial, final)  # the commit: from here on the step exists
-            _fsync_folder(self.folder)
-        except (OSError, SafetensorError) as error:
-            needed = len(text)
-            for group in tensors.values():
-                needed += sum(tensor.nbytes for tensor in group.values())
-            _raise_disk_error(final, needed, error)
+            sync(self.folder)
         finally:
-            shutil.rmtree(
-                partial, ignore_errors=True
-            )  # absent after success; what cannot be removed is swept later
-        self._prune()
-        return final
+            # absent after success; what cannot be removed is swept later
+            shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, step: int) -> Checkpoint:
         """Read one committed checkpoint, its hashes verified before anything is parsed.
@@ -187,7 +207,7 @@ class CheckpointStore:
             moved.append(self.folder / f"abandoned-{attempt}-{name}")
             os.replace(self.folder / name, moved[-1])
         if moved:
-            _fsync_folder(self.folder)
+            sync(self.folder)
         return moved
 
     def sweep(self) -> list[Path]:
@@ -251,7 +271,6 @@ def _write_files(
     }
     commit = {"format": FORMAT, "step": step, "files": files}
     write_json(folder / COMMIT, commit, durable=True)
-    _fsync_folder(folder)
 
 
 def _encode_state(state: Mapping[str, JSON]) -> bytes:
@@ -318,15 +337,7 @@ def _raise_disk_error(final: Path, needed: int, error: Exception) -> NoReturn:
 def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(parents=True)
-        _fsync_folder(folder.parent)
-
-
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder.parent)
 
 
 def _listing(steps: Sequence[int]) -> str:

@@ -2,12 +2,17 @@
 
 The lock is the kernel's (flock), not the file's existence: after a crash or SIGKILL the next trainer gets it
 without cleaning up. The content of the file is only for the message to the second trainer.
+
+Some network mounts have no such locks. There a second file takes their place, which only one process can
+create and which its owner removes; one that a dead process of this host has left is removed too.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from datetime import UTC, datetime
@@ -15,8 +20,20 @@ from pathlib import Path
 from types import TracebackType
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
+
+logger = logging.getLogger(__name__)
 
 FILE = "lock"
+OWNER = "lock.owner"
+"""Taken instead of the lock where the file system has none."""
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What flock says on Lustre without its option, on NFS without lockd, and on some FUSE mounts."""
+
+
+class Held(UserError):
+    """Another process has the lock."""
 
 
 class RunLock:
@@ -30,7 +47,9 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
+        self._owner_file = folder / OWNER
         self._descriptor: int | None = None
+        self._is_by_file = False
 
     @property
     def descriptor(self) -> int:
@@ -42,38 +61,77 @@ class RunLock:
         """Take the lock at once, without waiting.
 
         Raises:
-            UserError: Another process holds it (the message names its pid, host and start), or the folder
-                cannot be written.
+            Held: Another process holds it; the message names its pid, host and start.
+            UserError: The folder cannot be written.
         """
         assert self._descriptor is None, "the lock is held already"
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(
                 f"cannot lock run folder {self.path.parent}: {error.strerror}",
                 hint="The folder must exist and be writable.",
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(descriptor)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, _owner())
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(f"cannot lock {self.path}: {error.strerror}") from error
+        except UserError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            raise UserError(
+            raise Held(
                 f"another process is training in {self.path.parent}: {owner or 'it has just started'}",
                 hint="Wait for it, stop it, or choose another run folder with run.dir.",
             ) from error
         except OSError as error:
-            os.close(descriptor)
-            raise UserError(f"cannot lock {self.path}: {error.strerror}") from error
-        self._descriptor = descriptor
+            if error.errno not in NO_LOCKS:
+                raise
+            self._create_owner_file()
+            logger.warning(
+                "the file system of %s has no locks (%s); %s keeps other trainers away instead",
+                self.path.parent,
+                error.strerror,
+                OWNER,
+            )
+
+    def _create_owner_file(self) -> None:
+        """Take the place of the lock.
+
+        Raises:
+            Held: Another process has it, or may have it.
+        """
+        if self._owner_file.exists() and _is_dead(self._owner_file):
+            self._owner_file.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(self._owner_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError as error:
+            owner = self._owner_file.read_text(errors="replace").strip()
+            raise Held(
+                f"another process is training in {self.path.parent}: {owner or 'it has just started'}",
+                hint=f"If that process has ended (this file system cannot tell), delete {self._owner_file}.",
+            ) from error
+        self._is_by_file = True
+        with open(descriptor, "wb") as file:
+            file.write(_owner())
 
     def release(self) -> None:
         """Give the lock back."""
         assert self._descriptor is not None, "the lock is not held"
         # The file stays: were it unlinked, a second and a third trainer could lock two different files.
         os.close(self._descriptor)
+        if self._is_by_file:
+            self._owner_file.unlink(missing_ok=True)
+            self._is_by_file = False
         self._descriptor = None
 
     def __enter__(self) -> RunLock:
@@ -87,6 +145,24 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _is_dead(owner_file: Path) -> bool:
+    """Return whether the owner is a process of this host that has ended."""
+    try:
+        owner = read_json(owner_file)
+    except UserError:  # it has just begun to write, or was killed as it did
+        return False
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # of another user
+        return False
+    return False
 
 
 def _owner() -> bytes:

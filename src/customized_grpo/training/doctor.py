@@ -111,8 +111,8 @@ class Diagnosis:
         ratio_tolerance: What is still round-off.
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
-        notes: Settings that have no effect and prompts that are cut, a sentence each.
         problems: Empty for a healthy recipe.
+        notes: What the user should know of the rows, settings without effect, prompts that are cut; no problems.
     """
 
     prompts: int
@@ -126,8 +126,8 @@ class Diagnosis:
     ratio_tolerance: float
     step_gains: StepGains
     premise: str
-    notes: list[str]
     problems: list[Problem]
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON (NaN becomes null)."""
@@ -183,11 +183,15 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
-        notes=[*idle_settings(config, parts.scorer.rewards), *prompt_lengths(parts)],
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
+        ],
+        notes=[
+            *parts.data.notes,
+            *idle_settings(config, parts.scorer.rewards),
+            *prompt_lengths(parts),
         ],
     )
 

@@ -141,8 +141,11 @@ class Trainer:
         with disk_errors(self.folder.path):
             if self.engine.is_main:
                 self.store.sweep()
+                self.store.probe()
             with self.log.open(), self.stop:
                 self.report_processes()
+                for note in self.data.notes:
+                    self.log.progress.message(f"note: {note}")
                 self.report_before_training()
                 try:
                     with explained(self.config.model, batches):

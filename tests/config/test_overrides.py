@@ -1,0 +1,121 @@
+"""What is typed on the command line: text letter by letter, other values as in YAML, nothing cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import run_here
+from customized_grpo.config import Config, dump_config, load_config
+from customized_grpo.errors import UserError
+
+TYPED = [
+    "runs/dog #2", "#1", "runs/a: b", "runs/[v2]", "2024-11-28", "007", "yes", "null", "1_000", "0x10", "1e3",
+    " runs/lead", "runs/x\\ty", "runs/50%", "@home", "*star", "&amp", "!bang", "|", "-", "- a", "{}", "? a",
+    "12:30", "naïve – ü 🐶", '"half', "'a' and 'b'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_a_folder_is_the_one_that_was_typed_and_stays_it_in_the_run(text: str, tmp_path: Path) -> None:
+    config = load_config("toybox", [f"run.dir={text}"])
+    assert str(config.run.dir) == text
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "config.yaml")).run.dir == config.run.dir
+
+
+def value(config: Config, path: str) -> Any:
+    found: Any = config
+    for name in path.split("."):
+        found = found[int(name)] if name.isdecimal() else getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ('run.dir="quoted # text"', Path("quoted # text")),
+        ("model.path=owner/name#x", "owner/name#x"),
+        ("rewards.1.path=a #b", "a #b"),
+        ("rewards.clip_t.path=a #b", "a #b"),
+        ("model.cache=null", None),
+        ("model.cache=", None),
+        ("model.lora.target=.*#.*", ".*#.*"),
+        ("train.iterations= 5 ", 5),
+        ("train.iterations=010", 10),
+        ("train.iterations=0x10", 16),
+        ("train.learning_rate=1e-4", 1e-4),
+        ("train.learning_rate=.5", 0.5),
+        ("model.precision=bf16 ", "bf16"),
+        ("run.overwrite=true", True),
+        ("rollout.sde_window=null", None),
+        ("rollout.sde_window.size=2", 2),
+        ("trackers=[wandb, trackio]", ("wandb", "trackio")),
+    ],
+)
+def test_a_value_is_what_its_field_takes(override: str, expected: object) -> None:
+    path = override.partition("=")[0].replace("rewards.clip_t", "rewards.1")
+    assert value(load_config("toybox", [override]), path) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.iterations=5 # five", "train.iterations: got '5 # five'; write a whole number"),
+        ("train.learning_rate=1.5e-4 # x", "write a number"),
+        ("trackers=[wandb] # later", "trackers: a # that follows a blank would begin a comment"),
+        ("train.iterations=1e3", "got 1000.0; write a whole number"),
+        ("train.iterations=2024-11-28", "got '2024-11-28'; write a whole number"),
+        ("train.iterations=1:30", "got '1:30'; write a whole number"),
+        ("run.overwrite=yes", "got 'yes'; write true or false"),
+        ("evaluation.every=null", "got None; write a whole number"),
+        ("train.learning_rate=.inf", "not a finite number"),
+        ("run.dir=", "a path must not be empty"),
+        ("run.dir=caf\udce9", "half a character"),
+        ("run.dir=$HOME/dog", "environment variables are not read in a path"),
+        ("model.path=models/${NAME}", "environment variables are not read in a path"),
+        ("run.dir=~nobody-of-this-name/dog", "there is no such home folder"),
+    ],
+)
+def test_a_value_that_could_mean_something_else_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config("toybox", [override])
+    assert message in refused.value.message
+
+
+# Home folders
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+PATHS = ["run.dir", "model.path", "model.fuse_lora", "model.cache", "rewards.0.path"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_tilde_is_the_home_folder_in_every_path(path: str, home: Path) -> None:
+    assert str(value(load_config("toybox", [f"{path}=~/a"]), path)) == str(home / "a")
+
+
+def test_a_tilde_is_the_home_folder_in_a_recipe_and_in_what_it_extends(home: Path) -> None:
+    (home / "base.yaml").write_text("extends: toybox\nrun: {dir: ~/base}\n")
+    (home / "mine.yaml").write_text("extends: ~/base.yaml\ndata: {kind: manifest, train: ~/rows.jsonl}\n")
+    config = load_config(str(home / "mine.yaml"))
+    assert (config.run.dir, config.data.train) == (home / "base", home / "rows.jsonl")  # type: ignore[union-attr]
+
+
+def test_a_tilde_is_the_home_folder_on_the_command_line(home: Path, tmp_path: Path) -> None:
+    """A shell expands `--json ~/plan.json`, but not `--json=~/plan.json`."""
+    (home / "mine.yaml").write_text("extends: toybox-smoke\n")
+    done = run_here("plan", "~/mine.yaml", "--json=~/plan.json")
+    assert done.returncode == 0, done.stderr
+    assert (home / "plan.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
