@@ -112,7 +112,7 @@ class Diagnosis:
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
         problems: Empty for a healthy recipe.
-        notes: What the user should know of the rows, settings without effect, prompts that are cut; no problems.
+        notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
 
     prompts: int
