@@ -97,7 +97,8 @@ class QwenEditPolicy(Policy):
         start = pipe.prompt_template_encode_start_idx
 
         def count(texts: Sequence[str]) -> list[int]:
-            return [n - start for n in tokens([pipe.prompt_template_encode.format(text) for text in texts])]
+            formatted = [pipe.prompt_template_encode.format(text) for text in texts]
+            return [n_tokens - start for n_tokens in tokens(formatted)]
 
         return [TextLimit("the generator's text encoder", self.max_text_tokens, count)]
 
