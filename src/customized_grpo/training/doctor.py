@@ -28,11 +28,10 @@ from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
-from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
+from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
-from customized_grpo.training.prompts import prompt_lengths
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import RATIO_TOLERANCE
 
@@ -190,8 +189,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ],
         notes=[
             *parts.data.notes,
-            *idle_settings(config, parts.scorer.rewards),
-            *prompt_lengths(parts),
+            *(sentence for _, sentence in start_notes(parts)),
         ],
     )
 

@@ -167,8 +167,8 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         if config.model.shard:
             _check_equal_work([*rows.train, *held_out])
         fit = config.model.reference_fit
-        source = ManifestSource(held_out, *size, fit)
-        examples = [source[i] for i in range(len(source))]
+        # a batch is asked for its images several times, and its first row may be of the batch before
+        examples = ManifestSource(held_out, *size, fit).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
@@ -200,11 +200,9 @@ def check_judge_configs(config: Config) -> None:
     if judges and isinstance(config.data, ToyboxData):
         raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
     if isinstance(config.data, ManifestData) and config.data.held_out is None:
-        idle = ["evaluation.judges"] if judges else []
-        idle += ["evaluation.on_alarm=stop"] if config.evaluation.on_alarm == "stop" else []
-        if idle:
+        if config.evaluation.on_alarm == "stop":
             raise UserError(
-                f"{' and '.join(idle)}: nothing is held out, so there is nothing to judge",
+                "evaluation.on_alarm=stop: nothing is held out, so no alarm can be raised",
                 hint="Set data.held_out to a manifest, or leave this out.",
             )
     elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
