@@ -1,4 +1,4 @@
-"""What a run says of its recipe and rows before it begins: no errors, but nobody should find out afterwards."""
+"""What a run says of its recipe and rows before it begins: no errors, but worth knowing first."""
 
 from __future__ import annotations
 
