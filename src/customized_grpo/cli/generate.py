@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, printable
+from customized_grpo.cli.common import Trust, check_files, check_source, parse_size
 from customized_grpo.errors import UserError
 
 
@@ -77,7 +77,7 @@ def generate(
 
 
 def _print_note(note: str) -> None:
-    print(printable(f"note: {note}"), file=sys.stderr)
+    print(f"note: {note}", file=sys.stderr)
 
 
 def _size_settings(size: str | None) -> list[str]:
