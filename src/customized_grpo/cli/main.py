@@ -31,7 +31,6 @@ from customized_grpo.cli import (
     toybox,
     train,
 )
-from customized_grpo.cli.common import printable
 from customized_grpo.cli.output import LenientStream, lenient_output
 from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.errors import UserError
@@ -114,7 +113,7 @@ def _expand_home(argument: str) -> str:
 
 def _report(error: UserError) -> int:
     hint = "" if error.hint is None else f"\n{error.hint}"
-    print(printable(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}")), file=sys.stderr)
+    print(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}"), file=sys.stderr)
     return 2
 
 

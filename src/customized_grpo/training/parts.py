@@ -167,8 +167,8 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         if config.model.shard:
             _check_equal_work([*rows.train, *held_out])
         fit = config.model.reference_fit
-        source = ManifestSource(held_out, *size, fit)
-        examples = [source[i] for i in range(len(source))]
+        # a batch is asked for its images several times, and its first row may be of the batch before
+        examples = ManifestSource(held_out, *size, fit).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
