@@ -10,7 +10,7 @@ from typing import Any
 from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.scores import HeldOutScores
+from customized_grpo.evaluation.scores import HeldOutScores, read_scores
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.statistics import degradation
 
@@ -133,8 +133,8 @@ def _short(value: Any) -> Any:
 
 
 def _evaluation(run: PlannedRun, iteration: int) -> HeldOutScores | None:
-    data = run.folder.read_json(f"evaluations/iteration_{iteration:06d}.json")
-    return None if data is None else HeldOutScores.from_json(data)
+    file = run.folder.path / f"evaluations/iteration_{iteration:06d}.json"
+    return read_scores(file) if file.is_file() else None
 
 
 def _by_subject(scores: HeldOutScores) -> dict[str, list[float | None]]:
