@@ -58,6 +58,9 @@ def generate(
         )
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
+    for text in prompt:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"--prompt {text!r}: not UTF-8", hint="Type it in a terminal that uses UTF-8.")
     overrides = [*(settings or ()), *_size_settings(size)]
     if steps is not None:
         overrides.append(f"steps={steps}")
