@@ -33,7 +33,7 @@ from customized_grpo.cli import (
 )
 from customized_grpo.cli.common import printable
 from customized_grpo.cli.output import LenientStream, lenient_output
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, is_out_of_memory
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +59,10 @@ app.add_typer(toybox.app, name="toybox")
 LEAVES_FILES = (["train"], ["resume"], ["compare"])
 """Verbs whose result is a folder: their exit status does not depend on what could be printed."""
 
+LESS_MEMORY = (
+    "Take fewer or smaller images at a time (batch sizes, --size), hold less of the model "
+    "(model.quantisation=nf4, model.text_encoders=offload, model.offload_vae=true), or end other programs."
+)
 _HOME = re.compile(r"(--[a-z-]+=)?(~[^/\s]*(?:/.*)?)", re.DOTALL)
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")  # in an address, also an address of the hub or of a judge
 
@@ -94,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             app(args=arguments, prog_name="cgrpo")
         except UserError as error:
             return _report(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _report(UserError(f"out of memory: {str(error).partition('. ')[0]}", hint=LESS_MEMORY))
         except SystemExit as leave:
             if not leave.code and arguments[:1] not in LEAVES_FILES and (lost := _lost(output)):
                 return _report(lost)
