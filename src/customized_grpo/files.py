@@ -63,8 +63,8 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
     if path.exists() and not path.is_file():  # root would replace /dev/null by a file
         raise FileExistsError(errno.EEXIST, "exists and is not an ordinary file", str(path))
     draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
-    draft.touch(exist_ok=False)
     try:
+        draft.touch(exist_ok=False)
         mode = draft.stat().st_mode
         yield draft
         if draft.stat().st_mode != mode:
@@ -75,9 +75,10 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
             os.replace(draft, path)
         else:
             _move_to_free(draft, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error says more, and a draft is never taken for the file
             draft.unlink(missing_ok=True)
+        _name(error, draft, path)
         raise
 
 
@@ -98,23 +99,51 @@ def _move_to_free(draft: Path, path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a draft of a new folder to fill, and rename it to `path` when the block ends well.
 
-    So a folder is there with all its files or not at all. A kill leaves at most a hidden draft beside it.
+    So a folder is there with all its files or not at all, and a kill leaves at most a hidden draft beside it.
+    A folder that is there already, see `is_free`, is filled in place: it may be a mount, or the folder above
+    it be somebody else's. Its files then appear one by one, each of them whole, in the order of their names.
 
     Args:
-        path: The folder, which is absent or empty; folders above it are made.
+        path: The folder; folders above it are made.
 
     Raises:
-        OSError: The disk refuses; the draft is removed.
+        OSError: The folder is not free, or the disk refuses; the draft is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
-    draft.mkdir()
+    if not is_free(path):
+        raise FileExistsError(errno.EEXIST, "exists and is not an empty folder", str(path))
+    is_there = path.is_dir()
+    above = path if is_there else path.parent
+    draft = above / f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}"
     try:
+        draft.mkdir(parents=True)
         yield draft
-        os.replace(draft, path)
-    except BaseException:
+        if is_there:
+            for entry in sorted(draft.iterdir()):
+                os.replace(entry, path / entry.name)
+            draft.rmdir()
+        else:
+            os.replace(draft, path)
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        _name(error, draft, path)
         raise
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether a new folder may take this place: nothing is there, or only what killed writers left."""
+    if not folder.exists():
+        return not folder.is_symlink()
+    return folder.is_dir() and all(entry.name.endswith(DRAFT_ENDING) for entry in folder.iterdir())
+
+
+def _name(error: BaseException, draft: Path, path: Path) -> None:
+    """Let an error of the disk name the file itself, which a failed write does not, or its draft."""
+    if not isinstance(error, OSError):
+        return
+    if error.filename is None:
+        error.filename = str(path)
+    elif isinstance(error.filename, str) and error.filename.startswith(str(draft)):
+        error.filename = str(path) + error.filename.removeprefix(str(draft))
 
 
 def sync(path: Path) -> None:

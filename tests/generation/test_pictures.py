@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,18 @@ def test_bad_input_is_refused_before_any_model_loads(
     out = [] if "--out" in options else ["--out", tmp_path / "made"]
     assert generate(run, "--reference", toy, *[o.format(toy=toy) for o in options], *out) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_bytes_that_are_not_utf8_are_refused_in_prompts_and_escaped_in_names(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"\xb9\xb7.png")
+    odd.write_bytes(toy.read_bytes())
+    assert generate(run, "--reference", odd, "--out", tmp_path / "out") == 0
+    about = json.loads((tmp_path / "out/0000.json").read_text())
+    assert about["references"][0]["name"] == r"\udcb9\udcb7.png"
+    assert generate(run, "--reference", toy, prompts=("a \udcb9",)) == 2
+    assert "not UTF-8" in capsys.readouterr().err
 
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(

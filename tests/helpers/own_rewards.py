@@ -60,7 +60,7 @@ class Held(Own):
 
 
 class Moody(Own):
-    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, or fails."""
+    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, fails, leaves, or hangs."""
 
     def score(self, batch: ScoringBatch) -> torch.Tensor:
         scores = super().score(batch)
@@ -70,6 +70,13 @@ class Moody(Own):
                 raise UserError(f"reward 'own': {batch.label(number)} lacks something", hint="Give it.")
             if mood == "fails":
                 raise ValueError("no such file: /home/somebody/weights.bin")
+            if mood == "leaves":
+                raise SystemExit(3)
+            if mood == "is interrupted":
+                raise KeyboardInterrupt
+            if mood == "hangs":
+                time.sleep(row["seconds"])
+                continue
             if mood:
                 scores[number] = float(mood)
         return scores

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from customized_grpo import files
+from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
+from customized_grpo.plain_text import one_line
 
 UNBROKEN = 100_000  # columns, more than any line needs
 
@@ -61,6 +63,7 @@ def _check_json_file(file: Path | None) -> Path | None:
         raise UserError(
             f"--json {file}: not a file in an existing folder", hint="Create the folder or name another file."
         )
+    check_writable(file.parent)
     return file
 
 
@@ -142,33 +145,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
-    """Write the file of --json, whole or not at all; without --json, do nothing.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    if file is None:
-        return
-    try:
+    """Write the file of --json, whole or not at all; without --json, do nothing."""
+    if file is not None:
         files.write_json(file, value)
-    except OSError as error:
-        raise UserError(f"--json {file}: {error.strerror}") from error
 
 
 def problem_count(count: int) -> str:
     """Return for example "2 problems found"."""
     return f"{count} problem{'s' if count > 1 else ''} found"
-
-
-def printable(text: str) -> str:
-    """Return text with its control characters escaped, so that foreign text cannot drive the terminal."""
-    characters = []
-    for character in text:
-        if character.isprintable() or character == "\n":
-            characters.append(character)
-        else:
-            characters.append(character.encode("unicode_escape").decode())
-    return "".join(characters)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -183,7 +167,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
     grid = Table.grid(padding=(0, 2, 0, 0))
     for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))  # a plain str would be read as markup
+        grid.add_row(*(Text(one_line(cell)) for cell in row))  # a plain str would be read as markup
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:

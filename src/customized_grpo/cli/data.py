@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Trust, parse_size, printable, problem_count, write_json_file
+from customized_grpo.cli.common import JsonFile, Trust, parse_size, problem_count, write_json_file
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
@@ -99,8 +99,8 @@ def convert(
     )
     options = _options(images, prompts, reference, min_score, min_quality, subject)
     survey = convert_source(extensions.load("adapter", layout), source, out, options, choices)
-    print(printable(render(survey)))
-    print(printable(f"\nwritten: {out}"))
+    print(render(survey))
+    print(f"\nwritten: {out}")
     write_json_file(json_file, survey.to_json())
 
 
@@ -153,7 +153,7 @@ def check(
                 hint="Convert the data set first, then check the result.",
             )
         survey = check_source(extensions.load("adapter", layout), source, options, masks, shape)
-    print(printable(render(survey)))
+    print(render(survey))
     write_json_file(json_file, survey.to_json())
     if survey.problems:
         raise UserError(f"{problem_count(len(survey.problems))}; see above")

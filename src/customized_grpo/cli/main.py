@@ -31,9 +31,10 @@ from customized_grpo.cli import (
     toybox,
     train,
 )
-from customized_grpo.cli.common import printable
 from customized_grpo.cli.output import LenientStream, lenient_output
+from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.errors import UserError, is_out_of_memory
+from customized_grpo.libraries import quiet_imports
 
 app = typer.Typer(
     add_completion=False,
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     arguments = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    with lenient_output() as output:
+    with lenient_output() as output, quiet_imports():
         try:
             app(args=arguments, prog_name="cgrpo")
         except UserError as error:
@@ -101,7 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return _report(UserError(f"out of memory: {str(error).partition('. ')[0]}", hint=LESS_MEMORY))
+            reason = str(error).partition(". ")[0] or "Python has no more memory"
+            return _report(UserError(f"out of memory: {reason}", hint=LESS_MEMORY))
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            return _report(disk_error(error))
         except SystemExit as leave:
             if not leave.code and arguments[:1] not in LEAVES_FILES and (lost := _lost(output)):
                 return _report(lost)
@@ -117,7 +123,7 @@ def _expand_home(argument: str) -> str:
 
 def _report(error: UserError) -> int:
     hint = "" if error.hint is None else f"\n{error.hint}"
-    print(printable(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}")), file=sys.stderr)
+    print(_PASSWORD.sub("[hidden]@", f"error: {error.message}{hint}"), file=sys.stderr)
     return 2
 
 

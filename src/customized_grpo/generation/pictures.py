@@ -180,7 +180,9 @@ def _facts(generator: Generator, request: Request) -> dict[str, Any]:
 
 
 def _file_facts(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": file_sha256(path)}
+    # bytes that are not UTF-8 are surrogates in a name, which JSON in UTF-8 cannot hold
+    name = path.name.encode("utf-8", "backslashreplace").decode()
+    return {"name": name, "sha256": file_sha256(path)}
 
 
 class _Writer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import platform
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 from customized_grpo import __version__
 from customized_grpo.config import Config, dump_config
+from customized_grpo.disk import DISK_ERRORS
 from customized_grpo.errors import UserError
 from customized_grpo.files import DRAFT_ENDING, read_json, sync, write_bytes, write_json, write_text
 from customized_grpo.runs.lock import FILE as LOCK
@@ -26,8 +26,6 @@ STARTED = "started.json"
 
 STARTING = ".starting"
 """Marker of a folder whose run is being created: everything in it may be replaced."""
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def is_run_folder(path: Path) -> bool:

@@ -21,6 +21,9 @@ from customized_grpo.training.records import check_records, read_records, read_s
 from customized_grpo.training.state import RunState
 from customized_grpo.training.updater import Updater
 
+HELD_OUT = "held_out.json"
+"""What held-out rows share with training rows; the report says so."""
+
 
 class Evaluator:
     """Measures the policy on held-out prompts and compares it with the base; idle if nothing is held out.
@@ -72,6 +75,7 @@ class Evaluator:
                 for example in self.parts.data.held_out[:N_FIRST_IMAGES]
             ]
             start_samples(self.folder.path / "samples", rows)
+            self.folder.write_json(HELD_OUT, self.parts.data.overlap.to_json())
         if self.base is not None:
             self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
