@@ -184,7 +184,7 @@ def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     trainer: ModuleType, run_folder: Path
 ) -> None:
     seen = []
-    trainer.resume = lambda *given: seen.append(given) or 143  # type: ignore[attr-defined]
+    trainer.resume = lambda *given, **_: seen.append(given) or 143  # type: ignore[attr-defined]
     assert status("resume", str(run_folder)) == 143
     assert status("resume", str(run_folder), "--from", "20") == 143
     assert seen == [(run_folder, None), (run_folder, 20)]
@@ -303,3 +303,31 @@ def test_a_command_is_not_talked_over_by_libraries_that_others_import(
     assert cli_main.main(["plan", "toybox"]) == 0
     assert heard == [False] * len(names)
     assert all(spoken(name) for name in names)
+
+
+# What is not supported says the way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "way"),
+    [
+        (
+            ["--reference", "https://example.com/dog.jpg"],
+            "--reference: no such file",
+            "download the file first",
+        ),
+        (
+            ["--reference", "photos"],
+            "--reference: no such file: photos",
+            "give --reference for each of its files",
+        ),
+    ],
+)
+def test_a_reference_that_is_no_file_says_the_way(
+    arguments: list[str], message: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = run_here("generate", "toybox", "--prompt", "x", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and way in done.stderr

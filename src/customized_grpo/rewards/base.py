@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.text_limits import TextLimit
 
 Kind = Literal["prompt", "identity", "quality"]
 """One of `kinds.KINDS`."""
@@ -112,6 +113,15 @@ class Reward(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return JSON that changes whenever the scores may: weights, preprocessing, options."""
+        ...
+
+
+@runtime_checkable
+class CutsPrompts(Protocol):
+    """A reward whose text encoder reads the beginning of a long prompt only."""
+
+    def text_limit(self) -> TextLimit:
+        """Return how much it reads."""
         ...
 
 

@@ -29,9 +29,9 @@ from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
-from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
+from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import RATIO_TOLERANCE
@@ -111,9 +111,8 @@ class Diagnosis:
         ratio_tolerance: What is still round-off.
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
-        idle: Settings of the recipe that have no effect, a sentence each.
         problems: Empty for a healthy recipe.
-        notes: What the user should know of the rows; no problems.
+        notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
 
     prompts: int
@@ -127,7 +126,6 @@ class Diagnosis:
     ratio_tolerance: float
     step_gains: StepGains
     premise: str
-    idle: list[str]
     problems: list[Problem]
     notes: list[str]
 
@@ -190,13 +188,15 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
-        idle=idle_settings(config, parts.scorer.rewards),
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
-        notes=list(parts.data.notes),
+        notes=[
+            *parts.data.notes,
+            *(sentence for _, sentence in start_notes(parts)),
+        ],
     )
 
 
