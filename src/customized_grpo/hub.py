@@ -14,6 +14,10 @@ from customized_grpo.libraries import quiet
 INDEX = "model_index.json"
 
 
+SINGLE_FILES = {".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin", ".onnx"}
+"""Endings of files that hold a whole model; no repository of the hub is called so."""
+
+
 def is_hub_id(path: str) -> bool:
     """Return whether a model's path is an id of the hub, "owner/name", and not a folder here or "toybox"."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
@@ -49,6 +53,12 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download
 
     what = what or f"model.path {path!r}"
+    if Path(path).suffix in SINGLE_FILES:
+        raise UserError(
+            f"{what}: a single file, where a folder in diffusers' or transformers' layout is needed",
+            hint="Convert it once with diffusers, for example FluxKontextPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER), and name the folder.",
+        )
     if not is_hub_id(path):
         raise UserError(
             f"{what}: no such folder",

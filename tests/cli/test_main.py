@@ -182,7 +182,7 @@ def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     trainer: ModuleType, run_folder: Path
 ) -> None:
     seen = []
-    trainer.resume = lambda *given: seen.append(given) or 143  # type: ignore[attr-defined]
+    trainer.resume = lambda *given, **_: seen.append(given) or 143  # type: ignore[attr-defined]
     assert status("resume", str(run_folder)) == 143
     assert status("resume", str(run_folder), "--from", "20") == 143
     assert seen == [(run_folder, None), (run_folder, 20)]
@@ -287,3 +287,31 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "40")
     lines = table([["name", "word " * 50]]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) <= 40
+
+
+# What is not supported says the way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "way"),
+    [
+        (
+            ["--reference", "https://example.com/dog.jpg"],
+            "--reference: no such file",
+            "download the file first",
+        ),
+        (
+            ["--reference", "photos"],
+            "--reference: no such file: photos",
+            "give --reference for each of its files",
+        ),
+    ],
+)
+def test_a_reference_that_is_no_file_says_the_way(
+    arguments: list[str], message: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = run_here("generate", "toybox", "--prompt", "x", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and way in done.stderr
