@@ -32,7 +32,7 @@ def evaluate(
     import torch
 
     from customized_grpo.evaluation.scores import summary
-    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
@@ -47,6 +47,7 @@ def evaluate(
                 "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
             )
         load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
+        warn_of_other_base(checkpoint, config.model)
         with torch.no_grad(), parts.policy.reference():
             base, _ = parts.evaluation.evaluate()
         tuned, _ = parts.evaluation.evaluate()
