@@ -74,6 +74,7 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
         "wall_s": summary["wall_s"] if summary else None,
         "evals": _columns(records, "eval", EVAL_COLUMNS),
         "train": _columns(records, "train", TRAIN_COLUMNS),
+        "alarms": _standing_alarms(records),
         "degraded": None,
         "prompts": None,
     }
@@ -88,6 +89,16 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
         entry["after"] = _by_subject(final)
         entry["degraded"] = degraded(base, final)
     return entry
+
+
+def _standing_alarms(records: Sequence[Record]) -> list[str]:
+    """Return the names of the alarms that the latest evaluation raised."""
+    latest = max((int(record["iteration"] or 0) for record in records if record["kind"] == "eval"), default=0)
+    names = []
+    for record in records:
+        if record.get("event") == "alarm" and record["iteration"] == latest:
+            names.append(str(record.get("alarm", "")))
+    return names
 
 
 def _state(summary: object, records: Sequence[Record]) -> str:

@@ -11,7 +11,8 @@ from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.evaluation.alarms import Alarm, TrainingHealth, check_alarms
 from customized_grpo.evaluation.changes import monitor_record, train_gaps
 from customized_grpo.evaluation.held_out import N_FIRST_IMAGES
-from customized_grpo.evaluation.scores import HeldOutScores, read_scores
+from customized_grpo.evaluation.scores import HeldOutScores, read_scores, summary
+from customized_grpo.reporting.closing import closing_lines
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.log import RunLog
@@ -116,6 +117,14 @@ class Evaluator:
         for alarm in alarms:
             self.log.event("alarm", alarm.message, prefix=f"alarm ({alarm.name}): ", alarm=alarm.name)
         return alarms
+
+    def report_result(self) -> dict[str, Any]:
+        """Show the result on the terminal, alarms first, and return it as `scores.summary` does."""
+        measured = summary(self.base, self.latest) if self.base and self.latest else {}
+        alarms = [alarm.message for alarm in check_alarms(self.state.history)]
+        for line in closing_lines(measured, alarms):
+            self.log.progress.message(line)
+        return measured
 
     def _measure(self) -> tuple[HeldOutScores, Tensor]:
         self.log.progress.phase("evaluate")
