@@ -318,3 +318,10 @@ def test_a_cut_file_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
         read_lora_file(tmp_path, transformer(), flux1_place)
     with pytest.raises(UserError, match="no such file"):
         read_lora_file(tmp_path / "absent", transformer(), flux1_place)
+
+
+def test_an_adapter_of_the_hub_is_told_how_to_fetch_it() -> None:
+    with pytest.raises(UserError) as refused:
+        read_lora_file(Path("someone/some-lora"), transformer(), flux1_place)
+    assert refused.value.hint is not None
+    assert "hf download someone/some-lora --local-dir FOLDER" in refused.value.hint

@@ -128,8 +128,14 @@ def check_files(paths: list[Path], option: str) -> None:
         UserError: Names the option and every such path.
     """
     missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{option}: no such file: {', '.join(missing)}")
+    if not missing:
+        return
+    hint = None
+    if any(path.is_dir() for path in paths):
+        hint = f"A folder is not read: give {option} for each of its files."
+    elif any(path.parts[0] in ("http:", "https:", "s3:", "gs:") for path in paths if path.parts):
+        hint = "Nothing is fetched from the network: download the file first."
+    raise UserError(f"{option}: no such file: {', '.join(missing)}", hint=hint)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from customized_grpo.cli.common import JsonFile, Trust, parse_size, problem_coun
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
+from customized_grpo.text_limits import CLIP_TOKENS
 
 if TYPE_CHECKING:
     from customized_grpo.data.adapters.base import Options
@@ -206,7 +207,9 @@ def render(survey: Survey) -> str:
         f"references per row:  {per_row or 'none'}",
         f"masks:               {survey.masks:.1%} of the rows",
         f"targets:             {survey.targets:.1%} of the rows",
-        f"longest prompt:      {survey.longest_prompt} words; {survey.long_prompts:,} rows over 50",
+        f"longest prompt:      about {survey.longest_prompt:,} tokens; {survey.long_prompts:,} rows over the "
+        f"{CLIP_TOKENS} that CLIP reads",
+        "                     (estimated; `cgrpo doctor` counts with the tokenizers of a recipe)",
         f"different images:    {survey.pictures:,}",
         *(f"    {size}: {count:,}" for size, count in sizes[:MAX_SIZES]),
     ]

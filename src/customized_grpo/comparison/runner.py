@@ -139,7 +139,11 @@ class Runner:
                 claim.release()
                 self.on_finished()
                 continue
-            self._start(run, free.pop(), claim)
+            try:
+                self._start(run, free.pop(), claim)
+            except BaseException:
+                claim.release()  # nothing runs that could hold it
+                raise
         if self.pending and not self.active and not self.waiting_announced:
             self.waiting_announced = True
             self.on_message(f"waiting for {len(self.pending)} runs that another comparison is working on")

@@ -32,6 +32,7 @@ def evaluate(
     import torch
 
     from customized_grpo.evaluation.scores import summary
+    from customized_grpo.policies.out_of_memory import explained
     from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
     from customized_grpo.training.parts import build_engine, open_parts
 
@@ -47,9 +48,11 @@ def evaluate(
                 "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
             )
         load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
-        with torch.no_grad(), parts.policy.reference():
-            base, _ = parts.evaluation.evaluate()
-        tuned, _ = parts.evaluation.evaluate()
+        batches = {"evaluation.batch_size": config.evaluation.batch_size}
+        with explained(config.model, batches, training=False):
+            with torch.no_grad(), parts.policy.reference():
+                base, _ = parts.evaluation.evaluate()
+            tuned, _ = parts.evaluation.evaluate()
     return summary(base, tuned)
 
 

@@ -199,14 +199,12 @@ def check_judge_configs(config: Config) -> None:
     judges = config.evaluation.judges
     if judges and isinstance(config.data, ToyboxData):
         raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
-    if isinstance(config.data, ManifestData) and config.data.held_out is None:
-        idle = ["evaluation.judges"] if judges else []
-        idle += ["evaluation.on_alarm=stop"] if config.evaluation.on_alarm == "stop" else []
-        if idle:
-            raise UserError(
-                f"{' and '.join(idle)}: nothing is held out, so there is nothing to judge",
-                hint="Set data.held_out to a manifest, or leave this out.",
-            )
+    holds_out = not isinstance(config.data, ManifestData) or config.data.held_out is not None
+    if config.evaluation.on_alarm == "stop" and not holds_out:
+        raise UserError(
+            "evaluation.on_alarm=stop: nothing is held out, so no alarm can be raised",
+            hint="Set data.held_out to a manifest, or leave this out.",
+        )
     elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
     if elsewhere:
         raise UserError(

@@ -20,7 +20,7 @@ from customized_grpo import keys
 from customized_grpo.config.executors import HttpExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import Kind, ScoringBatch, naming
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, naming
 from customized_grpo.rewards.executors.connection import Connection
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.http_client import HttpError
@@ -72,6 +72,11 @@ class HttpExecutor:
     def kind(self) -> Kind:
         """What the reward measures."""
         return self._info.kind
+
+    @property
+    def local_reward(self) -> Reward | None:
+        """None: it is in the service."""
+        return None
 
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:
         """Send the batch and return at once."""
