@@ -33,7 +33,7 @@ def evaluate(
 
     from customized_grpo.evaluation.scores import summary
     from customized_grpo.policies.out_of_memory import explained
-    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
@@ -48,6 +48,7 @@ def evaluate(
                 "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
             )
         load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
+        warn_of_other_base(checkpoint, config.model)
         batches = {"evaluation.batch_size": config.evaluation.batch_size}
         with explained(config.model, batches, training=False):
             with torch.no_grad(), parts.policy.reference():
