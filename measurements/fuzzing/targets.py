@@ -171,9 +171,7 @@ class Adapters(Target):
 
         config = load_config("toybox-smoke")
         self.policy = load_policy(config.model, seed=0)
-        self.policy.save_adapter(self.folder / "adapter", {})
-        (file,) = (self.folder / "adapter").glob("*.safetensors")
-        self.valid = file.read_bytes()
+        self.valid = self.policy.save_lora(self.folder / "adapter").read_bytes()
         self.pipe = load_pipeline("toybox", precision="fp32")
         self.weights = copy.deepcopy(self.pipe.transformer.state_dict())
 
@@ -183,9 +181,7 @@ class Adapters(Target):
         return (lambda: self._load(path)) if draw.random() < 0.5 else (lambda: self._fuse(path))
 
     def _load(self, path: Path) -> int:
-        from customized_grpo.policies import lora
-
-        lora.load_file(self.policy.transformer, path)
+        self.policy.load_lora(path)
         return 0
 
     def _fuse(self, path: Path) -> int:

@@ -57,7 +57,7 @@ def test_an_unknown_key_names_the_nearest_one_here_or_elsewhere() -> None:
     assert "did you mean train.learning_rate?" in refused("toybox", "train.lerning_rate=1e-4")
     assert "did you mean train.learning_rate?" in refused("toybox", "model.learning_rate=1e-4")
     assert "did you mean train?" in refused("toybox", "trian.iterations=3")
-    known = "rewards.0 has name, weight, segment, path, noise, options, executor, on_failure"
+    known = "rewards.0 has name, label, weight, segment, path, noise, options, executor, on_failure"
     assert known in refused("toybox", "rewards.0.zzz=3")
 
 
@@ -69,6 +69,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
     ("override", "what"),
     [
         ("train.group_size=1", "train.group_size: got 1, must be at least 2"),
+        ("rollout.steps=2147483648", "rollout.steps: got 2147483648, must be at most 1000"),
+        ("train.iterations=1000000000000", "train.iterations: got 1000000000000, must be at most 1000000000"),
         ("rewards.dino.weight=-1", "rewards.0.weight: got -1, must be above 0"),
         ("train.iterations=2.5", "train.iterations: got 2.5; write a whole number"),
         ("train.learning_rate='1e-4'", "train.learning_rate: got '1e-4'; write a number"),
