@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,19 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
         ("rollout.sde_window.size=8", "does not fit the 7 steps that can be trained"),
         ("evaluation.use_ema=true", "evaluation.use_ema: there is no average to evaluate"),
+        (
+            "rewards.dino.segment=both",
+            "rewards: segment: both (dino) needs masks of the images that are drawn",
+        ),
+        (
+            "data={kind: manifest, train: a, held_out: b} evaluation.judges=[{name: clip_i, segment: both}]",
+            "evaluation.judges: segment: both (clip_i) needs masks of the images that are drawn",
+        ),
+        (
+            "data={kind: manifest, train: a} evaluation.judges=[{name: clip_i, segment: none}]",
+            "evaluation.judges: there are no held-out rows to judge: set data.held_out",
+        ),
+        ("model.reference_fit=stretch", "model.reference_fit: 'stretch' is not known; known: crop, pad"),
         ("model.text_encoders=drop", "text_encoders: 'drop' needs a folder for what they encoded"),
         ("schedule.start=0.1", "schedule.options.start: not an option of tdw, only of linear"),
         ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 2 or one of dino, clip_t"),
@@ -107,7 +121,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
     ],
 )
 def test_a_bad_override_is_refused_with_its_path_and_what_to_write(override: str, what: str) -> None:
-    assert what in refused("toybox", override)
+    # one or two overrides, written side by side
+    assert what in refused("toybox", *re.split(r" (?=evaluation\.)", override))
 
 
 def test_a_range_error_carries_the_sentence_of_its_knob() -> None:

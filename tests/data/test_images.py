@@ -19,10 +19,10 @@ from PIL import Image
 
 from customized_grpo.data.images import (
     decode_image,
+    image_size,
     open_alpha,
     open_image,
     open_mask,
-    resize_cover,
     to_tensor,
 )
 from customized_grpo.errors import UserError
@@ -117,6 +117,7 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     for form in ("png", "webp", "tiff"):
         stored.save(tmp_path / f"a.{form}", exif=exif, lossless=True)
         assert np.array_equal(open_image(tmp_path / f"a.{form}"), upright)
+        assert image_size(tmp_path / f"a.{form}") == upright.size
 
 
 @pytest.mark.parametrize("form", ["gif", "png", "webp"])
@@ -373,19 +374,3 @@ def test_to_tensor_is_the_pixel_over_255_channels_first() -> None:
     assert to_tensor(Image.new("L", (5, 3), 255)).equal(torch.ones(1, 3, 5))
     with pytest.raises(ValueError, match="RGBA"):
         to_tensor(Image.new("RGBA", (1, 1)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(*[st.integers(1, 70)] * 4)
-def test_resize_cover_gives_exactly_the_asked_size(width: int, height: int, new_h: int, new_w: int) -> None:
-    assert resize_cover(gradient(width, height), new_h, new_w).size == (new_w, new_h)
-
-
-def test_resize_cover_keeps_the_middle_and_the_aspect_ratio() -> None:
-    image = Image.new("RGB", (40, 10), "black")
-    image.paste("white", (15, 0, 25, 10))
-    assert np.asarray(resize_cover(image, 10, 10)).min() == 255  # the central square, exactly
-    assert np.asarray(resize_cover(image, 5, 5))[:, 1:-1].min() == 255
-    assert np.array_equal(resize_cover(image, 10, 40), image)
-    with pytest.raises(ValueError, match="positive"):
-        resize_cover(image, 0, 5)

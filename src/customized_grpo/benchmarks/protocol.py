@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from customized_grpo.benchmarks.rows import BenchmarkRow
+from customized_grpo.data.fitting import Fit
 from customized_grpo.errors import UserError
 
 ReferenceMode = Literal["single", "all"]
 Segment = Literal["reference", "none"]
 
-NEGOTIABLE = ("steps", "guidance", "height", "width", "seed")
+NEGOTIABLE = ("steps", "guidance", "height", "width", "seed", "reference_fit")
 """Fields in which results may differ if the user says so: settings that belong to a generator."""
 
 
@@ -46,6 +47,7 @@ class PictureProtocol:
         height: Height of the images in pixels.
         width: Width of the images in pixels.
         seed: Seed of the initial noise, together with the row's id and the number of the image.
+        reference_fit: Whether references of another shape were cut, or got a border.
     """
 
     benchmark: str
@@ -55,6 +57,7 @@ class PictureProtocol:
     height: int
     width: int
     seed: int
+    reference_fit: Fit = "crop"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from customized_grpo.benchmarks.results import Result, Table, make_result, read_
 from customized_grpo.benchmarks.rows import BenchmarkRow, choose_rows, list_rows, shard
 from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_pictures
 from customized_grpo.data.examples import Example
-from customized_grpo.data.images import open_image, resize_cover, to_tensor
+from customized_grpo.data.fitting import Fit, cut_note, fit_image
+from customized_grpo.data.images import image_size, open_image, to_tensor
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_json
@@ -191,7 +192,14 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
 def _picture_protocol(request: BenchmarkRequest, generator: Generator, data: str) -> PictureProtocol:
     height, width = generator.size
     return PictureProtocol(
-        request.benchmark, data, generator.steps, generator.model.guidance, height, width, request.seed
+        request.benchmark,
+        data,
+        generator.steps,
+        generator.model.guidance,
+        height,
+        width,
+        request.seed,
+        generator.model.reference_fit,
     )
 
 
@@ -201,17 +209,24 @@ def _draw_missing(
     height, width = generator.size
 
     def draw_rows(part: Sequence[BenchmarkRow]) -> Iterator[Tensor]:
-        examples = [_example(row, height, width) for row in part]
+        examples = [_example(row, height, width, generator.model.reference_fit) for row in part]
         return draw(generator, examples, request.seed, request.samples)
 
     total = len(rows) * request.samples
     with closing(counting("drawing", total)) as counter:
+        if generator.model.reference_fit == "crop":
+            files: dict[Path, None] = {}  # an ordered set
+            for row in rows:
+                files |= dict.fromkeys(row.references)
+            note = cut_note([(str(file), image_size(file)) for file in files], height, width)
+            if note is not None:
+                counter.note(f"note: {note}")
 
-        def say_foreign(files: list[Path]) -> None:
+        def say_foreign(foreign: list[Path]) -> None:
             counter.note(
-                f"{len(files)} images were changed since they were drawn, or not drawn here, and are drawn "
-                f"again: {', '.join(file.name for file in files[:FOREIGN_NAMED])}"
-                + (", ..." if len(files) > FOREIGN_NAMED else "")
+                f"{len(foreign)} images were changed since they were drawn, or not drawn here, and are drawn "
+                f"again: {', '.join(file.name for file in foreign[:FOREIGN_NAMED])}"
+                + (", ..." if len(foreign) > FOREIGN_NAMED else "")
             )
 
         count = generate(
@@ -226,8 +241,9 @@ def _draw_missing(
         counter.note(f"{count} images drawn, {total - count} were there already")
 
 
-def _example(row: BenchmarkRow, height: int, width: int) -> Example:
-    references = tuple(to_tensor(resize_cover(open_image(file), height, width)) for file in row.references)
+def _example(row: BenchmarkRow, height: int, width: int, fit: Fit) -> Example:
+    images = [open_image(file) for file in row.references]
+    references = tuple(to_tensor(fit_image(image, height, width, fit)) for image in images)
     return Example(row.id, row.prompt, references, None, None, row.subject)
 
 

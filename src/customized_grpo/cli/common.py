@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,18 @@ def check_files(paths: list[Path], option: str) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{option}: no such file: {', '.join(missing)}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return the height and width that --size gives.
+
+    Raises:
+        UserError: It is not HxW.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise UserError(f"--size {text!r}: not HxW", hint="Write height x width in pixels, such as 768x1024.")
+    return int(match[1]), int(match[2])
 
 
 def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:

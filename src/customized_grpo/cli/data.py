@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Trust, printable, problem_count, write_json_file
+from customized_grpo.cli.common import JsonFile, Trust, parse_size, printable, problem_count, write_json_file
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
@@ -125,6 +125,10 @@ def check(
     min_score: MinScore = None,
     min_quality: MinQuality = None,
     subject: Subject = None,
+    size: Annotated[
+        str,
+        typer.Option(metavar="HxW", help="Pixels of the images to be drawn: how much of references is cut."),
+    ] = "512x512",
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
@@ -136,8 +140,9 @@ def check(
     For example: cgrpo data check data/dreambench
     """
     options = _options(images, prompts, reference, min_score, min_quality, subject)
+    shape = parse_size(size)
     if layout is None:
-        survey = _check_manifests(source, held_out, require_masks, options, masks)
+        survey = _check_manifests(source, held_out, require_masks, options, masks, shape)
     else:
         from customized_grpo import extensions
         from customized_grpo.data.convert import check_source
@@ -147,7 +152,7 @@ def check(
                 "--held-out and --require-masks are about manifests, not about a --layout",
                 hint="Convert the data set first, then check the result.",
             )
-        survey = check_source(extensions.load("adapter", layout), source, options, masks)
+        survey = check_source(extensions.load("adapter", layout), source, options, masks, shape)
     print(printable(render(survey)))
     write_json_file(json_file, survey.to_json())
     if survey.problems:
@@ -155,7 +160,12 @@ def check(
 
 
 def _check_manifests(
-    source: Path, held_out: Path | None, require_masks: bool, options: Options, masks: MaskChoice
+    source: Path,
+    held_out: Path | None,
+    require_masks: bool,
+    options: Options,
+    masks: MaskChoice,
+    size: tuple[int, int],
 ) -> Survey:
     from customized_grpo.data.adapters.base import Options
     from customized_grpo.data.check import check_manifests, find_manifests
@@ -168,7 +178,7 @@ def _check_manifests(
     manifests = [*find_manifests(source)]
     if held_out is not None:
         manifests.append(held_out)
-    return check_manifests(manifests, require_masks=require_masks)
+    return check_manifests(manifests, require_masks=require_masks, size=size)
 
 
 def _options(
@@ -205,6 +215,7 @@ def render(survey: Survey) -> str:
         lines.append(f"    {len(sizes) - MAX_SIZES:,} other sizes: {rest:,}")
     lines += [f"left out:            {count:,} rows: {name}" for name, count in survey.dropped.items()]
     lines += [f"not used:            {count:,} {kind}" for kind, count in survey.ignored.items()]
+    lines += [f"note: {note}" for note in survey.notes]
     problems = a_few(_where(problem) for problem in survey.problems)
     lines += [f"problem: {problem}" for problem in problems]
     return "\n".join(lines)

@@ -63,6 +63,7 @@ def render(diagnosis: Diagnosis) -> str:
         "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
         *_gains_tables(diagnosis.step_gains),
         diagnosis.premise,
+        *(f"note: {note}" for note in diagnosis.notes),
         *(f"note: {sentence}" for sentence in diagnosis.idle),
     ]
     if diagnosis.problems:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source
+from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, printable
 from customized_grpo.errors import UserError
 
 
@@ -66,14 +66,19 @@ def generate(
     from customized_grpo.generation.pictures import generate as draw
 
     request = Request(prompt, reference, masks, count, seed)
-    for path in draw(source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid):
+    paths = draw(
+        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=_print_note
+    )
+    for path in paths:
         print(path)
+
+
+def _print_note(note: str) -> None:
+    print(printable(f"note: {note}"), file=sys.stderr)
 
 
 def _size_settings(size: str | None) -> list[str]:
     if size is None:
         return []
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
-    if match is None:
-        raise UserError(f"--size {size!r}: not HxW", hint="Write height x width in pixels, such as 768x1024.")
-    return [f"model.height={match[1]}", f"model.width={match[2]}"]
+    height, width = parse_size(size)
+    return [f"model.height={height}", f"model.width={width}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ def cross_field_mistakes(values: Mapping[str, Any], broken: frozenset[str] = fro
     """Return every broken rule.
 
     Args:
-        values: The whole config as nested mappings, defaults filled in where they could be.
+        values: The config as nested mappings, defaults filled in where they could be; sections without
+            defaults may be left out, and then their rules are skipped.
         broken: Dotted paths already known to be wrong; rules that touch them are skipped.
     """
     mistakes = []
     for check in CHECKS:
-        if _is_broken(check, broken):
+        is_left_out = any(field.split(".")[0] not in values for field in check.fields)
+        if is_left_out or _is_broken(check, broken):
             continue
         arguments = [_value(values, field) for field in check.fields]
         text = check.problem(*arguments)
@@ -132,6 +134,22 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
+def _drawn_images_have_no_masks(rewards: Sequence[Mapping[str, Any]]) -> str | None:
+    names = [reward["name"] for reward in rewards if reward["segment"] == "both"]
+    if not names:
+        return None
+    return (
+        f"segment: both ({', '.join(names)}) needs masks of the images that are drawn, which nothing in a "
+        "run makes; use reference, as Customized-GRPO does, or none"
+    )
+
+
+def _judges_have_rows(judges: Sequence[Any], data: Mapping[str, Any]) -> str | None:
+    if not judges or data["kind"] != "manifest" or data["held_out"] is not None:
+        return None
+    return "there are no held-out rows to judge: set data.held_out, or leave the judges out"
+
+
 CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
@@ -140,5 +158,8 @@ CHECKS: tuple[Check, ...] = (
     Check(("schedule.name", "schedule.options", "rollout.steps"), _schedule_works),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
+    Check(("rewards",), _drawn_images_have_no_masks),
+    Check(("evaluation.judges",), _drawn_images_have_no_masks),
+    Check(("evaluation.judges", "data"), _judges_have_rows),
 )
 """Every rule."""

@@ -12,12 +12,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
 from customized_grpo.config.mistakes import explain, listed
@@ -268,11 +269,17 @@ def _index(items: list[Any], key: str) -> int | None:
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
     """Return what is valid of `data`, with defaults elsewhere, for the rules that can still be checked.
 
-    Only sections made of defaults are needed for that: no rule is about a field that must be given.
+    A section that must be given is left out where something is wrong in it.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if field.is_required():
+            if name in data and not any(f"{path}.".startswith(f"{name}.") for path in broken):
+                section_type: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
+                with suppress(ValidationError):  # broken, under another path
+                    values[name] = section_type.dump_python(section_type.validate_python(data[name]))
+            continue
+        default = field.get_default(call_default_factory=True)
         if not isinstance(default, Section):
             continue
         section = {} if name in broken else copy.deepcopy(data.get(name, {}))

@@ -90,6 +90,8 @@ class ModelConfig(Section):
     """Height of generated images, in pixels, a multiple of 16."""
     width: Pixels = 512
     """Width of generated images, in pixels, a multiple of 16."""
+    reference_fit: Literal["crop", "pad"] = "crop"
+    """How references get the shape of the image: crop cuts what sticks out, pad adds a grey border."""
     max_text_tokens: Count = 512
     """Length to which prompts are padded or cut, in tokens."""
     lora: LoraConfig = LoraConfig()
@@ -201,7 +203,7 @@ class RewardConfig(Section):
     weight: Positive = 1.0
     """Share of this reward among those of its kind; it says nothing about the other kinds."""
     segment: Literal["reference", "both", "none"] = "reference"
-    """Which images an identity reward masks to the subject: the reference, both images, or none."""
+    """Image an identity reward masks to the subject: reference or none (both: drawn images have no masks)."""
     path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0

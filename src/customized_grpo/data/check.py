@@ -34,12 +34,15 @@ def find_manifests(path: Path) -> list[Path]:
     )
 
 
-def check_manifests(manifests: Sequence[Path], *, require_masks: bool) -> Survey:
+def check_manifests(
+    manifests: Sequence[Path], *, require_masks: bool, size: tuple[int, int] = (512, 512)
+) -> Survey:
     """Read manifests as training would, and compare them with each other.
 
     Args:
         manifests: Parts of one data set, which must not share subjects or images.
         require_masks: Whether a row without masks is a problem.
+        size: Height and width of the images that will be drawn, in pixels.
 
     Raises:
         UserError: A manifest cannot be read.
@@ -54,7 +57,7 @@ def check_manifests(manifests: Sequence[Path], *, require_masks: bool) -> Survey
             problems.append(f"{manifest.name} holds no rows")
         for number, row in scan.rows:
             entries.append(_entry(gallery, f"{manifest.name} line {number}", manifest.name, row))
-    return survey(entries, problems)
+    return survey(entries, problems, size=size)
 
 
 def _entry(gallery: Gallery, where: str, split: str, row: Row) -> Entry:

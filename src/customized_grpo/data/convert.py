@@ -83,8 +83,21 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
     return survey(entries, [], {**found.dropped, **skipped}, found.ignored)
 
 
-def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoice) -> Survey:
+def check_source(
+    layout: Layout,
+    source: Path,
+    options: Options,
+    masks: MaskChoice,
+    size: tuple[int, int] = (512, 512),
+) -> Survey:
     """Return the survey of what a conversion would write, bad rows as problems; nothing is written.
+
+    Args:
+        layout: Its layout.
+        source: The source.
+        options: Options of the layout.
+        masks: Where masks come from.
+        size: Height and width of the images that will be drawn, in pixels.
 
     Raises:
         UserError: The options do not fit, or the source as a whole cannot be read.
@@ -94,7 +107,7 @@ def check_source(layout: Layout, source: Path, options: Options, masks: MaskChoi
     problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
     if not found.rows and not problems:
         problems.append(f"no row is left{_left_out(found)}")
-    return survey(found.entries, problems, found.dropped, found.ignored)
+    return survey(found.entries, problems, found.dropped, found.ignored, size)
 
 
 def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collected:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.data.fitting import Fit, fit_image
+from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.manifest import Row
 
 if TYPE_CHECKING:
@@ -58,14 +59,16 @@ class ManifestSource:
 
     Args:
         rows: Checked rows, from `load_manifest`.
-        height: Height to which images are resized and cropped, in pixels.
-        width: Width to which images are resized and cropped, in pixels.
+        height: Height to which images are brought, in pixels.
+        width: Width to which images are brought, in pixels.
+        fit: Whether images of another shape are cut or get a border.
     """
 
-    def __init__(self, rows: Sequence[Row], height: int, width: int) -> None:
+    def __init__(self, rows: Sequence[Row], height: int, width: int, fit: Fit = "crop") -> None:
         self.rows = rows
         self.height = height
         self.width = width
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +78,8 @@ class ManifestSource:
         row = self.rows[index]
 
         def load(images: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-            return tuple(to_tensor(resize_cover(image, self.height, self.width)) for image in images)
+            fitted = [fit_image(image, self.height, self.width, self.fit) for image in images]
+            return tuple(map(to_tensor, fitted))
 
         return Example(
             id=row.id,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from customized_grpo.data.mask_reading import check_mask, mask_of
 from customized_grpo.data.pixel_modes import alpha_of, to_rgb
@@ -122,21 +122,17 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().float() / 255
 
 
-def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale to cover height x width exactly, keeping the aspect ratio and cutting the overhang evenly.
-
-    Bicubic with antialiasing. An image and its mask of the same size stay aligned.
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of an image, upright; only its header is read.
 
     Raises:
-        ValueError: height or width is not positive.
+        UserError: As `open_image`, except that damage behind the header is not found.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be positive, got {height} x {width}")
-    scale = max(height / image.height, width / image.width)
-    cut_x = max(0.0, (image.width - width / scale) / 2)
-    cut_y = max(0.0, (image.height - height / scale) / 2)
-    box = (cut_x, cut_y, image.width - cut_x, image.height - cut_y)
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    with _naming(path), open(path, "rb", opener=_open_without_waiting) as file:
+        _check_file(file, path, MAX_BYTES)
+        image = Image.open(file, formats=_formats(file, path))
+        is_lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if is_lying else image.size
 
 
 @contextmanager

@@ -56,7 +56,9 @@ class Row:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True) -> list[Row]:
+def load_manifest(
+    path: Path, *, require_masks: bool, check_images: bool = True, gallery: Gallery | None = None
+) -> list[Row]:
     """Read and check a manifest.
 
     Args:
@@ -64,6 +66,7 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         require_masks: Whether a row without masks is a mistake.
         check_images: Decode every file once, one at a time in memory, and compare the size of each mask with
             its reference. A truncated file is found here and not in the middle of training.
+        gallery: Keeps what was found of the files; None makes a new one.
 
     Returns:
         The rows in the order of the file.
@@ -72,7 +75,8 @@ def load_manifest(path: Path, *, require_masks: bool, check_images: bool = True)
         UserError: The file cannot be read, holds no row, or any row is bad; the mistakes are listed with
             their line numbers, a few of each kind.
     """
-    scan = scan_manifest(path, Gallery() if check_images else None, require_masks=require_masks)
+    opener = (gallery or Gallery()) if check_images else None
+    scan = scan_manifest(path, opener, require_masks=require_masks)
     if scan.problems:
         count = len({number for number, _ in scan.problems})
         listing = a_few((f"line {number}", problem) for number, problem in scan.problems)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from customized_grpo.data.fitting import cut_note
 from customized_grpo.data.image_facts import Facts
 
 LONG_PROMPT = 50  # words; about the 77 tokens that CLIP reads
@@ -58,6 +59,7 @@ class Survey:
         dropped: Rows that a filter left out, by filter.
         ignored: Files of the source that make no row, by kind.
         problems: What needs action, one sentence each.
+        notes: What is good to know, one sentence each.
     """
 
     rows: Mapping[str, int]
@@ -73,6 +75,7 @@ class Survey:
     dropped: Mapping[str, int] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the survey as JSON."""
@@ -84,6 +87,7 @@ def survey(
     problems: Sequence[str],
     dropped: Mapping[str, int] | None = None,
     ignored: Mapping[str, int] | None = None,
+    size: tuple[int, int] = (512, 512),
 ) -> Survey:
     """Count what there is, and add to the problems of single rows those between rows.
 
@@ -92,6 +96,7 @@ def survey(
         problems: What was found wrong with other rows.
         dropped: Rows left out, by filter.
         ignored: Files that make no row, by kind.
+        size: Height and width of the images that will be drawn, in pixels.
     """
     every_picture = itertools.chain.from_iterable(entry.pictures() for entry in entries)
     pictures = {picture.digest: picture for picture in every_picture}
@@ -114,8 +119,18 @@ def survey(
         long_prompts=sum(length > LONG_PROMPT for length in words),
         dropped=dict(dropped or {}),
         ignored=dict(ignored or {}),
+        notes=_notes(entries, size),
         problems=[*problems, *_copies(entries), *_repeats(entries), *_shared(entries)],
     )
+
+
+def _notes(entries: Sequence[Entry], size: tuple[int, int]) -> list[str]:
+    references: dict[str, tuple[str, tuple[int, int]]] = {}
+    for entry in entries:
+        for image in entry.references:
+            references.setdefault(image.digest, (f"that of {entry.where}", image.size))
+    note = cut_note(references.values(), *size)
+    return [] if note is None else [note]
 
 
 def _copies(entries: Sequence[Entry]) -> list[str]:

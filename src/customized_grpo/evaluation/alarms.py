@@ -155,7 +155,7 @@ def _copying(record: MonitorRecord) -> dict[str, str]:
         if change is not None and change.low > rise:
             messages[name] = (
                 f"{name} rose by {change} over the base (limit {rise:g}): the policy copies its reference. "
-                "Raise the prompt weight, or segment both images for the identity reward."
+                "Raise the prompt weight, or mask the reference for the identity reward (segment: reference)."
             )
     return messages
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from customized_grpo import __version__
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.data.examples import Example
-from customized_grpo.data.images import open_image, open_mask, resize_cover, to_tensor
+from customized_grpo.data.fitting import cut_note, fit_image
+from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.mask_reading import MASK_THRESHOLD
 from customized_grpo.errors import UserError
 from customized_grpo.files import creating, file_sha256, replacing, write_text
@@ -63,6 +65,7 @@ def generate(
     lora: Path | None = None,
     base: bool = False,
     grid: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> list[Path]:
     """Draw the images of a request and write them as numbered PNGs, each with a JSON file of its number.
 
@@ -75,6 +78,7 @@ def generate(
         settings: See `open_generator`.
         lora: See `open_generator`.
         base: See `open_generator`.
+        on_note: Gets a sentence that the user should know before images are drawn.
         grid: Whether one image of all is written as well. With an adapter it compares with the base, whose
             images are written then.
 
@@ -86,8 +90,13 @@ def generate(
     """
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
-    size = _image_size(source, settings, lora)
-    row_references = _references(request, subject, masks, size)
+    model = _model_settings(source, settings, lora)
+    row_references = _references(request, subject, masks, model)
+    if model.reference_fit == "crop":
+        sizes = [(str(path), image.size) for path, image in zip(request.references, subject, strict=True)]
+        note = cut_note(sizes, model.height, model.width)
+        if note is not None:
+            on_note(note)
     out = _writable(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base)
     rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]
@@ -108,30 +117,30 @@ def generate(
     return [*files, writer.write_grid([to_pil(image) for image in row_references], columns)]
 
 
-def _image_size(source: str, settings: Sequence[str], lora: Path | None) -> tuple[int, int]:
-    """Return the height and width of the images; reads small files only."""
+def _model_settings(source: str, settings: Sequence[str], lora: Path | None) -> ModelConfig:
+    """Return the settings of the model; reads small files only."""
     is_run = is_run_folder(Path(source))  # has an adapter of its own; `open_generator` refuses another
     header = NO_HEADER if lora is None or is_run else read_header(lora)
-    model = source_settings(source, settings, header).model
-    return model.height, model.width
+    return source_settings(source, settings, header).model
 
 
 def _references(
-    request: Request, subject: Sequence[Image.Image], masks: Sequence[Image.Image], size: tuple[int, int]
+    request: Request, subject: Sequence[Image.Image], masks: Sequence[Image.Image], model: ModelConfig
 ) -> tuple[Tensor, ...]:
     """Return the references as training sees them, [3, H, W] in [0, 1] each.
 
     Raises:
         UserError: What a mask marks is cut away when its reference gets the shape of the image.
     """
-    images = [to_tensor(resize_cover(image, *size)) for image in subject]
+    shape = (model.height, model.width, model.reference_fit)
+    images = [to_tensor(fit_image(image, *shape)) for image in subject]
     for number, mask in enumerate(masks):
-        cut = resize_cover(mask, *size)
+        cut = fit_image(mask, *shape)
         if int(np.asarray(cut).max()) < MASK_THRESHOLD:
             raise UserError(
                 f"{request.masks[number]}: nothing of the subject is left when {request.references[number]} "
-                f"is cut to the shape of the image, {size[0]} x {size[1]} (height x width)",
-                hint="Choose another --size, or cut the reference yourself.",
+                f"is cut to the shape of the image, {model.height} x {model.width} (height x width)",
+                hint="Use --set model.reference_fit=pad or another --size, or cut the reference yourself.",
             )
         inside = to_tensor(cut)
         images[number] = images[number] * inside + BACKGROUND * (1 - inside)

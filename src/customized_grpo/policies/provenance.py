@@ -44,6 +44,7 @@ class Provenance:
             height=model.height,
             width=model.width,
             precision=model.precision,
+            reference_fit=model.reference_fit,
             options=read_options(model).model_dump(mode="json", exclude_defaults=True),
         )
         fuse_lora = None if model.fuse_lora is None else public_name(model.fuse_lora)

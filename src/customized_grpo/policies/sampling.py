@@ -19,6 +19,7 @@ class Sampling:
         height: Of an image, in pixels.
         width: Of an image, in pixels.
         precision: Type of the products in the transformer and in decoding.
+        reference_fit: Whether references are cut to the shape of an image, or get a border.
         options: The family's own options that are not at their defaults.
     """
 
@@ -29,4 +30,5 @@ class Sampling:
     height: int = 1024
     width: int = 1024
     precision: Literal["fp32", "bf16"] = "bf16"
+    reference_fit: Literal["crop", "pad"] = "crop"
     options: Mapping[str, Any] = field(default_factory=dict)

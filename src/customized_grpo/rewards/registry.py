@@ -161,7 +161,7 @@ def _dino_seg(config: RewardConfig, device: torch.device) -> Reward:
     if config.segment != "reference":
         raise UserError(
             f"reward {config.name!r} always cuts out the reference, but segment: {config.segment} was given",
-            hint=f"Use dino with segment: {config.segment}.",
+            hint="Use dino with segment: none.",
         )
     return DinoReward.load(config.path or DEFAULT_PATH, device=device, name=SEGMENTED_NAME)
 

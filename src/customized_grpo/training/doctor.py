@@ -112,6 +112,7 @@ class Diagnosis:
         premise: Whether TDW's premise holds in them, in a sentence.
         idle: Settings of the recipe that have no effect, a sentence each.
         problems: Empty for a healthy recipe.
+        notes: What the user should know of the rows; no problems.
     """
 
     prompts: int
@@ -127,6 +128,7 @@ class Diagnosis:
     premise: str
     idle: list[str]
     problems: list[Problem]
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON (NaN becomes null)."""
@@ -188,6 +190,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
             *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
+        notes=list(parts.data.notes),
     )
 
 

@@ -16,7 +16,6 @@ import torch
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
-from customized_grpo.data.manifest import load_manifest
 from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.engine.partition import padded_block
@@ -27,11 +26,12 @@ from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
-from customized_grpo.rewards import check_rewards, executors, needs_masks
+from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
+from customized_grpo.training.rows import open_rows
 
 if TYPE_CHECKING:
     from customized_grpo.data.manifest import Row
@@ -45,11 +45,13 @@ class Data:
         train: Rows to train on, loaded one at a time.
         held_out: Rows to evaluate on; empty when there are none.
         judges: Held-out judges; None when there are none for this data.
+        notes: What the user should know of the rows, a sentence each.
     """
 
     train: ExampleSource
     held_out: Sequence[Example]
     judges: Judges | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,18 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
     Raises:
         UserError: Something is wrong with the recipe, its data, its rewards or its model.
     """
-    data = build_data(config)
+    data = build_data(config, show=engine.is_main)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
 
 
-def build_data(config: Config) -> Data:
+def build_data(config: Config, *, show: bool = False) -> Data:
     """Check and open the data of a recipe.
+
+    Args:
+        config: The recipe.
+        show: Whether to show progress on stderr.
 
     Raises:
         UserError: Lists every bad row at once.
@@ -134,24 +140,22 @@ def build_data(config: Config) -> Data:
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
     if isinstance(data, ManifestData):
-        train_masks = any(needs_masks(reward) for reward in config.rewards)
-        train = load_manifest(data.train, require_masks=train_masks)
-        # held-out rows are scored by the training rewards and by the judges
-        masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
-        held_out = [] if data.held_out is None else load_manifest(data.held_out, require_masks=masks)
+        rows = open_rows(config, data, show=show)
+        held_out = rows.held_out
         if len({row.subject or row.id for row in held_out}) == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
                 hint="Hold out at least two subjects (eight or more for reliable intervals).",
             )
         if config.model.shard:
-            _check_equal_work([*train, *held_out])
-        source = ManifestSource(held_out, *size)
+            _check_equal_work([*rows.train, *held_out])
+        fit = config.model.reference_fit
+        source = ManifestSource(held_out, *size, fit)
         examples = [source[i] for i in range(len(source))]
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        return Data(ManifestSource(train, *size), examples, judges)
+        return Data(ManifestSource(rows.train, *size, fit), examples, judges, rows.notes)
     assert_never(data)
 
 

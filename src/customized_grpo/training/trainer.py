@@ -143,6 +143,8 @@ class Trainer:
                 self.store.probe()
             with self.log.open(), self.stop:
                 self.report_processes()
+                for note in self.data.notes:
+                    self.log.progress.message(f"note: {note}")
                 self.report_idle_settings()
                 try:
                     with explained(self.config.model, batches):

@@ -1,0 +1,93 @@
+"""How a reference gets the shape of the image that is drawn: cut, or whole inside a border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from PIL import Image
+
+Fit = Literal["crop", "pad"]
+Size = tuple[int, int]
+"""Width and height, as Pillow has them."""
+
+NEUTRAL = 128
+"""Grey of the border; the border of a mask is 0, not the subject."""
+
+NOTED_LOSS = 0.05
+"""Share of its area that a reference may lose without a word."""
+
+
+def fit_image(image: Image.Image, height: int, width: int, fit: Fit) -> Image.Image:
+    """Return an image or a mask ("L") in exactly height x width; an image and its mask stay aligned.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    return resize_cover(image, height, width) if fit == "crop" else _resize_inside(image, height, width)
+
+
+def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale to cover height x width exactly, keeping the aspect ratio and cutting the overhang evenly.
+
+    Bicubic with antialiasing. An image and its mask of the same size stay aligned.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {height} x {width}")
+    box = crop_box(image.size, height, width)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def crop_box(size: Size, height: int, width: int) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of what `resize_cover` keeps of an image."""
+    image_width, image_height = size
+    scale = max(height / image_height, width / image_width)
+    cut_x = max(0.0, (image_width - width / scale) / 2)
+    cut_y = max(0.0, (image_height - height / scale) / 2)
+    return cut_x, cut_y, image_width - cut_x, image_height - cut_y
+
+
+def lost_share(size: Size, height: int, width: int) -> float:
+    """Return the share of its area that an image loses by `resize_cover`."""
+    left, top, right, bottom = crop_box(size, height, width)
+    return 1 - (right - left) * (bottom - top) / (size[0] * size[1])
+
+
+def cut_note(references: Iterable[tuple[str, Size]], height: int, width: int) -> str | None:
+    """Return a sentence about references that lose much of their area when they are cut; None without any.
+
+    Args:
+        references: Name and size of each.
+        height: Height of the drawn images, in pixels.
+        width: Their width.
+    """
+    total = 0
+    cut: list[tuple[float, str, Size]] = []
+    for name, size in references:
+        total += 1
+        lost = lost_share(size, height, width)
+        if lost > NOTED_LOSS:
+            cut.append((lost, name, size))
+    if not cut:
+        return None
+    lost, name, size = max(cut)
+    return (
+        f"{len(cut):,} of {total:,} references lose more than {NOTED_LOSS:.0%} of their area when they are "
+        f"cut to the shape of the drawn image ({height} x {width}, height x width), most of all {name} "
+        f"({size[1]} x {size[0]}): {lost:.0%}; model.reference_fit=pad keeps them whole, in a grey border"
+    )
+
+
+def _resize_inside(image: Image.Image, height: int, width: int) -> Image.Image:
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {height} x {width}")
+    scale = min(height / image.height, width / image.width)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    border = 0 if image.mode == "L" else (NEUTRAL,) * 3
+    canvas = Image.new(image.mode, (width, height), border)
+    place = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), place)
+    return canvas
