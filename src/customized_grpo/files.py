@@ -1,4 +1,4 @@
-"""Write a file or a folder whole or not at all, read a small JSON file with checks, hash a file."""
+"""Write a file or folder whole or not at all, read a small JSON file with checks, hash a file or a part."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
     if path.exists() and not path.is_file():  # root would replace /dev/null by a file
         raise FileExistsError(errno.EEXIST, "exists and is not an ordinary file", str(path))
     draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
-    draft.touch(exist_ok=False)
     try:
+        draft.touch(exist_ok=False)
         mode = draft.stat().st_mode
         yield draft
         if draft.stat().st_mode != mode:
@@ -75,9 +75,10 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
             os.replace(draft, path)
         else:
             _move_to_free(draft, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error says more, and a draft is never taken for the file
             draft.unlink(missing_ok=True)
+        _name(error, draft, path)
         raise
 
 
@@ -98,23 +99,51 @@ def _move_to_free(draft: Path, path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a draft of a new folder to fill, and rename it to `path` when the block ends well.
 
-    So a folder is there with all its files or not at all. A kill leaves at most a hidden draft beside it.
+    So a folder is there with all its files or not at all, and a kill leaves at most a hidden draft beside it.
+    A folder that is there already, see `is_free`, is filled in place: it may be a mount, or the folder above
+    it be somebody else's. Its files then appear one by one, each of them whole, in the order of their names.
 
     Args:
-        path: The folder, which is absent or empty; folders above it are made.
+        path: The folder; folders above it are made.
 
     Raises:
-        OSError: The disk refuses; the draft is removed.
+        OSError: The folder is not free, or the disk refuses; the draft is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
-    draft.mkdir()
+    if not is_free(path):
+        raise FileExistsError(errno.EEXIST, "exists and is not an empty folder", str(path))
+    is_there = path.is_dir()
+    above = path if is_there else path.parent
+    draft = above / f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}"
     try:
+        draft.mkdir(parents=True)
         yield draft
-        os.replace(draft, path)
-    except BaseException:
+        if is_there:
+            for entry in sorted(draft.iterdir()):
+                os.replace(entry, path / entry.name)
+            draft.rmdir()
+        else:
+            os.replace(draft, path)
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        _name(error, draft, path)
         raise
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether a new folder may take this place: nothing is there, or only what killed writers left."""
+    if not folder.exists():
+        return not folder.is_symlink()
+    return folder.is_dir() and all(entry.name.endswith(DRAFT_ENDING) for entry in folder.iterdir())
+
+
+def _name(error: BaseException, draft: Path, path: Path) -> None:
+    """Let an error of the disk name the file itself, which a failed write does not, or its draft."""
+    if not isinstance(error, OSError):
+        return
+    if error.filename is None:
+        error.filename = str(path)
+    elif isinstance(error.filename, str) and error.filename.startswith(str(draft)):
+        error.filename = str(path) + error.filename.removeprefix(str(draft))
 
 
 def sync(path: Path) -> None:
@@ -228,7 +257,48 @@ def read_json(
     return value
 
 
+def open_tensors(path: Path) -> Any:
+    """Return an opened safetensors file, to be used in a `with` block; its header is checked, no tensor read.
+
+    Raises:
+        UserError: It is missing, cut, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a safetensors file, or only a part of one: {error}",
+            hint="Download it again; a file of some hundred bytes is a pointer of git-lfs.",
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sampled_sha256(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16) -> str:
+    """Return the SHA-256, in hex, of a file's size and of blocks spread evenly over it, its ends among them.
+
+    It tells files apart that were made in different ways, such as the weights of two checkpoints, for the
+    price of a few megabytes whatever their size; a change between the blocks escapes it. A file that is no
+    larger than its blocks is read whole.
+
+    Args:
+        path: The file.
+        n_blocks: Number of blocks, at least 2.
+        block_bytes: Bytes of each.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(f"{size} ".encode())
+        if size <= n_blocks * block_bytes:
+            digest.update(file.readall())
+            return digest.hexdigest()
+        for number in range(n_blocks):
+            file.seek((size - block_bytes) * number // (n_blocks - 1))
+            digest.update(file.read(block_bytes))
+    return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,7 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
     Raises:
         UserError: The path is no hub id, or the file cannot be fetched.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     what = what or f"model.path {path!r}"
     if not is_hub_id(path):
@@ -54,12 +54,31 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
             f"{what}: no such folder",
             hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
         )
-    with quiet(["transformers"]):  # it turns off the hub's progress bars as well
-        try:
-            return Path(hf_hub_download(path, name))
-        # ValueError: a malformed id; ImportError: a SOCKS proxy without its package; httpx: a bad HF_ENDPOINT
-        except (HfHubHTTPError, OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _explained(error, path, name, what) from error
+    # quiet() turns off the hub's progress bars as well
+    with quiet(["transformers"]), explained(path, name, what):
+        return Path(hf_hub_download(path, name))
+
+
+@contextmanager
+def explained(path: str, name: str, what: str | None = None) -> Iterator[None]:
+    """Turn the hub's errors inside the block into messages that say what to do.
+
+    Args:
+        path: The hub id.
+        name: What is fetched of it.
+        what: The setting that names the checkpoint; None means model.path.
+
+    Raises:
+        UserError: It could not be fetched.
+    """
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    # ValueError: a malformed id; ImportError: a SOCKS proxy without its package; httpx: a bad HF_ENDPOINT
+    except (HfHubHTTPError, OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _explained(error, path, name, what or f"model.path {path!r}") from error
 
 
 def _explained(error: Exception, path: str, name: str, what: str) -> UserError:

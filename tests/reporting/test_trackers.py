@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,26 @@ def test_the_tensorboard_adapter_writes_an_event_file(tmp_path: Path) -> None:
     assert tracked.active == ("tensorboard",)
     tracked.close()
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_tracker_that_asks_for_a_key_gets_no_keyboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights & Biases asks at a terminal, and a run on a machine that nobody watches would wait for ever."""
+
+    class Keyboard(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def ask(run_dir: Path, config: Mapping[str, Any]) -> Recorder:
+        assert not sys.stdin.isatty()
+        input("key: ")
+        raise AssertionError("somebody typed a key")
+
+    keyboard = Keyboard("a key\n")
+    monkeypatch.setattr(sys, "stdin", keyboard)
+    monkeypatch.setitem(TRACKERS, "wandb", ask)
+    assert Trackers(["wandb"], tmp_path, {}).active == ()
+    assert sys.stdin is keyboard
+    assert "tracker wandb is off for this run (EOFError)" in caplog.text
+    assert "WANDB_API_KEY" in caplog.text

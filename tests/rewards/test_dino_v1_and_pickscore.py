@@ -82,7 +82,7 @@ def test_pickscore_of_the_hub_takes_its_processor_from_where_its_authors_do(
     model, _ = tiny.tiny_clip()
     asked: list[str] = []
 
-    def recorded(path: str) -> Any:
+    def recorded(path: str, _: Any) -> Any:
         asked.append(path)
         raise UserError("enough")
 

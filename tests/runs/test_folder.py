@@ -81,7 +81,8 @@ def test_after_a_kill_at_any_disk_call_of_the_start_training_can_begin(
         assert runs_in(tmp_path).count(path) == whole
         start(recipe(f"run.dir={path}", f"run.overwrite={str(whole).lower()}"))
         assert is_run_folder(path)
-        assert {file.name for file in path.iterdir()} == {"config.yaml", "versions.json", "lock"}
+        names = {file.name for file in path.iterdir()}
+        assert names == {"config.yaml", "started.json", "versions.json", "lock"}
         instant += 1
     assert instant > 10, "the start was not stopped often enough"
 

@@ -10,7 +10,9 @@ import math
 import os
 import random
 from collections.abc import Callable
+from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -328,3 +330,21 @@ def test_supersampling_averages_the_finer_picture() -> None:
 def test_no_pictures_make_an_empty_batch() -> None:
     images, masks = render.render([])
     assert images.shape == (0, 3, 64, 64) and masks.shape == (0, 1, 64, 64)
+
+
+def test_a_place_without_a_cache_for_machine_code_compiles_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home and a package that cannot be written: numba refuses to cache, by raising."""
+    compile_function = numba.njit
+
+    def refuse_cache(**options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available for file")
+        return compile_function(**options)
+
+    monkeypatch.setattr(numba, "njit", refuse_cache)
+
+    @render._compiled()
+    def add(a: float, b: float) -> float:
+        return a + b
+
+    assert add(1.0, 2.0) == 3.0

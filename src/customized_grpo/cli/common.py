@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from customized_grpo import files
+from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
 
@@ -61,6 +62,7 @@ def _check_json_file(file: Path | None) -> Path | None:
         raise UserError(
             f"--json {file}: not a file in an existing folder", hint="Create the folder or name another file."
         )
+    check_writable(file.parent)
     return file
 
 
@@ -142,17 +144,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
-    """Write the file of --json, whole or not at all; without --json, do nothing.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    if file is None:
-        return
-    try:
+    """Write the file of --json, whole or not at all; without --json, do nothing."""
+    if file is not None:
         files.write_json(file, value)
-    except OSError as error:
-        raise UserError(f"--json {file}: {error.strerror}") from error
 
 
 def problem_count(count: int) -> str:

@@ -67,9 +67,11 @@ def evaluate(
     check_run(run)
 
     from customized_grpo.training.evaluate import evaluate as evaluate_run
+    from customized_grpo.training.evaluate import write_evaluation
 
     result = evaluate_run(run, samples_per_prompt=samples, seed=seed)
-    print(results_table(result["base"], result["tuned"], result["difference"]))
+    print(results_table(result["base"], result["tuned"], result["difference"]))  # also if the disk is full
+    write_evaluation(run, result)
 
 
 def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> str:

@@ -33,6 +33,7 @@ from customized_grpo.cli import (
 )
 from customized_grpo.cli.common import printable
 from customized_grpo.cli.output import LenientStream, lenient_output
+from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.errors import UserError
 
 app = typer.Typer(
@@ -94,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             app(args=arguments, prog_name="cgrpo")
         except UserError as error:
             return _report(error)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            return _report(disk_error(error))
         except SystemExit as leave:
             if not leave.code and arguments[:1] not in LEAVES_FILES and (lost := _lost(output)):
                 return _report(lost)

@@ -7,15 +7,13 @@ both streams, and every print, progress bar, warning and log line passes through
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors after which a stream may take text again; after any other one its reader or terminal is gone."""
+from customized_grpo.disk import FULL
 
 
 class LenientStream:
@@ -76,7 +74,7 @@ class LenientStream:
 
     def _note(self, error: OSError) -> None:
         self.loss = self.loss or error
-        if error.errno not in FULL:
+        if error.errno not in FULL:  # the reader or the terminal is gone, while a disk may get room again
             self._silence()
 
     def _silence(self) -> None:

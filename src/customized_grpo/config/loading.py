@@ -86,14 +86,14 @@ def config_hash(config: Config) -> str:
     """Return the SHA-256, in hex, of every value that can change a number of the run (see `NOT_IN_HASH`)."""
     ignored = tuple(f"{path}." for path in NOT_IN_HASH)
     values = {
-        path: value for path, value in _leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
+        path: value for path, value in leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     differences = []
     for path in dict.fromkeys((*before, *after)):
         values = before.get(path), after.get(path)
@@ -302,7 +302,7 @@ def _remove(section: dict[str, Any], path: Sequence[str]) -> None:
         section = inner
 
 
-def _leaves(config: Config) -> dict[str, Any]:
+def leaves(config: Config) -> dict[str, Any]:
     """Return the config as {dotted path: plain value}; empty lists and mappings are values."""
     leaves: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]

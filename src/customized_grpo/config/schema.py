@@ -340,7 +340,7 @@ class Config(Section):
     @property
     def part_names(self) -> list[str]:
         """Names of all parts that may come from outside the package, see `extensions`."""
-        rewards = [reward.name for reward in self.rewards]
+        rewards = [reward.name for reward in (*self.rewards, *self.evaluation.judges)]
         return [self.advantage.name, self.schedule.name, self.rollout.sampler, self.model.family, *rewards]
 
     @model_validator(mode="after")

@@ -155,6 +155,20 @@ class Engine:
             raise SystemExit(2)
         return outcome["result"]
 
+    def gather_json(self, value: Any) -> list[Any]:
+        """Return the values of all processes, JSON, by rank."""
+        if self.world_size == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(data)]))
+        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+        padded[: len(data)] = data
+        everyone = self.gather(padded[None])
+        values = []
+        for row, length in zip(everyone, lengths.tolist(), strict=True):
+            values.append(json.loads(row[:length].numpy().tobytes()))
+        return values
+
     def tensors_from_main(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Return the main process's tensors in all of them, on the CPU; the others give None."""
         if self.world_size == 1:

@@ -10,7 +10,7 @@ from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import render_card
 from customized_grpo.export.formats import FORMATS, FormatName
 from customized_grpo.export.metadata import header
-from customized_grpo.files import write_tensors
+from customized_grpo.files import is_free, new_folder, write_tensors
 from customized_grpo.pages.page import write_page
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.policies.lora_file import FILE_NAME
@@ -40,7 +40,7 @@ def export_run(
         UserError: The run has no such checkpoint, the format no names for its layers, or the folder is taken.
     """
     folder = run_dir / "export" / name if out is None else out
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise UserError(
             f"{folder} already exists and is not an empty folder", hint="Name a new one with --out."
         )
@@ -49,14 +49,9 @@ def export_run(
     title = run_dir.resolve().name
     file = folder / (FILE_NAME if name == "diffusers" else f"{file_stem(title)}.safetensors")
     card = render_card(read_run(run_dir), adapter, name, file.name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(file, tensors, header(adapter, name, tensors, title=title))
-        write_page(folder / "README.md", card)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}", hint="Choose another --out."
-        ) from error
+    with new_folder(folder) as draft:
+        write_tensors(draft / file.name, tensors, header(adapter, name, tensors, title=title))
+        write_page(draft / "README.md", card)
     return file
 
 

@@ -109,6 +109,7 @@ def read_run(run_dir: Path) -> RunData:
         raise UserError(f"{config_path}: {reason}")
     records = read_metrics(run_dir / "metrics.jsonl")
     evals = [record for record in records if record.get("kind") == "eval"]
+    evals.sort(key=lambda record: record["iteration"] or 0)  # the base may have been measured again, late
     summary = _read_object(run_dir / "summary.json")
     return RunData(
         name=run_dir.resolve().name,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.libraries import quiet
+from customized_grpo.policies.parts import find_class
 from customized_grpo.policies.tokens import Grid
+from customized_grpo.weights.models import explained
 
 
 @dataclass(frozen=True)
@@ -19,26 +21,27 @@ class Part:
     """One model of a pipeline.
 
     Attributes:
-        library: Package of its class.
+        library: Package of its class, "diffusers" or "transformers".
         name: The class.
         config: Entries of its config that decide sizes; the others keep the class's defaults.
     """
 
-    library: Literal["diffusers", "transformers"]
+    library: str
     name: str
     config: Mapping[str, Any]
 
     def build(self, *, device: torch.device | str = "meta", dtype: torch.dtype = torch.float32) -> Any:
-        """Return the model with fresh weights on a device; on "meta" they take no memory."""
+        """Return the model with fresh weights on a device; on "meta" they take no memory.
+
+        Raises:
+            UserError: The library has no such class, or the config describes no model of it.
+        """
         with quiet(), torch.device(device), _default_dtype(dtype):
-            if self.library == "diffusers":
-                import diffusers
-
-                return getattr(diffusers, self.name).from_config(dict(self.config))
-            import transformers
-
-            model_class = getattr(transformers, self.name)
-            return model_class(model_class.config_class.from_dict(dict(self.config)))
+            model_class: Any = find_class(self.library, self.name, "a part of the checkpoint")
+            with explained(f"the config of a part describes no {self.name}"):
+                if self.library == "diffusers":
+                    return model_class.from_config(dict(self.config))
+                return model_class(model_class.config_class.from_dict(dict(self.config)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from customized_grpo.hub import INDEX, download, read_json
 from customized_grpo.policies.architecture import Architecture, Part
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX
 from customized_grpo.policies.families import FAMILIES, get_family
+from customized_grpo.policies.parts import class_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,15 +94,16 @@ def _read_architecture(locate: Locate, model: ModelConfig, source: str) -> Archi
     index = read_json(locate(INDEX))
     _check_family(str(index.get("_class_name")), model)
 
+    names = class_names(index, f"model.path {model.path!r}: {INDEX}")
+
     def part(name: str) -> Part:
-        library, class_name = index[name]
+        library, class_name = names[name]
         return Part(library, class_name, read_json(locate(f"{name}/config.json")))
 
     for name in ("transformer", "vae"):
-        if name not in index:
+        if name not in names:
             raise UserError(f"model.path {model.path!r}: {INDEX} names no {name}")
-    # a pipeline without a part has [null, null] in its place
-    encoders = [name for name in index if name.startswith("text_encoder") and index[name][0] is not None]
+    encoders = [name for name in names if name.startswith("text_encoder")]
     return Architecture(
         transformer=part("transformer"),
         vae=part("vae"),

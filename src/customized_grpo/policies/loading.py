@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from customized_grpo.errors import UserError
+from customized_grpo.hub import explained as explained_hub
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.checkpoint_files import find_pipeline_class
 from customized_grpo.policies.checkpoints import TOYBOX
 from customized_grpo.policies.families import get_family, read_options
 from customized_grpo.policies.fuse import check_fused_lora, fuse_lora
 from customized_grpo.policies.out_of_memory import explained
+from customized_grpo.policies.parts import check_pipeline, check_tokenizers, load_parts
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import check_quantisation, quantise_layers
 from customized_grpo.policies.settings import PolicySettings, Precision
 from customized_grpo.policies.sharding import shard
+from customized_grpo.weights.models import explained as explained_loading
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -90,22 +94,26 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
         if path == TOYBOX:
             return _load_toybox(precision)
         pipeline_name = find_pipeline_class(path, family)
-        parts = get_family(family).policy_class().extra_parts(path)
-        half = {"default": torch.bfloat16, "vae": torch.float32}
         import diffusers
 
-        try:
-            return getattr(diffusers, pipeline_name).from_pretrained(
-                path,
-                torch_dtype=half if precision == "bf16" else torch.float32,
-                use_safetensors=True,
-                **parts,
-            )
-        except (ImportError, OSError, ValueError) as error:
-            raise UserError(
-                f"model.path {path!r}: the pipeline could not be loaded: {error}",
-                hint="All parts must be there as safetensors, as `save_pretrained` writes them.",
-            ) from error
+        pipeline_class = getattr(diffusers, pipeline_name)
+        folder = _local_folder(pipeline_class, path)
+        half = {"default": torch.bfloat16, "vae": torch.float32}
+        dtype = half if precision == "bf16" else torch.float32
+        parts = load_parts(folder, dtype, get_family(family).policy_class().extra_parts)
+        with explained_loading(f"model.path {path!r}: the pipeline could not be loaded"):
+            pipe = pipeline_class.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **parts)
+        check_tokenizers(pipe, path)
+        return pipe
+
+
+def _local_folder(pipeline_class: Any, path: str) -> Path:
+    """Return a checkpoint's folder, which is fetched from the hub if need be."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    with explained_hub(path, "its files"):
+        return Path(pipeline_class.download(path, use_safetensors=True))
 
 
 def _load_toybox(precision: Precision) -> Any:
@@ -114,6 +122,7 @@ def _load_toybox(precision: Precision) -> Any:
     pipe = load_base_pipeline()
     if precision == "bf16":
         pipe.transformer.to(torch.bfloat16)
+    check_pipeline(pipe, TOYBOX)
     return pipe
 
 

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.files import open_tensors
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILE_NAME = "adapter_model.safetensors"
@@ -101,7 +100,7 @@ class LoraFile:
         Raises:
             UserError: A tensor has values that are not finite.
         """
-        with open_safetensors(self.path) as opened:
+        with open_tensors(self.path) as opened:
             for name, entry in self.entries.items():
                 down = opened.get_tensor(entry.down)
                 up = opened.get_tensor(entry.up)[entry.rows]
@@ -159,20 +158,9 @@ def read_header(path: Path) -> Mapping[str, str]:
     Raises:
         UserError: See `find_file`, or it is not safetensors.
     """
-    with open_safetensors(find_file(path)) as opened:
+    with open_tensors(find_file(path)) as opened:
         header: dict[str, str] = opened.metadata() or {}
     return header
-
-
-def open_safetensors(file: Path) -> Any:
-    """Return an opened file, to be used in a `with` block; UserError if it is not safetensors."""
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: not a safetensors file, or only a part of one: {error}",
-            hint="Download it again; a file of some hundred bytes is a pointer of git-lfs.",
-        ) from error
 
 
 def examples(names: list[str]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.lora_file import Entry, LoraFile, examples, find_file, open_safetensors
+from customized_grpo.files import open_tensors
+from customized_grpo.policies.lora_file import Entry, LoraFile, examples, find_file
 from customized_grpo.policies.lora_names import PEFT_PREFIX, LayerNames, Role, refusal_of, split_key
 from customized_grpo.policies.lora_scale import PeftScale, read_scale
 from customized_grpo.policies.other_programs import Place
@@ -38,7 +39,7 @@ def read_lora_file(
     """
     file = find_file(path)
     source = source or str(file)
-    with open_safetensors(file) as opened:
+    with open_tensors(file) as opened:
         reader = _Reader(opened, source)
         scale = read_scale(file, opened.metadata() or {}, by_peft=reader.by_peft)
         return LoraFile(file, opened.metadata() or {}, reader.entries(transformer, place, scale))

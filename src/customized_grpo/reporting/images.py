@@ -17,6 +17,10 @@ from PIL import Image
 from customized_grpo.files import read_json, replacing, write_json
 from customized_grpo.pixels import to_pil
 
+INDEX = "index.json"
+ITERATION = "iteration_"
+"""Beginning of the name of a folder with the images of one evaluation."""
+
 
 @dataclass(frozen=True)
 class SampleRow:
@@ -51,9 +55,17 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
         entries.append(
             {"prompt": row.prompt, "subject": row.subject, "reference": reference.name, "target": target}
         )
-    index = folder / "index.json"
-    iterations = read_json(index)["iterations"] if index.exists() else []
-    write_json(index, {"rows": entries, "iterations": iterations})
+    write_json(folder / INDEX, {"rows": entries, "iterations": _drawn(folder, len(rows))})
+
+
+def _drawn(folder: Path, n_rows: int) -> list[int]:
+    """Return the iterations with an image of every row, by their folders: the index may be damaged."""
+    iterations = []
+    for path in folder.glob(f"{ITERATION}*"):
+        number = path.name.removeprefix(ITERATION)
+        if number.isdecimal() and len(list(path.glob("[0-9][0-9].png"))) == n_rows:
+            iterations.append(int(number))
+    return sorted(iterations)
 
 
 def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Path]:
@@ -67,13 +79,13 @@ def save_samples(folder: Path, iteration: int, images: torch.Tensor) -> list[Pat
     Raises:
         ValueError: The number of images is not the number of rows.
     """
-    index = read_json(folder / "index.json")
+    index = read_json(folder / INDEX)
     if images.ndim != 4 or len(images) != len(index["rows"]):
         raise ValueError(f"{len(index['rows'])} rows need as many images, not {tuple(images.shape)}")
-    target = folder / f"iteration_{iteration:06d}"
+    target = folder / f"{ITERATION}{iteration:06d}"
     paths = [save_image(target / f"{number:02d}.png", image) for number, image in enumerate(images)]
     iterations = sorted({*index["iterations"], iteration})
-    write_json(folder / "index.json", {"rows": index["rows"], "iterations": iterations})
+    write_json(folder / INDEX, {"rows": index["rows"], "iterations": iterations})
     return paths
 
 

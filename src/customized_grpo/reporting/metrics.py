@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -42,7 +42,12 @@ class MetricsWriter:
 
     @classmethod
     def open(
-        cls, path: Path, upto_iteration: int | None = None, trackers: Trackers | None = None
+        cls,
+        path: Path,
+        upto_iteration: int | None = None,
+        trackers: Trackers | None = None,
+        *,
+        lost_evaluations: Collection[int] = (),
     ) -> MetricsWriter:
         """Open for appending, without the records of iterations that a resumed run will do again.
 
@@ -51,13 +56,15 @@ class MetricsWriter:
             upto_iteration: The iteration of the checkpoint the run resumes from: records of later ones
                 are removed, this one's are kept. None keeps all.
             trackers: As for the constructor.
+            lost_evaluations: Iterations whose evaluation is made again: their old record is removed as well.
 
         Raises:
             UserError: A line other than the last is not a JSON object.
         """
         if upto_iteration is not None and path.exists():
             records = read_metrics(path)
-            _rewrite(path, [record for record in records if _iteration(record) <= upto_iteration])
+            kept = [record for record in records if _iteration(record) <= upto_iteration]
+            _rewrite(path, [record for record in kept if not _is_evaluation(record, lost_evaluations)])
         return cls(path, trackers)
 
     def write(self, record: Mapping[str, Scalar]) -> None:
@@ -80,11 +87,15 @@ class MetricsWriter:
         if self._trackers is not None:
             self._trackers.log(clean)
 
+    def sync(self) -> None:
+        """Have every record on the disk itself, where a power cut cannot take it back."""
+        self._file.flush()
+        sync_open(self._file.fileno())
+
     def close(self) -> None:
         """Close the file and the trackers; the file is synced to disk first."""
         if not self._file.closed:
-            self._file.flush()
-            sync_open(self._file.fileno())
+            self.sync()
             self._file.close()
         if self._trackers is not None:
             self._trackers.close()
@@ -101,31 +112,42 @@ class MetricsWriter:
 def read_metrics(path: Path) -> list[Record]:
     """Return all records of a metrics file, oldest first.
 
-    Only a last line that does not parse is forgiven (the process died while writing it) and left out.
+    Lines at the end that do not parse are forgiven and left out: the process died while writing the last one,
+    or a power cut came before the disk had written the last ones.
 
     Raises:
-        UserError: The file is absent, or another line is not a JSON object; the message gives its number.
+        UserError: The file is absent, or a line before others is not a JSON object.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", hint="Is this the folder of a run that has started?")
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
         lines.pop()
+    parsed = [_parse(line) for line in lines]
+    while parsed and parsed[-1] is None:
+        parsed.pop()
     records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # also UnicodeDecodeError
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not JSON ({error})", hint=_DAMAGED) from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: a JSON object is expected", hint=_DAMAGED)
+    for number, record in enumerate(parsed, start=1):
+        if record is None:
+            raise UserError(f"{path}, line {number}: not a JSON object", hint=_DAMAGED)
         records.append(record)
     return records
 
 
-_DAMAGED = "Only the last line may be torn by a crash; the file was edited or the disk damaged it."
+def _parse(line: bytes) -> Record | None:
+    """Return the record of a line; None if it is not a JSON object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also UnicodeDecodeError
+        return None
+    return record if isinstance(record, dict) else None
+
+
+_DAMAGED = "Only lines at the end may be torn by a crash; the file was edited or the disk damaged it."
+
+
+def _is_evaluation(record: Record, iterations: Collection[int]) -> bool:
+    return record.get("kind") == "eval" and record.get("iteration") in iterations
 
 
 def _iteration(record: Record) -> int:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +93,10 @@ class Trackio:
 TRACKERS: dict[str, Factory] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 
 
+START_HINTS = {"wandb": ". It needs WANDB_API_KEY or `wandb login`; WANDB_MODE=offline works without"}
+"""What a tracker that cannot start may miss."""
+
+
 class Trackers:
     """Several trackers, isolated from the run: each failing one is dropped with one warning.
 
@@ -109,9 +116,10 @@ class Trackers:
         self._active: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             try:
-                self._active[name] = TRACKERS[name](run_dir, config)
+                with _no_keyboard():
+                    self._active[name] = TRACKERS[name](run_dir, config)
             except Exception as error:
-                _warn(name, error)
+                _warn(name, error, START_HINTS.get(name, ""))
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -147,8 +155,22 @@ class Trackers:
                 _warn(name, error)
 
 
-def _warn(name: str, error: Exception) -> None:
+@contextmanager
+def _no_keyboard() -> Iterator[None]:
+    """Take the keyboard away inside the block: a run must not wait for somebody to type a key."""
+    keyboard = sys.stdin
+    with open(os.devnull) as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = keyboard
+
+
+def _warn(name: str, error: Exception, hint: str = "") -> None:
     # Without the message: a service's error text can repeat a key or a URL with one.
     reason = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else type(error).__name__
-    logger.warning("tracker %s is off for this run (%s); metrics.jsonl is complete without it", name, reason)
+    logger.warning(
+        "tracker %s is off for this run (%s); metrics.jsonl is complete without it%s", name, reason, hint
+    )
     logger.debug("tracker %s failed", name, exc_info=error)

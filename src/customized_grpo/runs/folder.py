@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import platform
 import shutil
@@ -14,17 +13,19 @@ from typing import Any
 
 from customized_grpo import __version__
 from customized_grpo.config import Config, dump_config
+from customized_grpo.disk import DISK_ERRORS
 from customized_grpo.errors import UserError
-from customized_grpo.files import DRAFT_ENDING, read_json, write_bytes, write_json, write_text
+from customized_grpo.files import DRAFT_ENDING, read_json, sync, write_bytes, write_json, write_text
 from customized_grpo.runs.lock import FILE as LOCK
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
+STARTED = "started.json"
+"""Says in which working directory the run was started, to which its relative paths belong."""
+
 STARTING = ".starting"
 """Marker of a folder whose run is being created: everything in it may be replaced."""
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def is_run_folder(path: Path) -> bool:
@@ -97,7 +98,9 @@ class RunFolder:
                 if file.name not in (STARTING, LOCK):
                     _remove(file)
             write_text(path / CONFIG, dump_config(config), durable=True)
+            write_json(path / STARTED, {"folder": str(Path.cwd())}, durable=True)
             write_json(path / VERSIONS, versions(), durable=True)
+            sync(path)
             (path / STARTING).unlink()
         return folder
 
@@ -120,11 +123,28 @@ class RunFolder:
                 "run.overwrite=true.",
             )
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a small JSON file so that readers see the old or the new one, never half of it."""
+    def replace_config(self, config: Config) -> None:
+        """Write the recipe that a resumed run goes on with.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        with disk_errors(self.path):
+            write_text(self.path / CONFIG, dump_config(config), durable=True)
+
+    def write_json(self, name: str, value: Any, *, durable: bool = False) -> None:
+        """Write a small JSON file so that readers see the old or the new one, never half of it.
+
+        Args:
+            name: The file, in the run folder.
+            value: Its content.
+            durable: Whether it must survive a power cut.
+        """
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, value)
+        write_json(target, value, durable=durable)
+        if durable:
+            sync(target.parent)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None if it does not exist.

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo import __version__
 from customized_grpo.config import Config, load_config
+from customized_grpo.config.places import settle_paths
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average
 from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
-from customized_grpo.runs.folder import CONFIG, VERSIONS, RunFolder, is_run_folder
+from customized_grpo.runs.folder import CONFIG, STARTED, VERSIONS, RunFolder, is_run_folder
 
 
-def run_config(run_dir: Path) -> Config:
-    """Return the resolved recipe of a run, wherever its folder is now.
+def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the resolved recipe of a run, wherever its folder and the working directory are now.
+
+    Args:
+        run_dir: Folder of the run.
+        overrides: Settings that replace the recipe's.
 
     Raises:
         UserError: The folder is not that of a run, or its recipe does not hold; the hint says which version
@@ -25,13 +31,27 @@ def run_config(run_dir: Path) -> Config:
         raise UserError(f"{run_dir} is not the folder of a run")
     try:
         # its folder may have been moved since the recipe was written
-        return load_config(str(run_dir / CONFIG), [f"run.dir={json.dumps(str(run_dir))}"])
+        where = f"run.dir={json.dumps(str(run_dir))}"
+        return settled(run_dir, load_config(str(run_dir / CONFIG), [*overrides, where]))
     except UserError as error:
         version = _version(run_dir)
         if version in (None, __version__):
             raise
         hint = f"The run was made by customized-grpo {version}; use that version."
         raise UserError(error.message, hint=hint) from error
+
+
+def settled(run_dir: Path, config: Config) -> Config:
+    """Return a recipe of a run whose relative paths are found from here, as they were when it was started.
+
+    Raises:
+        UserError: The file that says where it was started is damaged.
+    """
+    started = RunFolder(run_dir).read_json(STARTED) or {}
+    folder = started.get("folder")
+    if not isinstance(folder, str) or Path(folder) == Path.cwd():
+        return config
+    return settle_paths(config, Path(folder))
 
 
 def _version(run_dir: Path) -> str | None:

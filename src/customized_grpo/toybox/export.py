@@ -10,6 +10,7 @@ from PIL import Image
 
 from customized_grpo.data.manifest import Row, write_manifest
 from customized_grpo.errors import UserError
+from customized_grpo.files import is_free, new_folder
 from customized_grpo.pixels import to_array, to_uint8
 from customized_grpo.toybox.source import ToyBoxSource
 
@@ -21,11 +22,19 @@ def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
 
     Raises:
         UserError: The folder already holds something.
+        OSError: The disk refuses; the folder is then as it was.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise UserError(f"{folder} already exists and is not an empty folder", hint="Name a new folder.")
-    (folder / "images").mkdir(parents=True)
-    source = ToyBoxSource(subjects, PROMPTS_PER_SUBJECT, seed, "train")
+    with new_folder(folder) as draft:
+        rows = _write_images(draft, ToyBoxSource(subjects, PROMPTS_PER_SUBJECT, seed, "train"))
+        write_manifest(draft / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+def _write_images(folder: Path, source: ToyBoxSource) -> list[Row]:
+    """Write the images of every row; return the rows."""
+    (folder / "images").mkdir()
     rows = []
     for index in range(len(source)):
         example = source[index]
@@ -47,8 +56,7 @@ def export_manifest(folder: Path, subjects: int, seed: int) -> Path:
                 meta={"scene": dataclasses.asdict(example.meta["scene"])},
             )
         )
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    return rows
 
 
 def _save(path: Path, image: torch.Tensor) -> None:

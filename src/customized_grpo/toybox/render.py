@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -32,7 +33,23 @@ _COS, _SIN, _OWNER, _RADIUS = g.COS, g.SIN, g.OWNER, g.RADIUS
 _ELLIPSOID, _BOX, _CYLINDER, _CONE = float(g.ELLIPSOID), float(g.BOX), float(g.CYLINDER), float(g.CONE)
 
 
-@numba.njit(fastmath=True, cache=True, inline="always")
+def _compiled(**options: Any) -> Callable[[Any], Any]:
+    """Return a decorator that compiles a function, and keeps the machine code for the next process if it can.
+
+    It cannot where neither the package's folder nor a cache folder of the user's can be written, as in a
+    container without a home. Compiling then takes some seconds in every process.
+    """
+
+    def compile_function(function: Any) -> Any:
+        try:
+            return numba.njit(fastmath=True, cache=True, **options)(function)
+        except RuntimeError:  # numba's "no locator available"; setting NUMBA_CACHE_DIR helps
+            return numba.njit(fastmath=True, **options)(function)
+
+    return compile_function
+
+
+@_compiled(inline="always")
 def _slab(origin, direction):  # type: ignore[no-untyped-def]
     """Return entry and exit of the slab |x| <= 1."""
     if abs(direction) < 1e-6:
@@ -41,7 +58,7 @@ def _slab(origin, direction):  # type: ignore[no-untyped-def]
     return min(first, second), max(first, second)
 
 
-@numba.njit(fastmath=True, cache=True)
+@_compiled()
 def _entry(shape, lx, ly, lz, ux, uy, uz):  # type: ignore[no-untyped-def]
     """Return the distance at which the ray l + t u enters a canonical body, FAR if it misses."""
     if shape == _ELLIPSOID:
@@ -79,7 +96,7 @@ def _entry(shape, lx, ly, lz, ux, uy, uz):  # type: ignore[no-untyped-def]
     return enter if enter < leave else FAR
 
 
-@numba.njit(fastmath=True, cache=True)
+@_compiled()
 def _nearest(rows, count, ox, oy, oz, dx, dy, dz, any_hit):  # type: ignore[no-untyped-def]
     """Return (distance, index, local point) of the first primitive on a ray; index -1 if there is none."""
     best, found, bx, by, bz = FAR, -1, 0.0, 0.0, 0.0
@@ -100,7 +117,7 @@ def _nearest(rows, count, ox, oy, oz, dx, dy, dz, any_hit):  # type: ignore[no-u
     return best, found, bx, by, bz
 
 
-@numba.njit(fastmath=True, cache=True)
+@_compiled()
 def _surface(row, px, py, pz):  # type: ignore[no-untyped-def]
     """Return the colour and the unit world normal at a local point of a primitive."""
     second = False
@@ -130,7 +147,7 @@ def _surface(row, px, py, pz):  # type: ignore[no-untyped-def]
     return row[c], row[c + 1], row[c + 2], wx / norm, ny / norm, wz / norm
 
 
-@numba.njit(fastmath=True, cache=True)
+@_compiled()
 def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
     """Return (red, green, blue, belongs to the subject) of one ray from the eye."""
     night, sunset = backdrop[10] == 1.0, backdrop[10] == 2.0
@@ -173,7 +190,7 @@ def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
     return min(1.0, c0), min(1.0, c1), min(1.0, c2), subject
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)
+@_compiled(nogil=True)
 def _draw(rows, counts, backdrops, size, samples, images, masks):  # type: ignore[no-untyped-def]
     """Add the images [B, 3, size, size] and subject masks [B, 1, size, size] to arrays of zeros."""
     forward = (LOOK_AT[0] - EYE[0], LOOK_AT[1] - EYE[1], LOOK_AT[2] - EYE[2])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
+from customized_grpo.files import write_json
 
 
 def evaluate(
@@ -19,19 +23,20 @@ def evaluate(
 
     Returns:
         {"base", "tuned", "difference"}, each {metric: {"mean", "low", "high"}} with 95 % intervals clustered
-        by subject. Also written to `evaluation.json` in the run folder.
+        by subject; see `write_evaluation`.
 
     Raises:
-        UserError: The folder is not that of a run with a checkpoint, or its recipe holds out no rows.
+        UserError: The folder is not that of a run with a checkpoint or cannot be written, or its recipe holds
+            out no rows.
     """
     import torch
 
     from customized_grpo.evaluation.scores import summary
-    from customized_grpo.runs.folder import RunFolder
     from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
+    check_writable(run_dir)
     changes = {"samples_per_prompt": samples_per_prompt, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=given)})
@@ -45,6 +50,9 @@ def evaluate(
         with torch.no_grad(), parts.policy.reference():
             base, _ = parts.evaluation.evaluate()
         tuned, _ = parts.evaluation.evaluate()
-    result = summary(base, tuned)
-    RunFolder(run_dir).write_json("evaluation.json", result)
-    return result
+    return summary(base, tuned)
+
+
+def write_evaluation(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Write `evaluation.json` into the run folder."""
+    write_json(run_dir / "evaluation.json", result)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from customized_grpo.engine.interrupts import StopFlag
-from customized_grpo.evaluation.alarms import Alarm, MonitorRecord, TrainingHealth, check_alarms
+from customized_grpo.evaluation.alarms import Alarm, TrainingHealth, check_alarms
 from customized_grpo.evaluation.changes import monitor_record, train_gaps
 from customized_grpo.evaluation.held_out import N_FIRST_IMAGES
 from customized_grpo.evaluation.scores import HeldOutScores
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
-from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.metrics import mean_health
 from customized_grpo.training.parts import Parts
+from customized_grpo.training.records import check_records, read_records, read_scores, scores_file, set_aside
 from customized_grpo.training.state import RunState
 from customized_grpo.training.updater import Updater
 
@@ -53,13 +56,15 @@ class Evaluator:
         self.stop = stop
         self.base: HeldOutScores | None = None
         self.latest: HeldOutScores | None = None
+        self._history: list[dict[str, Any]] = []  # as in the checkpoint of a restored run
 
     def evaluate_base(self) -> None:
-        """Measure the base once, before the first iteration; a resumed run has read it back."""
+        """Measure the base once, before the first iteration; a resumed run has read it back.
+
+        A resumed run whose measurement of the base is lost, or can no longer be compared with, measures the
+        base again, with the adapter switched off.
+        """
         if not self.parts.data.held_out:
-            return
-        if self.base is not None:
-            self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
         if self.engine.is_main:
             rows = [
@@ -67,7 +72,20 @@ class Evaluator:
                 for example in self.parts.data.held_out[:N_FIRST_IMAGES]
             ]
             start_samples(self.folder.path / "samples", rows)
-        self.evaluate()
+        if self.base is not None:
+            self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
+            return
+        if self.state.iteration == 0:
+            self.evaluate()
+            return
+        with self.parts.policy.reference():
+            scores, images = self._measure()
+        self._keep(0, scores, images)
+        self.log.write("eval", {**scores.metrics(), "iteration": 0, "rollouts": 0})
+        self.log.event("evaluation", "the base was measured again, with the adapter switched off")
+        self.base = scores
+        self.latest = scores
+        self._rebuild_history()
 
     @property
     def last_iteration(self) -> int:
@@ -78,13 +96,9 @@ class Evaluator:
         """Measure the policy, keep scores and images, and return the alarms."""
         if not self.parts.data.held_out:
             return []
-        self.log.progress.phase("evaluate")
-        evaluation = self.parts.evaluation
         with self.updater.result():
-            scores, images = evaluation.evaluate(self.stop.batch_check(evaluation.n_batches))
-        if self.engine.is_main:
-            self.folder.write_json(_scores_file(self.state.iteration), scores.to_json())
-            save_samples(self.folder.path / "samples", self.state.iteration, images)
+            scores, images = self._measure()
+        self._keep(self.state.iteration, scores, images)
         health = mean_health(self.state.health)
         line = self.log.write("eval", {**scores.metrics(), **train_gaps(scores, health.reward)})
         self.log.progress.evaluation(line)
@@ -99,7 +113,20 @@ class Evaluator:
             self.log.event("alarm", alarm.message, prefix=f"alarm ({alarm.name}): ", alarm=alarm.name)
         return alarms
 
-    def restore(self, history: list[dict[str, Any]]) -> None:
+    def _measure(self) -> tuple[HeldOutScores, Tensor]:
+        self.log.progress.phase("evaluate")
+        evaluation = self.parts.evaluation
+        return evaluation.evaluate(self.stop.batch_check(evaluation.n_batches))
+
+    def _keep(self, iteration: int, scores: HeldOutScores, images: Tensor) -> None:
+        """Write scores and images, to the disk itself: the checkpoint after them relies on them."""
+        if self.engine.is_main:
+            self.folder.write_json(scores_file(iteration), scores.to_json(), durable=True)
+            save_samples(self.folder.path / "samples", iteration, images)
+
+    def restore(
+        self, history: Sequence[dict[str, Any]], *, is_comparable: bool, allowed: Sequence[str]
+    ) -> list[str]:
         """Read the evaluations of a resumed run back from its folder.
 
         A checkpoint is saved before its iteration is evaluated. If that evaluation was finished as well, it
@@ -108,35 +135,50 @@ class Evaluator:
         Args:
             history: From the checkpoint: iteration of each evaluation but the base's, and the health of
                 training before it.
+            is_comparable: Whether later evaluations can be compared with them. Otherwise they are set aside,
+                and the base is measured again.
+            allowed: Keys of records that may be missing.
+
+        Returns:
+            What is missing and allowed to be, one sentence each.
+
+        Raises:
+            UserError: Records are missing that cannot be made again.
         """
-        evaluated = self.engine.from_main(self._evaluated_iterations)
-        if 0 not in evaluated:  # nothing is held out, or the run was interrupted before
-            return
-        self.base = self._read_scores(0)
-        self.latest = self.base
-        for entry in history:
-            self._restore_record(entry["iteration"], TrainingHealth.from_json(entry))
         iteration = self.state.iteration
-        if iteration in evaluated and iteration not in [0, self.last_iteration]:
-            health = mean_health(self.state.health)
+        iterations = [entry["iteration"] for entry in history] if self.parts.data.held_out else []
+
+        def read() -> Any:
+            records = read_records(self.folder, iteration)
+            missing = check_records(records, iterations, allowed)
+            if not is_comparable:
+                set_aside(self.folder, iteration)
+                return {"evaluated": [], "missing": missing}
+            return {"evaluated": list(records.evaluated), "missing": missing}
+
+        received = self.engine.from_main(read)
+        evaluated: list[int] = received["evaluated"]
+        again = range(iteration + 1) if not is_comparable else (0, iteration)
+        self.log.lost_evaluations = [number for number in again if number not in evaluated]
+        self._history = [entry for entry in history if entry["iteration"] in evaluated]
+        if iteration in evaluated and iteration != 0 and iteration not in iterations:
+            self._history.append({"iteration": iteration, **mean_health(self.state.health).to_json()})
             self.state.health = []
-            self._restore_record(iteration, health)
+        if 0 in evaluated:  # otherwise nothing is held out, or the loop begins with the base
+            self.base = self._read_scores(0)
+            self.latest = self.base
+            self._rebuild_history()
+        return list(received["missing"])
 
-    def _restore_record(self, iteration: int, health: TrainingHealth) -> None:
+    def _rebuild_history(self) -> None:
+        """Compute the monitors of earlier evaluations again, from their scores and the base's."""
         assert self.base is not None
-        self.latest = self._read_scores(iteration)
-        record: MonitorRecord = monitor_record(iteration, self.latest, self.base, health)
-        self.state.history.append(record)
-
-    def _evaluated_iterations(self) -> list[int]:
-        """Return the iterations whose evaluation was finished: their line is the last thing it writes."""
-        lines = read_metrics(self.folder.path / "metrics.jsonl")
-        return [int(line["iteration"] or 0) for line in lines if line["kind"] == "eval"]
+        for entry in self._history:
+            iteration = entry["iteration"]
+            self.latest = self._read_scores(iteration)
+            health = TrainingHealth.from_json(entry)
+            self.state.history.append(monitor_record(iteration, self.latest, self.base, health))
 
     def _read_scores(self, iteration: int) -> HeldOutScores:
-        table = self.engine.from_main(lambda: self.folder.read_json(_scores_file(iteration)))
+        table = self.engine.from_main(lambda: read_scores(self.folder, iteration).to_json())
         return HeldOutScores.from_json(table)
-
-
-def _scores_file(iteration: int) -> str:
-    return f"evaluations/iteration_{iteration:06d}.json"

@@ -6,7 +6,7 @@ Only the main process writes; in the others the same calls do nothing, so that t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ class RunLog:
 
     Attributes:
         progress: The terminal; set while the log is open.
+        lost_evaluations: Iterations of a resumed run whose evaluation is made again: their lines are removed.
     """
 
     progress: Progress
@@ -39,6 +40,7 @@ class RunLog:
         self.folder = folder
         self.state = state
         self.is_main = is_main
+        self.lost_evaluations: Collection[int] = ()
         self._metrics: MetricsWriter | None = None
         self._started = time.monotonic()
 
@@ -58,9 +60,19 @@ class RunLog:
             recipe = self.config.model_dump(mode="json")
             with (
                 closing(Trackers(self.config.trackers, self.folder.path, recipe)) as trackers,
-                MetricsWriter.open(self.folder.path / "metrics.jsonl", done, trackers) as self._metrics,
+                MetricsWriter.open(
+                    self.folder.path / "metrics.jsonl",
+                    done,
+                    trackers,
+                    lost_evaluations=self.lost_evaluations,
+                ) as self._metrics,
             ):
                 yield
+
+    def sync(self) -> None:
+        """Have every line on the disk itself, before a checkpoint is saved that relies on them."""
+        if self._metrics is not None:
+            self._metrics.sync()
 
     @property
     def seconds(self) -> float:

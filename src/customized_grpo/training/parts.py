@@ -30,6 +30,7 @@ from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
+from customized_grpo.training.identity import check_processes, process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
 from customized_grpo.training.rows import open_rows
 
@@ -228,9 +229,11 @@ def build_engine(config: Config) -> Engine:
     """Join the launched processes, one or more, and check that the work can be partitioned over them.
 
     Raises:
-        UserError: The groups cannot be partitioned evenly, or one accelerator is named for several processes.
+        UserError: The processes have different recipes or versions, the groups cannot be partitioned evenly,
+            or one accelerator is named for several processes.
     """
     engine = Engine(pick_device(config.model.device), config.run.process_timeout_s)
+    check_processes(engine, process_values(config))
     if engine.world_size > 1 and ":" in config.model.device:
         raise UserError(
             f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",

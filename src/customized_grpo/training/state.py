@@ -9,33 +9,41 @@ sample).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from customized_grpo.config import Config, config_hash, diff_configs
+from customized_grpo.config import Config, config_hash
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import MonitorRecord
 from customized_grpo.extensions import code_fingerprints
 from customized_grpo.policies.lora import load_average, name_average
-from customized_grpo.rewards.executors import check_fingerprints
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import versions
 from customized_grpo.runs.optimizer import flatten_optimizer, restore_optimizer
+from customized_grpo.runs.reading import settled
+from customized_grpo.training.identity import (
+    FREE,
+    SCORES_DEPEND_ON,
+    Difference,
+    check_processes,
+    code_values,
+    contents,
+    differing,
+    differing_settings,
+    reward_values,
+)
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.updater import Updater
 
-CHANGEABLE = {
-    "run.dir",
-    "run.overwrite",
-    "run.process_timeout_s",
-    "train.iterations",
-    "train.max_unscored_share",
-    "train.max_wasted_iterations",
-}
-UNCHANGEABLE = f"Only trackers and these may change: {', '.join(sorted(CHANGEABLE))}."
+UNCHECKED = (
+    "the checkpoint is of a version that kept no fingerprints: whether base, rows and images are those that "
+    "it was trained with could not be checked"
+)
 SEPARATOR = "/"  # between the name of a safetensors file and of a tensor in it
 
 
@@ -51,6 +59,7 @@ class RunState:
         processes: Number of processes that last saved the run.
         history: The monitors at each evaluation except the base's.
         health: `signal_health` of each iteration since the last evaluation.
+        changes: What was changed on purpose when the run was resumed: iteration, key, old and new value.
     """
 
     iteration: int = 0
@@ -60,6 +69,46 @@ class RunState:
     processes: int = 1
     history: list[MonitorRecord] = field(default_factory=list)
     health: list[dict[str, float]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What is to be known of a restored checkpoint besides the state that it filled in.
+
+    Attributes:
+        history: Of each evaluation but the base's its iteration and the health of training before it.
+        changes: Differences to the checkpoint that the user allows.
+        unchecked: What the checkpoint, of an older version, cannot be compared with.
+        processes: Number of processes that saved it.
+    """
+
+    history: list[dict[str, Any]]
+    changes: list[Difference]
+    unchecked: str | None
+    processes: int
+
+    @property
+    def is_comparable(self) -> bool:
+        """Return whether evaluations from now on can be compared with the earlier ones."""
+        return not any(change.is_about(SCORES_DEPEND_ON) for change in self.changes)
+
+    def notes(self, processes: int) -> list[tuple[str, str]]:
+        """Return what is not as it was when the run was saved: name of an event, and a sentence.
+
+        Args:
+            processes: Number of processes now.
+        """
+        notes = [("changed", f"{change}, as --allow-change says") for change in self.changes]
+        if self.unchecked is not None:
+            notes.append(("unchecked", self.unchecked))
+        if self.processes != processes:
+            sentence = (
+                f"saved by {self.processes} processes, resumed by {processes}: the samples stay the same, "
+                "but sums over processes may differ in their last bits"
+            )
+            notes.append(("processes", sentence))
+        return notes
 
 
 class RunCheckpoints:
@@ -80,6 +129,9 @@ class RunCheckpoints:
         self.scorer = parts.scorer
         self.updater = updater
         self.state = state
+        # at once, because the files are those that have just been read
+        self.contents = contents(parts.config, parts.data.judges)
+        check_processes(self.engine, self.contents | code_values(self.config))
 
     @cached_property
     def fingerprints(self) -> list[dict[str, Any]]:
@@ -120,23 +172,23 @@ class RunCheckpoints:
                 "config_hash": config_hash(self.config),
                 "rewards": self.fingerprints,
                 "code": code_fingerprints(self.config.part_names),
+                "contents": self.contents,
+                "changes": state.changes,
                 "processes": self.engine.world_size,
                 "versions": versions(),
             },
         )
 
-    def restore(self, step: int | None = None) -> list[dict[str, Any]]:
+    def restore(self, step: int | None = None, allowed: Sequence[str] = ()) -> Restored:
         """Restore adapter, optimizer, average and counters from a checkpoint.
 
         Args:
             step: Iteration after which it was saved; None: the newest. Later ones are set aside once this one
                 has proved sound.
-
-        Returns:
-            The history: of each evaluation but the base's its iteration and the health of training before it.
+            allowed: Keys, or sections of them, that may differ from the checkpoint.
 
         Raises:
-            UserError: It is not there, is damaged, or belongs to another recipe, other rewards or other code.
+            UserError: It is not there, is damaged, or belongs to another recipe, base, data, rewards or code.
         """
         tensors: dict[str, Tensor] | None = None  # stays None in all processes but the main one
 
@@ -145,22 +197,46 @@ class RunCheckpoints:
             latest = self.store.latest() if step is None else step
             assert latest is not None
             checkpoint = self.store.load(latest)
-            self._check_same_run(checkpoint.state)
+            changes = self._check_same_run(checkpoint.state, allowed)
+            if checkpoint.step > self.config.train.iterations:
+                raise UserError(
+                    f"train.iterations={self.config.train.iterations}, but {checkpoint.step} are finished",
+                    hint="Give a larger number, or go back with --from.",
+                )
             self.store.rewind(latest)
             tensors = {}
             for entry, group in checkpoint.tensors.items():
                 tensors |= {f"{entry}{SEPARATOR}{name}": tensor for name, tensor in group.items()}
-            return checkpoint.state
+            return {"state": checkpoint.state, "changes": [[c.key, c.old, c.new] for c in changes]}
 
-        saved: dict[str, Any] = self.engine.from_main(read)
+        received = self.engine.from_main(read)
+        saved: dict[str, Any] = received["state"]
         entries: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.engine.tensors_from_main(tensors).items():
             entry, _, name = key.partition(SEPARATOR)
             entries.setdefault(entry, {})[name] = tensor
-        self.policy.load_adapter_tensors(entries["adapter"])
+        self._fill(saved, entries)
+        changes = [Difference(*change) for change in received["changes"]]
+        records = [change.record(self.state.iteration) for change in changes]
+        self.state.changes = [*saved.get("changes", []), *records]
+        return Restored(
+            history=saved["history"],
+            changes=changes,
+            unchecked=None if "contents" in saved else UNCHECKED,
+            processes=saved["processes"],
+        )
+
+    def _fill(self, saved: Mapping[str, Any], entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.policy.load_adapter_tensors(dict(entries["adapter"]))
         # an optimizer that has not taken a step has no tensors
         restore_optimizer(self.updater.optimizer, entries.get("optimizer", {}), saved["optimizer"])
+        self.updater.apply_recipe()
         if self.updater.average is not None:
+            if "average" not in entries:
+                raise UserError(
+                    "the checkpoint has no moving average, which train.ema_decay asks for",
+                    hint="Set train.ema_decay to null, or start a new run.",
+                )
             load_average(self.updater.average, entries["average"])
         self.updater.skipped_in_a_row = saved["skipped_in_a_row"]
         self.state.iteration = saved["iteration"]
@@ -169,28 +245,43 @@ class RunCheckpoints:
         self.state.wasted_in_a_row = saved["wasted_in_a_row"]
         self.state.processes = saved["processes"]
         self.state.health = saved["health"]
-        history: list[dict[str, Any]] = saved["history"]
-        return history
 
-    def _check_same_run(self, saved: Any) -> None:
-        """Refuse a checkpoint of another recipe, of other rewards or of other code of the user's.
+    def _check_same_run(self, saved: Mapping[str, Any], allowed: Sequence[str]) -> list[Difference]:
+        """Compare a checkpoint's recipe and what it names with what they are now.
+
+        Returns:
+            The differences that are allowed.
 
         Raises:
-            UserError: Lists what differs.
+            UserError: Lists those that are not.
         """
-        saved_config = Config.model_validate_json(json.dumps(saved["config"]))
-        changed = [
-            f"{path}: {old} in the checkpoint, {new} now"
-            for path, old, new in diff_configs(saved_config, self.config)
-            if path not in CHANGEABLE and not path.startswith("trackers")
-        ]
-        if changed:
-            raise UserError("cannot resume exactly:\n  " + "\n  ".join(changed), hint=UNCHANGEABLE)
-        check_fingerprints(saved["rewards"], self.fingerprints)
-        code = code_fingerprints(self.config.part_names)
-        if saved["code"] != code:
-            modules = [module for module in code if saved["code"].get(module) != code[module]]
+        saved_config = self._saved_config(saved)
+        saved_contents = saved.get("contents", {})
+        differences = differing_settings(saved_config, self.config, saved_contents)
+        if saved_contents:
+            differences += differing(saved_contents, self.contents)
+        differences += differing(
+            reward_values("rewards", saved["rewards"]), reward_values("rewards", self.fingerprints)
+        )
+        saved_code = {f"code.{module}": digest for module, digest in saved["code"].items()}
+        differences += differing(saved_code, code_values(self.config))
+        refused = [difference for difference in differences if not difference.is_about(allowed)]
+        if refused:
+            keys = " ".join(f"--allow-change {difference.key}" for difference in refused)
             raise UserError(
-                f"cannot resume exactly: the code of {', '.join(modules)} has changed since the checkpoint",
-                hint="Restore the file, or start a new run with the new code.",
+                "cannot resume exactly:\n  " + "\n  ".join(str(difference) for difference in refused),
+                hint=f"Restore what has changed, or start a new run. If it is meant: {keys}. Without that "
+                f"only these settings may change: {', '.join(FREE)}.",
             )
+        return differences
+
+    def _saved_config(self, saved: Mapping[str, Any]) -> Config:
+        try:
+            config = Config.model_validate_json(json.dumps(saved["config"]))
+        except ValidationError as error:
+            version = saved["versions"]["customized_grpo"]
+            raise UserError(
+                f"the recipe of the checkpoint does not hold: {error.errors()[0]['msg']}",
+                hint=f"It was saved by customized-grpo {version}; resume with that version.",
+            ) from error
+        return settled(self.store.folder.parent, config)

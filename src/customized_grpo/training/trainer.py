@@ -11,6 +11,7 @@ and only the main process writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -69,17 +70,21 @@ def train(config: Config) -> int:
         return Trainer(folder, parts).run()
 
 
-def resume(run_dir: Path, step: int | None = None) -> int:
+def resume(
+    run_dir: Path, step: int | None = None, *, overrides: Sequence[str] = (), allowed: Sequence[str] = ()
+) -> int:
     """Continue a run exactly where a checkpoint left it; return the exit status as `train` does.
 
     Args:
         run_dir: The run's folder.
         step: Iteration of the checkpoint, whose successors are set aside; None: the newest.
+        overrides: Settings that replace the recipe's from here on, such as train.iterations=400.
+        allowed: Keys, or sections of them, that may differ from the checkpoint.
 
     Raises:
         UserError: There is nothing to continue, or it is not the run of this folder's config.
     """
-    config = run_config(run_dir)
+    config = run_config(run_dir, overrides)
     engine = build_engine(config)
     with ExitStack() as stack:
 
@@ -93,7 +98,9 @@ def resume(run_dir: Path, step: int | None = None) -> int:
 
         engine.from_main(open_folder)
         trainer = Trainer(RunFolder(run_dir), stack.enter_context(open_parts(config, engine)))
-        trainer.load(step)
+        trainer.load(step, allowed)
+        if overrides:
+            engine.from_main(lambda: trainer.folder.replace_config(config))
         return trainer.run()
 
 
@@ -121,6 +128,7 @@ class Trainer:
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
         self.log = RunLog(self.config, folder, self.state, is_main=self.engine.is_main)
         self.stop = StopFlag(self.engine)
+        self.notes: list[tuple[str, str]] = []  # events of a resumed run, for when the log is open
         self.evaluator = Evaluator(folder, parts, self.updater, self.state, self.log, self.stop)
 
     @property
@@ -141,11 +149,10 @@ class Trainer:
             if self.engine.is_main:
                 self.store.sweep()
                 self.store.probe()
+                if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
+                    (self.folder.path / "summary.json").unlink(missing_ok=True)
             with self.log.open(), self.stop:
-                self.report_processes()
-                for note in self.data.notes:
-                    self.log.progress.message(f"note: {note}")
-                self.report_idle_settings()
+                self.report_notes()
                 try:
                     with explained(self.config.model, batches):
                         if self.config.model.text_encoders == "drop":
@@ -192,21 +199,12 @@ class Trainer:
         at_end = self.iteration == self.config.train.iterations
         return at_end or (every > 0 and self.iteration % every == 0)
 
-    # Before the first iteration
-
-    def report_processes(self) -> None:
-        """Report that a run continues with another number of processes than it was saved by."""
-        before = self.state.processes
-        now = self.engine.world_size
-        if before != now:
-            self.log.event(
-                "processes",
-                f"saved by {before} processes, resumed by {now}: the samples stay the same, but sums over "
-                "processes may differ in their last bits",
-            )
-
-    def report_idle_settings(self) -> None:
-        """Report, when the run begins, what in its recipe has no effect."""
+    def report_notes(self) -> None:
+        """Report, at the start, what has changed, what the data lack, and what has no effect."""
+        for name, message in self.notes:
+            self.log.event(name, message)
+        for note in self.data.notes:
+            self.log.progress.message(f"note: {note}")
         if self.iteration == 0:
             for sentence in idle_settings(self.config, self.scorer.rewards):
                 self.log.event("idle setting", sentence, prefix="note: ")
@@ -343,15 +341,24 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the state after the last finished iteration, unless there is one."""
         self.state.seconds = self.log.seconds
+        self.log.sync()
         self.checkpoints.save()
 
-    def load(self, step: int | None = None) -> None:
+    def load(self, step: int | None = None, allowed: Sequence[str] = ()) -> None:
         """Restore the checkpoint of that iteration, or the newest.
 
+        Args:
+            step: Iteration of the checkpoint; None: the newest.
+            allowed: Keys, or sections of them, that may differ from it.
+
         Raises:
-            UserError: It is not there, is damaged, or belongs to another recipe or other rewards.
+            UserError: It is not there, is damaged, or belongs to another recipe, base, data, rewards or code.
         """
-        self.evaluator.restore(self.checkpoints.restore(step))
+        restored = self.checkpoints.restore(step, allowed)
+        missing = self.evaluator.restore(
+            restored.history, is_comparable=restored.is_comparable, allowed=allowed
+        )
+        self.notes = [*restored.notes(self.engine.world_size), *(("missing", text) for text in missing)]
 
     def give_up(self, reason: str, advice: str = "") -> None:
         """Save, and stop the run.

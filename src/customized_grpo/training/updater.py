@@ -45,16 +45,19 @@ class Updater:
         self.policy = loss.policy
         self.engine = engine
         self.parameters = self.policy.trainable_parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self.train.learning_rate,
-            betas=(self.train.adam_beta1, self.train.adam_beta2),
-            weight_decay=self.train.weight_decay,
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters)
+        self.apply_recipe()
         self.average: list[torch.Tensor] | None = None
         if self.train.ema_decay:
             self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.skipped_in_a_row = 0
+
+    def apply_recipe(self) -> None:
+        """Give the optimizer the recipe's settings; a restored one comes with those it was saved with."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.train.learning_rate
+            group["betas"] = (self.train.adam_beta1, self.train.adam_beta2)
+            group["weight_decay"] = self.train.weight_decay
 
     def learning_rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration: linear warm-up, then constant."""

@@ -8,7 +8,7 @@ from customized_grpo.rewards.executors.build import (
 )
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
-from customized_grpo.rewards.executors.scorer import Scorer, check_fingerprints, in_8_bits
+from customized_grpo.rewards.executors.scorer import Scorer, in_8_bits
 
 __all__ = [
     "Executor",
@@ -16,7 +16,6 @@ __all__ = [
     "Scorer",
     "build_executor",
     "build_scorer",
-    "check_fingerprints",
     "check_names",
     "check_prerequisites",
     "in_8_bits",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, Literal
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import advantages as adv
-from customized_grpo.errors import UserError
 from customized_grpo.kinds import kinds_of
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
@@ -150,29 +149,3 @@ class Scorer:
 def in_8_bits(batch: ScoringBatch) -> ScoringBatch:
     """Return the batch with every image and mask rounded to multiples of 1/255."""
     return batch.map_images(lambda images: to_uint8(images).float() / 255)
-
-
-def check_fingerprints(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to continue a run with rewards that do not score as those it began with.
-
-    Args:
-        before: The result of `Scorer.fingerprints` when the run began.
-        now: Its result now.
-
-    Raises:
-        UserError: Lists what differs.
-    """
-    if len(before) != len(now):
-        raise UserError(f"the run began with {len(before)} rewards and has {len(now)} now")
-    changes = []
-    for k, (old, new) in enumerate(zip(before, now, strict=True)):
-        name = old.get("name", k)
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                changes.append(f"{name}.{key}: {old.get(key)!r} before, {new.get(key)!r} now")
-    if changes:
-        listed = "\n".join(f"  {change}" for change in changes)
-        raise UserError(
-            f"the rewards are not those the run began with:\n{listed}",
-            hint="Restore them (weights, options, or the service's recipe), or start a new run.",
-        )

@@ -1,0 +1,200 @@
+"""What a run is made of, key by key, so that a resumed run and the processes of one run can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from customized_grpo.config import Config, diff_configs
+from customized_grpo.config.loading import leaves
+from customized_grpo.config.reference import ITEM, generic
+from customized_grpo.config.schema import ManifestData
+from customized_grpo.data.fingerprint import fingerprint_manifest
+from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.environment import numeric_variables
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation.held_out import Judges
+from customized_grpo.evaluation.judges import RewardJudges
+from customized_grpo.extensions import code_fingerprints
+from customized_grpo.policies.base_files import fingerprint_base
+from customized_grpo.runs.folder import versions
+
+FREE = (
+    "run.dir",
+    "run.overwrite",
+    "run.process_timeout_s",
+    "trackers",
+    "checkpoint",
+    "model.cache",
+    "model.device",
+    "model.text_encoders",
+    "model.offload_vae",
+    f"rewards.{ITEM}.executor",
+    f"rewards.{ITEM}.on_failure",
+    "evaluation.every",
+    "evaluation.on_alarm",
+    "train.iterations",
+    "train.max_nonfinite_steps",
+    "train.max_unscored_share",
+    "train.max_wasted_iterations",
+)
+"""Settings, or sections of them, that a resumed run may change: no number of an iteration depends on them."""
+
+CONTENT = {
+    "model.path": "model.files",
+    "model.fuse_lora": "model.files",
+    "data.train": "data.train",
+    "data.held_out": "data.held_out",
+}
+"""Settings that only say where something is, each with the key of its content, which counts instead."""
+
+OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.device")
+"""Settings that may differ between the processes of one run."""
+
+SCORES_DEPEND_ON = ("model", "data.held_out", "rewards", "evaluation", "rollout.steps", "code", "environment")
+"""Keys on which the scores of an evaluation depend: across a change, evaluations cannot be compared."""
+
+SHOWN = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value is another one.
+
+    Attributes:
+        key: Dotted path of a setting, or of what it names.
+        old: In the checkpoint; None if it was not there.
+        new: Now; None if it is not there any more.
+    """
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {shown(self.old)} in the checkpoint, {shown(self.new)} now"
+
+    def record(self, iteration: int) -> dict[str, Any]:
+        """Return the difference as JSON, with the iteration after which it came."""
+        return {"iteration": iteration, "key": self.key, "old": self.old, "new": self.new}
+
+    def is_about(self, keys: Iterable[str]) -> bool:
+        """Return whether the key is one of these, or lies in a section that is."""
+        return _is_about(self.key, keys)
+
+
+def contents(config: Config, judges: Judges | None) -> dict[str, Any]:
+    """Return what the settings name: the base's files, the rows and their images, judges, the environment.
+
+    Args:
+        config: The recipe, whose base has been loaded.
+        judges: The held-out judges.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for name, digest in fingerprint_base(config.model).items():
+        values[f"model.files.{name}"] = digest
+    if isinstance(config.data, ManifestData):
+        for part in ("train", "held_out"):
+            path = getattr(config.data, part)
+            if path is not None:
+                values |= _under(f"data.{part}", fingerprint_manifest(path))
+    if isinstance(judges, RewardJudges):
+        values |= reward_values("evaluation.judges", [judge.fingerprint() for judge in judges.judges])
+    return values | _under("environment", numeric_variables())
+
+
+def reward_values(section: str, fingerprints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fingerprints of rewards, key by key."""
+    values: dict[str, Any] = {}
+    for number, fingerprint in enumerate(fingerprints):
+        values |= _under(f"{section}.{number}.{fingerprint.get('name', '')}", fingerprint)
+    return values
+
+
+def code_values(config: Config) -> dict[str, Any]:
+    """Return the hash of every module of foreign code that the recipe names."""
+    return _under("code", code_fingerprints(config.part_names))
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Return the keys whose values differ, those of `old` first."""
+    keys = dict.fromkeys((*old, *new))
+    return [Difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def differing_settings(old: Config, new: Config, contents: Mapping[str, Any]) -> list[Difference]:
+    """Return the settings that differ and may change a number.
+
+    Args:
+        old: The checkpoint's recipe.
+        new: The recipe now.
+        contents: Of the checkpoint. A path whose content is in it is no difference: the content is compared.
+    """
+    differences = [Difference(*difference) for difference in diff_configs(old, new)]
+    return [
+        difference
+        for difference in differences
+        if not _is_about(generic(difference.key), FREE) and not _has_content(difference.key, contents)
+    ]
+
+
+def _has_content(key: str, contents: Mapping[str, Any]) -> bool:
+    content = CONTENT.get(key)
+    return content is not None and any(_is_about(entry, [content]) for entry in contents)
+
+
+def check_processes(engine: Engine, values: Mapping[str, Any]) -> None:
+    """Refuse to go on if the processes of a run do not have the same values.
+
+    Raises:
+        UserError: Lists every key that differs, with the process.
+    """
+    everyone = engine.gather_json(dict(values))
+    lines = []
+    for rank, theirs in enumerate(everyone):
+        for difference in differing(everyone[0], theirs):
+            mine = shown(difference.old)
+            lines.append(f"{difference.key}: {mine} in process 0, {shown(difference.new)} in process {rank}")
+    if not lines:
+        return
+
+    def refuse() -> None:
+        raise UserError(
+            "the processes of this run are not the same:\n  " + "\n  ".join(lines),
+            hint="Start all of them with one recipe, the same files and one installation.",
+        )
+
+    engine.from_main(refuse)
+
+
+def process_values(config: Config) -> dict[str, Any]:
+    """Return what all processes of a run must have in common before anything is loaded."""
+    values = {}
+    for key, value in leaves(config).items():
+        if not _is_about(key, OWN_TO_A_PROCESS) and key not in CONTENT:
+            values[key] = value
+    libraries = {name: version for name, version in versions().items() if isinstance(version, str)}
+    del libraries["platform"]  # the kernels of two hosts may differ
+    values |= _under("versions", libraries)
+    return values | code_values(config) | _under("environment", numeric_variables())
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut if it is long."""
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for key, value in values.items()}
+
+
+def _is_about(key: str, keys: Iterable[str]) -> bool:
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
