@@ -24,6 +24,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,9 @@ COMPARE = [
     "compare", *TRAIN[1:], "--only", "naive-0.5", "--seeds", "1", "--no-doctor", "--jobs", "1",
     "--out", "compared",
 ]  # fmt: skip
+PATIENCE_S = 300
+"""Seconds after which a call hangs; a busy machine is ten times slower than a quiet one."""
+
 VOLATILE = re.compile(
     rb'"(wall_s|seconds|started|created|time[^"]*)": [^,\n}]+|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?'
 )
@@ -153,12 +157,28 @@ def _plain_manifest(rows: Path) -> None:
 def _call(arguments: Sequence[str]) -> tuple[int, str]:
     """Return the exit status of a command and what it printed on stderr."""
     errors = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors), _limit():
         try:
             status = main(list(arguments))
         except SystemExit as leave:
             status = int(leave.code or 0)
     return status, errors.getvalue()
+
+
+@contextlib.contextmanager
+def _limit() -> Iterator[None]:
+    """End a block that hangs."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"it hangs: more than {PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class _Segmenter:

@@ -29,6 +29,7 @@ TEST_MODULES = (
     "mine",
 )
 os.environ["CGRPO_TRUST"] = ",".join(TEST_MODULES)
+os.environ["CGRPO_KEYS"] = "PYTHONPATH,OWN_NUMBER"  # what actors of Ray get
 
 Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]

@@ -152,6 +152,11 @@ def trusted_modules() -> list[str]:
     return [module.strip() for module in listed if module.strip()]
 
 
+def is_trusted(module: str) -> bool:
+    """Return whether the user has allowed a module, or a package that it is in."""
+    return any(module == allowed or module.startswith(f"{allowed}.") for allowed in trusted_modules())
+
+
 def code_fingerprints(names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of the file of every module that a dotted path names, by module.
 
@@ -169,17 +174,13 @@ def code_fingerprints(names: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def _is_trusted(module: str) -> bool:
-    return any(module == allowed or module.startswith(f"{allowed}.") for allowed in trusted_modules())
-
-
 def _import_trusted(noun: str, path: str) -> Any:
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise UserError(
             f"{path!r} names no {noun}", hint="A part of your own is written package.module:Name."
         )
-    if not _is_trusted(module):
+    if not is_trusted(module):
         raise UserError(
             f"{path!r} is code outside this package, and {module!r} is not trusted",
             hint=f"If you know the code, allow it with --trust {module} or {TRUST}={module}.",

@@ -74,6 +74,15 @@ def test_dreambenchpp_pairs_captions_with_pictures_and_groups_its_nine_prompts(t
         "imaginative": 2,
     }
     assert found[0].subject == "animal-00-shiba-inu" and found[8].prompt == "prompt 8"
+    (tmp_path / "captions" / "style" / "._03.txt").write_bytes(b"\0\5\26\7\xff")
+    captions = list((tmp_path / "captions").rglob("[0-9]*.txt"))
+    for caption in captions:  # as git on Windows and its editors leave them
+        caption.write_bytes(b"\xef\xbb\xbf" + caption.read_bytes().replace(b"\n", b"\r\n"))
+    assert list_rows("dreambenchpp", tmp_path) == found
+    captions[0].write_bytes("Hündin".encode("latin-1"))
+    with pytest.raises(UserError, match=r"txt: cannot be read \(not UTF-8\)"):
+        list_rows("dreambenchpp", tmp_path)
+    captions[0].write_text("x")
     (tmp_path / "captions" / "style" / "03.txt").write_text("Style\nonly one\n")
     (tmp_path / "images" / "live_subject" / "animal" / "00.jpg").unlink()
     with pytest.raises(UserError) as refused:
@@ -94,6 +103,9 @@ def test_omnicontext_reads_several_references_and_lists_bad_lines(tmp_path: Path
     assert len(found) == 8 and [p.name for p in found[0].references] == ["a.png", "b.png"]
     assert {row.prompt_type for row in found} == {"single", "multi", "scene"}
     assert {row.category for row in found} == {"character", "object", "character_object"}
+    lines[0]["instruction"] = "both\u2028at sea"
+    file.write_text("\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert len(list_rows("omnicontext", tmp_path)) == 8
     lines[1]["task_type"] = "double"
     lines[2]["input_images"] = ["../secret.png"]
     del lines[3]["instruction"]

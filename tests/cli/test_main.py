@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from commands import run_here, status
 from customized_grpo import __version__
+from customized_grpo.cli import main as cli_main
 from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
@@ -182,7 +184,7 @@ def test_resume_takes_a_run_folder_and_returns_the_trainers_status(
     trainer: ModuleType, run_folder: Path
 ) -> None:
     seen = []
-    trainer.resume = lambda *given: seen.append(given) or 143  # type: ignore[attr-defined]
+    trainer.resume = lambda *given, **_: seen.append(given) or 143  # type: ignore[attr-defined]
     assert status("resume", str(run_folder)) == 143
     assert status("resume", str(run_folder), "--from", "20") == 143
     assert seen == [(run_folder, None), (run_folder, 20)]
@@ -287,3 +289,45 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "40")
     lines = table([["name", "word " * 50]]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) <= 40
+
+
+def test_a_command_is_not_talked_over_by_libraries_that_others_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoken(name: str) -> bool:
+        return logging.getLogger(name).isEnabledFor(logging.WARNING)
+
+    heard: list[bool] = []
+    names = ("torchao", "torchao.kernels", "torch.utils._pytree", "bitsandbytes")
+    monkeypatch.setattr(cli_main, "app", lambda **_: heard.extend(spoken(name) for name in names))
+    assert cli_main.main(["plan", "toybox"]) == 0
+    assert heard == [False] * len(names)
+    assert all(spoken(name) for name in names)
+
+
+# What is not supported says the way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "way"),
+    [
+        (
+            ["--reference", "https://example.com/dog.jpg"],
+            "--reference: no such file",
+            "download the file first",
+        ),
+        (
+            ["--reference", "photos"],
+            "--reference: no such file: photos",
+            "give --reference for each of its files",
+        ),
+    ],
+)
+def test_a_reference_that_is_no_file_says_the_way(
+    arguments: list[str], message: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = run_here("generate", "toybox", "--prompt", "x", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and way in done.stderr

@@ -51,7 +51,7 @@ def make_runs(
             ]  # fmt: skip
             runs.append(
                 {"arm": name, "seed": seed, "state": "finished", "before": before, "after": after,
-                 "train": train, "degraded": name in degraded}
+                 "train": train, "degraded": name in degraded, "alarms": []}
             )  # fmt: skip
     return runs
 
@@ -158,7 +158,7 @@ def test_a_margin_within_the_noise_of_seeds_is_not_outside() -> None:
 
 def test_an_arm_without_finished_runs_is_empty_and_the_rest_is_there() -> None:
     runs = make_runs(FRONT)
-    runs.append({"arm": "late", "seed": 0, "state": "missing", "train": [], "degraded": None})
+    runs.append({"arm": "late", "seed": 0, "state": "missing", "train": [], "degraded": None, "alarms": []})
     analysis = analyse([*FRONT_ARMS, arm("late", "method", "w5")], runs)
     late = analysis["arms"][-1]
     assert late == {
@@ -226,5 +226,18 @@ def test_one_seed_is_no_cure_however_far_outside() -> None:
 
 def test_an_unfinished_comparison_is_called_provisional() -> None:
     arms = FRONT_ARMS
-    runs = [*make_runs(FRONT), {"arm": "w3", "seed": 9, "state": "unfinished", "train": [], "degraded": None}]
+    runs = [
+        *make_runs(FRONT),
+        {"arm": "w3", "seed": 9, "state": "unfinished", "train": [], "degraded": None, "alarms": []},
+    ]
     assert verdicts(arms, runs, analyse(arms, runs))[0] == "Provisional: 15 of 16 runs are finished."
+
+
+def test_alarms_at_the_end_of_runs_lead_the_verdicts() -> None:
+    runs = make_runs(FRONT)
+    first = runs[0]["arm"]
+    of_first = [run for run in runs if run["arm"] == first]
+    of_first[0]["alarms"] = ["diversity"]
+    of_first[1]["alarms"] = ["copy_score", "diversity"]
+    sentence, *rest = verdicts(FRONT_ARMS, runs, analyse(FRONT_ARMS, runs))
+    assert f"in 2 of {len(of_first)} (copy_score, diversity)" in sentence and rest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,30 @@ def test_a_bad_override_names_its_arm(plan: MakePlan) -> None:
     with pytest.raises(UserError) as caught:
         plan([LINEAR, bad, worse])
     assert "arm 'bad'" in str(caught.value) and "arm 'worse'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"config": {}, "arms": [], "seeds": [0], "threads_per_run": 1}', '{"config": 1}'],
+)
+def test_a_damaged_plan_is_one_message_and_stays(plan: MakePlan, content: str) -> None:
+    file = adopt(plan()).folder / "plan.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="plan.json"):
+        adopt(plan())
+    assert file.read_text() == content
+
+
+def test_a_folder_in_which_a_kill_left_a_draft_only_is_taken(plan: MakePlan) -> None:
+    folder = plan().folder
+    folder.mkdir()
+    (folder / ".plan.json.0123456789abcdef.draft").touch()
+    assert adopt(plan()).folder == folder
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds no comparison"):
+        adopt(dataclasses.replace(plan(), folder=other))
 
 
 def test_a_later_call_adds_arms_and_seeds(plan: MakePlan) -> None:

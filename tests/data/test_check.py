@@ -49,7 +49,7 @@ def test_a_good_data_set_is_summarised(folder: Path) -> None:
         folder,
         "train.jsonl",
         row(0, masks=["mask.png"]),
-        row(1, prompt="word " * 60, references=["1.png", "2.png"]),
+        row(1, prompt="word " * 100, references=["1.png", "2.png"]),
     )
     held_out = write(folder, "held_out.jsonl", row(3, target=None, subject=None))
     found = check_manifests([train, held_out], require_masks=False)
@@ -59,8 +59,14 @@ def test_a_good_data_set_is_summarised(folder: Path) -> None:
     assert found.references_per_row == {1: 2, 2: 1}
     assert found.pictures == 6 and found.sizes == {"12 x 8": 4, "20 x 10": 2}
     assert found.masks == pytest.approx(1 / 3) and found.targets == pytest.approx(2 / 3)
-    assert found.longest_prompt == 60 and found.long_prompts == 1
+    assert found.longest_prompt == 102 and found.long_prompts == 1
     assert json.loads(json.dumps(found.to_json()))["references_per_row"] == {"1": 2, "2": 1}
+
+
+def test_a_prompt_without_spaces_is_not_one_word(folder: Path) -> None:
+    prompt = "\u4e00\u53ea\u732b\u5750\u5728\u6c99\u53d1\u4e0a" * 20  # 160 Chinese characters
+    found = check_manifests([write(folder, "m.jsonl", row(0, prompt=prompt), row(1))], require_masks=False)
+    assert found.longest_prompt == 322 and found.long_prompts == 1
 
 
 def test_every_bad_line_is_a_problem_beside_the_good_rows(folder: Path) -> None:

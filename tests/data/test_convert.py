@@ -347,10 +347,6 @@ def test_a_folder_in_use_is_not_touched(
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
         run("uno", source, tmp_path / "file")
-    (tmp_path / ".busy.partial").mkdir()
-    with pytest.raises(UserError, match="is running, or was killed"):
-        run("uno", source, tmp_path / "busy")
-    assert (tmp_path / ".busy.partial").is_dir()
 
 
 def test_options_of_other_layouts_are_refused_together(
@@ -381,7 +377,10 @@ def test_a_killed_conversion_leaves_no_data_set(
     command = [sys.executable, "-c", KILLED, str(published["uno"][0]), str(tmp_path / "out")]
     assert subprocess.run(command, timeout=PATIENCE_S).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert tree(tmp_path / ".out.partial")  # it was killed in the middle
+    (draft,) = tmp_path.glob(".out.*.draft")
+    assert tree(draft)  # it was killed in the middle
+    run("uno", published["uno"][0], tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 3
 
 
 def test_a_dry_check_of_a_source_finds_the_same_and_writes_nothing(

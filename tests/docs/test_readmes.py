@@ -24,7 +24,7 @@ def below(pattern: str) -> Iterator[Path]:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted(below("*.md"))]
+    return [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(below("*.md"))]
 
 
 def files_named(page: Path) -> set[str]:

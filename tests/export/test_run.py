@@ -18,7 +18,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.export import FORMAT_NAMES, export_run
 from customized_grpo.export.adapter import Layer, RunAdapter, read_adapter
 from customized_grpo.export.formats import FORMATS
-from customized_grpo.export.run import file_stem
+from customized_grpo.export.metadata import tensor_hash
+from customized_grpo.export.run import file_stem, in_precision
 from customized_grpo.runs.folder import RunFolder
 
 
@@ -101,7 +102,26 @@ def test_the_hash_is_of_the_tensors(trained: Any, tmp_path: Path) -> None:
     assert metadata(file)["modelspec.hash_sha256"] == f"0x{digest.hexdigest()}"
 
 
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_the_space_by_another_type(
+    name: Any, precision: Any, dtype: torch.dtype, trained: Any, tmp_path: Path
+) -> None:
+    whole = load_file(export_run(trained.path, name, out=tmp_path / "whole"))
+    file = export_run(trained.path, name, out=tmp_path / "half", precision=precision)
+    half = load_file(file)
+    assert half.keys() == whole.keys()
+    for key, tensor in half.items():
+        assert torch.equal(tensor, whole[key].to(dtype))
+    assert metadata(file)["modelspec.hash_sha256"] == f"0x{tensor_hash(half)}"
+
+
 # Refusals
+
+
+def test_a_number_that_a_type_cannot_hold_is_refused() -> None:
+    with pytest.raises(UserError, match="layer has numbers that fp16 cannot hold"):
+        in_precision({"layer": torch.tensor([1e6])}, "fp16")
 
 
 def test_an_occupied_folder_is_refused_and_left_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
     return any(part.shape == picture.shape and bool((part == picture).all()) for part in found)
 
 
+def test_a_prompt_that_the_generator_cuts_is_told(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = (PROMPTS[0], "a red hat on the left " * 9)
+    assert generate(run, "--reference", toy, "--out", tmp_path / "out", prompts=prompts) == 0
+    told = capsys.readouterr().err
+    assert "note: the generator's T5 reads 24 tokens" in told
+    assert "1 of 2 prompts are longer" in told and "(prompt 2)" in told
+
+
 def test_a_long_prompt_is_wrapped_inside_the_grid() -> None:
     row = [Image.new("RGB", (64, 64), "red")]
     short = compose_grid(["reference"], [GridRow("a toy", row)])
@@ -166,6 +177,18 @@ def test_bad_input_is_refused_before_any_model_loads(
     out = [] if "--out" in options else ["--out", tmp_path / "made"]
     assert generate(run, "--reference", toy, *[o.format(toy=toy) for o in options], *out) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_bytes_that_are_not_utf8_are_refused_in_prompts_and_escaped_in_names(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"\xb9\xb7.png")
+    odd.write_bytes(toy.read_bytes())
+    assert generate(run, "--reference", odd, "--out", tmp_path / "out") == 0
+    about = json.loads((tmp_path / "out/0000.json").read_text())
+    assert about["references"][0]["name"] == r"\udcb9\udcb7.png"
+    assert generate(run, "--reference", toy, prompts=("a \udcb9",)) == 2
+    assert "not UTF-8" in capsys.readouterr().err
 
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(

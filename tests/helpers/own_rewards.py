@@ -60,7 +60,7 @@ class Held(Own):
 
 
 class Moody(Own):
-    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, or fails."""
+    """Does what a row's meta says: scores it, cannot ("nan", "inf"), refuses, fails, leaves, or hangs."""
 
     def score(self, batch: ScoringBatch) -> torch.Tensor:
         scores = super().score(batch)
@@ -70,6 +70,13 @@ class Moody(Own):
                 raise UserError(f"reward 'own': {batch.label(number)} lacks something", hint="Give it.")
             if mood == "fails":
                 raise ValueError("no such file: /home/somebody/weights.bin")
+            if mood == "leaves":
+                raise SystemExit(3)
+            if mood == "is interrupted":
+                raise KeyboardInterrupt
+            if mood == "hangs":
+                time.sleep(row["seconds"])
+                continue
             if mood:
                 scores[number] = float(mood)
         return scores
@@ -90,3 +97,12 @@ class Environment(Own):
 
     def score(self, batch: ScoringBatch) -> torch.Tensor:
         return torch.full((len(batch),), float(os.environ["OWN_NUMBER"]))
+
+
+class Unmade(Own):
+    """Cannot be made; leaves the program if it is told to."""
+
+    def __init__(self, leaves: bool = False) -> None:
+        if leaves:
+            raise SystemExit(0)
+        raise FileNotFoundError("weights.bin")

@@ -19,7 +19,7 @@ from torch import Tensor
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import ScoringBatch, build_reward
 from customized_grpo.rewards.service.app import Limits, Service
-from customized_grpo.rewards.service.queue import RequestQueue
+from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
 from customized_grpo.rewards.service.server import Server, listen
 from processes import CGRPO, PATIENCE_S, child_environment
 
@@ -52,9 +52,10 @@ def running(
     token: str | None = None,
     merge: int = 0,
     port: int = 0,
+    score_s: float = SCORE_S,
 ) -> Iterator[Running]:
     """Serve the rewards in a thread until the end of the block."""
-    queues = {config.name: CountedQueue([build_reward(config)], merge) for config in configs}
+    queues = {config.name: CountedQueue([build_reward(config)], merge, score_s) for config in configs}
     service = Service(queues, limits, token)
     with listen("127.0.0.1", port) as listener:
         server = Server(service)

@@ -390,3 +390,24 @@ def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders)
     seen = page(run)
     assert "No held-out judge took part" in seen.text and "reward/identity" in seen.text
     assert "Nothing to compare yet" not in seen.text
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        ({"shared_subjects": [], "shared_images": 0}, "on subjects it never saw"),
+        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subjects and 2 images"),
+        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 images"),
+        (None, "on held-out rows"),
+    ],
+)
+def test_new_subjects_are_claimed_only_where_the_run_found_them_to_be_new(
+    run_folder: Folders, shared: dict[str, object] | None, words: str
+) -> None:
+    run = run_folder("run")
+    run.metrics(40)
+    if shared is not None:
+        (run.path / "held_out.json").write_text(json.dumps(shared))
+    text = page(run).source
+    assert words in text
+    assert ("never saw, on subjects it never saw" in text) is (words == "on subjects it never saw")

@@ -269,6 +269,15 @@ def test_a_text_without_room_for_a_prompt_is_refused(checkpoint: str, overhead: 
     make_policy(checkpoint, max_text_tokens=overhead + 1)
 
 
+@pytest.mark.parametrize(("checkpoint", "overhead"), [("klein", 8), ("dev", 37)])
+def test_the_tokens_of_a_prompt_count_with_its_template(checkpoint: str, overhead: int) -> None:
+    policy = make_policy(checkpoint)
+    (limit,) = policy.text_limits()
+    words = policy.pipe.tokenizer("a red robot", add_special_tokens=False).input_ids
+    assert limit.count(["", "a red robot"]) == [overhead, overhead + len(words)]
+    assert limit.limit == tiny.MAX_TEXT_TOKENS
+
+
 def test_text_layers_are_the_pipelines_own_unless_given(make_image: MakeImage) -> None:
     settings = PolicySettings(guidance=1.0, max_text_tokens=tiny.MAX_TEXT_TOKENS, precision="fp32")
     pipe = tiny.klein(distilled=True, text_depth=27)

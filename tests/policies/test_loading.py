@@ -78,6 +78,15 @@ def test_bf16_holds_the_base_in_half_and_trains_an_fp32_adapter(
             assert torch.equal(policy.velocity(x, 0.5, encoded), training)  # a fresh adapter is the base
 
 
+@pytest.mark.parametrize("name", ["flux1-dev.safetensors", "./flux1-dev.safetensors", "models/flux.gguf"])
+def test_a_single_file_is_told_how_to_convert_it(name: str) -> None:
+    with pytest.raises(
+        UserError, match="a single file, where a folder in diffusers' .* layout is needed"
+    ) as caught:
+        load_pipeline(name)
+    assert caught.value.hint is not None and "from_single_file" in caught.value.hint
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder") as caught:
         load_policy(section(tmp_path / "nowhere"), seed=0)

@@ -275,6 +275,9 @@ def test_a_part_that_cannot_be_taken_refuses_the_file_by_its_name(read: Read, ke
         (METADATA | {"transformer.r": 8}, "has rank 8 there, 4 in its tensors"),
         (METADATA | {"transformer.use_rslora": "yes"}, "use_rslora must be"),
         (METADATA | {"transformer.alpha_pattern": [1]}, "alpha_pattern must map"),
+        (METADATA | {"transformer.alpha_pattern": {"(": 1}}, "alpha_pattern has .*safe"),
+        (METADATA | {"transformer.rank_pattern": {"(.+)+x": 1}}, "rank_pattern has .*safe"),
+        (METADATA | {"transformer.rank_pattern": {".*.*.*.*": 1}}, "rank_pattern has .*safe"),
         (METADATA | {"transformer.use_dora": True}, "use_dora"),
         (METADATA | {"transformer.init_lora_weights": "pissa"}, "changed base weights"),
         ({"transformer.r": RANK}, "no lora_alpha"),
@@ -318,3 +321,10 @@ def test_a_cut_file_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
         read_lora_file(tmp_path, transformer(), flux1_place)
     with pytest.raises(UserError, match="no such file"):
         read_lora_file(tmp_path / "absent", transformer(), flux1_place)
+
+
+def test_an_adapter_of_the_hub_is_told_how_to_fetch_it() -> None:
+    with pytest.raises(UserError) as refused:
+        read_lora_file(Path("someone/some-lora"), transformer(), flux1_place)
+    assert refused.value.hint is not None
+    assert "hf download someone/some-lora --local-dir FOLDER" in refused.value.hint

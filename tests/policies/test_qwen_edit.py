@@ -227,6 +227,16 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_length(
         policy.encode(PROMPTS[:1], references, 32, 32)
 
 
+def test_the_tokens_of_a_prompt_are_counted_as_it_is_encoded(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    (limit,) = policy.text_limits()
+    for prompt in (PROMPTS[0], "a cat"):
+        text = policy.pipe.prompt_template_encode.format(prompt)
+        expected = policy.pipe.processor(text=[text], return_tensors="pt").input_ids.shape[1]
+        assert limit.count([prompt]) == [expected - policy.pipe.prompt_template_encode_start_idx]
+    assert limit.limit == N_TEXT
+
+
 def test_noise_of_a_sample_does_not_depend_on_its_batch(make_policy: MakePolicy) -> None:
     policy = make_policy()
     both = policy.noise(generators(5, 6), 32, 40)

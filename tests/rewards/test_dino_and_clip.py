@@ -219,6 +219,22 @@ def test_a_prompt_is_encoded_once_and_too_long_ones_are_cut(clip_folder: Path) -
     assert reward.score(long).isfinite().all()
 
 
+def test_the_text_limit_is_where_more_words_change_nothing(clip_folder: Path) -> None:
+    reward = ClipTextReward.load(str(clip_folder))
+    limit = reward.text_limit()
+    batch = tiny.make_batch(1)
+
+    def score(prompt: str) -> float:
+        return float(reward.score(dataclasses.replace(batch, prompts=[prompt])))
+
+    words = 1
+    while limit.count(["a " * words])[0] < limit.limit:
+        words += 1
+    fits = "a " * words
+    assert score(fits) == score(fits + "a fox") and limit.count([fits + "a"])[0] > limit.limit
+    assert score(fits) != score("a " * (words - 1))
+
+
 def test_scores_can_take_part_in_a_loss(dino_folder: Path, clip_folder: Path) -> None:
     batch, weight = tiny.make_batch(2), torch.ones(2, requires_grad=True)
     for reward in (DinoReward.load(str(dino_folder)), ClipTextReward.load(str(clip_folder))):

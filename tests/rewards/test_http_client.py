@@ -162,6 +162,6 @@ def test_redacted_text_is_one_short_printable_line_without_secrets() -> None:
         f"you\nsent \x1b[31m{SECRET} Bearer abc.def and sk-12345 data:image/png;base64,AAAA= the key is wrong"
     )
     assert redact(text, SECRET, 200) == (
-        "you sent [31m[redacted] [redacted] and [redacted] [redacted] the key is wrong"
+        "you sent \\x1b[31m[redacted] [redacted] and [redacted] [redacted] the key is wrong"
     )
     assert len(redact("x" * 1000, None, 200)) == 200

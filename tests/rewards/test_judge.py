@@ -279,11 +279,121 @@ def test_the_digit_is_found_however_the_answer_is_cut(parts: tuple[str, ...], ex
     assert read_score(judge_server.completion(GOOD, logprobs), 4) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("logprob", [math.nan, math.inf, 0.5])
-def test_impossible_log_probabilities_are_no_answer(logprob: float) -> None:
-    logprobs = {"content": [{"token": GOOD, "logprob": logprob, "top_logprobs": []}]}
-    answer = read_score(judge_server.completion(GOOD, logprobs), 4)
-    assert isinstance(answer, Failure) and answer.reason == "not a chat completion"
+def _odd(**changes: Any) -> bytes:
+    """An answer of 3, with equal odds of 2, whose first token and digit are changed as given."""
+    logprobs = judge_server.tokens('{"score": ', "3", "}", d3=0.5, d2=0.5)
+    start, digit, _ = logprobs["content"]
+    start.update(changes.get("start", {}))
+    digit.update(changes.get("digit", {}))
+    if "more" in changes:
+        digit["top_logprobs"] += changes["more"]
+    return judge_server.completion(GOOD, changes.get("all", logprobs))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (_odd(start={"logprob": None}), 2.5),
+        (_odd(start={"logprob": 1e-7}), 2.5),
+        (_odd(start={"logprob": "-0.1"}), 2.5),
+        (_odd(start={"top_logprobs": None}), 2.5),
+        (_odd(digit={"logprob": None}), 2.5),  # the alternatives hold the written token as well
+        (_odd(digit={"logprob": None}, more=[{"token": "4", "logprob": None}]), 3.0),
+        (_odd(digit={"top_logprobs": None}), 3.0),
+        (_odd(digit={"top_logprobs": "none"}), 3.0),
+        (_odd(more=[{"token": "4", "logprob": -math.inf}]), 2.5),
+        (_odd(more=[{"token": "7", "logprob": math.nan}]), 2.5),  # not on the scale
+        (_odd(more=[{"token": "4", "logprob": math.nan}]), 3.0),
+        (_odd(more=[{"token": "4", "logprob": 0.5}]), 3.0),
+        (_odd(more=[{"token": "4", "logprob": -(10**400)}]), 2.5),
+        (_odd(more=[{"token": " 0", "logprob": 0.0}]), 1.25),  # another white space is the same score
+        (_odd(all={"content": "none"}), 3.0),
+        (_odd(all=[]), 3.0),
+    ],
+)
+def test_odd_log_probabilities_never_cost_a_score(answer: bytes, expected: float) -> None:
+    assert read_score(answer, 4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"score": 3.0}', [{"type": "text", "text": GOOD}], [{"text": GOOD[:5]}, {"text": GOOD[5:]}]]
+)
+def test_the_same_score_in_another_form_counts(content: Any) -> None:
+    assert read_score(json.dumps({"choices": [{"message": {"content": content}}]}).encode(), 4) == 3
+
+
+def test_an_answer_that_was_cut_off_names_the_option() -> None:
+    for content in (None, "", "First I look", '{"score"'):
+        message = {"message": {"content": content}, "finish_reason": "length"}
+        answer = read_score(json.dumps({"choices": [message]}).encode(), 4)
+        assert isinstance(answer, Failure) and answer.reason == "answer cut off (raise max_tokens)"
+
+
+def _refusing(parameter: str, message: str, status: int, param: str | None = None) -> Any:
+    def behave(handler: Any, body: dict[str, Any]) -> None:
+        if parameter in body and not (parameter == "top_logprobs" and body[parameter] <= 5):
+            error = {"error": {"message": message, "param": param}}
+            handler.answer(json.dumps(error).encode(), status)
+        else:
+            handler.answer(judge_server.completion(GOOD))
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message", "status", "then"),
+    [
+        (
+            "max_tokens",
+            "'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+            400,
+            {"max_completion_tokens": 99},
+        ),
+        ("temperature", "'temperature' does not support 0 with this model.", 400, {"max_tokens": 99}),
+        ("seed", "Extra inputs are not permitted: seed", 422, {"temperature": 0}),
+        ("top_logprobs", "top_logprobs must be at most 5", 400, {"top_logprobs": 5, "logprobs": True}),
+        ("logprobs", "You are not allowed to request logprobs from this model", 403, {"max_tokens": 99}),
+    ],
+)
+def test_a_refused_parameter_is_learned_once(
+    judge: Any,
+    caplog: pytest.LogCaptureFixture,
+    parameter: str,
+    message: str,
+    status: int,
+    then: dict[str, Any],
+) -> None:
+    judge.behave = _refusing(parameter, message, status)
+    reward = build(judge, max_tokens=99)
+    assert reward.score(tiny.make_batch(1)).item() == 3
+    assert len(judge.requests) == 2 and then.items() <= judge.requests[1].body.items()
+    assert (
+        f"refuses {parameter}" in caplog.text
+        or "refuses so many log-prob" in caplog.text
+        or ("refuses log-probabilities" in caplog.text)
+    )
+    judge.requests.clear()
+    reward.score(tiny.make_batch(2).select([1]))
+    assert len(judge.requests) == 1
+
+
+def test_a_refusal_that_has_another_reason_teaches_nothing(judge: Any) -> None:
+    sensible = judge.behave
+    judge.behave = raw(b"no model 'vlm'; the request was: max_tokens, logprobs", 400)
+    reward = build(judge)
+    with pytest.raises(RewardError, match="status 400"):
+        reward.score(tiny.make_batch(1))
+    judge.behave = sensible
+    judge.requests.clear()
+    reward.score(tiny.make_batch(1))
+    assert {"max_tokens", "top_logprobs"} <= set(judge.requests[0].body)
+
+
+def test_a_judge_scores_inside_a_running_event_loop(judge: Any) -> None:
+    async def cell() -> torch.Tensor:
+        return build(judge).score(tiny.make_batch(2))
+
+    assert asyncio.run(cell()).isfinite().all()
 
 
 def test_beyond_nine_the_first_digit_says_nothing() -> None:
@@ -335,14 +445,26 @@ def test_braces_in_a_rubric_of_ones_own_stay(judge: Any) -> None:
 
 
 def test_what_is_sent_besides(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", KEY)
-    build(judge, api_key_env="MY_KEY", seed=5).score(tiny.make_batch(1))
+    monkeypatch.setenv("CGRPO_MY_KEY", KEY)
+    build(judge, api_key_env="CGRPO_MY_KEY", seed=5).score(tiny.make_batch(1))
     request = judge.requests[0]
     assert request.path == "/v1/chat/completions" and request.headers["Authorization"] == f"Bearer {KEY}"
     assert (request.body["model"], request.body["temperature"], request.body["seed"]) == ("vlm", 0, 5)
     assert request.headers["Accept-Encoding"] == "identity"
     build(judge).score(tiny.make_batch(1))
     assert "Authorization" not in judge.requests[1].headers
+
+
+def test_neither_key_nor_images_go_to_a_proxy_of_the_environment(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGRPO_MY_KEY", KEY)
+    with judge_server.serving(judge_server.sensible) as proxy:
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(variable, proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "fd00::/8")  # of a company profile; httpx cannot read it
+        build(judge, api_key_env="CGRPO_MY_KEY").score(tiny.make_batch(1))
+        assert proxy.requests == [] and len(judge.requests) == 1
 
 
 def test_a_sample_is_asked_about_once(judge: Any) -> None:
@@ -394,8 +516,8 @@ def test_the_key_is_nowhere(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("MY_KEY", KEY)
-    reward = build(judge, api_key_env="MY_KEY")
+    monkeypatch.setenv("CGRPO_MY_KEY", KEY)
+    reward = build(judge, api_key_env="CGRPO_MY_KEY")
     seen = [repr(reward), json.dumps(reward.fingerprint())]
     for said in (
         f"invalid key {KEY}",
@@ -412,10 +534,10 @@ def test_the_key_is_nowhere(
 
 
 def test_a_key_that_looks_like_none_is_not_quoted_either(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", "swordfish")
+    monkeypatch.setenv("CGRPO_MY_KEY", "swordfish")
     judge.behave = lambda handler, _: handler.answer(handler.headers["Authorization"][7:].encode(), 403)
     with pytest.raises(RewardError, match="status 403") as caught:
-        build(judge, api_key_env="MY_KEY").score(tiny.make_batch(1))
+        build(judge, api_key_env="CGRPO_MY_KEY").score(tiny.make_batch(1))
     assert "swordfish" not in str(caught.value)
 
 
@@ -430,9 +552,9 @@ def test_an_excerpt_is_short_and_holds_no_picture(judge: Any) -> None:
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(
     judge: Any, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(UserError, match="environment variable MY_KEY") as caught:
-        build(judge, api_key_env="MY_KEY")
+    monkeypatch.setenv("CGRPO_MY_KEY", value)
+    with pytest.raises(UserError, match="environment variable CGRPO_MY_KEY") as caught:
+        build(judge, api_key_env="CGRPO_MY_KEY")
     assert not value or value not in str(caught.value)
 
 

@@ -21,15 +21,15 @@ KEY = "sk-must-not-be-seen-anywhere"
 @pytest.mark.slow
 def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
     with judge_server.serving(judge_server.sensible) as server:
-        options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: JUDGE_KEY}}"
+        options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: CGRPO_JUDGE_KEY}}"
         rewards = f"rewards=[{{name: dino, path: toybox}}, {{name: judge, options: {options}}}]"
         arguments = [f"run.dir={tmp_path / 'run'}", rewards, "train.iterations=1"]
-        done = run_python(*CGRPO, "train", "toybox-smoke", *arguments, JUDGE_KEY=KEY)
+        done = run_python(*CGRPO, "train", "toybox-smoke", *arguments, CGRPO_JUDGE_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert server.requests and all(r.headers["Authorization"] == f"Bearer {KEY}" for r in server.requests)
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     contents = [file.read_bytes() for file in files] + [done.stdout.encode(), done.stderr.encode()]
-    assert any(b"JUDGE_KEY" in content for content in contents)
+    assert any(b"CGRPO_JUDGE_KEY" in content for content in contents)
     assert not any(b"must-not-be-seen" in content for content in contents)
 
 

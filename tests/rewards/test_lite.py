@@ -105,6 +105,13 @@ def test_a_prompt_is_encoded_once() -> None:
     assert torch.equal(reward.score(batch), reward.score(batch)) and encoded == [1, 1]
 
 
+def test_the_text_limit_is_where_more_words_change_nothing(text_reward: LiteTextReward) -> None:
+    limit = text_reward.text_limit()
+    prompt = "cat " * (limit.limit - 2)
+    assert limit.count([prompt, prompt + "dog", "\u732b" * 4]) == [limit.limit, limit.limit + 1, 6]
+    assert torch.equal(text_reward.agreement([prompt]), text_reward.agreement([prompt + "dog"]))
+
+
 @pytest.mark.parametrize("name", ["lite", "lite_t"])
 def test_a_path_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"reward '{name}' has no path, but 'somewhere'"):

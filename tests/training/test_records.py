@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation.scores import read_scores
 from customized_grpo.runs.folder import RunFolder
-from customized_grpo.training.records import check_records, read_records, read_scores, scores_file, set_aside
+from customized_grpo.training.records import check_records, read_records, scores_file, set_aside
 
+TEXTS = '{"columns": {"a": ["x"]}, "ids": ["a/0"], "subjects": ["a"]}'
+SHORT = '{"columns": {"a": [1.0, 2.0]}, "ids": ["a/0"], "subjects": ["a"]}'
 SCORES = {"ids": ["a/0"], "subjects": ["a"], "columns": {"judge/prompt": [0.5]}}
 
 
@@ -33,7 +36,7 @@ def test_whole_records_are_whole(folder: RunFolder) -> None:
     records = read_records(folder, 3)
     assert (records.evaluated, records.missing_lines) == ([0, 2], [])
     assert check_records(records, [2], ()) == []
-    assert read_scores(folder, 2).columns == {"judge/prompt": [0.5]}
+    assert read_scores(folder.path / scores_file(2)).columns == {"judge/prompt": [0.5]}
 
 
 def empty(path: Path) -> None:
@@ -64,7 +67,7 @@ def test_damaged_scores_are_no_evaluation(
     records = read_records(folder, 3)
     assert records.evaluated == [0, 2][1 - iteration // 2 :][:1]
     with pytest.raises(UserError, match=scores_file(iteration)):
-        read_scores(folder, iteration)
+        read_scores(folder.path / scores_file(iteration))
     if iteration == 0:
         assert check_records(records, [2], ()) == [], "the base can be measured again"
         return
@@ -97,7 +100,7 @@ def test_one_line_that_is_gone_is_named(folder: RunFolder) -> None:
 def test_scores_of_another_shape_are_one_message(folder: RunFolder, content: str) -> None:
     (folder.path / scores_file(2)).write_text(content)
     with pytest.raises(UserError, match="is damaged"):
-        read_scores(folder, 2)
+        read_scores(folder.path / scores_file(2))
 
 
 def test_scores_that_no_longer_compare_are_moved_not_deleted(folder: RunFolder) -> None:

@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.dreambench import read_dreambench
+from customized_grpo.data.listing import a_few
 from customized_grpo.data.manifest import load_manifest
+from customized_grpo.data.row_checks import RowProblem, resolve_path
+from customized_grpo.data.subject_folder import is_clutter
 from customized_grpo.errors import UserError
 
 DREAMBENCHPP_GROUPS = ("photorealistic",) * 4 + ("stylised",) * 3 + ("imaginative",) * 2
@@ -145,24 +148,28 @@ def _dreambench(data: Path) -> list[BenchmarkRow]:
 
 
 def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
-    captions = sorted((data / "captions").rglob("*.txt"))
+    folder = data / "captions"
+    captions = []
+    for file in sorted(folder.rglob("*.txt")):
+        if not any(is_clutter(Path(part)) for part in file.relative_to(folder).parts):
+            captions.append(file)
     if not captions:
         raise UserError(
             f"{data} has no captions/**/*.txt, so it is not DreamBench++",
             hint="Name the unpacked folder `data`, with `captions` and `images` in it.",
         )
     rows: list[BenchmarkRow] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for caption in captions:
         inner = caption.relative_to(data / "captions").with_suffix(".jpg")
         image = (data / "images" / inner).resolve()
-        lines = caption.read_text(encoding="utf-8").splitlines() or [""]
+        lines = _read_text(caption, "a caption is a text in UTF-8").split("\n")
         subject = lines[0].strip()
         prompts = [line.strip() for line in lines[1:] if line.strip()]
         if not image.is_file():
-            problems.append(f"{caption}: its image {image} is missing")
+            problems.append((str(caption), f"its image {image} is missing"))
         if len(prompts) != len(DREAMBENCHPP_GROUPS):
-            problems.append(f"{caption}: {len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}")
+            problems.append((str(caption), f"{len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}"))
             continue
         name = "-".join((caption.parent.name, caption.stem, *subject.lower().split()))
         rows += [
@@ -179,30 +186,26 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
             for number, (prompt, group) in enumerate(zip(prompts, DREAMBENCHPP_GROUPS, strict=True))
         ]
     if problems:
-        raise UserError("DreamBench++ is incomplete:\n  " + "\n  ".join(problems))
+        raise UserError("DreamBench++ is incomplete:\n  " + "\n  ".join(a_few(problems)))
     return rows
 
 
 def _omnicontext(data: Path) -> list[BenchmarkRow]:
     file = data / "data.jsonl" if data.is_dir() else data
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read",
-            hint="OmniContext is a JSONL file of {key, task_type, instruction, input_images}.",
-        ) from error
+    text = _read_text(file, "OmniContext is a JSONL file of {key, task_type, instruction, input_images}")
     rows: list[BenchmarkRow] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    problems: list[tuple[str, str]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             rows.append(_omnicontext_row(line, file.parent.resolve()))
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
+            problems.append((f"line {number}", str(error)))
     if problems or not rows:
-        raise UserError(f"{file} is not OmniContext:\n  " + "\n  ".join(problems or ["it holds no rows"]))
+        raise UserError(
+            f"{file} is not OmniContext:\n  " + "\n  ".join(a_few(problems) or ["it holds no rows"])
+        )
     if len({row.id for row in rows}) != len(rows):
         raise UserError(f"{file}: two rows of one task type share a key")
     return rows
@@ -228,10 +231,10 @@ def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow:
         raise ValueError(f"unknown task_type {task!r}")
     if not isinstance(prompt, str) or not isinstance(names, list) or not names:
         raise ValueError("instruction must be text and input_images a list of paths")
-    images = tuple((folder / str(name)).resolve() for name in names)
-    for image in images:
-        if not image.is_relative_to(folder) or not image.is_file():
-            raise ValueError(f"{image} is no file inside {folder}")
+    try:
+        images = tuple(resolve_path(folder, "input_images", str(name)) for name in names)
+    except RowProblem as problem:
+        raise ValueError(str(problem)) from problem
     kind, _, category = task.partition("_")
     # Every row has images of its own, so each is a cluster of its own.
     return BenchmarkRow(
@@ -244,6 +247,19 @@ def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow:
         category=category,
         prompt_type=kind,
     )
+
+
+def _read_text(file: Path, form: str) -> str:
+    """Return the text of a file, with or without a byte order mark.
+
+    Raises:
+        UserError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"{file}: cannot be read ({reason})", hint=f"{form[0].upper()}{form[1:]}.") from error
 
 
 def _manifest(data: Path) -> list[BenchmarkRow]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from customized_grpo import keys
 from customized_grpo.cli.common import Trust, check_source, table
 from customized_grpo.errors import UserError
 
@@ -178,6 +179,8 @@ def _judge(url: str | None, model: str | None, key_env: str | None) -> JudgeEndp
 
     from customized_grpo.benchmarks.encoders import JudgeEndpoint
 
+    if key_env is not None:
+        keys.allow(key_env)
     return JudgeEndpoint(url, model, key_env)
 
 

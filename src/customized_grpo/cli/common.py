@@ -15,6 +15,7 @@ from customized_grpo import files
 from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
+from customized_grpo.plain_text import one_line
 
 UNBROKEN = 100_000  # columns, more than any line needs
 
@@ -127,8 +128,14 @@ def check_files(paths: list[Path], option: str) -> None:
         UserError: Names the option and every such path.
     """
     missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{option}: no such file: {', '.join(missing)}")
+    if not missing:
+        return
+    hint = None
+    if any(path.is_dir() for path in paths):
+        hint = f"A folder is not read: give {option} for each of its files."
+    elif any(path.parts[0] in ("http:", "https:", "s3:", "gs:") for path in paths if path.parts):
+        hint = "Nothing is fetched from the network: download the file first."
+    raise UserError(f"{option}: no such file: {', '.join(missing)}", hint=hint)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -154,17 +161,6 @@ def problem_count(count: int) -> str:
     return f"{count} problem{'s' if count > 1 else ''} found"
 
 
-def printable(text: str) -> str:
-    """Return text with its control characters escaped, so that foreign text cannot drive the terminal."""
-    characters = []
-    for character in text:
-        if character.isprintable() or character == "\n":
-            characters.append(character)
-        else:
-            characters.append(character.encode("unicode_escape").decode())
-    return "".join(characters)
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned text: at most as wide as a terminal, and with unbroken lines in a file or pipe.
 
@@ -177,7 +173,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
     grid = Table.grid(padding=(0, 2, 0, 0))
     for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))  # a plain str would be read as markup
+        grid.add_row(*(Text(one_line(cell)) for cell in row))  # a plain str would be read as markup
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:

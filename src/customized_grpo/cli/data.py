@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Trust, parse_size, printable, problem_count, write_json_file
+from customized_grpo.cli.common import JsonFile, Trust, parse_size, problem_count, write_json_file
 from customized_grpo.cli.data_masks import masks
 from customized_grpo.data.adapters.names import MaskChoice, SubjectChoice
 from customized_grpo.errors import UserError
+from customized_grpo.text_limits import CLIP_TOKENS
 
 if TYPE_CHECKING:
     from customized_grpo.data.adapters.base import Options
@@ -99,8 +100,8 @@ def convert(
     )
     options = _options(images, prompts, reference, min_score, min_quality, subject)
     survey = convert_source(extensions.load("adapter", layout), source, out, options, choices)
-    print(printable(render(survey)))
-    print(printable(f"\nwritten: {out}"))
+    print(render(survey))
+    print(f"\nwritten: {out}")
     write_json_file(json_file, survey.to_json())
 
 
@@ -153,7 +154,7 @@ def check(
                 hint="Convert the data set first, then check the result.",
             )
         survey = check_source(extensions.load("adapter", layout), source, options, masks, shape)
-    print(printable(render(survey)))
+    print(render(survey))
     write_json_file(json_file, survey.to_json())
     if survey.problems:
         raise UserError(f"{problem_count(len(survey.problems))}; see above")
@@ -206,7 +207,9 @@ def render(survey: Survey) -> str:
         f"references per row:  {per_row or 'none'}",
         f"masks:               {survey.masks:.1%} of the rows",
         f"targets:             {survey.targets:.1%} of the rows",
-        f"longest prompt:      {survey.longest_prompt} words; {survey.long_prompts:,} rows over 50",
+        f"longest prompt:      about {survey.longest_prompt:,} tokens; {survey.long_prompts:,} rows over the "
+        f"{CLIP_TOKENS} that CLIP reads",
+        "                     (estimated; `cgrpo doctor` counts with the tokenizers of a recipe)",
         f"different images:    {survey.pictures:,}",
         *(f"    {size}: {count:,}" for size, count in sizes[:MAX_SIZES]),
     ]

@@ -64,7 +64,6 @@ def render(diagnosis: Diagnosis) -> str:
         *_gains_tables(diagnosis.step_gains),
         diagnosis.premise,
         *(f"note: {note}" for note in diagnosis.notes),
-        *(f"note: {sentence}" for sentence in diagnosis.idle),
     ]
     if diagnosis.problems:
         lines = [f"problem: {problem.problem}\n    fix: {problem.fix}" for problem in diagnosis.problems]

@@ -19,6 +19,14 @@ class Format(StrEnum):
     kohya = "kohya"
 
 
+class Precision(StrEnum):
+    """Types of the numbers in the file."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 def export(
     run: Run,
     format: Annotated[Format, typer.Option(help="Which program the file is for.")] = Format.diffusers,
@@ -35,6 +43,12 @@ def export(
             help="The moving average or not; by default as the run evaluates.",
         ),
     ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            "--precision", "--dtype", help="Type of the numbers: bf16 and fp16 take half the space."
+        ),
+    ] = Precision.fp32,
     trust: Trust = None,
 ) -> None:
     """Write a run's adapter as a file, with a model card.
@@ -45,4 +59,4 @@ def export(
 
     from customized_grpo.export import export_run
 
-    print(export_run(run, format.value, out=out, step=checkpoint, average=ema))
+    print(export_run(run, format.value, out=out, step=checkpoint, average=ema, precision=precision.value))

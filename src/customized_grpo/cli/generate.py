@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, printable
+from customized_grpo.cli.common import Trust, check_files, check_source, parse_size
 from customized_grpo.errors import UserError
 
 
@@ -58,6 +58,9 @@ def generate(
         )
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
+    for text in prompt:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"--prompt {text!r}: not UTF-8", hint="Type it in a terminal that uses UTF-8.")
     overrides = [*(settings or ()), *_size_settings(size)]
     if steps is not None:
         overrides.append(f"steps={steps}")
@@ -74,7 +77,7 @@ def generate(
 
 
 def _print_note(note: str) -> None:
-    print(printable(f"note: {note}"), file=sys.stderr)
+    print(f"note: {note}", file=sys.stderr)
 
 
 def _size_settings(size: str | None) -> list[str]:

@@ -2,34 +2,42 @@
 
 A terminal is closed, the reader of a pipe ends, the disk of a log is full, or an encoding lacks a character:
 none of that is an error of the work, least of all of a training. So `main` puts a `LenientStream` in place of
-both streams, and every print, progress bar, warning and log line passes through it.
+both streams, and every print, progress bar, warning and log line passes through it. There foreign text also
+loses its power over the terminal, wherever it was printed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from customized_grpo.disk import FULL
+from customized_grpo.plain_text import printable
+
+_BARS = re.compile(r"(?:\n|\x1b\[A)+")  # how tqdm moves between bars, in a write of its own
 
 
 class LenientStream:
     """A text stream whose `write` and `flush` never fail.
 
-    Characters that the encoding lacks are written as escapes. Text that the stream refuses is dropped.
+    Characters that the encoding lacks and control characters are written as escapes. Text that the stream
+    refuses is dropped.
 
     Args:
         stream: The stream to write to.
+        is_verbatim: Whether control characters are written as they are.
 
     Attributes:
         loss: The first error because of which text was dropped; None: nothing was.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, is_verbatim: bool = False) -> None:
         self._stream = stream
+        self._is_verbatim = is_verbatim
         self.loss: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -37,12 +45,13 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write text, or drop it; return its length."""
+        shown = text if self._is_verbatim or _BARS.fullmatch(text) else printable(text, keep="\n\t\r")
         try:
             try:
-                self._stream.write(text)
+                self._stream.write(shown)
             except UnicodeEncodeError:
                 encoding = self._stream.encoding
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._note(error)
         return len(text)
@@ -66,6 +75,14 @@ class LenientStream:
         except OSError as error:
             self._note(error)
             self._silence()
+
+    @property
+    def rich_proxied_file(self) -> LenientStream:
+        """Return the stream for the live display of rich, which looks for one of this name.
+
+        It draws with control characters; whoever gives it foreign text makes that `printable` first.
+        """
+        return LenientStream(self._stream, is_verbatim=True)
 
     @property
     def was_full(self) -> bool:

@@ -30,7 +30,7 @@ def resume(
     ] = None,
     trust: Trust = None,
 ) -> None:
-    """Continue an interrupted run exactly, or a finished one for longer.
+    """Continue a run exactly, or for longer.
 
     It continues from the newest checkpoint or the one of --from as if it had never stopped, or says why it
     cannot; it never starts again from the beginning. Recipe, base, rewards, rows, images and code of your own

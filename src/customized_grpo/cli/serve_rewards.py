@@ -43,6 +43,9 @@ def serve_rewards(
             min=0, help="Samples of several requests to score together; with 0 scores repeat exactly."
         ),
     ] = 0,
+    score_s: Annotated[
+        float, typer.Option(min=1, help="Seconds to score a request; after them the reward is said to hang.")
+    ] = 300.0,
     trust: Trust = None,
 ) -> None:
     """Score images for trainers on other machines.
@@ -67,7 +70,7 @@ def serve_rewards(
         address = f"[{host}]" if ":" in host else host  # IPv6 needs brackets before the port
         print(f"serving {', '.join(copies)} at http://{address}:{listener.getsockname()[1]}", flush=True)
         limits = Limits(max_body_mb * MEGABYTE, max_pixels, queue, reference_mb * MEGABYTE)
-        server.serve(copies, listener, limits, token=token, merge=merge)
+        server.serve(copies, listener, limits, token=token, merge=merge, score_s=score_s)
 
 
 def served_rewards(config: Config) -> Sequence[RewardConfig]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.config import Config, diff_configs, load_config
 from customized_grpo.config.yaml_text import write_yaml
@@ -175,21 +177,48 @@ def adopt(plan: Plan) -> Plan:
     return whole
 
 
+class _PlanFile(BaseModel):
+    """What is read of plan.json."""
+
+    config: Config
+    arms: list[Arm]
+    seeds: list[int]
+    threads_per_run: int
+
+
+def _read_plan(content: dict[str, Any], file: Path) -> _PlanFile:
+    """Return a plan that was written before.
+
+    Raises:
+        UserError: It is damaged, or of a version with other settings.
+    """
+    try:
+        return _PlanFile.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{file} is damaged or of another version: {place}: {first['msg']}",
+            hint="Restore it from a copy, or choose another folder with --out.",
+        ) from error
+
+
 def _merge(before: dict[str, Any], plan: Plan) -> Plan:
     """Return the plan with the arms and seeds of `before` added.
 
     Raises:
         UserError: Recipe, threads or the overrides of an arm differ.
     """
-    base = Config.model_validate_json(json.dumps(before["config"]))
+    planned_before = _read_plan(before, plan.folder / PLAN)
+    base = planned_before.config
     changed = [
         f"{path}: {old} there, {new} now"
         for path, old, new in diff_configs(base, plan.base)
         if not path.startswith("run.")
     ]
-    if before["threads_per_run"] != plan.threads:
-        changed.append(f"threads of a run: {before['threads_per_run']} there, {plan.threads} now")
-    planned_arms = [Arm.model_validate(arm) for arm in before["arms"]]
+    if planned_before.threads_per_run != plan.threads:
+        changed.append(f"threads of a run: {planned_before.threads_per_run} there, {plan.threads} now")
+    planned_arms = planned_before.arms
     planned = {arm.name: arm for arm in planned_arms}
     for arm in plan.arms:
         earlier = planned.get(arm.name)
@@ -208,7 +237,7 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
         plan.recipe,
         plan.overrides,
         [*earlier_arms, *new_arms],
-        sorted({*before["seeds"], *plan.seeds}),
+        sorted({*planned_before.seeds, *plan.seeds}),
         folder=plan.folder,
         threads=plan.threads,
     )

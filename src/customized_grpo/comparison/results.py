@@ -10,7 +10,7 @@ from typing import Any
 from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.plan import Plan, PlannedRun
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.scores import HeldOutScores
+from customized_grpo.evaluation.scores import HeldOutScores, read_scores
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.statistics import degradation
 
@@ -74,6 +74,7 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
         "wall_s": summary["wall_s"] if summary else None,
         "evals": _columns(records, "eval", EVAL_COLUMNS),
         "train": _columns(records, "train", TRAIN_COLUMNS),
+        "alarms": _standing_alarms(records),
         "degraded": None,
         "prompts": None,
     }
@@ -88,6 +89,16 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
         entry["after"] = _by_subject(final)
         entry["degraded"] = degraded(base, final)
     return entry
+
+
+def _standing_alarms(records: Sequence[Record]) -> list[str]:
+    """Return the names of the alarms that the latest evaluation raised."""
+    latest = max((int(record["iteration"] or 0) for record in records if record["kind"] == "eval"), default=0)
+    names = []
+    for record in records:
+        if record.get("event") == "alarm" and record["iteration"] == latest:
+            names.append(str(record.get("alarm", "")))
+    return names
 
 
 def _state(summary: object, records: Sequence[Record]) -> str:
@@ -122,8 +133,8 @@ def _short(value: Any) -> Any:
 
 
 def _evaluation(run: PlannedRun, iteration: int) -> HeldOutScores | None:
-    data = run.folder.read_json(f"evaluations/iteration_{iteration:06d}.json")
-    return None if data is None else HeldOutScores.from_json(data)
+    file = run.folder.path / f"evaluations/iteration_{iteration:06d}.json"
+    return read_scores(file) if file.is_file() else None
 
 
 def _by_subject(scores: HeldOutScores) -> dict[str, list[float | None]]:

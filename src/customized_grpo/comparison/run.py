@@ -66,7 +66,12 @@ def write(plan: Plan) -> dict[str, Any]:
     results["analysis"] = {**analysis, "verdicts": verdicts(results["arms"], results["runs"], analysis)}
     examination = folder.read_json(DOCTOR)
     if examination is not None:
-        results["step_gains"] = {**examination["step_gains"], "premise": examination["premise"]}
+        try:
+            results["step_gains"] = {**examination["step_gains"], "premise": examination["premise"]}
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{plan.folder / DOCTOR} is damaged: {error!r}", hint="Remove it; it is made again."
+            ) from error
     folder.write_json(RESULTS, results)
     write_comparison_page(results, plan.folder / PAGE)
     return results

@@ -20,6 +20,7 @@ from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
+from customized_grpo.links import check_folders_stay_inside, open_in_place
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import Held, RunLock
@@ -108,6 +109,7 @@ class Runner:
         runs = self.plan.runs()
         self.pending = [run for run in runs if run.summary() is None]
         finished = len(runs) - len(self.pending)
+        check_folders_stay_inside(self.plan.folder)
         self.on_message(f"{len(runs)} runs, {finished} finished, {len(self.environments)} at a time")
         try:
             while self.pending or self.active:
@@ -137,7 +139,11 @@ class Runner:
                 claim.release()
                 self.on_finished()
                 continue
-            self._start(run, free.pop(), claim)
+            try:
+                self._start(run, free.pop(), claim)
+            except BaseException:
+                claim.release()  # nothing runs that could hold it
+                raise
         if self.pending and not self.active and not self.waiting_announced:
             self.waiting_announced = True
             self.on_message(f"waiting for {len(self.pending)} runs that another comparison is working on")
@@ -156,7 +162,7 @@ class Runner:
     def _start(self, run: PlannedRun, slot: int, claim: RunLock) -> None:
         log = self._log(run)
         log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as output:
+        with os.fdopen(open_in_place(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "customized_grpo", *self._verb(run)],
                 stdin=subprocess.DEVNULL,

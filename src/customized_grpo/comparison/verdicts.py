@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ MIN_RUNS = 2
 def verdicts(
     arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]
 ) -> list[str]:
-    """Return sentences on degradation, cure and controls; arms without finished runs are passed over.
+    """Return sentences on alarms, degradation, cure and controls, in this order.
+
+    Arms without finished runs are passed over.
 
     Args:
         arms: Entries of the plan.
@@ -26,7 +29,7 @@ def verdicts(
         analysis: What `analysis.analyse` returned for them.
     """
     finished = sum(run["state"] == "finished" for run in runs)
-    sentences = []
+    sentences = _alarms(arms, runs)
     if finished < len(runs):
         sentences.append(f"Provisional: {finished} of {len(runs)} runs are finished.")
     labels = {arm["name"]: arm["label"] for arm in arms}
@@ -37,6 +40,20 @@ def verdicts(
         if roles[entry["name"]] == "method":
             sentences += _method(entry, labels)
     return sentences
+
+
+def _alarms(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in how many finished runs of each arm alarms stood at the end; nothing where none did."""
+    parts = []
+    for arm in arms:
+        ended = [run for run in runs if run["arm"] == arm["name"] and run["state"] == "finished"]
+        alarmed = [run["alarms"] for run in ended if run["alarms"]]
+        if alarmed:
+            names = ", ".join(sorted(set(itertools.chain.from_iterable(alarmed))))
+            parts.append(f"{arm['label']} in {len(alarmed)} of {len(ended)} ({names})")
+    if not parts:
+        return []
+    return [f"Alarms stood at the end of runs of: {'; '.join(parts)}. They qualify all that follows."]
 
 
 def _degradation(measured: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:

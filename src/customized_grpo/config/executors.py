@@ -50,7 +50,7 @@ class RayExecution(Section):
     kind: Literal["ray"]
     """Where the reward runs: inline (waits for it), thread, ray (actors) or http (a reward service)."""
     address: Text | None = None
-    """Address of a running cluster; null means the one of RAY_ADDRESS, else a local one for this run."""
+    """Cluster to join, with `--trust ray`; null means that of RAY_ADDRESS, else a local one for this run."""
     actors: Count = 1
     """Copies of the reward; each scores whole rollout batches."""
     gpus_per_actor: NonNegative = 0.0
@@ -58,9 +58,9 @@ class RayExecution(Section):
     cpus_per_actor: Count = 1
     """CPU cores reserved for an actor, and threads of its arithmetic."""
     pip: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    """Requirements that Ray installs for this reward alone, beside what the workers have."""
+    """Requirements that Ray installs for this reward alone, with `--trust pip`."""
     env: dict[EnvironmentName, str] = {}
-    """Environment variables of the actors, for settings; secrets belong into the workers' own environment."""
+    """Variables of the actors: CGRPO_..., or in CGRPO_KEYS; secrets belong into the workers' environment."""
 
 
 class HttpExecution(Section):
@@ -71,7 +71,7 @@ class HttpExecution(Section):
     url: ServiceUrl
     """Address of the service, http://HOST:PORT or https://HOST."""
     token_env: EnvironmentName | None = None
-    """Name of the environment variable that holds the service's token; null sends none."""
+    """Environment variable with the service's token: CGRPO_..., or one in CGRPO_KEYS; null sends none."""
     timeout_s: Positive = 120.0
     """Longest wait for the service to take or answer a request, in seconds; a timeout is not tried again."""
     retries: CountOrZero = 5

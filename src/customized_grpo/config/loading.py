@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config.checks import Mistake, cross_field_mistakes
+from customized_grpo.config.clear_text import secret_mistakes
 from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.overrides import read_value
 from customized_grpo.config.part_options import CHOICES, forget_options_of_old_choice, gather_options
@@ -59,6 +60,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
+    secrets = secret_mistakes(data)
     for section in CHOICES:
         gather_options(data, section)
     run = data.setdefault("run", {})
@@ -69,11 +71,12 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         field_mistakes = explain(error.errors(include_url=False))
         broken = frozenset(mistake.path for mistake in field_mistakes)
+        mistakes += [mistake for mistake in secrets if mistake.path not in broken]
         raise _refusal(
             recipe, [*mistakes, *field_mistakes, *cross_field_mistakes(_without_broken(data, broken), broken)]
         ) from None
-    if mistakes:
-        raise _refusal(recipe, mistakes)
+    if mistakes or secrets:
+        raise _refusal(recipe, [*mistakes, *secrets])
     return config
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from customized_grpo.config.checks import Mistake
+from customized_grpo.config.clear_text import may_hold_a_secret, secret_mistakes
 from customized_grpo.config.reference import Knob, generic, knobs
 from customized_grpo.errors import nearest
 
@@ -67,10 +68,10 @@ def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
     if kind == "union_tag_not_found":
         return _about(path, f"must be given: {' or '.join(sorted(_kinds(path[:-1])))}")
     if kind in ("literal_error", "union_tag_invalid"):
-        return _unknown_name(error)
+        return _unknown_name(path, error)
     if kind == "part":  # what a part that is chosen by name says of itself
         return error["msg"]
-    got = f"got {_shown(error['input'])}"
+    got = f"got {_shown(path, error['input'])}"
     if kind in _BOUNDS:
         key, word = _BOUNDS[kind]
         limit = error["ctx"][key]
@@ -101,7 +102,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
     return f"there is no such key; {'.'.join(parents) or 'a recipe'} has {', '.join(dict.fromkeys(siblings))}"
 
 
-def _unknown_name(error: ErrorDetails) -> str:
+def _unknown_name(path: tuple[str, ...], error: ErrorDetails) -> str:
     value = error["input"]
     context: dict[str, Any] = error["ctx"]
     if error["type"] == "union_tag_invalid":
@@ -110,10 +111,12 @@ def _unknown_name(error: ErrorDetails) -> str:
         known = re.findall(r"'([^']*)'", context["expected"])
     close = nearest(value, known) if isinstance(value, str) else None
     suggestion = "" if close is None or len(known) == 1 else f" (did you mean {close}?)"
-    return f"{_shown(value)} is not known{suggestion}; known: {', '.join(known)}"
+    return f"{_shown(path, value)} is not known{suggestion}; known: {', '.join(known)}"
 
 
-def _shown(value: object) -> str:
+def _shown(path: tuple[str, ...], value: object) -> str:
+    if any(map(may_hold_a_secret, path)) or secret_mistakes(value):
+        return "[hidden]"
     text = re.sub(r"//[^/\s]*@", "//[redacted]@", repr(value))  # credentials in a URL
     return text if len(text) <= 60 else f"{text[:57]}..."
 

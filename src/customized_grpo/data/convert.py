@@ -5,17 +5,14 @@
     OUT/images/, OUT/masks/
     OUT/conversion.json               where it came from, with which options, and what was left out
 
-OUT appears whole or not at all: everything is written into a hidden sibling, which is renamed at the end.
+OUT appears whole or not at all, see `files.new_folder`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
 from customized_grpo.data.writer import Store
 from customized_grpo.errors import UserError
+from customized_grpo.files import is_free, new_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,21 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
             are bad (all of them are listed) and may not be skipped. Nothing is left behind then.
     """
     layout.check(options)
-    with _appearing_whole(out) as folder:
-        found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
-        if found.bad and not choices.skip_bad:
-            raise UserError(
-                _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
-            )
-        if not found.rows:
-            raise UserError(f"{source}: no row is left{_left_out(found)}")
-        entries = _write_manifests(folder, found, choices)
-        _write_record(folder / "conversion.json", layout, source, options, choices, found)
+    if not is_free(out):
+        raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
+    try:
+        with new_folder(out.resolve()) as folder:
+            found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
+            if found.bad and not choices.skip_bad:
+                raise UserError(
+                    _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
+                )
+            if not found.rows:
+                raise UserError(f"{source}: no row is left{_left_out(found)}")
+            entries = _write_manifests(folder, found, choices)
+            _write_record(folder / "conversion.json", layout, source, options, choices, found)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
     skipped = {"bad": len(found.bad)} if found.bad else {}
     return survey(entries, [], {**found.dropped, **skipped}, found.ignored)
 
@@ -197,7 +200,7 @@ def _write_record(
         "ignored": found.ignored,
         "bad": [asdict(bad) for bad in found.bad],
     }
-    file.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    write_text(file, json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _bad_listing(source: Path, bad: list[Bad]) -> str:
@@ -211,33 +214,3 @@ def _left_out(found: _Collected) -> str:
     if found.bad:
         reasons.append(f"{len(found.bad):,} bad, the first: {found.bad[0].reason}")
     return f" ({'; '.join(reasons)})" if reasons else ""
-
-
-@contextmanager
-def _appearing_whole(out: Path) -> Iterator[Path]:
-    """Give a hidden folder to write to, and rename it to `out` when the block ends well.
-
-    Raises:
-        UserError: `out` holds something, the hidden folder is there already, or the disk refuses.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except FileExistsError as error:
-        raise UserError(
-            f"{partial} already exists: a conversion to {out} is running, or was killed",
-            hint="Delete that folder if none is running.",
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
-    try:
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already after success

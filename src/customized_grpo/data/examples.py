@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from customized_grpo.data.fitting import Fit, fit_image
@@ -41,6 +42,63 @@ class Example:
         """Return the shapes of the references: only examples that agree can be in one call of a policy."""
         return tuple(tuple(image.shape) for image in self.references)
 
+    @property
+    def has_target(self) -> bool:
+        """Return whether there is a target; none is opened."""
+        return self.target is not None
+
+
+class StoredExample(Example):
+    """An example of files, which are opened when its images are asked for.
+
+    Args:
+        row: The row.
+        bucket: Shapes of its references.
+        load: Opens all images of the row, or has them from before.
+    """
+
+    def __init__(self, row: Row, bucket: tuple[tuple[int, ...], ...], load: Callable[[], Example]) -> None:
+        plain = {
+            "id": row.id,
+            "prompt": row.prompt,
+            "subject": row.subject or row.id,
+            "meta": dict(row.meta),
+            "_bucket": bucket,
+            "_has_target": row.target is not None,
+            "_load": load,
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    @property
+    def references(self) -> tuple[torch.Tensor, ...]:
+        """Open the references."""
+        return self._load().references
+
+    @property
+    def masks(self) -> tuple[torch.Tensor, ...] | None:
+        """Open the masks."""
+        return self._load().masks
+
+    @property
+    def target(self) -> torch.Tensor | None:
+        """Open the target."""
+        return self._load().target
+
+    @property
+    def bucket(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the references; none is opened."""
+        return self._bucket
+
+    @property
+    def has_target(self) -> bool:
+        """Return whether there is a target; none is opened."""
+        return self._has_target
+
+    _bucket: tuple[tuple[int, ...], ...]
+    _has_target: bool
+    _load: Callable[[], Example]
+
 
 class ExampleSource(Protocol):
     """An indexable set of examples that makes each one on demand."""
@@ -72,6 +130,19 @@ class ManifestSource:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def on_demand(self, keep: int) -> list[Example]:
+        """Return all examples without their images, which are opened when they are asked for.
+
+        Args:
+            keep: Rows whose images stay in memory, those used last.
+        """
+        load = lru_cache(maxsize=keep)(self.__getitem__)
+        shape = (3, self.height, self.width)
+        return [
+            StoredExample(row, (shape,) * len(row.references), partial(load, index))
+            for index, row in enumerate(self.rows)
+        ]
 
     def __getitem__(self, index: int) -> Example:
         """Open the images of row `index`."""

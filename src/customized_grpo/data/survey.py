@@ -10,8 +10,7 @@ from typing import Any
 
 from customized_grpo.data.fitting import cut_note
 from customized_grpo.data.image_facts import Facts
-
-LONG_PROMPT = 50  # words; about the 77 tokens that CLIP reads
+from customized_grpo.text_limits import CLIP_TOKENS, estimated_tokens
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Survey:
         sizes: Number of different images by "width x height", the most frequent first.
         masks: Share of rows with masks.
         targets: Share of rows with a target.
-        longest_prompt: Words of the longest prompt.
-        long_prompts: Rows whose prompt has more than 50 words, of which encoders such as CLIP read the start.
+        longest_prompt: Tokens of the longest prompt, estimated: each text encoder has a tokenizer of its own.
+        long_prompts: Rows whose prompt has more than the 77 tokens that CLIP reads, by the same estimate.
         dropped: Rows that a filter left out, by filter.
         ignored: Files of the source that make no row, by kind.
         problems: What needs action, one sentence each.
@@ -101,7 +100,7 @@ def survey(
     every_picture = itertools.chain.from_iterable(entry.pictures() for entry in entries)
     pictures = {picture.digest: picture for picture in every_picture}
     sizes = Counter(f"{picture.size[0]} x {picture.size[1]}" for picture in pictures.values())
-    words = [len(entry.prompt.split()) for entry in entries]
+    lengths = [estimated_tokens(entry.prompt) for entry in entries]
     subjects: dict[str, set[str]] = {}
     for entry in entries:
         subjects.setdefault(entry.split, set()).add(entry.subject)
@@ -115,8 +114,8 @@ def survey(
         sizes=dict(sizes.most_common()),
         masks=sum(entry.has_masks for entry in entries) / count,
         targets=sum(entry.target is not None for entry in entries) / count,
-        longest_prompt=max(words, default=0),
-        long_prompts=sum(length > LONG_PROMPT for length in words),
+        longest_prompt=max(lengths, default=0),
+        long_prompts=sum(length > CLIP_TOKENS for length in lengths),
         dropped=dict(dropped or {}),
         ignored=dict(ignored or {}),
         notes=_notes(entries, size),

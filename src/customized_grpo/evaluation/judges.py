@@ -171,7 +171,7 @@ def build_judges(
         judges,
         names,
         [config.weight for config in configs],
-        by_target=bool(held_out) and all(e.target is not None for e in held_out),
+        by_target=bool(held_out) and all(e.has_target for e in held_out),
     )
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from customized_grpo.errors import UserError
+from customized_grpo.files import read_json
 from customized_grpo.statistics.intervals import Interval, clustered_bootstrap, paired_difference
 
 if TYPE_CHECKING:
@@ -111,6 +114,24 @@ class HeldOutScores:
                 interval = self.interval(name)
                 line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         return line
+
+
+def read_scores(file: Path) -> HeldOutScores:
+    """Return the scores of an evaluation from the file that holds `HeldOutScores.to_json`.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    table = read_json(file)
+    try:
+        scores = HeldOutScores.from_json(table)
+        lengths = {len(scores.ids), len(scores.subjects), *map(len, scores.columns.values())}
+        sum(math.fsum(values) for values in scores.columns.values())  # numbers, all of them
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: {error!r}") from error
+    if len(lengths) != 1:
+        raise UserError(f"{file} is damaged: its columns have different lengths")
+    return scores
 
 
 def summary(base: HeldOutScores, tuned: HeldOutScores) -> dict[str, dict[str, dict[str, float]]]:

@@ -23,6 +23,7 @@ from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
 from customized_grpo.pages.run_page import HEADLINES
+from customized_grpo.plain_text import one_line
 from customized_grpo.policies.checkpoints import TOYBOX, licence_of
 from customized_grpo.policies.families import get_family
 
@@ -137,14 +138,13 @@ def _environment() -> Environment:
 
 def escape_markdown(text: str) -> str:
     """Return text in one line that Markdown shows as it is: no markup, no HTML, no table cell of its own."""
-    line = " ".join(text.split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line)
 
 
 def code(text: str) -> str:
     """Return any text as inline code, also with backticks and line breaks in it."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    line = one_line(text).replace("|", "\\|")
     # the fence must be a run of backticks that the text has not
     lengths = [len(backticks) for backticks in re.findall("`+", line)]
     fence = "`" * next(n for n in range(1, len(lengths) + 2) if n not in lengths)

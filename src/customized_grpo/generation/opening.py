@@ -14,19 +14,20 @@ from customized_grpo.config import Config
 from customized_grpo.config.generator import GeneratorSettings, generator_settings
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
+from customized_grpo.engine.device import announce
 from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
 from customized_grpo.policies.checkpoint_files import empty_transformer, read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
 from customized_grpo.policies.families import FAMILIES, get_family
-from customized_grpo.policies.loading import load_policy
+from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.lora_file import read_header
 from customized_grpo.policies.lora_reader import read_lora_file
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
-from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
 
 NO_HEADER: Mapping[str, str] = MappingProxyType({})
 
@@ -84,14 +85,21 @@ def open_generator(
     if lora is None:
         # the policy wants an adapter; a fresh one changes nothing, and the smallest costs next to nothing
         model = _with_adapter(checked.model, rank=1, alpha=None)
-        policy = load_policy(model, seed=0)
+        policy = _load(model, seed=0)
         return Generator(policy, model, checked.steps, checked.batch_size, source)
     place = get_family(checked.model.family).other_programs.place
     file = read_lora_file(lora, empty_transformer(checked.model), place)
     model = _with_adapter(checked.model, rank=file.rank, alpha=file.alpha, target=file.target)
-    policy = load_policy(model, seed=0)
+    policy = _load(model, seed=0)
     policy.take_lora(file)
     return Generator(policy, model, checked.steps, checked.batch_size, f"{source} + {lora.name}")
+
+
+def _load(model: ModelConfig, seed: int) -> Policy:
+    device = pick_device(model.device)
+    is_toybox = model.path == TOYBOX
+    announce(device, requested=model.device, precision=model.precision, is_toybox=is_toybox)
+    return load_policy(model, seed=seed, device=device)
 
 
 def _with_adapter(model: ModelConfig, **settings: Any) -> ModelConfig:
@@ -198,9 +206,10 @@ def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: b
         )
     checked = generator_settings(str(run_dir), _of_recipe(config), settings)
     checkpoint = None if base else run_checkpoint(run_dir)
-    policy = load_policy(checked.model, seed=config.run.seed)
+    policy = _load(checked.model, seed=config.run.seed)
     name = run_dir.resolve().name
     if checkpoint is None:  # the fresh adapter changes nothing, bit for bit
         return Generator(policy, checked.model, checked.steps, checked.batch_size, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
+    warn_of_other_base(checkpoint, checked.model)
     return Generator(policy, checked.model, checked.steps, checked.batch_size, name, checkpoint.step)

@@ -63,6 +63,7 @@ class RunData:
         samples: The sample images; None when there are none.
         prompt_weights: The schedule's weights of every denoising step, as the run wrote them down when it
             started, so that a report needs neither torch nor the code of a foreign schedule.
+        held_out: What the held-out rows share with the training rows; empty if the run does not say.
     """
 
     name: str
@@ -76,6 +77,7 @@ class RunData:
     summary: dict[str, Any]
     samples: Samples | None
     prompt_weights: list[float] | None
+    held_out: dict[str, Any]
 
     def setting(self, path: str) -> Any:
         """Return a resolved setting such as "train.iterations"; None when the config does not have it."""
@@ -85,6 +87,17 @@ class RunData:
                 return None
             value = value[key]
         return value
+
+    @property
+    def held_out_rows(self) -> str:
+        """Return in words what is known of the held-out rows: that their subjects are new, or not."""
+        if not self.held_out:
+            return "held-out rows"
+        n_subjects = len(self.held_out.get("shared_subjects", ()))
+        n_images = self.held_out.get("shared_images", 0)
+        if n_subjects == n_images == 0:
+            return "subjects it never saw"
+        return f"rows that share {n_subjects} subjects and {n_images} images with the training rows"
 
     @property
     def last(self) -> Record:
@@ -123,6 +136,7 @@ def read_run(run_dir: Path) -> RunData:
         summary=summary,
         samples=_read_samples(run_dir / "samples"),
         prompt_weights=_read_object(run_dir / "schedule.json").get("prompt_weights"),
+        held_out=_read_object(run_dir / "held_out.json"),
     )
 
 

@@ -41,7 +41,7 @@ def sections(run: RunData) -> list[Section]:
         Section(
             "Learning curves",
             "Above, what training maximised. Below, the same qualities measured by judges that "
-            "training never saw, on subjects it never saw: a reward that rises while its judge does not "
+            f"training never saw, on {run.held_out_rows}: a reward that rises while its judge does not "
             "is being gamed. Axes show the range that occurs; most do not start at 0.",
             existing(
                 *(_training(run, kind, WORDS[kind]) for kind in WORDS),

@@ -20,6 +20,7 @@ from customized_grpo.policies.options import Flux1Options, ReferenceIds
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import Grid, pack, unpack
+from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline
@@ -45,6 +46,14 @@ class Flux1Policy(Policy):
         self.reference_ids = options.reference_ids
 
     # Conditioning
+
+    def text_limits(self) -> list[TextLimit]:
+        """Return the limits of T5 and of CLIP, which gives the pooled summary of the prompt."""
+        pipe = self.pipe
+        return [
+            TextLimit("the generator's T5", self.max_text_tokens, token_counter(pipe.tokenizer_2)),
+            TextLimit("the generator's CLIP", pipe.tokenizer_max_length, token_counter(pipe.tokenizer)),
+        ]
 
     def _encode(
         self,

@@ -36,6 +36,7 @@ from customized_grpo.policies.options import Flux2Options
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import Grid, pack, unpack
+from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -90,6 +91,11 @@ class Flux2Policy(Policy):
                 shared["empty_embeds"] = self._empty_embeds
         tokens = self._all_reference_tokens(references)
         return {"prompt_embeds": embeds, "reference_tokens": tokens}, shared
+
+    def text_limits(self) -> list[TextLimit]:
+        """Return the limit of the text encoder, whose chat template counts."""
+        count = token_counter(self.pipe.tokenizer, template=_template_length(self.pipe))
+        return [TextLimit("the generator's text encoder", self.max_text_tokens, count)]
 
     def _text_tokens(self, prompts: Sequence[str]) -> Tensor:
         """Map prompts to embeddings [B, T, D], in the text encoder's dtype."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import open_tensors
+from customized_grpo.hub import is_hub_id
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILE_NAME = "adapter_model.safetensors"
@@ -146,9 +147,10 @@ def find_file(path: Path) -> Path:
         present = [path / name for name in (FILE_NAME, PEFT_FILE_NAME) if (path / name).is_file()]
         file = present[0] if present else path / FILE_NAME
     if not file.is_file():
-        raise UserError(
-            f"{file}: no such file", hint=f"A saved adapter is a folder with {FILE_NAME} or {PEFT_FILE_NAME}."
-        )
+        hint = f"A saved adapter is a folder with {FILE_NAME} or {PEFT_FILE_NAME}."
+        if is_hub_id(str(path)):
+            hint += f" To use one of the hub: `hf download {path} --local-dir FOLDER`, and name the folder."
+        raise UserError(f"{file}: no such file", hint=hint)
     return file
 
 

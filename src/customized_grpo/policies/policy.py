@@ -26,6 +26,7 @@ from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.options import NO_OPTIONS
 from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.tokens import PATCH, Grid, pack
+from customized_grpo.text_limits import TextLimit
 
 if TYPE_CHECKING:
     from customized_grpo.fields import Section
@@ -82,6 +83,10 @@ class Policy(ABC):
         return {}
 
     # Conditioning
+
+    def text_limits(self) -> list[TextLimit] | None:
+        """Return how much of a prompt each text encoder reads; None where the family does not say."""
+        return None
 
     def encoding(self) -> AbstractContextManager[None]:
         """Have the text encoders on the device inside the block, for several calls of `encode`."""

@@ -39,6 +39,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_pil
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.tokens import Grid, pack, unpack
+from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
     from customized_grpo.policies.architecture import Architecture, CallShape
@@ -88,6 +89,18 @@ class QwenEditPolicy(Policy):
                 per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
         per_sample["reference_tokens"] = self._all_reference_tokens(references)
         return per_sample, {"grids": torch.tensor([image_grid, *reference_grids])}
+
+    def text_limits(self) -> list[TextLimit]:
+        """Return the limit of the text alone, to which each reference adds about 200 tokens."""
+        pipe = self.pipe
+        tokens = token_counter(pipe.tokenizer, template=0)
+        start = pipe.prompt_template_encode_start_idx
+
+        def count(texts: Sequence[str]) -> list[int]:
+            formatted = [pipe.prompt_template_encode.format(text) for text in texts]
+            return [n_tokens - start for n_tokens in tokens(formatted)]
+
+        return [TextLimit("the generator's text encoder", self.max_text_tokens, count)]
 
     @property
     def _is_guided(self) -> bool:

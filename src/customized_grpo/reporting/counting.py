@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from customized_grpo.plain_text import printable
+
 
 def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
     """Return a progress display of `total` things, to be closed at the end.
@@ -43,7 +45,7 @@ class Counting:
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import BinaryIO, Self
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import sync_open, write_bytes
+from customized_grpo.links import open_in_place
 from customized_grpo.reporting.trackers import Trackers
 
 Scalar = str | int | float | None
@@ -38,7 +40,7 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _rewrite(path, read_metrics(path))
-        self._file: BinaryIO = path.open("ab")
+        self._file: BinaryIO = os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab")
 
     @classmethod
     def open(

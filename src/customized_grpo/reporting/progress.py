@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from customized_grpo.kinds import KINDS
+from customized_grpo.plain_text import printable
 
 PACE_WINDOW = 20
 """Iterations that the speed and the time left are averaged over."""
@@ -105,7 +106,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
+            self._console.print(Text(printable(text)), soft_wrap=True)
 
     def _speed(self) -> tuple[float | None, float | None]:
         """Return (seconds an iteration, rollouts a second) over the window; None until known."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.text_limits import TextLimit
 
 Kind = Literal["prompt", "identity", "quality"]
 """One of `kinds.KINDS`."""
@@ -115,6 +116,15 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class CutsPrompts(Protocol):
+    """A reward whose text encoder reads the beginning of a long prompt only."""
+
+    def text_limit(self) -> TextLimit:
+        """Return how much it reads."""
+        ...
+
+
 class HasKind(Protocol):
     """A reward's name and kind, wherever it runs."""
 
@@ -194,12 +204,15 @@ def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
 
 @contextmanager
 def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
-    """Turn every error in the block but a UserError into a RewardError that names reward and samples."""
+    """Turn every error in the block but a UserError into a RewardError that names reward and samples.
+
+    SystemExit too: a reward is code that may call `sys.exit`, and a training would end as if it were done.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {name!r} failed on {_samples(batch)}: {type(error).__name__}: {error}"
         ) from error

@@ -16,6 +16,7 @@ from customized_grpo.rewards.features import FeatureCache, weights_hash
 from customized_grpo.rewards.loading import load_model, load_preprocess, load_tokenizer
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
+from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -82,12 +83,21 @@ class ClipTextReward:
             "tokens": self.tokenizer("a photo of a red hat").input_ids,
         }
 
+    def text_limit(self) -> TextLimit:
+        """Return how much of a prompt the model reads."""
+        return TextLimit(self.name, self._max_tokens, token_counter(self.tokenizer))
+
+    @property
+    def _max_tokens(self) -> int:
+        length: int = self.model.config.text_config.max_position_embeddings
+        return length
+
     def _encode(self, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
             truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
+            max_length=self._max_tokens,
             return_tensors="pt",
         ).to(self.device)
         with torch.autocast(self.device.type, enabled=False):

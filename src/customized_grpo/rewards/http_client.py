@@ -22,6 +22,8 @@ from types import TracebackType
 
 import httpx
 
+from customized_grpo.plain_text import one_line
+
 REQUEST_TIMEOUT, TOO_MANY_REQUESTS, SERVER_ERROR = 408, 429, 500
 _SECRET_LIKE = re.compile(r"\b(?:(?:sk|pk|key)[-_]|Bearer )[\w*.-]+|data:image/[\w;,+/=-]+")
 
@@ -197,9 +199,7 @@ def redact(text: str, secret: str | None, length: int) -> str:
     """
     if secret is not None:
         text = text.replace(secret, "[redacted]")
-    text = " ".join(_SECRET_LIKE.sub("[redacted]", text).split())
-    printable = "".join(character for character in text if character.isprintable())
-    return printable[:length]
+    return one_line(_SECRET_LIKE.sub("[redacted]", text))[:length]
 
 
 def pause_s(settings: HttpSettings, number: int, retry_after_s: float | None, jitter: random.Random) -> float:

@@ -24,6 +24,7 @@ from customized_grpo.rewards.features import CHUNK, FeatureCache, weights_hash
 from customized_grpo.rewards.loading import load_model
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity, Segment
+from customized_grpo.text_limits import TextLimit, token_counter
 from customized_grpo.weights.models import check_finite, explained
 from customized_grpo.weights.tokenizers import load_tokenizer
 
@@ -123,6 +124,10 @@ class LiteTextReward:
             "dtype": "fp32",
             "tokens": self.tokenizer("a photo of a red hat").input_ids,
         }
+
+    def text_limit(self) -> TextLimit:
+        """Return how much of a prompt the sentence encoder reads."""
+        return TextLimit(self.name, TOKENS, token_counter(self.tokenizer))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of each ImageNet class [B, 1000] for images [B, 3, H, W] in [0, 1]."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from customized_grpo import extensions
-from customized_grpo.errors import UserError
+from customized_grpo import extensions, keys
+from customized_grpo.errors import UserError, origin
 from customized_grpo.kinds import KINDS
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
@@ -93,6 +93,7 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
                 read_options(config.name, REWARDS[config.name].options, config.options)
             elif config.executor.kind in ("inline", "thread") or not extensions.is_dotted(config.name):
                 extensions.load("reward", config.name)
+                _own_options(config.name, config.options)
         except UserError as error:
             mistakes.append(error)
     if mistakes:
@@ -123,7 +124,11 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
 def _build(config: RewardConfig, device: torch.device) -> Reward:
     if config.name in REWARDS:
         return REWARDS[config.name].build(config, device)
-    return _build_own(config.name, dict(config.options))
+    return _build_own(config.name, _own_options(config.name, config.options))
+
+
+def _own_options(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return keys.with_secrets(options, f"reward {path!r}")
 
 
 def _build_own(path: str, options: dict[str, Any]) -> Reward:
@@ -136,7 +141,11 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     try:
         reward = named if finished else named(**options)
     except TypeError as error:
-        raise UserError(f"reward {path!r} cannot be made with options {options}: {error}") from error
+        names = ", ".join(options) or "none"  # their values may be secrets
+        raise UserError(f"reward {path!r} cannot be made with the options {names}: {error}") from error
+    except (ValueError, LookupError, OSError, ImportError, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}{origin(error)}"
+        raise UserError(f"reward {path!r} could not be made: {reason}") from error
     if not isinstance(reward, Reward):
         raise UserError(
             f"reward {path!r} is a {type(reward).__name__} without name, kind, score or fingerprint",

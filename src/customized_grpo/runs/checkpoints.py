@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from customized_grpo.errors import UserError
-from customized_grpo.files import file_sha256, sync, write_bytes, write_json, write_tensors
+from customized_grpo.files import file_sha256, read_json, sync, write_bytes, write_json, write_tensors
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
@@ -176,7 +176,7 @@ class CheckpointStore:
             for name, (sha256, size) in files.items():
                 _verify(folder / name, sha256, size)  # all of them, before a parser sees the first
             tensors = {Path(n).stem: load_file(folder / n) for n in sorted(files) if n != STATE}
-            state = json.loads((folder / STATE).read_bytes())
+            state = read_json(folder / STATE)
         except UserError as error:
             raise UserError(error.message, hint=hint) from error
         except OSError as error:

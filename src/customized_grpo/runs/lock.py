@@ -21,6 +21,7 @@ from types import TracebackType
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
+from customized_grpo.links import check_folders_stay_inside, open_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,12 @@ class RunLock:
 
         Raises:
             Held: Another process holds it; the message names its pid, host and start.
-            UserError: The folder cannot be written.
+            UserError: The folder cannot be written, or a link in it leads elsewhere.
         """
         assert self._descriptor is None, "the lock is held already"
+        check_folders_stay_inside(self.path.parent)
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_in_place(self.path, os.O_RDWR)
         except OSError as error:
             raise UserError(
                 f"cannot lock run folder {self.path.parent}: {error.strerror}",

@@ -22,15 +22,16 @@ from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
+from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
-from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
+from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.updater import RATIO_TOLERANCE
@@ -110,9 +111,8 @@ class Diagnosis:
         ratio_tolerance: What is still round-off.
         step_gains: At which denoising steps the scores arise.
         premise: Whether TDW's premise holds in them, in a sentence.
-        idle: Settings of the recipe that have no effect, a sentence each.
         problems: Empty for a healthy recipe.
-        notes: What the user should know of the rows; no problems.
+        notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
 
     prompts: int
@@ -126,7 +126,6 @@ class Diagnosis:
     ratio_tolerance: float
     step_gains: StepGains
     premise: str
-    idle: list[str]
     problems: list[Problem]
     notes: list[str]
 
@@ -157,7 +156,12 @@ def diagnose(config: Config, prompts: int) -> Diagnosis:
     with open_parts(config, build_engine(config)) as parts:
         n_rows = len(parts.data.train)
         rows = prompt_indices(n_rows, min(prompts, n_rows), 0, config.run.seed)
-        return _diagnose(parts, [parts.data.train[row] for row in rows])
+        batches = {
+            "train.micro_batch_size": config.train.micro_batch_size,
+            "rollout.batch_size": config.rollout.batch_size,
+        }
+        with explained(config.model, batches):
+            return _diagnose(parts, [parts.data.train[row] for row in rows])
 
 
 def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
@@ -184,13 +188,15 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ratio_tolerance=tolerance,
         step_gains=gains,
         premise=premise(gains),
-        idle=idle_settings(config, parts.scorer.rewards),
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
             *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
-        notes=list(parts.data.notes),
+        notes=[
+            *parts.data.notes,
+            *(sentence for _, sentence in start_notes(parts)),
+        ],
     )
 
 

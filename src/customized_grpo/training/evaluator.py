@@ -11,15 +11,19 @@ from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.evaluation.alarms import Alarm, TrainingHealth, check_alarms
 from customized_grpo.evaluation.changes import monitor_record, train_gaps
 from customized_grpo.evaluation.held_out import N_FIRST_IMAGES
-from customized_grpo.evaluation.scores import HeldOutScores
+from customized_grpo.evaluation.scores import HeldOutScores, read_scores, summary
+from customized_grpo.reporting.closing import closing_lines
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.metrics import mean_health
 from customized_grpo.training.parts import Parts
-from customized_grpo.training.records import check_records, read_records, read_scores, scores_file, set_aside
+from customized_grpo.training.records import check_records, read_records, scores_file, set_aside
 from customized_grpo.training.state import RunState
 from customized_grpo.training.updater import Updater
+
+HELD_OUT = "held_out.json"
+"""What held-out rows share with training rows; the report says so."""
 
 
 class Evaluator:
@@ -72,6 +76,7 @@ class Evaluator:
                 for example in self.parts.data.held_out[:N_FIRST_IMAGES]
             ]
             start_samples(self.folder.path / "samples", rows)
+            self.folder.write_json(HELD_OUT, self.parts.data.overlap.to_json())
         if self.base is not None:
             self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
@@ -112,6 +117,14 @@ class Evaluator:
         for alarm in alarms:
             self.log.event("alarm", alarm.message, prefix=f"alarm ({alarm.name}): ", alarm=alarm.name)
         return alarms
+
+    def report_result(self) -> dict[str, Any]:
+        """Show the result on the terminal, alarms first, and return it as `scores.summary` does."""
+        measured = summary(self.base, self.latest) if self.base and self.latest else {}
+        alarms = [alarm.message for alarm in check_alarms(self.state.history)]
+        for line in closing_lines(measured, alarms):
+            self.log.progress.message(line)
+        return measured
 
     def _measure(self) -> tuple[HeldOutScores, Tensor]:
         self.log.progress.phase("evaluate")
@@ -180,5 +193,6 @@ class Evaluator:
             self.state.history.append(monitor_record(iteration, self.latest, self.base, health))
 
     def _read_scores(self, iteration: int) -> HeldOutScores:
-        table = self.engine.from_main(lambda: read_scores(self.folder, iteration).to_json())
+        file = self.folder.path / scores_file(iteration)
+        table = self.engine.from_main(lambda: read_scores(file).to_json())
         return HeldOutScores.from_json(table)

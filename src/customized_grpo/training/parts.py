@@ -5,6 +5,7 @@ The trainer, the doctor and `cgrpo evaluate` all assemble their parts here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, ToyboxData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.overlap import Overlap, find_overlap
+from customized_grpo.engine.device import announce
 from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.engine.partition import padded_block
@@ -24,6 +27,7 @@ from customized_grpo.evaluation.held_out import HeldOutEvaluation, Judges
 from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
+from customized_grpo.policies.checkpoints import TOYBOX
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards import check_rewards, executors
@@ -47,12 +51,14 @@ class Data:
         held_out: Rows to evaluate on; empty when there are none.
         judges: Held-out judges; None when there are none for this data.
         notes: What the user should know of the rows, a sentence each.
+        overlap: What is in the training rows and in the held-out rows, although they should share nothing.
     """
 
     train: ExampleSource
     held_out: Sequence[Example]
     judges: Judges | None
     notes: Sequence[str] = ()
+    overlap: Overlap = Overlap()
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,19 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
         UserError: Something is wrong with the recipe, its data, its rewards or its model.
     """
     data = build_data(config, show=engine.is_main)
+    if engine.is_main:
+        _announce(config, engine)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
+
+
+def _announce(config: Config, engine: Engine) -> None:
+    model = config.model
+    is_toybox = model.path == TOYBOX
+    announce(engine.device, requested=model.device, precision=model.precision, is_toybox=is_toybox)
+    if engine.ignored:
+        print(f"note: ignored, as the recipe decides: {', '.join(engine.ignored)}", file=sys.stderr)
 
 
 def build_data(config: Config, *, show: bool = False) -> Data:
@@ -151,12 +167,14 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         if config.model.shard:
             _check_equal_work([*rows.train, *held_out])
         fit = config.model.reference_fit
-        source = ManifestSource(held_out, *size, fit)
-        examples = [source[i] for i in range(len(source))]
+        # a batch is asked for its images several times, and its first row may be of the batch before
+        examples = ManifestSource(held_out, *size, fit).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        return Data(ManifestSource(rows.train, *size, fit), examples, judges, rows.notes)
+        overlap = find_overlap(rows.train, held_out)
+        notes = [*rows.notes, overlap.sentence()] if overlap else rows.notes
+        return Data(ManifestSource(rows.train, *size, fit), examples, judges, notes, overlap)
     assert_never(data)
 
 
@@ -181,14 +199,12 @@ def check_judge_configs(config: Config) -> None:
     judges = config.evaluation.judges
     if judges and isinstance(config.data, ToyboxData):
         raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
-    if isinstance(config.data, ManifestData) and config.data.held_out is None:
-        idle = ["evaluation.judges"] if judges else []
-        idle += ["evaluation.on_alarm=stop"] if config.evaluation.on_alarm == "stop" else []
-        if idle:
-            raise UserError(
-                f"{' and '.join(idle)}: nothing is held out, so there is nothing to judge",
-                hint="Set data.held_out to a manifest, or leave this out.",
-            )
+    holds_out = not isinstance(config.data, ManifestData) or config.data.held_out is not None
+    if config.evaluation.on_alarm == "stop" and not holds_out:
+        raise UserError(
+            "evaluation.on_alarm=stop: nothing is held out, so no alarm can be raised",
+            hint="Set data.held_out to a manifest, or leave this out.",
+        )
     elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
     if elsewhere:
         raise UserError(
@@ -222,7 +238,10 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
         )
     train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
     held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
-    return Data(train, [held_out[i] for i in range(len(held_out))], ToyBoxJudges())
+    toys = {train.toy(index) for index in range(data.subjects)}
+    shared = [f"toy {index}" for index in range(data.held_out_subjects) if held_out.toy(index) in toys]
+    examples = [held_out[i] for i in range(len(held_out))]
+    return Data(train, examples, ToyBoxJudges(), overlap=Overlap(tuple(shared)))
 
 
 def build_engine(config: Config) -> Engine:

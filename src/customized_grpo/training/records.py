@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.scores import HeldOutScores
+from customized_grpo.evaluation.scores import read_scores
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.runs.folder import RunFolder
 
@@ -61,22 +61,6 @@ def scores_file(iteration: int) -> str:
     return f"{EVALUATIONS}/iteration_{iteration:06d}.json"
 
 
-def read_scores(folder: RunFolder, iteration: int) -> HeldOutScores:
-    """Return the scores of an evaluation.
-
-    Raises:
-        UserError: They are missing or damaged.
-    """
-    name = scores_file(iteration)
-    table = folder.read_json(name)
-    if table is None:
-        raise UserError(f"{folder.path / name}: no such file")
-    try:
-        return HeldOutScores.from_json(table)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder.path / name} is damaged: {error!r}") from error
-
-
 def set_aside(folder: RunFolder, iteration: int) -> Path | None:
     """Move the scores of all evaluations out of the way, where later ones cannot be compared with them.
 
@@ -92,7 +76,7 @@ def set_aside(folder: RunFolder, iteration: int) -> Path | None:
 
 def _is_whole(folder: RunFolder, iteration: int) -> bool:
     try:
-        read_scores(folder, iteration)
+        read_scores(folder.path / scores_file(iteration))
     except UserError:
         return False
     return True

@@ -44,6 +44,23 @@ UNCHECKED = (
     "the checkpoint is of a version that kept no fingerprints: whether base, rows and images are those that "
     "it was trained with could not be checked"
 )
+NEEDED = (
+    "iteration",
+    "rollouts",
+    "seconds",
+    "wasted_in_a_row",
+    "skipped_in_a_row",
+    "health",
+    "history",
+    "optimizer",
+    "config",
+    "rewards",
+    "code",
+    "processes",
+    "versions",
+)
+"""Keys of a checkpoint's state without which a run cannot be restored."""
+
 SEPARATOR = "/"  # between the name of a safetensors file and of a tensor in it
 
 
@@ -197,6 +214,12 @@ class RunCheckpoints:
             latest = self.store.latest() if step is None else step
             assert latest is not None
             checkpoint = self.store.load(latest)
+            lacking = [key for key in NEEDED if key not in checkpoint.state]
+            if lacking:
+                raise UserError(
+                    f"the checkpoint of step {latest} lacks {', '.join(lacking)}",
+                    hint="It is of another version or another program; resume with the one that saved it.",
+                )
             changes = self._check_same_run(checkpoint.state, allowed)
             if checkpoint.step > self.config.train.iterations:
                 raise UserError(

@@ -22,12 +22,9 @@ from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import count_repeats, prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.alarms import check_alarms
-from customized_grpo.evaluation.scores import summary
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
-from customized_grpo.reporting.closing import closing_lines
 from customized_grpo.rollout.batches import count_batches, repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
@@ -38,10 +35,10 @@ from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
 from customized_grpo.training.evaluator import Evaluator
-from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
+from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.state import RunCheckpoints, RunState
@@ -200,14 +197,14 @@ class Trainer:
         return at_end or (every > 0 and self.iteration % every == 0)
 
     def report_notes(self) -> None:
-        """Report, at the start, what has changed, what the data lack, and what has no effect."""
+        """Report, at the start, what has changed, what the data lack, what has no effect, and what is cut."""
         for name, message in self.notes:
             self.log.event(name, message)
         for note in self.data.notes:
             self.log.progress.message(f"note: {note}")
-        if self.iteration == 0:
-            for sentence in idle_settings(self.config, self.scorer.rewards):
-                self.log.event("idle setting", sentence, prefix="note: ")
+        if self.iteration == 0 and self.engine.is_main:
+            for name, sentence in start_notes(self.parts):
+                self.log.event(name, sentence, prefix="note: ")
 
     # Sampling and scoring
 
@@ -379,16 +376,10 @@ class Trainer:
         with self.updater.result():
             header = Provenance.from_config(self.config).to_header()
             self.policy.save_lora(self.folder.path / "lora", header)
-        base = self.evaluator.base
-        latest = self.evaluator.latest
-        measured = summary(base, latest) if base and latest else {}
-        alarms = [alarm.message for alarm in check_alarms(self.state.history)]
-        for line in closing_lines(measured, alarms):
-            self.log.progress.message(line)
         self.folder.write_json(
             "summary.json",
             {
-                **measured,
+                **self.evaluator.report_result(),
                 "iterations": self.iteration,
                 "rollouts": self.state.rollouts,
                 "wall_s": round(self.log.seconds, 1),

@@ -206,21 +206,32 @@ def test_closing_gives_up_what_is_under_way_at_once(tmp_path: Path) -> None:
 def test_a_token_is_needed_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving.running([OWN], token=TOKEN) as service:
         for given in (None, "wrong-horse-battery-staple"):
-            monkeypatch.setenv("SERVICE_TOKEN", given or "")
+            monkeypatch.setenv("CGRPO_SERVICE_TOKEN", given or "")
             with pytest.raises(UserError, match="the token is missing or wrong") as caught:
-                build_executor(at(service.url, token_env=given and "SERVICE_TOKEN"))
+                build_executor(at(service.url, token_env=given and "CGRPO_SERVICE_TOKEN"))
             assert not given or given not in str(caught.value)
-        monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
-        with build_scorer([at(service.url, token_env="SERVICE_TOKEN")]) as scorer:
+        monkeypatch.setenv("CGRPO_SERVICE_TOKEN", TOKEN)
+        with build_scorer([at(service.url, token_env="CGRPO_SERVICE_TOKEN")]) as scorer:
+            assert scorer.score(tiny.make_batch(2)).isfinite().all()
+
+
+def test_the_service_is_not_asked_through_a_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CGRPO_SERVICE_TOKEN", TOKEN)
+    with serving.running([OWN], token=TOKEN) as service, scripted() as proxy:
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(variable, proxy.url)
+        with build_scorer([at(service.url, token_env="CGRPO_SERVICE_TOKEN")]) as scorer:
             assert scorer.score(tiny.make_batch(2)).isfinite().all()
 
 
 def test_a_token_that_a_server_sends_back_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
+    monkeypatch.setenv("CGRPO_SERVICE_TOKEN", TOKEN)
     echo = say(400, problem(400, f"you sent {TOKEN}"))
     with (
         scripted(echo) as service,
-        build_scorer([at(service.url, token_env="SERVICE_TOKEN")]) as scorer,
+        build_scorer([at(service.url, token_env="CGRPO_SERVICE_TOKEN")]) as scorer,
         pytest.raises(UserError, match=r"you sent \[redacted\]"),
     ):
         scorer.score(tiny.make_batch(2))

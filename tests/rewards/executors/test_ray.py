@@ -51,7 +51,10 @@ def test_an_actor_that_dies_is_restarted_and_asked_once_more(
 def test_each_reward_has_its_environment_and_closing_ends_its_actors(
     ray_cluster: Any, worker_env: dict[str, str]
 ) -> None:
-    configs = [in_ray("Environment", {**worker_env, "OWN_NUMBER": number}) for number in ("3", "4")]
+    configs = []
+    for number in ("3", "4"):
+        config = in_ray("Environment", {**worker_env, "OWN_NUMBER": number})
+        configs.append(config.model_copy(update={"label": f"number {number}"}))
     with build_scorer(configs) as scorer:
         assert scorer.score(tiny.make_batch(2)).tolist() == [[3, 4], [3, 4]]
     # a cluster that was there before is not ours to end, and all its cores are free again
@@ -60,12 +63,14 @@ def test_each_reward_has_its_environment_and_closing_ends_its_actors(
 
 def test_what_an_actor_gets_is_what_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CGRPO_TRUST", "mine")
+    monkeypatch.setenv("CGRPO_KEYS", "MINE")
     place = RayExecution(
         kind="ray", gpus_per_actor=0.25, cpus_per_actor=3, pip=("hpsv3==1.0",), env={"A": "b"}
     )
     options = actor_options(place)
     assert (options["num_gpus"], options["num_cpus"]) == (0.25, 3)
-    assert options["runtime_env"] == {"env_vars": {"A": "b", "CGRPO_TRUST": "mine"}, "pip": ["hpsv3==1.0"]}
+    variables = {"A": "b", "CGRPO_TRUST": "mine", "CGRPO_KEYS": "MINE"}
+    assert options["runtime_env"] == {"env_vars": variables, "pip": ["hpsv3==1.0"]}
 
 
 def test_a_reward_that_an_actor_cannot_build_is_the_same_message_as_here(
@@ -91,17 +96,18 @@ def test_every_missing_package_and_token_is_named_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delenv("NO_TOKEN", raising=False)
+    monkeypatch.delenv("CGRPO_NO_TOKEN", raising=False)
     configs = [
         RewardConfig(name="no_such:Reward", executor=RayExecution(kind="ray")),
         RewardConfig(
-            name="no_such:Other", executor=HttpExecution(kind="http", url="http://x", token_env="NO_TOKEN")
+            name="no_such:Other",
+            executor=HttpExecution(kind="http", url="http://x", token_env="CGRPO_NO_TOKEN"),
         ),
     ]
     with pytest.raises(UserError) as caught:
         check_prerequisites(configs)
     assert "pip install 'customized-grpo[ray]'" in str(caught.value)
-    assert "environment variable NO_TOKEN holds no token" in str(caught.value)
+    assert "environment variable CGRPO_NO_TOKEN is not set" in str(caught.value)
 
 
 OWNER = """
@@ -111,6 +117,7 @@ from customized_grpo.config.schema import RewardConfig
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.rewards import ScoringBatch
 from customized_grpo.rewards.executors import build_scorer
+os.environ["CGRPO_KEYS"] = "PYTHONPATH"
 place = RayExecution(kind="ray", env={"PYTHONPATH": os.environ["PYTHONPATH"]})
 config = RewardConfig(name="own_rewards:Slow", options={"seconds": 600}, executor=place)
 before = signal.getsignal(signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import socket
 import struct
@@ -15,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 import serving
 import tiny_rewards as tiny
@@ -24,24 +22,16 @@ from customized_grpo.rewards.executors import in_8_bits
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.service.protocol import to_base64
 from processes import PATIENCE_S
+from service_requests import HEAD, JSON, MOODY, ask, is_problem, png
 
 TOKEN = "correct-horse-battery-staple"
-MOODY = RewardConfig(name="own_rewards:Moody")
 DINO = RewardConfig(name="dino", path="toybox")
-JSON = {"content-type": "application/json"}
-HEAD = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Any]:
     with serving.running([MOODY, DINO]) as running:
         yield running
-
-
-def png(mode: str = "RGB", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -59,26 +49,6 @@ def bomb(width: int, height: int) -> bytes:
 def digest(service: Any, name: str) -> str:
     found: str = service.service.digests[name]
     return found
-
-
-def ask(service: Any, *samples: dict[str, Any], reward: str = MOODY.name, **other: Any) -> httpx.Response:
-    empty = {"prompt": "x", "references": [], "reference_masks": None, "image_mask": None, "meta": {}}
-    body = {
-        "reward": reward,
-        "digest": service.service.digests.get(reward, "0" * 64),
-        "samples": [{**empty, "image": to_base64(png()), **sample} for sample in samples],
-        **other,
-    }
-    return httpx.post(f"{service.url}/v1/score", json=body)
-
-
-def is_problem(answer: httpx.Response, status: int, detail: str) -> dict[str, Any]:
-    problem: dict[str, Any] = answer.json()
-    assert answer.status_code == status == problem["status"], answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert detail in problem["detail"], problem
-    assert "Traceback" not in answer.text and "/" not in problem["detail"].replace("application/json", "")
-    return problem
 
 
 def test_health_and_info_say_what_is_served(service: Any) -> None:
@@ -315,12 +285,3 @@ def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:
             serving.wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
             child.terminate()
             assert child.wait(timeout=PATIENCE_S) == 143
-
-
-def test_a_client_that_leaves_gives_its_place_back() -> None:
-    with serving.running([MOODY]) as service:
-        address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
-        with socket.create_connection(address) as client:
-            client.sendall(HEAD + b"content-length: 99\r\n\r\n{")
-            serving.wait_until(lambda: service.service.accepted == 1)
-        serving.wait_until(lambda: service.service.accepted == 0)

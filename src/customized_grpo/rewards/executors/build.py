@@ -15,7 +15,7 @@ from customized_grpo.rewards.executors.http import HttpExecutor, read_token
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 from customized_grpo.rewards.executors.labelled import LabelledExecutor
-from customized_grpo.rewards.executors.ray import import_ray, ray_executor
+from customized_grpo.rewards.executors.ray import check_permissions, import_ray, ray_executor
 from customized_grpo.rewards.executors.scorer import Scorer
 from customized_grpo.rewards.executors.thread import ThreadExecutor
 from customized_grpo.rewards.registry import build_reward
@@ -95,7 +95,7 @@ def check_prerequisites(configs: Sequence[RewardConfig]) -> None:
     """Check at no cost what the executors need.
 
     Raises:
-        UserError: Lists every token that is not set and every package that is not installed.
+        UserError: Lists every missing token and package, and what a recipe may not do.
     """
     mistakes = []
     for config in configs:
@@ -103,6 +103,7 @@ def check_prerequisites(configs: Sequence[RewardConfig]) -> None:
             if isinstance(config.executor, HttpExecution):
                 read_token(config.executor)
             elif isinstance(config.executor, RayExecution):
+                check_permissions(config.executor)
                 import_ray()
         except UserError as error:
             mistakes.append(f"reward {config.name!r}: {error}")

@@ -7,7 +7,6 @@ them up at once instead of waiting for answers.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -17,10 +16,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo import keys
 from customized_grpo.config.executors import HttpExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import Kind, ScoringBatch, naming
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, naming
 from customized_grpo.rewards.executors.connection import Connection
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.http_client import HttpError
@@ -72,6 +72,11 @@ class HttpExecutor:
     def kind(self) -> Kind:
         """What the reward measures."""
         return self._info.kind
+
+    @property
+    def local_reward(self) -> Reward | None:
+        """None: it is in the service."""
+        return None
 
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:
         """Send the batch and return at once."""
@@ -152,17 +157,11 @@ def read_token(place: HttpExecution) -> str | None:
     """Read the service's token from the environment; None if the recipe names no variable.
 
     Raises:
-        UserError: The variable is not set, or cannot be a token.
+        UserError: See `keys.read_key`.
     """
     if place.token_env is None:
         return None
-    token = os.environ.get(place.token_env, "")
-    if not token or not token.isascii() or not token.isprintable():
-        raise UserError(
-            f"executor.token_env: the environment variable {place.token_env} holds no token",
-            hint="Set it to the token the service was started with.",
-        )
-    return token
+    return keys.read_key(place.token_env, place.url, "executor.token_env")
 
 
 def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:

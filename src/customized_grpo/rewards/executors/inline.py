@@ -30,6 +30,11 @@ class InlineExecutor:
         """What the reward measures."""
         return self.reward.kind
 
+    @property
+    def local_reward(self) -> Reward | None:
+        """The reward itself."""
+        return self.reward
+
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:
         """Score; the future is finished when it is returned."""
         done: Future[Tensor] = Future()

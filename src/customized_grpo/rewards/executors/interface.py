@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, ScoringBatch
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch
 
 
 class Executor(Protocol):
@@ -21,6 +21,11 @@ class Executor(Protocol):
     @property
     def kind(self) -> Kind:
         """What the reward measures."""
+        ...
+
+    @property
+    def local_reward(self) -> Reward | None:
+        """The reward itself, where it is an object of this process."""
         ...
 
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:

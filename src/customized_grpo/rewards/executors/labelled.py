@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, ScoringBatch
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch
 from customized_grpo.rewards.executors.interface import Executor
 
 
@@ -27,6 +27,11 @@ class LabelledExecutor:
     def kind(self) -> Kind:
         """What the reward measures."""
         return self.executor.kind
+
+    @property
+    def local_reward(self) -> Reward | None:
+        """The other's reward."""
+        return self.executor.local_reward
 
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:
         """Begin to score, as the other does."""

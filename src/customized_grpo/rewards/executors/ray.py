@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo import extensions
+from customized_grpo import extensions, keys
 from customized_grpo.config.executors import RayExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
@@ -49,6 +49,7 @@ class RayReward:
     kind: Kind
 
     def __init__(self, config: RewardConfig, place: RayExecution) -> None:
+        check_permissions(place)
         ray = import_ray()
         self._owns_cluster = _connect(place.address)
         options = actor_options(place)
@@ -115,6 +116,28 @@ class _Worker:
         return self.reward
 
 
+def check_permissions(place: RayExecution) -> None:
+    """Refuse what would run code or change programs at the word of a recipe alone.
+
+    Raises:
+        UserError: The user has not allowed the packages, a variable or the cluster that the recipe names.
+    """
+    mistakes = []
+    if place.pip and not extensions.is_trusted("pip"):
+        mistakes.append("executor.pip installs packages, which run code; if you know them: --trust pip")
+    own_clusters = (None, "auto", "local", os.environ.get("RAY_ADDRESS"))
+    if place.address not in own_clusters and not extensions.is_trusted("ray"):
+        mistakes.append(  # what a cluster answers is unpickled here
+            "executor.address is a cluster, which can run code here; if it is yours: --trust ray, or set "
+            "RAY_ADDRESS"
+        )
+    for variable in place.env:
+        if (problem := keys.why_not(variable)) is not None:
+            mistakes.append(f"executor.env.{variable}: {problem}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
 def import_ray() -> Any:
     """Import Ray.
 
@@ -133,10 +156,10 @@ def import_ray() -> Any:
 
 def actor_options(place: RayExecution) -> dict[str, Any]:
     """Return how Ray is to run an actor: its share of the hardware, its environment, and its restarts."""
-    # Actors of a cluster do not inherit this process's environment. What the user trusts comes last: a recipe
+    # Actors of a cluster do not inherit this process's environment. What the user allows comes last: a recipe
     # cannot widen it.
-    trusted = ",".join(extensions.trusted_modules())
-    environment: dict[str, Any] = {"env_vars": {**place.env, extensions.TRUST: trusted}}
+    allowed = {name: os.environ.get(name, "") for name in (keys.KEYS, extensions.TRUST)}
+    environment: dict[str, Any] = {"env_vars": {**place.env, **allowed}}
     if place.pip:
         environment["pip"] = list(place.pip)
     return {

@@ -39,6 +39,11 @@ class ThreadExecutor:
         """What the reward measures."""
         return self.reward.kind
 
+    @property
+    def local_reward(self) -> Reward | None:
+        """The reward itself."""
+        return self.reward
+
     def submit(self, batch: ScoringBatch) -> Future[Tensor]:
         """Queue the batch and return at once."""
         return self._pool.submit(checked_scores, self.reward, batch)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from customized_grpo.rewards.http_client import HttpClient, HttpError, HttpSettings, redact
+from customized_grpo.rewards.http_client import HttpAnswer, HttpClient, HttpError, HttpSettings, redact
 from customized_grpo.rewards.judge.answers import Failure
+from customized_grpo.rewards.judge.dialect import REFUSALS, REFUSED, refused_parameter, without
 
 FIRST_PAUSE_S = 0.5
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 def check_url(url: str) -> str:
@@ -65,6 +71,7 @@ class JudgeClient:
         self.endpoint = f"{check_url(url)}/chat/completions"
         self._key = key
         self._concurrency = concurrency
+        self._refused: tuple[str, ...] = ()
         self._settings = HttpSettings(
             timeout_s,
             retries,
@@ -74,23 +81,28 @@ class JudgeClient:
         )
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[bytes | Failure]:
-        """Send each body as JSON; return each answer of status 200, unchecked, or a failure."""
-        return asyncio.run(self._ask_all([json.dumps(body).encode() for body in bodies]))
+        """Send each body as JSON; return each answer of status 200, unchecked, or a failure.
+
+        May be called inside a running event loop, such as that of a notebook; it is kept waiting.
+        """
+        return _run(self._ask_all(bodies))
 
     def redact(self, text: str) -> str:
         """Return the first characters of an answer without the key, for a message."""
         return redact(text, self._key, self._settings.excerpt)
 
-    async def _ask_all(self, contents: Sequence[bytes]) -> list[bytes | Failure]:
+    async def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[bytes | Failure]:
         slots = asyncio.Semaphore(self._concurrency)
         async with HttpClient(self._settings, self._key) as http:
-            return await asyncio.gather(*(self._ask(http, slots, content) for content in contents))
+            return await asyncio.gather(*(self._ask(http, slots, body) for body in bodies))
 
-    async def _ask(self, http: HttpClient, slots: asyncio.Semaphore, content: bytes) -> bytes | Failure:
+    async def _ask(
+        self, http: HttpClient, slots: asyncio.Semaphore, body: Mapping[str, Any]
+    ) -> bytes | Failure:
         """Ask once; the slot is kept between attempts, so that an overloaded judge gets a rest."""
         async with slots:
             try:
-                answer = await http.request("POST", self.endpoint, content)
+                answer = await self._understood(http, body)
             except HttpError as error:
                 return Failure(error.reason, error.detail)
         if answer.status == httpx.codes.OK:
@@ -99,3 +111,35 @@ class JudgeClient:
         if httpx.codes.is_redirect(answer.status):
             return Failure(f"redirect (status {answer.status}), which is never followed", excerpt)
         return Failure(f"status {answer.status}", excerpt)
+
+    async def _understood(self, http: HttpClient, body: Mapping[str, Any]) -> HttpAnswer:
+        """Ask, and once more without each parameter that a refusal names; remember those if that helps."""
+        refused = self._refused
+        while True:
+            asked = without(body, refused)
+            answer = await http.request("POST", self.endpoint, json.dumps(asked).encode())
+            parameter = None
+            if answer.status in REFUSALS:
+                parameter = refused_parameter(asked, answer.body.decode("utf-8", "replace"))
+            if parameter is None:
+                break
+            refused = (*refused, parameter)
+        if answer.status == httpx.codes.OK:
+            self._learn(refused)
+        return answer
+
+    def _learn(self, refused: Sequence[str]) -> None:
+        for parameter in refused:
+            if parameter not in self._refused:
+                self._refused = (*self._refused, parameter)
+                logger.warning("judge: %s refuses %s", self.endpoint, REFUSED[parameter])
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a coroutine; in a thread where this one already has a running loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

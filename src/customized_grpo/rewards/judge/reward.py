@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.keys import read_key, why_not
 from customized_grpo.pixels import encode_png, to_uint8
 from customized_grpo.rewards.base import Kind, RewardError, ScoringBatch
 from customized_grpo.rewards.features import content_key
@@ -32,7 +32,6 @@ from customized_grpo.rewards.options import RewardOptions
 
 NAME = "judge"
 CACHED_SCORES = 65536
-MAX_TOKENS = 32  # of the answer: {"score": 3} in any tokenizer
 TOP_TOKENS = 20  # as many as OpenAI and vLLM give
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ class JudgeOptions(RewardOptions):
     """Best score of your own rubric (the worst is 0); null means 4; log-probabilities are used up to 9."""
     log_probs: bool = True
     """Whether to ask for log-probabilities; false for an endpoint that refuses them, and then scores tie."""
+    max_tokens: Annotated[int, Field(ge=8, le=2**20)] = 32
+    """Most tokens of an answer; a model that thinks first needs some thousands."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed sent with each request; the temperature is 0."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
@@ -64,7 +65,7 @@ class JudgeOptions(RewardOptions):
     retries: Annotated[int, Field(ge=0, le=10)] = 4
     """Further attempts after a connection error or status 408, 429 or 5xx."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Name of the environment variable that holds the API key; null sends none."""
+    """Environment variable with the API key: CGRPO_..., or one in CGRPO_KEYS; null sends none."""
     use_proxy: bool = False
     """Whether HTTP_PROXY, HTTPS_PROXY and NO_PROXY are followed; a proxy of plain HTTP sees the key."""
 
@@ -78,6 +79,13 @@ class JudgeOptions(RewardOptions):
             )
         if self.text is not None and self.kind is None:
             raise ValueError("text needs a kind: identity, prompt or quality")
+        return self
+
+    @model_validator(mode="after")
+    def _check_key(self) -> JudgeOptions:
+        problem = None if self.api_key_env is None else why_not(self.api_key_env, self.url)
+        if problem is not None:
+            raise ValueError(f"api_key_env: {self.api_key_env}: {problem}")
         return self
 
     def the_rubric(self) -> Rubric:
@@ -106,7 +114,7 @@ class JudgeReward:
         self.kind: Kind = self.rubric.kind
         self._client = JudgeClient(
             options.url,
-            key=_read_key(options.api_key_env),
+            key=_read_key(options),
             concurrency=options.concurrency,
             timeout_s=options.timeout_s,
             retries=options.retries,
@@ -187,7 +195,7 @@ class JudgeReward:
             "response_format": self.rubric.response_format(),
             "temperature": 0,
             "seed": self.options.seed,
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": self.options.max_tokens,
             **log_probs,
         }
 
@@ -223,15 +231,7 @@ def data_url(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(to_uint8(image))).decode("ascii")
 
 
-def _read_key(variable: str | None) -> str | None:
-    if variable is None:
+def _read_key(options: JudgeOptions) -> str | None:
+    if options.api_key_env is None:
         return None
-    key = os.environ.get(variable, "")
-    if not key:
-        raise UserError(
-            f"reward {NAME!r}: the environment variable {variable} is not set",
-            hint=f"Set it to the endpoint's key (export {variable}=...), or remove api_key_env.",
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"reward {NAME!r}: the environment variable {variable} holds what cannot be a key")
-    return key
+    return read_key(options.api_key_env, options.url, f"reward {NAME!r}: api_key_env")

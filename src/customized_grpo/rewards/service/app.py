@@ -7,8 +7,8 @@ import hashlib
 import hmac
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import RewardError
-from customized_grpo.rewards.service.parsing import Refusal, named_references, parse, to_batch
+from customized_grpo.rewards.service.parsing import Refusal, measure, named_references, parse
 from customized_grpo.rewards.service.png import PngError, pixel_count
 from customized_grpo.rewards.service.protocol import (
     PROBLEM_TYPE,
@@ -38,7 +38,9 @@ from customized_grpo.rewards.service.references import ReferenceStore
 
 logger = logging.getLogger(__name__)
 
-READ_S = 60  # for a client to send its whole request
+READ_S = 10.0  # for a client to send its request, and as many more as `READ_RATE` allows
+READ_RATE = 256 << 10  # bytes a second that a client must send at least
+IN_MEMORY = 2  # requests of the largest number of pixels that are decoded at once, in all
 RETRY_AFTER_S = 1
 
 
@@ -49,7 +51,8 @@ class Limits:
     Attributes:
         body_bytes: Largest request.
         pixels: Largest number of pixels of a request in all.
-        waiting: Requests accepted and not yet answered; more are refused with 503.
+        waiting: Requests accepted and not yet answered; more are refused with 503. Bodies that arrive have
+            together the memory of as many.
         reference_bytes: References kept, in all.
     """
 
@@ -75,6 +78,8 @@ class Service:
         self.store = ReferenceStore(limits.reference_bytes)
         self.accepted = 0
         self.draining = False
+        self.pixels = PixelBudget(IN_MEMORY * limits.pixels)
+        self._buffered = 0
         rewards = [_info(name, queue) for name, queue in queues.items()]
         merge = max(queue.merge for queue in queues.values())
         self.info = Info(protocol=PROTOCOL, rewards=rewards, merge=merge)
@@ -90,14 +95,18 @@ class Service:
                 401, "the token is missing or wrong", "The client sends what executor.token_env names."
             )
 
-    @asynccontextmanager
-    async def place(self, request: Request) -> AsyncIterator[None]:
-        """Hold one of the places for requests inside the block; refuse if none is free."""
-        if self.draining:
-            await _discard(request, self.limits.body_bytes)
-            raise Refusal(503, "the service is shutting down", retry_after=RETRY_AFTER_S)
+    def problem(self) -> str | None:
+        """Fail requests to hanging rewards; return what is wrong with the service, or None."""
+        problems = [queue.watch() for queue in self.queues.values()]
+        return "; ".join(filter(None, problems)) or None
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for requests inside the block; refuse if none is free.
+
+        A place is for a request whose body is here: slow clients hold none.
+        """
         if self.accepted >= self.limits.waiting:
-            await _discard(request, self.limits.body_bytes)
             raise Refusal(503, f"{self.accepted} requests wait already", retry_after=RETRY_AFTER_S)
         self.accepted += 1
         try:
@@ -107,27 +116,68 @@ class Service:
 
     async def body(self, request: Request) -> bytes:
         """Return the body of a request; refuse one over the limit or too slow."""
-        limit = self.limits.body_bytes
-        too_large = Refusal(
-            413,
-            f"the request has more than {limit:,} bytes",
-            "Ask about fewer images at once (rollout.batch_size), or raise the service's --max-body-mb.",
-        )
-        if int(request.headers.get("content-length", 0)) > limit:
-            await _discard(request, limit)
-            raise too_large
-        parts = []
+        await self._check_before_reading(request)
         size = 0
+        parts = []
+        begun = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(READ_S):
+            async with asyncio.timeout_at(begun + READ_S) as timeout:
                 async for part in request.stream():
                     size += len(part)
-                    if size > limit:
-                        raise too_large
+                    self._buffered += len(part)
+                    if size > self.limits.body_bytes:
+                        raise self._too_large()
+                    if self._buffered > self.limits.waiting * self.limits.body_bytes:
+                        raise Refusal(503, "too many requests arrive at once", retry_after=RETRY_AFTER_S)
                     parts.append(part)
+                    timeout.reschedule(begun + READ_S + size / READ_RATE)
         except TimeoutError as error:
-            raise Refusal(408, f"the request did not arrive within {READ_S} s") from error
+            raise Refusal(408, "the request arrived too slowly") from error
+        finally:
+            self._buffered -= size
         return b"".join(parts)
+
+    async def _check_before_reading(self, request: Request) -> None:
+        limit = self.limits.body_bytes
+        if self.draining:
+            await _discard(request, limit)
+            raise Refusal(503, "the service is shutting down", retry_after=RETRY_AFTER_S)
+        if int(request.headers.get("content-length", 0)) > limit:
+            await _discard(request, limit)
+            raise self._too_large()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413,
+            f"the request has more than {self.limits.body_bytes:,} bytes",
+            "Ask about fewer images at once (rollout.batch_size), or raise the service's --max-body-mb.",
+        )
+
+
+class PixelBudget:
+    """A bound of the pixels that are decoded at once; those who want some wait, in the order they came.
+
+    Args:
+        pixels: How many in all.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def hold(self, pixels: int) -> AsyncIterator[None]:
+        """Have memory for so many pixels inside the block."""
+        async with self._turn, self._changed:  # one after the other, or large requests would never get it
+            await self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
 
 
 def build_app(service: Service) -> FastAPI:
@@ -137,8 +187,11 @@ def build_app(service: Service) -> FastAPI:
 
     @app.get("/healthz")
     async def health() -> Response:
-        state = "draining" if service.draining else "ok"
-        return JSONResponse({"status": state}, 503 if service.draining else 200)
+        if service.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        if (problem := service.problem()) is not None:
+            return JSONResponse({"status": "failing", "reason": problem}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> Response:
@@ -168,14 +221,15 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post("/references/missing")
     async def missing(request: Request) -> Response:
-        async with service.place(request):
-            references = parse(References, await _json(service, request))
+        body = await _json(service, request)
+        with service.place():
+            references = parse(References, body)
             return JSONResponse({"sha256": service.store.missing(references.sha256)})
 
     @routes.put("/references/{sha256}")
     async def put(sha256: str, request: Request) -> Response:
-        async with service.place(request):
-            png = await service.body(request)
+        png = await service.body(request)
+        with service.place():
             _check_reference(sha256, png, service.limits.pixels)
             if not service.store.put(sha256, png):
                 raise Refusal(413, "larger than the whole store of references", "Raise --reference-mb.")
@@ -183,8 +237,9 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post("/score")
     async def score(request: Request) -> Response:
-        async with service.place(request):
-            message = await run_in_threadpool(parse, ScoreRequest, await _json(service, request))
+        body = await _json(service, request)
+        with service.place():
+            message = await run_in_threadpool(parse, ScoreRequest, body)
             return JSONResponse((await _score(service, message)).model_dump())
 
     return routes
@@ -212,9 +267,11 @@ async def _score(service: Service, request: ScoreRequest) -> ScoreAnswer:
     if missing:
         raise Refusal(409, f"{len(missing)} references are not stored", missing=missing)
     files = {name: service.store.get(name) for name in names}
-    batch = await run_in_threadpool(to_batch, request, files, service.limits.pixels)
+    images = await run_in_threadpool(measure, request, files, service.limits.pixels)
     try:
-        scores = await asyncio.wrap_future(queue.submit(batch))
+        async with service.pixels.hold(images.pixels):
+            batch = await run_in_threadpool(images.batch)
+            scores = await asyncio.wrap_future(queue.submit(batch))
     except RewardError as error:
         logger.error("%s", error, exc_info=error)
         raise Refusal(500, f"reward {request.reward!r} failed; the service's log says how") from error
@@ -276,6 +333,8 @@ def _problem(refusal: Refusal) -> Response:
         title=title, status=refusal.status, detail=refusal.detail, hint=refusal.hint, missing=refusal.missing
     )
     headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    if refusal.status == 408:
+        headers["Connection"] = "close"  # the rest of the request may still come
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(problem.model_dump(), refusal.status, headers, PROBLEM_TYPE)

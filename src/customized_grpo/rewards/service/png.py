@@ -22,8 +22,8 @@ class PngError(ValueError):
     """Bytes that are no acceptable PNG; the message says why."""
 
 
-def pixel_count(png: bytes, channels: int) -> int:
-    """Return width x height according to the header.
+def size(png: bytes, channels: int) -> tuple[int, int]:
+    """Return width and height according to the header.
 
     Args:
         png: The file.
@@ -39,19 +39,34 @@ def pixel_count(png: bytes, channels: int) -> int:
         raise PngError("not a PNG")
     if (depth, colour, interlaced) != (8, _COLOUR_TYPES[channels], 0):
         raise PngError(f"not a plain {'RGB' if channels == 3 else 'grey'} PNG of 8 bits per channel")
-    return int(width) * int(height)
+    return int(width), int(height)
+
+
+def pixel_count(png: bytes, channels: int) -> int:
+    """Return width x height according to the header.
+
+    Raises:
+        PngError: See `size`.
+    """
+    width, height = size(png, channels)
+    return width * height
 
 
 def decode_png(png: bytes, channels: int) -> Tensor:
-    """Return uint8 [channels, H, W]; check `pixel_count` first.
+    """Return uint8 [channels, H, W]; check `size` first.
 
     Raises:
-        PngError: The file is damaged.
+        PngError: The file is damaged, or the decoder reads another size than `size` does.
     """
+    expected = size(png, channels)
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            pixels = np.array(image, dtype=np.uint8)
+            # A second header in the file is what Pillow would follow: 8 x 8 could become 13,000 x 13,000.
+            is_as_expected = image.size == expected
+            pixels = np.array(image, dtype=np.uint8) if is_as_expected else None
     # A damaged file makes Pillow's decoder raise nearly anything: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise PngError(f"the PNG is damaged ({type(error).__name__})") from error
+    if pixels is None:
+        raise PngError("the PNG has two headers")
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()

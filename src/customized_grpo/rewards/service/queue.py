@@ -1,21 +1,29 @@
-"""The queue of requests to one reward: first come, first served, one thread for each copy of the reward."""
+"""The queue of requests to one reward: first come, first served, one thread for each copy of the reward.
+
+A reward is somebody's code: it may raise anything, and it may never return. The first ends a request and not
+the thread; the second is noticed by `watch`, which the service calls several times a second.
+"""
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from customized_grpo.rewards.base import Reward, ScoringBatch, checked_scores
+from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, checked_scores
 
 Item = TypeVar("Item")
+
+SCORE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -34,16 +42,21 @@ class RequestQueue:
     Args:
         copies: The reward, once for each thread.
         merge: Samples of several requests that may be scored together; 0 merges none.
+        score_s: Seconds after which a reward that has not answered counts as hanging.
     """
 
-    def __init__(self, copies: Sequence[Reward], merge: int) -> None:
+    def __init__(self, copies: Sequence[Reward], merge: int, score_s: float = SCORE_S) -> None:
         self.reward = copies[0]
         self.merge = merge
+        self.score_s = score_s
+        self._under_way: dict[int, tuple[float, list[_Job]]] = {}  # by copy: when it began, and what
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._work, args=(copy,), name=f"reward {copy.name}") for copy in copies
+            # daemons, because a reward that hangs must not keep the process from ending
+            threading.Thread(target=self._work, args=(n, copy), name=f"reward {copy.name}", daemon=True)
+            for n, copy in enumerate(copies)
         ]
         for thread in self._threads:
             thread.start()
@@ -58,24 +71,49 @@ class RequestQueue:
             self._changed.notify()
         return job.scores
 
-    def close(self) -> None:
-        """Finish what is queued, then end the threads."""
+    def watch(self) -> str | None:
+        """Fail the requests that a hanging reward was asked; return what is wrong now, or None."""
+        now = time.monotonic()
+        with self._changed:
+            hanging = [jobs for begun, jobs in self._under_way.values() if now - begun > self.score_s]
+            lost = list(itertools.chain.from_iterable(hanging))
+            if len(hanging) == len(self._threads):  # nobody is left to take those that wait
+                lost += self._jobs
+                self._jobs.clear()
+        if not hanging:
+            return None
+        reason = f"reward {self.reward.name!r} has not answered for {self.score_s:g} s"
+        for job in lost:
+            _fail(job, RewardError(reason))
+        return reason
+
+    def close(self, patience_s: float | None = None) -> bool:
+        """Finish what is queued, then end the threads; return whether they have ended.
+
+        Args:
+            patience_s: Longest wait, in seconds; None: as long as it takes.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        end = None if patience_s is None else time.monotonic() + patience_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self, reward: Reward) -> None:
+    def _work(self, number: int, reward: Reward) -> None:
         while True:
             taken = self._next()
             if not taken:
                 return
             jobs = [job for job in taken if job.scores.set_running_or_notify_cancel()]
-            if len(jobs) > 1 and _score_together(reward, jobs):
-                continue
-            for job in jobs:
-                _score(reward, job)
+            with self._changed:
+                self._under_way[number] = time.monotonic(), jobs
+            if len(jobs) < 2 or not _score_together(reward, jobs):
+                for job in jobs:
+                    _score(reward, job)
+            with self._changed:
+                del self._under_way[number]
 
     def _next(self) -> list[_Job]:
         """Wait for jobs and take the next ones; an empty list means that the queue is closed."""
@@ -98,20 +136,36 @@ def _shape(batch: ScoringBatch) -> tuple[object, ...]:
 
 def _score(reward: Reward, job: _Job) -> None:
     try:
-        job.scores.set_result(checked_scores(reward, job.batch))
+        scores = checked_scores(reward, job.batch)
     except Exception as error:
-        job.scores.set_exception(error)
+        _fail(job, error)
+    except BaseException as error:  # SystemExit and the like are for a main thread, which this is not
+        wrapped = RewardError(f"reward {reward.name!r} raised {type(error).__name__}")
+        wrapped.__cause__ = error
+        _fail(job, wrapped)
+    else:
+        _finish(job, scores)
 
 
 def _score_together(reward: Reward, jobs: list[_Job]) -> bool:
     """Score the jobs as one batch; return False if that failed, so that they are scored one by one."""
     try:
         scores = checked_scores(reward, _joined([job.batch for job in jobs]))
-    except Exception:  # `_score` reports it to the request that it belongs to
+    except BaseException:  # `_score` reports it to the request that it belongs to
         return False
     for job, part in zip(jobs, scores.split([len(job.batch) for job in jobs]), strict=True):
-        job.scores.set_result(part)
+        _finish(job, part)
     return True
+
+
+def _finish(job: _Job, scores: Tensor) -> None:
+    with suppress(InvalidStateError):  # it took too long, and its request was told so
+        job.scores.set_result(scores)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    with suppress(InvalidStateError):
+        job.scores.set_exception(error)
 
 
 def _joined(batches: list[ScoringBatch]) -> ScoringBatch:

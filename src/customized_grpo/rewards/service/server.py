@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
@@ -14,9 +17,15 @@ import uvicorn
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.service.app import Limits, Service, build_app
-from customized_grpo.rewards.service.queue import RequestQueue
+from customized_grpo.rewards.service.connections import Connection
+from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
+
+logger = logging.getLogger(__name__)
 
 MIN_TOKEN = 16  # characters
+DRAIN_S = 15.0  # for accepted requests after a signal; cluster managers kill 30 s after it
+CLOSE_S = 2.0  # for connections, and then for the threads of the rewards
+WATCH_TICKS = 5  # of a tenth of a second, between looks at rewards that may hang
 KEEP_ALIVE_S = 60  # longer than most rollout batches take, so that connections are reused
 
 
@@ -27,8 +36,11 @@ def serve(
     *,
     token: str | None,
     merge: int,
+    score_s: float = SCORE_S,
 ) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; those accepted before it are still answered.
+    """Answer requests until SIGTERM or Ctrl-C; those accepted before it are still answered, within `DRAIN_S`.
+
+    Ends the process with status 1 if a reward never came back.
 
     Args:
         rewards: The copies of each reward, by the name that requests use.
@@ -36,13 +48,18 @@ def serve(
         limits: What a client may ask for.
         token: What a client must present; None: nothing is needed.
         merge: Samples of several requests that may be scored together; 0 merges none.
+        score_s: Seconds after which a reward that has not answered counts as hanging.
     """
-    queues = {name: RequestQueue(copies, merge) for name, copies in rewards.items()}
+    queues = {name: RequestQueue(copies, merge, score_s) for name, copies in rewards.items()}
     try:
         Server(Service(queues, limits, token)).run(sockets=[listener])
     finally:
-        for queue in queues.values():
-            queue.close()
+        hanging = [name for name, queue in queues.items() if not queue.close(CLOSE_S)]
+    if hanging:
+        logger.error("given up: reward %s never answered", ", ".join(hanging))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # an exit that waits for nobody; a thread in the middle of torch would crash any other
 
 
 def check_access(host: str, token: str | None, token_env: str) -> None:
@@ -95,15 +112,18 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(service),
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 lifespan="off",
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(CLOSE_S),
             )
         )
         self.service = service
+        self._drained_by: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal ends the process at once."""
@@ -114,4 +134,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second; True ends it."""
         stop = await super().on_tick(counter)
-        return stop or (self.service.draining and self.service.accepted == 0)
+        if counter % WATCH_TICKS == 0:
+            self.service.problem()
+        if not self.service.draining:
+            return stop
+        now = time.monotonic()
+        if self._drained_by is None:
+            self._drained_by = now + DRAIN_S
+        return stop or self.service.accepted == 0 or now > self._drained_by
