@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from customized_grpo import files
 from customized_grpo.errors import UserError
@@ -97,7 +97,14 @@ def explained(path: str, name: str, what: str | None = None) -> Iterator[None]:
 def _check_endpoint() -> None:
     """Refuse an HF_ENDPOINT that is no address, before any library reads it."""
     endpoint = os.environ.get("HF_ENDPOINT")
-    if endpoint and not re.fullmatch(r"https?://[^\s/\[\]]+(/\S*)?", endpoint):
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # such as a bracket that nothing closes
+        is_address = False
+    if not is_address:
         raise UserError(
             f"HF_ENDPOINT {endpoint!r} is no address of a hub",
             hint="Write it with its scheme, such as https://hf-mirror.com, or unset it.",
