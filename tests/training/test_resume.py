@@ -147,7 +147,9 @@ def test_a_base_whose_scores_a_power_cut_took_is_measured_again_and_not_guessed(
 def test_a_checkpoint_without_fingerprints_goes_on_and_says_what_was_not_checked(run: Path) -> None:
     def change(state: dict[str, Any]) -> None:
         del state["contents"], state["changes"]
+        state["versions"]["torch"] = "1.0"
 
     edit_state(run, change)
     assert trainer.resume(run, overrides=["train.iterations=2"], allowed=["data"]) == 0
     assert "could not be checked" in events(run)["unchecked"]
+    assert events(run)["versions"].startswith("torch: 1.0 in the checkpoint, ")
