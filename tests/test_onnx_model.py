@@ -46,6 +46,12 @@ def test_outputs_come_by_name(tmp_path: Path) -> None:
     assert list(model.blank()) == ["out"] and (model.height, model.width) == (8, 8)
 
 
+def test_damaged_weights_are_told_by_what_they_return(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", build(weight=np.inf)))
+    with pytest.raises(UserError, match=r"m\.onnx: the segmenter returns values that are not finite in out"):
+        model.blank()
+
+
 @pytest.mark.parametrize("shape", [("n", 3, "h", "w"), (None, None, None, None)])
 def test_sizes_left_open_are_those_asked_for(tmp_path: Path, shape: Any) -> None:
     model = load(write(tmp_path / "m.onnx", build(shape=shape)), size=24)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import struct
 from typing import Any
+
+import safetensors.torch
+import torch
 
 HEADER_LENGTH = struct.Struct("<Q")
 """The first bytes of a safetensors file: how long its JSON header is."""
@@ -133,14 +137,63 @@ def mutate_bytes(draw: random.Random, data: bytes) -> bytes:
 
 
 def mutate_safetensors(draw: random.Random, data: bytes) -> bytes:
-    """Return a safetensors file whose header's JSON, or whose bytes, are changed."""
-    if draw.random() < 0.4:
+    """Return a safetensors file whose tensors, or whose header's JSON, or whose bytes are changed."""
+    way = draw.random()
+    if way < 0.2:
         return mutate_bytes(draw, data)
     (length,) = HEADER_LENGTH.unpack_from(data)
     end = HEADER_LENGTH.size + length
-    header = mutate_tree(draw, json.loads(data[HEADER_LENGTH.size : end]))
-    text = json.dumps(header).encode("utf-8", errors="surrogatepass")
-    return HEADER_LENGTH.pack(len(text)) + text + data[end:]
+    header = json.loads(data[HEADER_LENGTH.size : end])
+    if way < 0.4:
+        text = dump_json(mutate_tree(draw, header))
+        return HEADER_LENGTH.pack(len(text)) + text + data[end:]
+    metadata = header.get("__metadata__", {})
+    tensors = safetensors.torch.load(data)
+    if metadata and draw.random() < 0.5:
+        key = draw.choice(list(metadata))
+        metadata[key] = _mutated_entry(draw, metadata[key])
+    else:
+        for _ in range(draw.randint(1, 3)):
+            _mutate_tensors(draw, tensors)
+    return safetensors.torch.save(tensors, metadata)
+
+
+def _mutated_entry(draw: random.Random, text: str) -> str:
+    """Return an entry of the metadata, which often is JSON, after a change."""
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return mutate_text(draw, text).encode("utf-8", "replace").decode()
+    return json.dumps(mutate_tree(draw, tree))
+
+
+def _mutate_tensors(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
+    """Remove, rename, add or spoil a tensor."""
+    if not tensors:
+        return
+    name = draw.choice(list(tensors))
+    tensor = tensors[name]
+    kind = draw.choice(("remove", "rename", "add", "value", "shape", "dtype", "zero"))
+    if kind == "remove":
+        del tensors[name]
+    elif kind == "rename":
+        old, new = draw.choice(
+            ((".lora_A.", ".lora_down."), ("transformer.", ""), (".weight", ""), ("", "x."))
+        )
+        tensors[name.replace(old, new, 1)] = tensors.pop(name)
+    elif kind == "add":
+        ending = draw.choice((".alpha", ".dora_scale", ".lokr_w1", ".bias", ".diff"))
+        tensors[name.rpartition(".lora")[0] + ending] = torch.tensor(draw.choice((4.0, 0.0, -1.0, math.nan)))
+    elif kind == "value" and tensor.is_floating_point():
+        tensors[name] = tensor * draw.choice((math.nan, math.inf, 1e30))
+    elif kind == "shape":
+        tensors[name] = draw.choice(
+            (tensor.flatten(), tensor[:1].clone(), tensor[None], tensor.flatten().flip(0))
+        )
+    elif kind == "dtype":
+        tensors[name] = tensor.to(draw.choice((torch.float64, torch.float16, torch.int8, torch.bool)))
+    else:
+        tensors[name] = torch.zeros(draw.choice(((), (0,), (0, 4), (1, 1))))
 
 
 def dump_json(value: Any) -> bytes:

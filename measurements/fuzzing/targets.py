@@ -91,8 +91,10 @@ class Overrides(Target):
     """Values by key; empty: odd ones for every key that there is."""
 
     def _prepare(self) -> None:
-        keys = _dotted_keys(load_config("toybox").model_dump(mode="json"))
-        self.values = self.VALUES or dict.fromkeys(keys, ODD_VALUES)
+        settings = _dotted_settings(load_config("toybox").model_dump(mode="json"))
+        # Half of the values are the preset's own: otherwise hardly any input would get past the first.
+        half = len(ODD_VALUES)
+        self.values = self.VALUES or {key: (*ODD_VALUES, *[value] * half) for key, value in settings}
 
     def _make(self, draw: random.Random) -> Callable[[], int]:
         arguments = []
@@ -171,9 +173,7 @@ class Adapters(Target):
 
         config = load_config("toybox-smoke")
         self.policy = load_policy(config.model, seed=0)
-        self.policy.save_adapter(self.folder / "adapter", {})
-        (file,) = (self.folder / "adapter").glob("*.safetensors")
-        self.valid = file.read_bytes()
+        self.valid = self.policy.save_lora(self.folder / "adapter").read_bytes()
         self.pipe = load_pipeline("toybox", precision="fp32")
         self.weights = copy.deepcopy(self.pipe.transformer.state_dict())
 
@@ -183,9 +183,7 @@ class Adapters(Target):
         return (lambda: self._load(path)) if draw.random() < 0.5 else (lambda: self._fuse(path))
 
     def _load(self, path: Path) -> int:
-        from customized_grpo.policies import lora
-
-        lora.load_file(self.policy.transformer, path)
+        self.policy.load_lora(path)
         return 0
 
     def _fuse(self, path: Path) -> int:
@@ -308,11 +306,11 @@ def _some_changed(draw: random.Random, lines: Sequence[Any]) -> list[Any]:
     return [mutate_tree(draw, line) if i == index else line for i, line in enumerate(lines)]
 
 
-def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted paths of all settings, sections included."""
-    keys = []
+def _dotted_settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the dotted paths of all settings with their values, sections included."""
+    settings: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        keys.append(prefix + key)
+        settings.append((prefix + key, value))
         if isinstance(value, dict):
-            keys += _dotted_keys(value, f"{prefix}{key}.")
-    return keys
+            settings += _dotted_settings(value, f"{prefix}{key}.")
+    return settings

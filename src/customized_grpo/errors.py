@@ -6,6 +6,14 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""What torch says of memory in errors of no class of their own."""
+
 
 class UserError(Exception):
     """A mistake the user can fix; the command line prints it as one message and exits with status 2.
@@ -30,6 +38,16 @@ def origin(error: BaseException) -> str:
         traceback = traceback.tb_next
     file = Path(traceback.tb_frame.f_code.co_filename).name
     return f" ({file}, line {traceback.tb_lineno})"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no more memory, of Python's or of torch's.
+
+    torch, which is not imported here, has a class for it on GPUs alone, and not for all of their errors.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

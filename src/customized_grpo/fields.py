@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 10**9
+"""The largest number of anything; more is a slip of the finger, and would fill the memory."""
 _VARIABLE = re.compile(r"(^|/)\$(\w+|\{)")
 
 
@@ -49,12 +51,12 @@ def _regex(value: str) -> str:
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
+Pixels = Annotated[int, Field(ge=16, le=16_384, multiple_of=16)]
 Text = Annotated[str, Field(min_length=1)]
 FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_path_text), AfterValidator(_expand_path)]
 WeightsPath = Annotated[Text, AfterValidator(expand_home)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from customized_grpo import files
 from customized_grpo.errors import UserError
@@ -50,8 +52,6 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
     Raises:
         UserError: The path is no hub id, or the file cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download
-
     what = what or f"model.path {path!r}"
     if Path(path).suffix in SINGLE_FILES:
         raise UserError(
@@ -65,7 +65,9 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
             hint='It must be "toybox", an existing folder, or a hub id of the form "owner/name".',
         )
     # quiet() turns off the hub's progress bars as well
-    with quiet(["transformers"]), explained(path, name, what):
+    with explained(path, name, what), quiet(["transformers"]):
+        from huggingface_hub import hf_hub_download
+
         return Path(hf_hub_download(path, name))
 
 
@@ -81,14 +83,32 @@ def explained(path: str, name: str, what: str | None = None) -> Iterator[None]:
     Raises:
         UserError: It could not be fetched.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
+    _check_endpoint()
     try:
         yield
-    # ValueError: a malformed id; ImportError: a SOCKS proxy without its package; httpx: a bad HF_ENDPOINT
-    except (HfHubHTTPError, OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:
+    except UserError:
+        raise
+    # the hub's client has changed its HTTP library twice (requests, httpx, httpx2), and passes on whatever
+    # that raises of proxies, certificates, tokens and addresses
+    except Exception as error:
         raise _explained(error, path, name, what or f"model.path {path!r}") from error
+
+
+def _check_endpoint() -> None:
+    """Refuse an HF_ENDPOINT that is no address, before any library reads it."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # such as a bracket that nothing closes
+        is_address = False
+    if not is_address:
+        raise UserError(
+            f"HF_ENDPOINT {endpoint!r} is no address of a hub",
+            hint="Write it with its scheme, such as https://hf-mirror.com, or unset it.",
+        )
 
 
 def _explained(error: Exception, path: str, name: str, what: str) -> UserError:
@@ -96,8 +116,10 @@ def _explained(error: Exception, path: str, name: str, what: str) -> UserError:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     # The order matters: the first and the second are subclasses of the third and the fourth.
@@ -107,13 +129,49 @@ def _explained(error: Exception, path: str, name: str, what: str) -> UserError:
             hint=f"Accept its licence at https://huggingface.co/{path}, then log in: hf auth login.",
         )
     if isinstance(error, LocalEntryNotFoundError):
-        return UserError(
-            f"{what}: no such folder, not in the download cache, and the hub cannot be reached ({name})",
-            hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
-        )
+        return _out_of_reach(error, path, name, what)
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"{what}: no such folder, and no such checkpoint on the hub, or a private one")
     if isinstance(error, EntryNotFoundError):
         hint = "Name one in diffusers' layout." if name == INDEX else None
         return UserError(f"{what}: the checkpoint has no {name}", hint=hint)
-    return UserError(f"{what}: {name} could not be fetched: {error}")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{what}: the checkpoint has no such revision")
+    text = " ".join(str(error).split())
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status in (401, 403):
+        hint = "Log in with a token that may read it: hf auth login."
+    elif isinstance(error, OSError) and error.filename is not None:
+        hint = (
+            "The download cache must be writable, and certificates readable: see HF_HOME and SSL_CERT_FILE."
+        )
+    else:
+        hint = _setting_to_blame(text)
+    return UserError(f"{what}: {name} could not be fetched: {text or type(error).__name__}", hint=hint)
+
+
+def _out_of_reach(error: Exception, path: str, name: str, what: str) -> UserError:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set: the hub cannot be reached"
+    else:
+        reason = "the hub cannot be reached"
+    cause = "" if error.__cause__ is None else f": {' '.join(str(error.__cause__).split())}"
+    return UserError(
+        f"{what}: no such folder, not in the download cache, and {reason} ({name}{cause})",
+        hint=f"Check the spelling and the connection, or fetch it elsewhere: hf download {path}.",
+    )
+
+
+def _setting_to_blame(text: str) -> str | None:
+    """Return what to do about an error of the HTTP library, by its words; None if they are not known."""
+    hints = {
+        "unknown scheme": "Write HTTPS_PROXY or ALL_PROXY as http://host:port or socks5://host:port.",
+        "socks": "ALL_PROXY names a SOCKS proxy: pip install socksio, or unset ALL_PROXY.",
+        "invalid port": "Correct HTTPS_PROXY, ALL_PROXY or HF_ENDPOINT: it has no valid port.",
+        "header value": "HF_TOKEN has characters that no token has, such as a line end: set it again.",
+        "ascii": "HF_TOKEN has characters that no token has: set it again.",
+    }
+    lower = text.lower()
+    return next((hint for word, hint in hints.items() if word in lower), None)

@@ -42,14 +42,12 @@ def why_not(variable: str, url: str | None = None) -> str | None:
         variable: Name of the environment variable.
         url: Where its value would be sent; None: code that the user trusts decides, or it is set, not read.
     """
-    host = "" if url is None else urlsplit(url).hostname or ""
-    hosts = [allowed for name, allowed in map(_split, _entries()) if name == variable]
-    if variable not in SETTINGS and (None in hosts or host in hosts):
-        return None
-    if variable not in SETTINGS and not hosts and variable.startswith(PREFIX):
-        return None
     if variable in SETTINGS:
         return f"a recipe must not name {variable}, which says what recipes may do"
+    host = None if url is None else urlsplit(url).hostname
+    hosts = [allowed for name, allowed in map(_split, _entries()) if name == variable]
+    if None in hosts or host in hosts or (not hosts and variable.startswith(PREFIX)):
+        return None
     entry = f"{variable}@{host}" if host else variable
     return (
         f"a recipe may name variables that begin with {PREFIX} only, unless you allow more; "

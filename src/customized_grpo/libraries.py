@@ -13,6 +13,23 @@ TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 
 @contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Silence what bitsandbytes and torchao warn of when something imports them inside the block.
+
+    Wrap a whole command: accelerate and peft import them wherever they like.
+    """
+    talkers = [logging.getLogger(name) for name in TALKERS]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)
+
+
+@contextmanager
 def quiet(names: Sequence[str] = ("transformers", "diffusers")) -> Iterator[None]:
     """Silence advice and progress bars of the model libraries inside the block; errors still show.
 
@@ -29,17 +46,11 @@ def quiet(names: Sequence[str] = ("transformers", "diffusers")) -> Iterator[None
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
-    talkers = [logging.getLogger(name) for name in TALKERS]
-    levels = [talker.level for talker in talkers]
-    for talker in talkers:
-        talker.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with quiet_imports(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # their own, about calling each other
             yield
     finally:
-        for talker, level in zip(talkers, levels, strict=True):
-            talker.setLevel(level)
         for library, verbosity, bars in zip(libraries, verbosities, with_bars, strict=True):
             library.set_verbosity(verbosity)
             if bars:

@@ -63,8 +63,16 @@ class OnnxModel:
         return dict(zip(names, outputs, strict=True))
 
     def blank(self) -> dict[str, Array]:
-        """Return the outputs for a black image: a cheap test before anything expensive."""
-        return self(np.zeros((3, self.height, self.width), np.float32))
+        """Return the outputs for a black image: a cheap test before anything expensive.
+
+        Raises:
+            UserError: The model cannot be run on it, or returns values that are not finite.
+        """
+        outputs = self(np.zeros((3, self.height, self.width), np.float32))
+        for name, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise UserError(f"{self.path}: the {self.what} returns values that are not finite in {name}")
+        return outputs
 
     def _check_input(self, size: int) -> tuple[str, tuple[int, int]]:
         inputs = self._session.get_inputs()

@@ -6,8 +6,10 @@ read as another one. They are shown as escapes, `\\x1b` and `\\u202e`.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+_NOT_PLAIN = re.compile(r"[^ -~]")
 _JOINERS = "\u200c\u200d"  # between letters of Persian and Hindi, and in emoji of several parts
 _CONTROL, _FORMAT, _SURROGATE, _LINE, _PARAGRAPH = "Cc", "Cf", "Cs", "Zl", "Zp"
 _ESCAPED = {_CONTROL, _FORMAT, _SURROGATE, _LINE, _PARAGRAPH}
@@ -20,9 +22,7 @@ def printable(text: str, keep: str = "\n") -> str:
         text: The text.
         keep: Control characters that stay.
     """
-    if text.isprintable():
-        return text
-    return "".join(_shown(character, keep) for character in text)
+    return _NOT_PLAIN.sub(lambda match: _shown(match[0], keep), text)
 
 
 def one_line(text: str) -> str:

@@ -62,6 +62,24 @@ def cut_texts(limit: TextLimit, texts: Sequence[str]) -> dict[int, int]:
     return cut
 
 
+def cut_sentence(limit: TextLimit, labels: Sequence[str], texts: Sequence[str]) -> str | None:
+    """Return how many prompts are cut, and the longest of them; None where all are read whole.
+
+    Args:
+        limit: The text encoder.
+        labels: What to call each prompt, such as "row 'a'".
+        texts: The prompts.
+    """
+    cut = cut_texts(limit, texts)
+    if not cut:
+        return None
+    longest = max(cut, key=lambda index: cut[index])
+    return (
+        f"{limit.reader} reads {limit.limit} tokens of a prompt and cuts the rest: {len(cut):,} of "
+        f"{len(texts):,} prompts are longer, the longest has {cut[longest]:,} ({labels[longest]})"
+    )
+
+
 def estimated_tokens(text: str) -> int:
     """Return about how many tokens CLIP has for a text, without its vocabulary.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from commands import run_here, status
 from customized_grpo import __version__
+from customized_grpo.cli import main as cli_main
 from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
@@ -287,6 +289,20 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "40")
     lines = table([["name", "word " * 50]]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) <= 40
+
+
+def test_a_command_is_not_talked_over_by_libraries_that_others_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoken(name: str) -> bool:
+        return logging.getLogger(name).isEnabledFor(logging.WARNING)
+
+    heard: list[bool] = []
+    names = ("torchao", "torchao.kernels", "torch.utils._pytree", "bitsandbytes")
+    monkeypatch.setattr(cli_main, "app", lambda **_: heard.extend(spoken(name) for name in names))
+    assert cli_main.main(["plan", "toybox"]) == 0
+    assert heard == [False] * len(names)
+    assert all(spoken(name) for name in names)
 
 
 # What is not supported says the way

@@ -107,7 +107,7 @@ def test_a_variable_that_is_not_set_or_not_allowed_is_told_before_anything_is_bu
 
 
 def test_a_reward_that_refuses_its_options_does_not_repeat_them() -> None:
-    config = RewardConfig(name="own_rewards:brightness", options={"x": SECRET})
-    with pytest.raises(UserError) as caught:
+    config = RewardConfig(name="own_rewards:Unmade", options={"x": SECRET})
+    with pytest.raises(UserError, match="cannot be made with the options x: ") as caught:
         build_reward(config)
     assert SECRET not in str(caught.value)

@@ -70,6 +70,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
     ("override", "what"),
     [
         ("train.group_size=1", "train.group_size: got 1, must be at least 2"),
+        ("rollout.steps=2147483648", "rollout.steps: got 2147483648, must be at most 1000"),
+        ("train.iterations=1000000000000", "train.iterations: got 1000000000000, must be at most 1000000000"),
         ("rewards.dino.weight=-1", "rewards.0.weight: got -1, must be above 0"),
         ("train.iterations=2.5", "train.iterations: got 2.5; write a whole number"),
         ("train.learning_rate='1e-4'", "train.learning_rate: got '1e-4'; write a number"),

@@ -143,7 +143,7 @@ def test_a_mask_is_written_whole_or_not_at_all(
     folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)

@@ -136,6 +136,16 @@ def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
     return any(part.shape == picture.shape and bool((part == picture).all()) for part in found)
 
 
+def test_a_prompt_that_the_generator_cuts_is_told(
+    run: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = (PROMPTS[0], "a red hat on the left " * 9)
+    assert generate(run, "--reference", toy, "--out", tmp_path / "out", prompts=prompts) == 0
+    told = capsys.readouterr().err
+    assert "note: the generator's T5 reads 24 tokens" in told
+    assert "1 of 2 prompts are longer" in told and "(prompt 2)" in told
+
+
 def test_a_long_prompt_is_wrapped_inside_the_grid() -> None:
     row = [Image.new("RGB", (64, 64), "red")]
     short = compose_grid(["reference"], [GridRow("a toy", row)])

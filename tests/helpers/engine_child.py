@@ -21,6 +21,7 @@ def exchanges() -> None:
     assert (engine.largest(rank), engine.smallest(rank)) == (1, 0)
     assert (engine.all_true(True), engine.all_true(rank == 0)) == (True, False)
     assert engine.from_main(lambda: {"who": rank, "text": "ä"}) == {"who": 0, "text": "ä"}
+    assert engine.gather_json({"who": "ä" * (1 + 9 * rank)}) == [{"who": "ä"}, {"who": "ä" * 10}]
     mine = {"a": torch.arange(3), "b": torch.tensor(0.25, dtype=torch.bfloat16)} if rank == 0 else None
     received = engine.tensors_from_main(mine)
     assert received["a"].tolist() == [0, 1, 2]

@@ -97,3 +97,12 @@ class Environment(Own):
 
     def score(self, batch: ScoringBatch) -> torch.Tensor:
         return torch.full((len(batch),), float(os.environ["OWN_NUMBER"]))
+
+
+class Unmade(Own):
+    """Cannot be made; leaves the program if it is told to."""
+
+    def __init__(self, leaves: bool = False) -> None:
+        if leaves:
+            raise SystemExit(0)
+        raise FileNotFoundError("weights.bin")

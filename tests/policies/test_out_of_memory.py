@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from customized_grpo.cli import main
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
+from customized_grpo.generation import drawing
 from customized_grpo.policies import loading
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.out_of_memory import explained
@@ -80,3 +84,49 @@ def test_loading_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="out of memory.*GiB") as caught:
         load_policy(model(height=64, width=64, quantisation="int8", device="cpu"), seed=0)
     assert "model.quantisation=nf4" in str(caught.value.hint)
+
+
+def test_without_gradients_checkpointing_is_not_advised() -> None:
+    with pytest.raises(UserError) as caught, explained(model(), {"batch_size": 4}, training=False):
+        raise torch.OutOfMemoryError(CUDA_MESSAGE)
+    assert "model.quantisation=nf4, batch_size=2" in str(caught.value)
+    assert "checkpointing" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.OutOfMemoryError(CUDA_MESSAGE),
+    ],
+)
+def test_every_verb_says_it_in_one_message(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    assert main.main(["export", "runs/a"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory") and "model.quantisation=nf4" in said
+    monkeypatch.setattr(main, "app", lambda **_: [][1])
+    with pytest.raises(IndexError):
+        main.main(["export", "runs/a"])
+
+
+def test_drawing_names_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Iterator[None]:
+        raise torch.OutOfMemoryError(CUDA_MESSAGE)
+        yield
+
+    monkeypatch.setattr(drawing, "sample_examples", fail)
+    monkeypatch.setattr(drawing, "PromptEncoder", lambda *_: None)
+    generator: Any = SimpleNamespace(
+        policy=None, size=(64, 64), model=model(), batch_size=8, sigmas=lambda: None
+    )
+    with pytest.raises(UserError, match="out of memory") as caught:
+        next(drawing.draw(generator, [], seed=0))
+    assert "batch_size=4" in str(caught.value)

@@ -11,6 +11,7 @@ from torch import Tensor
 import tiny_rewards as tiny
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward, Reward, RewardError, ScoringBatch, score_all
+from customized_grpo.rewards.base import checked_scores
 
 
 def brightness(batch: ScoringBatch) -> Tensor:
@@ -101,3 +102,11 @@ def test_a_function_is_a_reward() -> None:
     reward = FunctionReward("b", "quality", brightness, version=3)
     assert isinstance(reward, Reward)
     assert reward.fingerprint()["version"] == 3 and reward.fingerprint()["function"].endswith(":brightness")
+
+
+def test_a_reward_that_exits_is_a_failed_reward() -> None:
+    def leave(batch: ScoringBatch) -> torch.Tensor:
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match="reward 'leaves' failed on samples .*: SystemExit: 0"):
+        checked_scores(FunctionReward("leaves", "quality", leave), tiny.make_batch(2))

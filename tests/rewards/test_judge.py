@@ -315,6 +315,13 @@ def test_odd_log_probabilities_never_cost_a_score(answer: bytes, expected: float
     assert read_score(answer, 4) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"score": 3.0}', [{"type": "text", "text": GOOD}], [{"text": GOOD[:5]}, {"text": GOOD[5:]}]]
+)
+def test_the_same_score_in_another_form_counts(content: Any) -> None:
+    assert read_score(json.dumps({"choices": [{"message": {"content": content}}]}).encode(), 4) == 3
+
+
 def test_an_answer_that_was_cut_off_names_the_option() -> None:
     for content in (None, "", "First I look", '{"score"'):
         message = {"message": {"content": content}, "finish_reason": "length"}

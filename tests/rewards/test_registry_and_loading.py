@@ -266,3 +266,11 @@ def test_noise_is_gaussian_depends_on_picture_and_prompt_alone_and_changes_the_f
 def make_noise_batch(samples: int) -> ScoringBatch:
     pictures = torch.rand(samples, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return ScoringBatch(pictures, ["a toy"] * samples, [[]] * samples, None, None, [{}] * samples)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "reason"), [(False, "FileNotFoundError: weights.bin"), (True, "SystemExit: 0")]
+)
+def test_a_reward_of_ones_own_that_cannot_be_made_is_one_message(leaves: bool, reason: str) -> None:
+    with pytest.raises(UserError, match=f"could not be made: {reason}.*own_rewards.py, line"):
+        build_reward(RewardConfig(name="own_rewards:Unmade", options={"leaves": leaves}))

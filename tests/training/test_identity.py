@@ -65,6 +65,16 @@ def test_a_path_whose_content_is_known_is_no_difference(recipe: Recipe) -> None:
     assert differing_settings(recipe(), recipe("model.path=other"), contents) == []
 
 
+def test_the_file_of_a_lora_says_nothing_of_a_base_whose_files_are_unknown(recipe: Recipe) -> None:
+    contents = {"model.files.fuse_lora": "aa"}
+    old, new = (
+        recipe("model.fuse_lora=a.safetensors"),
+        recipe("model.fuse_lora=b.safetensors", "model.path=x"),
+    )
+    assert [difference.key for difference in differing_settings(old, new, contents)] == ["model.path"]
+    assert "model.fuse_lora" in {d.key for d in differing_settings(recipe(), new, {"model.files.a": "aa"})}
+
+
 def test_a_difference_is_allowed_by_its_key_or_a_section_of_it() -> None:
     difference = Difference("data.train.images", "3 files, aa", "3 files, bb")
     assert all(difference.is_about([key]) for key in ("data", "data.train", "data.train.images"))

@@ -107,6 +107,11 @@ def test_no_preset_sets_what_changes_nothing(preset: str) -> None:
             "train.trained_fraction=0.5 has no effect",
         ),
         (["prompt", "identity"], ("train.clip_range=0.2",), "train.clip_range=0.2 has no effect"),
+        (
+            ["prompt", "identity"],
+            ("evaluation.on_alarm=stop",),
+            "evaluation.every=0 makes 1 after the base's",
+        ),
     ],
 )
 def test_what_a_preset_may_set_is_said(
@@ -117,7 +122,13 @@ def test_what_a_preset_may_set_is_said(
 
 
 def test_what_has_an_effect_is_not_said(recipe: Recipe) -> None:
-    settings = ("train.clip_range=0.2", "train.inner_epochs=2", "advantage.name=gd2po_snr")
+    settings = (
+        "train.clip_range=0.2",
+        "train.inner_epochs=2",
+        "advantage.name=gd2po_snr",
+        "evaluation.on_alarm=stop",
+        "evaluation.every=1",
+    )
     assert idle_settings(recipe(*settings), rewards("identity", "prompt")) == []
 
 

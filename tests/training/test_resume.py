@@ -136,19 +136,20 @@ def test_a_base_whose_scores_a_power_cut_took_is_measured_again_and_not_guessed(
 ) -> None:
     """Red before: the tuned policy was measured and called the base, so that every change was 0."""
     (run / "metrics.jsonl").write_bytes(b"")
+    base = json.loads((run / "summary.json").read_text())["base"]
     with pytest.raises(UserError, match="lines of training in metrics.jsonl are missing"):
         trainer.resume(run, overrides=["train.iterations=2"])
     assert trainer.resume(run, overrides=["train.iterations=2"], allowed=["metrics"]) == 0
-    name = "evaluations/iteration_000000.json"
-    assert json.loads((run / name).read_text()) == json.loads((folder / "run" / name).read_text())
-    base = json.loads((run / name).read_text())
-    assert base != json.loads((run / "evaluations/iteration_000002.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["base"] == base != summary["tuned"]
 
 
 def test_a_checkpoint_without_fingerprints_goes_on_and_says_what_was_not_checked(run: Path) -> None:
     def change(state: dict[str, Any]) -> None:
         del state["contents"], state["changes"]
+        state["versions"]["torch"] = "1.0"
 
     edit_state(run, change)
     assert trainer.resume(run, overrides=["train.iterations=2"], allowed=["data"]) == 0
     assert "could not be checked" in events(run)["unchecked"]
+    assert events(run)["versions"].startswith("torch: 1.0 in the checkpoint, ")

@@ -33,7 +33,8 @@ from customized_grpo.cli import (
 )
 from customized_grpo.cli.output import LenientStream, lenient_output
 from customized_grpo.disk import DISK_ERRORS, disk_error
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, is_out_of_memory
+from customized_grpo.libraries import quiet_imports
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +60,10 @@ app.add_typer(toybox.app, name="toybox")
 LEAVES_FILES = (["train"], ["resume"], ["compare"])
 """Verbs whose result is a folder: their exit status does not depend on what could be printed."""
 
+LESS_MEMORY = (
+    "Take fewer or smaller images at a time (batch sizes, --size), hold less of the model "
+    "(model.quantisation=nf4, model.text_encoders=offload, model.offload_vae=true), or end other programs."
+)
 _HOME = re.compile(r"(--[a-z-]+=)?(~[^/\s]*(?:/.*)?)", re.DOTALL)
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")  # in an address, also an address of the hub or of a judge
 
@@ -89,11 +94,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     arguments = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    with lenient_output() as output:
+    with lenient_output() as output, quiet_imports():
         try:
             app(args=arguments, prog_name="cgrpo")
         except UserError as error:
             return _report(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition(". ")[0] or "Python has no more memory"
+            return _report(UserError(f"out of memory: {reason}", hint=LESS_MEMORY))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise

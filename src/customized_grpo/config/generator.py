@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from customized_grpo.config.loading import apply_overrides, parse_overrides
 from customized_grpo.config.mistakes import explain, listed
@@ -20,7 +20,7 @@ class GeneratorSettings(Section):
     """What drawing pictures needs to know."""
 
     model: ModelConfig
-    steps: Count
+    steps: Annotated[int, Field(ge=1, le=1_000)]
     """Denoising steps of a picture, all without noise."""
     batch_size: Count
     """Pictures drawn together: a matter of memory and speed, not of results."""

@@ -74,7 +74,9 @@ def _text(path: tuple[str, ...], error: ErrorDetails) -> str:
     got = f"got {_shown(path, error['input'])}"
     if kind in _BOUNDS:
         key, word = _BOUNDS[kind]
-        return _about(path, f"{got}, must be {word} {error['ctx'][key]:g}")
+        limit = error["ctx"][key]
+        number = str(limit) if isinstance(limit, int) else f"{limit:g}"
+        return _about(path, f"{got}, must be {word} {number}")
     if kind in ("too_short", "string_too_short"):
         return _about(path, "must not be empty")
     if kind == "value_error":

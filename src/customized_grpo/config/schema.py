@@ -40,6 +40,8 @@ def _known_family(name: str) -> str:
     return name
 
 
+# Models know 1,000 noise levels from their pretraining; a schedule has a value for each step.
+Steps = Annotated[int, Field(ge=2, le=1_000)]
 RewardLabel = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
 SamplerName = Annotated[Text, AfterValidator(_known_sampler)]
 FamilyName = Annotated[Text, AfterValidator(_known_family)]
@@ -177,7 +179,7 @@ class SdeWindowConfig(Section):
 class RolloutConfig(Section):
     """How samples are drawn from the current policy."""
 
-    steps: Annotated[int, Field(ge=2)] = 25
+    steps: Steps = 25
     """Denoising steps of a sample; the last one draws no noise and is never trained."""
     sampler: SamplerName = "dance"
     """Kind of stochastic step: one of the package's, or your own."""
@@ -243,7 +245,7 @@ class TrainConfig(Section):
     """Number of rounds of sampling, scoring and updating."""
     prompts_per_iteration: Count = 8
     """Prompts, and so groups, sampled in an iteration, over all processes."""
-    group_size: Annotated[int, Field(ge=2)] = 12
+    group_size: Annotated[int, Field(ge=2, le=10_000)] = 12
     """Samples per prompt, which are compared with each other: one would have nothing to compare with."""
     updates_per_iteration: Count = 1
     """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
@@ -288,7 +290,7 @@ class EvaluationConfig(Section):
     """Iterations between evaluations; 0 means only before the first and after the last."""
     samples_per_prompt: Count = 1
     """Images generated for each held-out prompt."""
-    steps: Annotated[int, Field(ge=2)] | None = None
+    steps: Steps | None = None
     """Denoising steps of an evaluation sample, all without noise; null means as many as in rollouts."""
     seed: Seed = 1_000
     """Seed of the evaluation's initial noise: the same before, during and after training."""

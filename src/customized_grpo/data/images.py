@@ -131,7 +131,8 @@ def image_size(path: Path) -> tuple[int, int]:
     with _naming(path), open(path, "rb", opener=_open_without_waiting) as file:
         _check_file(file, path, MAX_BYTES)
         image = Image.open(file, formats=_formats(file, path))
-        is_lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        # the size of a TIFF is upright already
+        is_lying = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if is_lying else image.size
 
 

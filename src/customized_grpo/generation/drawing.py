@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.ode import sample_examples
 
@@ -29,6 +30,9 @@ def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 
 
     Yields:
         Images [3, H, W] in [0, 1], on the CPU: all of the first row, then of the second, ...
+
+    Raises:
+        UserError: They do not fit the memory.
     """
     drawn = sample_examples(
         generator.policy,
@@ -40,5 +44,6 @@ def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 
         seed=seed,
         purpose="held-out",
     )
-    for _, images in drawn:
-        yield from images.cpu()
+    with explained(generator.model, {"batch_size": generator.batch_size}, training=False):
+        for _, images in drawn:
+            yield from images.cpu()

@@ -27,7 +27,7 @@ from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
-from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
 
 NO_HEADER: Mapping[str, str] = MappingProxyType({})
 
@@ -211,4 +211,5 @@ def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: b
     if checkpoint is None:  # the fresh adapter changes nothing, bit for bit
         return Generator(policy, checked.model, checked.steps, checked.batch_size, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
+    warn_of_other_base(checkpoint, checked.model)
     return Generator(policy, checked.model, checked.steps, checked.batch_size, name, checkpoint.step)

@@ -28,7 +28,9 @@ from customized_grpo.generation.grid import GridRow, compose_grid
 from customized_grpo.generation.opening import NO_HEADER, Generator, open_generator, source_settings
 from customized_grpo.pixels import to_pil
 from customized_grpo.policies.lora_file import read_header
+from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.text_limits import cut_sentence
 
 ROW_ID = "generate"
 """One id for the rows of all prompts: they start from the same noise and can be compared."""
@@ -99,6 +101,8 @@ def generate(
             on_note(note)
     out = _writable(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base)
+    for sentence in _cut_prompts(generator.policy, request.prompts):
+        on_note(sentence)
     rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]
     facts = _facts(generator, request)
     writer = _Writer(out, request, facts)
@@ -115,6 +119,13 @@ def generate(
         files += writer.write(plain, is_base=True)
         columns = [("base", plain), ("tuned", drawn)]
     return [*files, writer.write_grid([to_pil(image) for image in row_references], columns)]
+
+
+def _cut_prompts(policy: Policy, prompts: Sequence[str]) -> list[str]:
+    """Return a sentence for each text encoder of the generator that reads the beginning of a prompt only."""
+    labels = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    sentences = [cut_sentence(limit, labels, prompts) for limit in policy.text_limits() or []]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def _model_settings(source: str, settings: Sequence[str], lora: Path | None) -> ModelConfig:

@@ -7,8 +7,7 @@ Nothing is left out in silence: every tensor is used, or the file is refused wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,8 @@ def read_lora_file(
         return LoraFile(file, opened.metadata() or {}, reader.entries(transformer, place, scale))
 
 
-@dataclass
-class _Matrices:
-    """Keys of what a file has of one matrix."""
-
-    keys: dict[Role, str] = field(default_factory=dict)
+Matrices = dict[Role, str]
+"""The keys of what a file has of one matrix."""
 
 
 class _Reader:
@@ -73,9 +69,7 @@ class _Reader:
         linears = _linear_layers(transformer)
         names = LayerNames(linears, place)
         layers_of = {name: names.find(name) for name in self._matrices}
-        strange = [
-            next(iter(self._matrices[name].keys.values())) for name in layers_of if not layers_of[name]
-        ]
+        strange = [next(iter(self._matrices[name].values())) for name in layers_of if not layers_of[name]]
         if strange or not layers_of:
             raise self._misfit(strange or ["it has no tensors"])
         self._check_whole()
@@ -83,26 +77,34 @@ class _Reader:
         entries: dict[str, Entry] = {}
         for name, matrices in self._matrices.items():
             layers = {layer: linears[layer] for layer in layers_of[name]}
-            down, up = matrices.keys["down"], matrices.keys["up"]
-            shapes = [self._shape(down), self._shape(up)]
-            misfit = _misfit(shapes, list(layers.values()))
-            if misfit is not None:
-                misfits.append(f"{down} {misfit}")
-                continue
-            rank = shapes[0][0]
-            row = 0
-            for layer, linear in layers.items():
-                if layer in entries:
-                    raise UserError(
-                        f"{self._source}: {down} and {entries[layer].down} are of one layer, {layer}"
-                    )
-                rows = slice(row, row + linear.out_features)
-                row = rows.stop
-                alpha = self._alpha(matrices.keys.get("alpha"), layer, rank, scale)
-                entries[layer] = Entry(down, up, rows, rank, alpha)
+            misfit = _misfit(self._shape(matrices["down"]), self._shape(matrices["up"]), layers)
+            if misfit is None:
+                self._add(entries, matrices, layers, scale)
+            else:
+                misfits.append(f"{matrices['down']} {misfit}")
         if misfits:
             raise self._misfit(misfits)
         return entries
+
+    def _add(
+        self,
+        entries: dict[str, Entry],
+        matrices: Matrices,
+        layers: Mapping[str, nn.Linear],
+        scale: PeftScale | None,
+    ) -> None:
+        """Add an entry for each of the layers whose rows, one below the other, a matrix has."""
+        down = matrices["down"]
+        rank = self._shape(down)[0]
+        row = 0
+        for layer, linear in layers.items():
+            if layer in entries:
+                other = entries[layer].down
+                raise UserError(f"{self._source}: {down} and {other} are of one layer, {layer}")
+            rows = slice(row, row + linear.out_features)
+            row = rows.stop
+            alpha = self._alpha(matrices.get("alpha"), layer, rank, scale)
+            entries[layer] = Entry(down, matrices["up"], rows, rank, alpha)
 
     def _refuse(self, keys: list[str]) -> None:
         """Refuse what is no low-rank update of linear layers."""
@@ -117,8 +119,8 @@ class _Reader:
             parts = [f"{reason}: {examples(found)}" for reason, found in refused.items()]
             raise UserError(f"{self._source}: {'; '.join(parts)}", hint=hint)
 
-    def _by_matrix(self, keys: list[str]) -> dict[str, _Matrices]:
-        matrices: dict[str, _Matrices] = {}
+    def _by_matrix(self, keys: list[str]) -> dict[str, Matrices]:
+        matrices: dict[str, Matrices] = {}
         strange = []
         for key in keys:
             found = split_key(key)
@@ -126,10 +128,10 @@ class _Reader:
                 strange.append(key)
                 continue
             name, role = found
-            one = matrices.setdefault(name, _Matrices())
-            if role in one.keys:
-                raise UserError(f"{self._source}: {key} and {one.keys[role]} are of one matrix")
-            one.keys[role] = key
+            one = matrices.setdefault(name, {})
+            if role in one:
+                raise UserError(f"{self._source}: {key} and {one[role]} are of one matrix")
+            one[role] = key
         if strange:
             raise UserError(
                 f"{self._source}: not a LoRA: {len(strange)} tensors have other names: {examples(strange)}",
@@ -141,8 +143,8 @@ class _Reader:
     def _check_whole(self) -> None:
         for name, one in self._matrices.items():
             for role in ("down", "up"):
-                if role not in one.keys:
-                    present = ", ".join(one.keys.values())
+                if role not in one:
+                    present = ", ".join(one.values())
                     raise UserError(
                         f"{self._source}: {name} has no {role} matrix, only {present}",
                         hint="The file is incomplete; save or download it again.",
@@ -197,11 +199,10 @@ def _linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def _misfit(shapes: list[list[int]], layers: list[nn.Linear]) -> str | None:
-    """Return how shapes of A [rank, in] and B [out, rank] disagree with the layers they are for."""
-    down, up = shapes
-    width = layers[0].in_features
-    height = sum(layer.out_features for layer in layers)
+def _misfit(down: list[int], up: list[int], layers: Mapping[str, nn.Linear]) -> str | None:
+    """Return how the shapes of A [rank, in] and B [out, rank] disagree with the layers they are for."""
+    width = next(iter(layers.values())).in_features
+    height = sum(layer.out_features for layer in layers.values())
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
         return f"{down} and {up} are no [rank, in] and [out, rank]"
     if down[1] != width or up[0] != height or down[0] == 0:

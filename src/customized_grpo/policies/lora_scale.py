@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from customized_grpo.files import read_json
 METADATA_KEY = "lora_adapter_metadata"
 FILE_PREFIX = "transformer."
 PEFT_CONFIG = "adapter_config.json"
+MAX_REPETITIONS = 3
 # with any other start peft changes the base's weights too, so its A and B fit no unchanged base
 _STARTS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -91,6 +93,12 @@ class PeftScale:
         patterns = self._config.get(key) or {}
         if not isinstance(patterns, dict):
             raise UserError(f"{self._source}: {key} must map layer names to numbers, not {patterns!r}")
+        for pattern in patterns:
+            if not _is_simple(pattern):
+                raise UserError(
+                    f"{self._source}: {key} has {pattern!r}, no regular expression that is safe to use",
+                    hint="Write whole names of layers, or their ends.",
+                )
         return patterns
 
 
@@ -117,6 +125,21 @@ def read_scale(file: Path, header: Mapping[str, str], *, by_peft: bool) -> PeftS
             f'{{"r": RANK, "lora_alpha": ALPHA}} in {config}.',
         )
     return PeftScale(read_json(config), str(config))
+
+
+def _is_simple(pattern: str) -> bool:
+    """Return whether a regular expression can be compiled and matched fast: the file may be anybody's.
+
+    A repeated group, or many repetitions one after the other, can take for ever.
+    """
+    repetitions = re.findall(r"[*+{]", pattern)
+    if len(repetitions) > MAX_REPETITIONS or re.search(r"\)[*+?{]", pattern):
+        return False
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")  # as peft's `get_pattern_key` has it
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
 def _from_header(file: Path, text: str) -> dict[str, Any]:

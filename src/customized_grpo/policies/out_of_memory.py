@@ -7,43 +7,41 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
-
-CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
-"""How the RuntimeError begins that torch raises on CPUs, where there is no OutOfMemoryError."""
 
 GIB = 2**30
 
 
 @contextmanager
-def explained(model: ModelConfig, batches: Mapping[str, int] | None = None) -> Iterator[None]:
-    """Turn an out-of-memory error of torch inside the block into one for the user.
+def explained(
+    model: ModelConfig, batches: Mapping[str, int] | None = None, *, training: bool = True
+) -> Iterator[None]:
+    """Turn an out-of-memory error inside the block into one for the user.
 
     Args:
         model: The recipe's `model` section.
         batches: Batch sizes in use by their names in recipes, the one with the largest effect first. None
             while the model is loaded, when neither they nor gradient checkpointing can help.
+        training: Whether there are gradients, for which checkpointing saves memory.
 
     Raises:
         UserError: Says how much more was needed, how much is free, and what to set.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _as_user_error(error, model, batches) from error
-    except RuntimeError as error:
-        if CPU_ALLOCATOR not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise _as_user_error(error, model, batches) from error
+        raise _as_user_error(error, model, batches, training) from error
 
 
-def _as_user_error(error: Exception, model: ModelConfig, batches: Mapping[str, int] | None) -> UserError:
-    settings = _settings(model, batches)
+def _as_user_error(
+    error: Exception, model: ModelConfig, batches: Mapping[str, int] | None, training: bool
+) -> UserError:
+    settings = _settings(model, batches, training)
     hint = f"In the order of their effect: {', '.join(settings)}." if settings else None
     return UserError(f"out of memory: {_numbers(str(error))}", hint or "It needs a device with more memory.")
 
@@ -56,16 +54,16 @@ def _numbers(text: str) -> str:
     needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
     free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
     if needed is None or free is None:
-        return text.partition(". ")[0]
+        return text.partition(". ")[0] or "Python has no more memory"
     return f"{needed[1]} more were needed, {free[2]} of the device's {free[1]} are free"
 
 
-def _settings(model: ModelConfig, batches: Mapping[str, int] | None) -> list[str]:
+def _settings(model: ModelConfig, batches: Mapping[str, int] | None, training: bool) -> list[str]:
     """Return the settings that would save memory and are not in use yet, the largest effect first."""
     settings = []
     if model.quantisation != "nf4":
         settings.append("model.quantisation=nf4")
-    if batches is not None and not model.gradient_checkpointing:
+    if training and batches is not None and not model.gradient_checkpointing:
         settings.append("model.gradient_checkpointing=true")
     settings += [f"{name}={size // 2}" for name, size in (batches or {}).items() if size > 1]
     if model.text_encoders == "keep":

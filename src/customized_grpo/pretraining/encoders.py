@@ -212,12 +212,12 @@ def train_attribute_classifier(
     return model
 
 
-def train_encoders(out: Path, subjects: int = 5_000, samples: int = 100_000) -> None:
+def train_encoders(out: Path, subjects: int = 5_000, samples: int = 100_000, batch_size: int = 96) -> None:
     """Train both rewards on one set of subjects, and both judges on another to keep them independent."""
     vae = AutoencoderTiny.from_pretrained(out / "vae").eval()
     pool = ImagePool(vae, subjects, VIEWS, seed=401)
-    train_dino(pool, out, samples)
-    train_clip(pool, out, samples)
+    train_dino(pool, out, samples, batch_size)
+    train_clip(pool, out, samples, batch_size)
     pool = ImagePool(vae, subjects, VIEWS, seed=402)
-    train_attribute_classifier(pool, out, samples)
-    train_subject_encoder(pool, out, samples)
+    train_attribute_classifier(pool, out, samples, batch_size)
+    train_subject_encoder(pool, out, samples, batch_size)

@@ -23,13 +23,14 @@ NEEDS = {
 }
 
 
-def main(stage: str, out: Path, *, samples: int | None) -> None:
+def main(stage: str, out: Path, *, samples: int | None, batch_size: int | None = None) -> None:
     """Run one stage into `out`.
 
     Args:
         stage: A key of NEEDS.
         out: Folder for the weights of all stages.
         samples: Training samples; None means what the shipped weights saw.
+        batch_size: Samples of an optimizer step; None means as for the shipped weights.
 
     Raises:
         UserError: An earlier stage is missing.
@@ -39,7 +40,11 @@ def main(stage: str, out: Path, *, samples: int | None) -> None:
         raise UserError(
             f"stage {stage} needs {', '.join(missing)} in {out}", hint="Run the earlier stages first."
         )
-    options = {} if samples is None else {"samples": samples}
+    options = {}
+    if samples is not None:
+        options["samples"] = samples
+    if batch_size is not None:
+        options["batch_size"] = batch_size
     if stage == "vae":
         from customized_grpo.pretraining.vae import train_vae
 

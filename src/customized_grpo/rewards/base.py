@@ -204,12 +204,15 @@ def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
 
 @contextmanager
 def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
-    """Turn every error in the block but a UserError into a RewardError that names reward and samples."""
+    """Turn every error in the block but a UserError into a RewardError that names reward and samples.
+
+    SystemExit too: a reward is code that may call `sys.exit`, and a training would end as if it were done.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {name!r} failed on {_samples(batch)}: {type(error).__name__}: {error}"
         ) from error

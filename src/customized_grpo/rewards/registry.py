@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from customized_grpo import extensions, keys
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, origin
 from customized_grpo.kinds import KINDS
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
@@ -143,6 +143,9 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     except TypeError as error:
         names = ", ".join(options) or "none"  # their values may be secrets
         raise UserError(f"reward {path!r} cannot be made with the options {names}: {error}") from error
+    except (ValueError, LookupError, OSError, ImportError, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}{origin(error)}"
+        raise UserError(f"reward {path!r} could not be made: {reason}") from error
     if not isinstance(reward, Reward):
         raise UserError(
             f"reward {path!r} is a {type(reward).__name__} without name, kind, score or fingerprint",

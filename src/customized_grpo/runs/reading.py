@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo import __version__
 from customized_grpo.config import Config, load_config
 from customized_grpo.config.places import settle_paths
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
+from customized_grpo.policies.base_files import fingerprint_base
 from customized_grpo.policies.lora import load_average
 from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
@@ -79,6 +82,27 @@ def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     if newest is None:
         raise UserError(f"{run_dir} has no complete checkpoint", hint="Train it first: cgrpo train.")
     return store.load(newest if step is None else step)
+
+
+def warn_of_other_base(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Say on stderr if the base that was loaded is not the one that the checkpoint was trained on.
+
+    A checkpoint of an older version does not know the files of its base, and nothing is said.
+
+    Args:
+        checkpoint: Of a run.
+        model: The settings with which the base was loaded.
+    """
+    prefix = "model.files."
+    trained = {}
+    for key, digest in checkpoint.state.get("contents", {}).items():
+        if key.startswith(prefix):
+            trained[key.removeprefix(prefix)] = digest
+    now = fingerprint_base(model) if trained else {}
+    other = [name for name in sorted({*trained, *now}) if trained.get(name) != now.get(name)]
+    if other:
+        names = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        print(f"warning: the base is not the one that this run was trained on: {names}", file=sys.stderr)
 
 
 def load_checkpoint(policy: Policy, checkpoint: Checkpoint, *, average: bool) -> None:

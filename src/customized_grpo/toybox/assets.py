@@ -58,9 +58,11 @@ def load_base_pipeline() -> FluxKontextPipeline:
     import torch
     from diffusers import FluxKontextPipeline
 
-    return FluxKontextPipeline.from_pretrained(
-        base_folder(), torch_dtype=torch.float32, local_files_only=True
-    )
+    from customized_grpo.weights.models import explained
+
+    folder = base_folder()
+    with explained(f"{folder}: the embedded ToyBox weights could not be loaded"):
+        return FluxKontextPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
 
 
 def load_reward_model(name: str) -> tuple[Any, Path]:
@@ -71,9 +73,12 @@ def load_reward_model(name: str) -> tuple[Any, Path]:
     """
     from transformers import CLIPModel, Dinov2Model
 
+    from customized_grpo.weights.models import load_model
+
     model_class = {"dino": Dinov2Model, "clip": CLIPModel}[name]
     folder = _folder(name)
-    return model_class.from_pretrained(folder, dtype="float32", local_files_only=True).eval(), folder
+    what = f"{folder}: the embedded ToyBox weights"
+    return load_model(model_class, str(folder), what=what, dtype="float32", local_files_only=True), folder
 
 
 def load_judges() -> tuple[SubjectEncoder, AttributeClassifier]:
@@ -81,10 +86,12 @@ def load_judges() -> tuple[SubjectEncoder, AttributeClassifier]:
     from safetensors.torch import load_file
 
     from customized_grpo.toybox.judges import AttributeClassifier, SubjectEncoder
+    from customized_grpo.weights.models import explained
 
     folder = _folder("judges")
     encoder = SubjectEncoder()
-    encoder.load_state_dict(load_file(folder / "subject_encoder.safetensors"))
     classifier = AttributeClassifier()
-    classifier.load_state_dict(load_file(folder / "attribute_classifier.safetensors"))
+    with explained(f"{folder}: the embedded ToyBox weights could not be loaded"):
+        encoder.load_state_dict(load_file(folder / "subject_encoder.safetensors"))
+        classifier.load_state_dict(load_file(folder / "attribute_classifier.safetensors"))
     return encoder.float().eval(), classifier.float().eval()

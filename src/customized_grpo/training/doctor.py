@@ -22,6 +22,7 @@ from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
+from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
@@ -155,7 +156,12 @@ def diagnose(config: Config, prompts: int) -> Diagnosis:
     with open_parts(config, build_engine(config)) as parts:
         n_rows = len(parts.data.train)
         rows = prompt_indices(n_rows, min(prompts, n_rows), 0, config.run.seed)
-        return _diagnose(parts, [parts.data.train[row] for row in rows])
+        batches = {
+            "train.micro_batch_size": config.train.micro_batch_size,
+            "rollout.batch_size": config.rollout.batch_size,
+        }
+        with explained(config.model, batches):
+            return _diagnose(parts, [parts.data.train[row] for row in rows])
 
 
 def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:

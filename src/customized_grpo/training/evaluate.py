@@ -32,7 +32,8 @@ def evaluate(
     import torch
 
     from customized_grpo.evaluation.scores import summary
-    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config
+    from customized_grpo.policies.out_of_memory import explained
+    from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
@@ -47,9 +48,12 @@ def evaluate(
                 "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
             )
         load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
-        with torch.no_grad(), parts.policy.reference():
-            base, _ = parts.evaluation.evaluate()
-        tuned, _ = parts.evaluation.evaluate()
+        warn_of_other_base(checkpoint, config.model)
+        batches = {"evaluation.batch_size": config.evaluation.batch_size}
+        with explained(config.model, batches, training=False):
+            with torch.no_grad(), parts.policy.reference():
+                base, _ = parts.evaluation.evaluate()
+            tuned, _ = parts.evaluation.evaluate()
     return summary(base, tuned)
 
 

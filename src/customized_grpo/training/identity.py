@@ -44,7 +44,7 @@ FREE = (
 
 CONTENT = {
     "model.path": "model.files",
-    "model.fuse_lora": "model.files",
+    "model.fuse_lora": "model.files.fuse_lora",
     "data.train": "data.train",
     "data.held_out": "data.held_out",
 }
@@ -145,7 +145,9 @@ def differing_settings(old: Config, new: Config, contents: Mapping[str, Any]) ->
 
 def _has_content(key: str, contents: Mapping[str, Any]) -> bool:
     content = CONTENT.get(key)
-    return content is not None and any(_is_about(entry, [content]) for entry in contents)
+    # a base without known files is compared by its path, although the file of a fused LoRA may be known
+    entries = [entry for entry in contents if entry == content or entry != CONTENT["model.fuse_lora"]]
+    return content is not None and any(_is_about(entry, [content]) for entry in entries)
 
 
 def check_processes(engine: Engine, values: Mapping[str, Any]) -> None:

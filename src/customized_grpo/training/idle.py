@@ -6,11 +6,13 @@ preset sets as well (a rule, a schedule) is said in one sentence at the start of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from customized_grpo.algorithms.rules import ignores_weights
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation.alarms import PATIENCE
 from customized_grpo.fields import Section
 from customized_grpo.kinds import PAIR, kinds_of
 
@@ -72,6 +74,13 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
     elif ignores_weights(config.advantage.build(), config.train.group_size):
         sentences.append(f"{schedule} has no effect: {rule} does not use its weights")
     train = config.train
+    every = config.evaluation.every
+    evaluations = math.ceil(train.iterations / every) if every else 1
+    if config.evaluation.on_alarm == "stop" and evaluations < PATIENCE:
+        sentences.append(
+            f"evaluation.on_alarm=stop has no effect: an alarm holds at {PATIENCE} evaluations in a row, and "
+            f"evaluation.every={every} makes {evaluations} after the base's"
+        )
     if config.rollout.sde_window is not None and _is_changed(train, "trained_fraction"):
         sentences.append(
             f"train.trained_fraction={train.trained_fraction:g} has no effect: all steps inside "

@@ -9,7 +9,7 @@ from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.rewards.base import CutsPrompts, Reward
 from customized_grpo.rewards.noise import NoisyReward
-from customized_grpo.text_limits import TextLimit, cut_texts
+from customized_grpo.text_limits import TextLimit, cut_sentence
 
 if TYPE_CHECKING:
     from customized_grpo.training.parts import Parts
@@ -20,13 +20,15 @@ ELSEWHERE = ("http", "ray")
 
 def prompt_lengths(parts: Parts) -> list[str]:
     """Return a sentence for every text encoder that would cut prompts, and for each that cannot be asked."""
-    named = [*_prompts(parts.data.train), *_prompts(parts.data.held_out)]
+    rows = [*_prompts(parts.data.train), *_prompts(parts.data.held_out)]
+    labels = [f"row {name!r}" for name, _ in rows]
+    prompts = [prompt for _, prompt in rows]
     sentences = []
     limits = parts.policy.text_limits()
     if limits is None:
         sentences.append("whether the generator cuts long prompts was not checked: its family does not say")
     for limit in [*(limits or []), *_reward_limits(parts)]:
-        sentence = _cut_sentence(limit, named)
+        sentence = cut_sentence(limit, labels, prompts)
         if sentence is not None:
             sentences.append(sentence)
     for config, reward in zip(parts.config.rewards, parts.scorer.rewards, strict=True):
@@ -61,15 +63,3 @@ def _reward_limits(parts: Parts) -> list[TextLimit]:
             limit = inner.text_limit()
             limits.append(TextLimit(name, limit.limit, limit.count))
     return limits
-
-
-def _cut_sentence(limit: TextLimit, named: Sequence[tuple[str, str]]) -> str | None:
-    """Return how many prompts are cut, and the longest of them; None where all are read whole."""
-    cut = cut_texts(limit, [prompt for _, prompt in named])
-    if not cut:
-        return None
-    longest = max(cut, key=lambda index: cut[index])
-    return (
-        f"{limit.reader} reads {limit.limit} tokens of a prompt and cuts the rest: {len(cut):,} of "
-        f"{len(named):,} prompts are longer, the longest has {cut[longest]:,} (row {named[longest][0]!r})"
-    )

@@ -98,12 +98,14 @@ class Restored:
         changes: Differences to the checkpoint that the user allows.
         unchecked: What the checkpoint, of an older version, cannot be compared with.
         processes: Number of processes that saved it.
+        versions: Versions, of this package and of libraries, that are others now.
     """
 
     history: list[dict[str, Any]]
     changes: list[Difference]
     unchecked: str | None
     processes: int
+    versions: list[Difference] = field(default_factory=list)
 
     @property
     def is_comparable(self) -> bool:
@@ -125,6 +127,9 @@ class Restored:
                 "but sums over processes may differ in their last bits"
             )
             notes.append(("processes", sentence))
+        if self.versions:
+            listed = "; ".join(str(difference) for difference in self.versions)
+            notes.append(("versions", f"{listed}: the last bits of numbers may differ"))
         return notes
 
 
@@ -247,6 +252,7 @@ class RunCheckpoints:
             changes=changes,
             unchecked=None if "contents" in saved else UNCHECKED,
             processes=saved["processes"],
+            versions=[d for d in differing(saved["versions"], versions()) if d.key != "git"],
         )
 
     def _fill(self, saved: Mapping[str, Any], entries: Mapping[str, Mapping[str, Tensor]]) -> None:

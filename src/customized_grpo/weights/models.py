@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, is_out_of_memory
 from customized_grpo.files import read_json
 from customized_grpo.weights.files import AGAIN, check_weight_files
 
@@ -98,11 +98,11 @@ def explained(problem: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
+    except UserError:
         raise
     # a damaged file makes them raise OSError, ValueError, KeyError, TypeError, SafetensorError, ...
     except Exception as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         text = " ".join(str(error).split())
         raise UserError(f"{problem}: {text or type(error).__name__}", hint=AGAIN) from error

@@ -146,6 +146,8 @@ def test_a_class_file_of_two_lines_is_a_bad_row(tmp_path: Path, reasons: Reasons
     folder = sources.photos(tmp_path / "photos", ("dog",))
     (folder / "dog" / "class.txt").write_text("dog\ncorgi\n")
     assert "must hold one line, not 2" in reasons("folder", folder, prompts=prompts(tmp_path))[0]
+    (folder / "dog" / "class.txt").write_bytes("Hündin".encode("latin-1"))
+    assert "is not UTF-8" in reasons("folder", folder, prompts=prompts(tmp_path))[0]
 
 
 def test_dreambench_meets_objects_and_live_subjects_with_their_own_prompts(

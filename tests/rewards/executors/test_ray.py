@@ -51,7 +51,10 @@ def test_an_actor_that_dies_is_restarted_and_asked_once_more(
 def test_each_reward_has_its_environment_and_closing_ends_its_actors(
     ray_cluster: Any, worker_env: dict[str, str]
 ) -> None:
-    configs = [in_ray("Environment", {**worker_env, "OWN_NUMBER": number}) for number in ("3", "4")]
+    configs = []
+    for number in ("3", "4"):
+        config = in_ray("Environment", {**worker_env, "OWN_NUMBER": number})
+        configs.append(config.model_copy(update={"label": f"number {number}"}))
     with build_scorer(configs) as scorer:
         assert scorer.score(tiny.make_batch(2)).tolist() == [[3, 4], [3, 4]]
     # a cluster that was there before is not ours to end, and all its cores are free again

@@ -108,7 +108,10 @@ def _class_of(subject: Path) -> str:
     file = subject / "class.txt"
     if not file.is_file():
         return re.sub(r"[\d_]+$", "", subject.name).replace("_", " ") or subject.name
-    lines = read_lines(file)
+    try:
+        lines = read_lines(file)
+    except UserError as error:
+        raise RowProblem(error.message) from error
     if len(lines) > 1:
         raise RowProblem(f"{file} must hold one line, not {len(lines)}")
     return lines[0]

@@ -55,8 +55,16 @@ class _LogProbs(BaseModel):
     content: list[_Token] | None = None
 
 
+def _text(content: object) -> object:
+    """Return the text of an answer that comes in parts, as some gateways send it."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text", "") for part in content if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_text)] = None
     refusal: str | None = None
 
 
@@ -72,10 +80,15 @@ class _Completion(BaseModel):
     choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
+def _whole(score: object) -> object:
+    """Return 3 for 3.0, which is the same number in JSON."""
+    return int(score) if isinstance(score, float) and score.is_integer() else score
+
+
 class _Verdict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    score: int
+    score: Annotated[int, BeforeValidator(_whole)]
 
 
 def read_score(body: bytes, scale: int) -> float | Failure:

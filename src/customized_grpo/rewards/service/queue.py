@@ -109,7 +109,7 @@ class RequestQueue:
             jobs = [job for job in taken if job.scores.set_running_or_notify_cancel()]
             with self._changed:
                 self._under_way[number] = time.monotonic(), jobs
-            if len(jobs) == 1 or not _score_together(reward, jobs):
+            if len(jobs) < 2 or not _score_together(reward, jobs):
                 for job in jobs:
                     _score(reward, job)
             with self._changed:
