@@ -6,8 +6,8 @@
 A real `cgrpo serve-rewards` on loopback. Two in five clients are honest: they ask for scores known before and
 compare them. The others send headers or bodies byte by byte, images and JSON that would unpack to gigabytes,
 wrong tokens, or leave in the middle. At the end SIGTERM comes under this load. Exit status 1 if a promise was
-broken: a wrong score, an honest client without an answer in a minute, memory beyond its bound, a health check that failed
-or was late, an answer to a hostile request that is not a refusal, a slow end.
+broken: a wrong score, an honest client without an answer in a minute, memory beyond its bound, a health check
+that failed or was late, an answer to a hostile request that is not a refusal, a slow end.
 """
 
 from __future__ import annotations
