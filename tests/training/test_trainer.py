@@ -465,7 +465,7 @@ def test_an_alarm_that_stops_saves_first_and_remembers_across_a_resume(
     assert steps(folder)[-1] == 2
     events = [line for line in lines(folder) if line["kind"] == "event"]
     assert {(event["event"], event["iteration"]) for event in events} == {("alarm", 2)}
-    assert any("no spread in reward identity" in str(event["message"]) for event in events)
+    assert any("no spread in reward constant" in str(event["message"]) for event in events)
 
 
 def test_one_held_out_subject_is_refused_before_training(tmp_path: Path, recipe: Recipe) -> None:
