@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.errors import UserError
+from customized_grpo.runs.folder import is_unused
 from customized_grpo.runs.lock import Held, RunLock
 
 HOLDER = """
@@ -96,6 +97,7 @@ def test_where_there_are_no_locks_a_file_does_their_work(
     for _ in range(2):
         with caplog.at_level(logging.WARNING), RunLock(tmp_path):
             assert "has no locks" in caplog.text
+            assert is_unused(tmp_path), "a run can be created under the lock"
             with pytest.raises(Held, match=f'"pid": {os.getpid()}') as refused, RunLock(tmp_path):
                 pass
             assert refused.value.hint is not None and "delete" in refused.value.hint

@@ -16,7 +16,7 @@ from customized_grpo.config import Config, dump_config
 from customized_grpo.disk import DISK_ERRORS
 from customized_grpo.errors import UserError
 from customized_grpo.files import DRAFT_ENDING, read_json, sync, write_bytes, write_json, write_text
-from customized_grpo.runs.lock import FILE as LOCK
+from customized_grpo.runs.lock import FILES as LOCKS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 CONFIG = "config.yaml"
@@ -49,7 +49,7 @@ def is_unused(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {file.name for file in path.iterdir()}
-    return STARTING in names or all(name == LOCK or name.endswith(DRAFT_ENDING) for name in names)
+    return STARTING in names or all(name in LOCKS or name.endswith(DRAFT_ENDING) for name in names)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -95,7 +95,7 @@ class RunFolder:
         with _start_errors(path):
             write_bytes(path / STARTING, b"", durable=True)
             for file in path.iterdir():
-                if file.name not in (STARTING, LOCK):
+                if file.name not in (STARTING, *LOCKS):
                     _remove(file)
             write_text(path / CONFIG, dump_config(config), durable=True)
             write_json(path / STARTED, {"folder": str(Path.cwd())}, durable=True)

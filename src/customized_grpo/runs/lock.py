@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 FILE = "lock"
 OWNER = "lock.owner"
 """Taken instead of the lock where the file system has none."""
+FILES = (FILE, OWNER)
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 """What flock says on Lustre without its option, on NFS without lockd, and on some FUSE mounts."""
