@@ -78,7 +78,8 @@ def test_a_run_with_secrets_a_failing_service_and_hostile_text(hostile_rows: Pat
     done = run_python("-c", TRACKER, sent, "train", "toybox-smoke", data, *arguments, **secrets)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("tracker wandb is off for this run (ConnectionError)") == 1
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if line["kind"] != "event"]) == 4
     written = {path: path.read_bytes() for path in [sent, *run.rglob("*")] if path.is_file()}
     written[Path("printed")] = (done.stdout + done.stderr).encode()
     assert b"policy/loss" in written[sent], "the service was never told anything"
