@@ -22,7 +22,7 @@ from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.runs.lock import RunLock
-from processes import PATIENCE_S
+from processes import CGRPO, PATIENCE_S, run_python
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing disturbed, two runs side by side."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run_here(*arguments(folder, "--jobs", "2"))
+    # A process of its own: the doctor is its child, which prints past this process's standard output.
+    done = run_python(*CGRPO, *arguments(folder, "--jobs", "2"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-pass ratio" in done.stdout
     return folder

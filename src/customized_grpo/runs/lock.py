@@ -82,7 +82,7 @@ class RunLock:
         except OSError as error:
             os.close(descriptor)
             raise UserError(f"cannot lock {self.path}: {error.strerror}") from error
-        except UserError:
+        except BaseException:  # also an interrupt: a lock that nobody knows of would never be given back
             os.close(descriptor)
             raise
         self._descriptor = descriptor
