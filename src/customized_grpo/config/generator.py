@@ -17,13 +17,13 @@ from customized_grpo.fields import Count, Section
 
 
 class GeneratorSettings(Section):
-    """What drawing pictures needs to know."""
+    """What drawing images needs to know."""
 
     model: ModelConfig
     steps: Annotated[int, Field(ge=1, le=1_000)]
-    """Denoising steps of a picture, all without noise."""
+    """Denoising steps of an image, all without noise."""
     batch_size: Count
-    """Pictures drawn together: a matter of memory and speed, not of results."""
+    """Images drawn together: a matter of memory and speed, not of results."""
 
 
 def generator_settings(

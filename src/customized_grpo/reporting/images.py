@@ -1,4 +1,4 @@
-"""Sample pictures of a run: tensors to PNG, and the `samples/` folder with its index.
+"""Sample images of a run: tensors to PNG, and the `samples/` folder with its index.
 
 samples/index.json               {"rows": [{"prompt", "subject", "reference", "target"}], "iterations": [0]}
 samples/reference_00.png         row 0's reference; target_00.png another true view of its subject, if known
@@ -30,7 +30,7 @@ class SampleRow:
         prompt: The prompt.
         reference: The reference image, [3, H, W] in [0, 1].
         subject: The subject's name or class, if it has one.
-        target: A true picture of the subject in the prompted scene, [3, H, W] in [0, 1], if there is one.
+        target: A true image of the subject in the prompted scene, [3, H, W] in [0, 1], if there is one.
     """
 
     prompt: str

@@ -55,8 +55,8 @@ def question(prompt: str, image_tokens: int) -> str:
     """Return the text up to the token that is read; the model is causal, so what follows cannot matter.
 
     Args:
-        prompt: What the picture was made from.
-        image_tokens: How many tokens the picture takes.
+        prompt: What the image was made from.
+        image_tokens: How many tokens the image takes.
     """
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     image = f"<|vision_start|>{IMAGE_TOKEN * image_tokens}<|vision_end|>"

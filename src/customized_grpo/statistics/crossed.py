@@ -1,6 +1,6 @@
 """Intervals for training runs repeated over seeds and judged on the same subjects.
 
-A table [S, C] holds one number for each run (seed) and subject: the mean score of that subject's pictures.
+A table [S, C] holds one number for each run (seed) and subject: the mean score of that subject's images.
 A claim about a training method must hold for another seed and for another subject, and the two are crossed:
 every run meets the same subjects. The model is value = mean + seed effect + subject effect + residual
 (which includes the interaction of seed and subject).

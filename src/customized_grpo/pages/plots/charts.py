@@ -2,7 +2,7 @@
 
 Pure functions from numbers to `Markup`. They are drawn by hand and not by a plotting library, because the
 pages must follow the reader's light or dark theme, print well, load nothing and be read by screen readers:
-colours are CSS variables (``templates/charts.css``), so one picture serves all themes, and every series is
+colours are CSS variables (``templates/charts.css``), so one image serves all themes, and every series is
 named where it ends, so that colour is never the only key. Geometry is in the units of the viewBox; one unit
 is about one CSS pixel.
 """
@@ -67,11 +67,11 @@ def line_chart(
     Args:
         lines: The series; at least one value in all.
         axis: The x axis.
-        title: Read out by screen readers in place of the picture.
+        title: Read out by screen readers in place of the image.
         levels: Horizontal lines to compare with.
         marks: Vertical hairlines (x, text) for events; the text is a tooltip.
         y_range: Fixed range of y; by default what the values need.
-        least: Smallest range of y, so that a change too small to matter does not fill the picture.
+        least: Smallest range of y, so that a change too small to matter does not fill the image.
         percent: Whether y is a share, shown in per cent.
         size: Width and height of the viewBox.
         labels: Room for the names of the series, right of the plot.

@@ -76,7 +76,7 @@ class XAxis:
         second_label: Unit of a second row of tick labels, or None.
         second_scale: Second unit per first unit.
         steps: Whether the unit is a denoising step: step i reaches from i to i + 1 and has its label in the
-            middle; the second row says where noise and picture are.
+            middle; the second row says where noise and image are.
     """
 
     label: str

@@ -54,7 +54,7 @@ def scatter(
 
     Args:
         points: Those not on the front; the first lies on top and its label has the first choice of a place.
-        title: Read out by screen readers in place of the picture.
+        title: Read out by screen readers in place of the image.
         x_label: Name of the x axis; up to the right is better.
         y_label: Name of the y axis.
         front: Points of a family, joined in the order given.

@@ -21,7 +21,7 @@ def text(x: float, y: float, words: str, css: str) -> Markup:
 
 
 def picture(size: tuple[int, int], title: str, parts: Sequence[Markup], css: str = "chart") -> Markup:
-    """Return the whole picture; screen readers read the title in place of it."""
+    """Return the whole image; screen readers read the title in place of it."""
     head = (
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">'
     )
