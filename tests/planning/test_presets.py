@@ -8,14 +8,31 @@ from importlib import resources
 
 import pytest
 
-from customized_grpo.config import load_config, preset_names
+from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.config.loading import preset_summaries
+from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import Planner
 from customized_grpo.planning.memory import GIB
 
 pytestmark = pytest.mark.slow
 
 REAL = [name for name in preset_names() if not name.startswith("toybox")]
+
+
+# Settings of the model that a dry run does not depend on: where weights are, and in which form.
+PLACEMENT = {
+    *("quantisation", "gradient_checkpointing", "text_encoders", "offload_vae", "shard", "compile", "cache"),
+    *("fuse_lora", "reference_fit"),
+}
+DRY_RUNS: dict[str, DryRun] = {}
+
+
+def planner(config: Config, processes: int = 1) -> Planner:
+    """Return a planner; those of one model share its dry run, which takes half a minute."""
+    key = config.model.model_dump_json(exclude=PLACEMENT)
+    made = Planner(config, processes=processes, dry_run=DRY_RUNS.get(key))
+    DRY_RUNS[key] = made.dry_run
+    return made
 
 
 def text_of(name: str) -> str:
@@ -28,7 +45,7 @@ def test_a_preset_fits_the_gpus_it_names(name: str) -> None:
     processes = 8 if name.endswith("-8gpu") else 1
     words = {1: "one", 8: "eight"}[processes]
     assert f"{words} {gib} GB" in preset_summaries()[name]
-    plan = Planner(load_config(name), processes=processes).estimate()
+    plan = planner(load_config(name), processes).estimate()
     assert plan.memory.not_counted == ()
     assert plan.memory.needed <= gib * GIB
     assert plan.batches.samples_per_process % load_config(name).rollout.batch_size == 0
@@ -69,13 +86,13 @@ def test_the_papers_values_are_in_its_preset() -> None:
 
 def test_advice_is_the_setting_that_was_missing_and_nothing_else() -> None:
     config = load_config("flux1-kontext", ["model.gradient_checkpointing=false"])
-    advice = Planner(config).find_fit(80)
+    advice = planner(config).find_fit(80)
     assert advice.fits and advice.overrides == ("model.gradient_checkpointing=true",)
     told = load_config("flux1-kontext", ["model.gradient_checkpointing=false", *advice.overrides])
-    assert Planner(told).estimate().memory == advice.memory
+    assert planner(told).estimate().memory == advice.memory
 
 
 def test_what_cannot_fit_is_not_promised() -> None:
-    advice = Planner(load_config("flux1-uno")).find_fit(24)
+    advice = planner(load_config("flux1-uno")).find_fit(24)
     assert not advice.fits
     assert "model.quantisation=nf4" in advice.overrides

@@ -115,15 +115,18 @@ class Planner:
         config: The recipe.
         processes: Number of processes, one per device.
         references: References of a sample.
+        dry_run: Of a recipe whose model, adapter, image size and precision are the same; None makes one.
 
     Raises:
         UserError: The model's configs are missing.
     """
 
-    def __init__(self, config: Config, *, processes: int = 1, references: int = 1) -> None:
+    def __init__(
+        self, config: Config, *, processes: int = 1, references: int = 1, dry_run: DryRun | None = None
+    ) -> None:
         self.config = config
         self.processes = processes
-        self.dry_run = DryRun(read_architecture(config.model), config.model, references)
+        self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, references)
 
     def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
         """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
