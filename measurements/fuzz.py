@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import typer
 
@@ -81,11 +82,11 @@ def fuzz(
         grow: The most MiB by which the process may grow.
         keep: Folder for failing inputs; None keeps none.
     """
-    # typer builds the tree of all commands at every call, which would be half of the time.
-    cli.app = typer.main.get_command(cli.app)  # type: ignore[assignment]
     figures = Figures(target_class.name)
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary:
+    # typer builds the tree of all commands at every call, which would be half of the time.
+    commands = mock.patch.object(cli, "app", typer.main.get_command(cli.app))
+    with tempfile.TemporaryDirectory() as temporary, commands:
         target = target_class(Path(temporary) / "work")
         peak = _peak_mib()
         for number in range(inputs):

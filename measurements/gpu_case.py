@@ -28,6 +28,7 @@ from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
+from customized_grpo.kinds import PAIR
 from customized_grpo.planning.estimate import Estimate, Planner
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB
 from customized_grpo.planning.replay import LiveBytes
@@ -191,7 +192,16 @@ class Bench:
         config = self.config
         drawn = torch.randn(config.train.group_size, 2, generator=generator(0, "advantages"))
         weights = schedules.prompt_weights(config.schedule.build(), config.rollout.steps)
-        return LearningSignal(drawn, drawn, torch.ones(len(drawn), dtype=torch.bool), weights)
+        return LearningSignal(
+            names=PAIR,
+            scores=drawn,
+            kinds=PAIR,
+            advantages=drawn,
+            rewards=drawn,
+            valid=torch.ones(len(drawn), dtype=torch.bool),
+            weights=weights,
+            quality_weight=config.advantage.quality_weight,
+        )
 
     def deviation(self, trajectory: Trajectory) -> float:
         """Return the largest |ratio - 1| of training's batches against the rollout's log-probabilities."""

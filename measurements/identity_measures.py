@@ -21,7 +21,8 @@ from torch import Tensor
 
 from customized_grpo.benchmarks.encoders import encoder_configs
 from customized_grpo.data.dreambench import DreamBench, Subject, read_dreambench
-from customized_grpo.data.images import open_image, resize_cover, to_tensor
+from customized_grpo.data.fitting import resize_cover
+from customized_grpo.data.images import open_image, to_tensor
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.similarity import ReferenceSimilarity
 from customized_grpo.statistics import monitors

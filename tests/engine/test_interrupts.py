@@ -20,6 +20,14 @@ def ignored(number: signal.Signals) -> Iterator[None]:
     signal.signal(number, before)
 
 
+@pytest.fixture(autouse=True)
+def not_ignored() -> Iterator[None]:
+    """Let SIGHUP end the process, as without nohup, under which these tests may run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("name", "status"),
     [

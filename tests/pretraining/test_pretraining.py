@@ -326,7 +326,7 @@ def test_judges_rewards_and_generator_learn_from_different_toys(
     seeds: dict[str, int] = {}
     monkeypatch.setattr(encoders, "ImagePool", lambda vae, subjects, views, seed: seed)
     for name in ("dino", "clip", "attribute_classifier", "subject_encoder"):
-        record = functools.partial(lambda name, pool, out, samples: seeds.setdefault(name, pool), name)
+        record = functools.partial(lambda name, pool, out, *_: seeds.setdefault(name, pool), name)
         monkeypatch.setattr(encoders, f"train_{name}", record)
     encoders.train_encoders(trained)
     assert seeds["dino"] == seeds["clip"]

@@ -169,7 +169,7 @@ def test_a_constant_reward_is_found(
     assert code == 2
     assert "reward 'constant'" in problem and "100% of the groups" in problem
     assert fix.startswith("    fix: ") and "rollout.eta" in fix
-    assert error == "error: 1 problem found; see above for what to do\n"
+    assert error.endswith("\nerror: 1 problem found; see above for what to do\n")
     assert found["problems"] == [{"problem": problem, "fix": fix.removeprefix("    fix: ")}]
     assert (found["rho"], found["conflict_null"], found["sars"]) == (None, None, None)
     assert found["rewards"][0]["zero_std_groups"] == 1
