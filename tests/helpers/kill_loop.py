@@ -1,6 +1,6 @@
 """A training that is killed again and again, always continued, and compared with an undisturbed one.
 
-usage: kill_loop.py FOLDER [--kills N]
+usage: kill_loop.py FOLDER [--kills N] [--seed S]
 
 A recipe is trained into FOLDER/whole undisturbed, and into FOLDER/killed with kills, as often as it takes to
 reach N. Each session is a forked process that dies at an instant drawn from a seed: before or after any call
@@ -22,6 +22,8 @@ import random
 import shutil
 import signal
 import sys
+import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -127,22 +129,23 @@ def loop(run: Path, draw: random.Random, ways: int, counts: Counter[str]) -> boo
 
 
 def same(run: Path, reference: Path) -> bool:
-    """Return whether two runs left the same behind; print how they differ."""
+    """Return whether two runs left the same behind; otherwise say where they differ, and keep the run."""
     try:
         assert_same_run(run, reference)
-    except AssertionError as difference:
-        print(difference, file=sys.stderr)
+    except AssertionError:
+        traceback.print_exc()
+        shutil.copytree(run, run.with_name(f"different-{time.time_ns()}"))
         return False
     return True
 
 
-def kill_loop(root: Path, kills: int) -> Counter[str]:
+def kill_loop(root: Path, kills: int, seed: int) -> Counter[str]:
     """Return what happened in at least that many kills, in rounds until there were enough."""
     whole = root / "whole"
     killed = root / "killed"
     assert session(["train", *RECIPE, f"run.dir={whole}"], root / "printed.txt", None) == 0
     counts: Counter[str] = Counter(lost=0, stuck=0, different=0)
-    draw = random.Random(0)
+    draw = random.Random(seed)
     # The tests kill inside saves only: a short run has few other instants.
     ways = 1 if kills == 0 else len(WAYS)
     while not counts["rounds"] or counts["kills"] < kills:
@@ -159,11 +162,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=0, help="at least so many; 0: one round, in saves alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     # Imports and compiles for all children; nothing here starts a thread, which a fork would lose.
     config = load_config("toybox-smoke")
     parts = components.build_data(config).train[0], components.build_policy(config)
-    counts = kill_loop(options.folder, options.kills)
+    counts = kill_loop(options.folder, options.kills, options.seed)
     print(json.dumps({**counts, "cpu_s": round(sum(os.times()[:4]))}))
     sys.exit(int(bool(counts["lost"] or counts["stuck"] or counts["different"])))

@@ -106,3 +106,17 @@ def test_a_run_whose_versions_were_emptied_is_still_a_run(tmp_path: Path, recipe
     assert is_run_folder(path)
     with pytest.raises(UserError, match=r"versions\.json: not JSON"):
         RunFolder(path).read_json("versions.json")
+
+
+def test_drafts_of_killed_writers_are_swept_and_nothing_else(tmp_path: Path, recipe: Recipe) -> None:
+    config = recipe(f"run.dir={tmp_path / 'run'}")
+    start(config)
+    folder = RunFolder(config.run.dir)
+    before = sorted(folder.path.rglob("*"))
+    for name in (".plan.json.0123.draft", "evaluations/.iteration_000001.json.4567.draft"):
+        draft = folder.path / name
+        draft.parent.mkdir(exist_ok=True)
+        draft.write_text("half")
+    folder.sweep()
+    (folder.path / "evaluations").rmdir()  # only the drafts were in it
+    assert sorted(folder.path.rglob("*")) == before

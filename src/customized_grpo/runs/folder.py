@@ -146,6 +146,11 @@ class RunFolder:
         if durable:
             sync(target.parent)
 
+    def sweep(self) -> None:
+        """Delete the drafts that killed writers have left; only the holder of the run's lock may call this."""
+        for draft in self.path.rglob(f".*{DRAFT_ENDING}"):
+            draft.unlink(missing_ok=True)
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None if it does not exist.
 

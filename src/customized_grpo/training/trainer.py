@@ -144,6 +144,7 @@ class Trainer:
         }
         with disk_errors(self.folder.path):
             if self.engine.is_main:
+                self.folder.sweep()
                 self.store.sweep()
                 self.store.probe()
                 if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
