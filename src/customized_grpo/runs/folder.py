@@ -147,7 +147,7 @@ class RunFolder:
             sync(target.parent)
 
     def sweep(self) -> None:
-        """Delete the drafts that killed writers have left; only the holder of the run's lock may call this."""
+        """Delete the drafts that killed writers have left; only the holder of the lock may call this."""
         for draft in self.path.rglob(f".*{DRAFT_ENDING}"):
             draft.unlink(missing_ok=True)
 
