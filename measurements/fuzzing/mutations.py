@@ -188,7 +188,7 @@ def _mutate_tensors(draw: random.Random, tensors: dict[str, torch.Tensor]) -> No
         tensors[name] = tensor * draw.choice((math.nan, math.inf, 1e30))
     elif kind == "shape":
         tensors[name] = draw.choice(
-            (tensor.flatten(), tensor[:1].clone(), tensor[None], tensor.flatten().flip(0))
+            (tensor.flatten(), tensor.flatten()[:1].clone(), tensor[None], tensor.flatten().flip(0))
         )
     elif kind == "dtype":
         tensors[name] = tensor.to(draw.choice((torch.float64, torch.float16, torch.int8, torch.bool)))
