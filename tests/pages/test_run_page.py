@@ -355,6 +355,32 @@ def test_a_damaged_file_is_named(full_run: RunFolder, name: str, content: str, m
         write_report(full_run.path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", b"run: \xff", "config.yaml is damaged"),
+        ("schedule.json", b'{"prompt_weights": [0.7, "a"]}', "prompt_weights must be a list of numbers"),
+        ("samples/index.json", b'{"rows": [], "iterations": [0, "2"]}', "rows and iterations are expected"),
+        (
+            "summary.json",
+            b'{"base": {"a/b": {"mean": 1, "low": [2], "high": 3}},'
+            b' "tuned": {"a/b": {"mean": 1, "low": 1, "high": 1}},'
+            b' "difference": {"a/b": {"mean": 0, "low": 0, "high": 0}}}',
+            "every metric needs mean, low and high",
+        ),
+    ],
+)
+def test_values_of_another_type_are_named(
+    full_run: RunFolder, name: str, content: bytes, message: str
+) -> None:
+    """Found by `make fuzz`."""
+    file = full_run.path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        write_report(full_run.path)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         write_report(tmp_path)

@@ -115,7 +115,10 @@ def read_run(run_dir: Path) -> RunData:
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
-    config_text = config_path.read_text(encoding="utf-8")
+    try:
+        config_text = config_path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config_path} is damaged: {error}") from error
     config, mistakes = read_yaml(config_text)
     if mistakes or not isinstance(config, dict):
         reason = mistakes[0].text if mistakes else "a mapping is expected"
@@ -135,7 +138,7 @@ def read_run(run_dir: Path) -> RunData:
         comparisons=_from_summary(run_dir / "summary.json", summary) if summary else _from_evals(evals),
         summary=summary,
         samples=_read_samples(run_dir / "samples"),
-        prompt_weights=_read_object(run_dir / "schedule.json").get("prompt_weights"),
+        prompt_weights=_read_weights(run_dir / "schedule.json"),
         held_out=_read_object(run_dir / "held_out.json"),
     )
 
@@ -166,7 +169,25 @@ def _from_summary(path: Path, summary: dict[str, Any]) -> dict[str, BeforeAfter]
 
 
 def _measurement(entry: dict[str, Any]) -> Measurement:
+    for name in ("mean", "low", "high"):
+        value = entry[name]
+        if value is not None and not _is_number(value):
+            raise TypeError(f"{name} is {value!r}")
     return Measurement(entry["mean"], entry["low"], entry["high"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_weights(path: Path) -> list[float] | None:
+    """Return the prompt weight of every step; None when the run wrote none."""
+    weights = _read_object(path).get("prompt_weights")
+    if weights is None:
+        return None
+    if not isinstance(weights, list) or not all(map(_is_number, weights)):
+        raise UserError(f"{path} is damaged: prompt_weights must be a list of numbers")
+    return weights
 
 
 def _from_evals(evals: list[Record]) -> dict[str, BeforeAfter]:
@@ -209,6 +230,7 @@ def _read_samples(folder: Path) -> Samples | None:
         return None
     rows = index.get("rows")
     iterations = index.get("iterations")
-    if not isinstance(rows, list) or not isinstance(iterations, list):
+    rows_fit = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not rows_fit or not isinstance(iterations, list) or not all(map(_is_number, iterations)):
         raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")
     return Samples(folder, rows, iterations)
