@@ -53,6 +53,17 @@ def test_without_its_vocabulary_there_is_none(folder: Path, clip: Any) -> None:
         load(folder, len(clip))
 
 
+@pytest.mark.parametrize("number", [2**31, -1, "4", None])
+def test_a_token_of_an_absurd_number_fills_no_memory(folder: Path, clip: Any, number: object) -> None:
+    """Found by `make fuzz`: 2^31 took 8 GB."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["a</w>"] = number
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="token 'a</w>' has the number"):
+        load(folder, len(clip))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
 def test_a_damaged_file_is_named(folder: Path, clip: Any, name: str, content: str) -> None:

@@ -230,7 +230,11 @@ def _read_samples(folder: Path) -> Samples | None:
         return None
     rows = index.get("rows")
     iterations = index.get("iterations")
-    rows_fit = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    if not rows_fit or not isinstance(iterations, list) or not all(map(_is_number, iterations)):
+    if (
+        not isinstance(rows, list)
+        or not isinstance(iterations, list)
+        or not all(isinstance(row, dict) for row in rows)
+        or not all(map(_is_number, iterations))
+    ):
         raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")
     return Samples(folder, rows, iterations)

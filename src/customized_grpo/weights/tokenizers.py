@@ -28,6 +28,9 @@ UNUSED_SHARE = 100
 """1 in so many rows of an embedding may be without a token: they are filled up to a round number, as in T5
 (28 of 32,128) and Qwen2.5 (399 of 152,064)."""
 
+MAX_TOKEN_ID = 10_000_000
+"""No vocabulary is near it: Gemma's, of the largest, has 262,144 tokens."""
+
 OTHER = "Tokenizer and text encoder are of different checkpoints."
 _OLD_CLIP_END = 2
 
@@ -57,11 +60,24 @@ def load_tokenizer(tokenizer_class: Any, source: str, *, what: str, encoder: Any
 def check_tokenizer_files(folder: Path) -> None:
     """Refuse a folder without the files of a vocabulary, or with a damaged one in JSON."""
     check_json_files(folder)
+    _check_token_ids(folder / "tokenizer.json")
     for names in VOCABULARIES:
         if all((folder / name).is_file() for name in names):
             return
     known = ", ".join(" and ".join(names) for names in VOCABULARIES[:4])
     raise UserError(f"{folder}: the tokenizer's vocabulary is missing: {known}", hint=AGAIN)
+
+
+def _check_token_ids(file: Path) -> None:
+    """Refuse a token of an absurd number: the library makes a table of all numbers up to the largest."""
+    content = json.loads(file.read_bytes()) if file.is_file() else None
+    model = content.get("model") if isinstance(content, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict):
+        return  # a list of pieces has no numbers of its own
+    for token, number in vocabulary.items():
+        if not isinstance(number, int) or not 0 <= number <= MAX_TOKEN_ID:
+            raise UserError(f"{file}: token {token!r} has the number {number!r}", hint=AGAIN)
 
 
 def check_tokenizer(tokenizer: Any, what: str, encoder: Any = None) -> None:
