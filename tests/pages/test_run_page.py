@@ -361,6 +361,8 @@ def test_a_damaged_file_is_named(full_run: RunFolder, name: str, content: str, m
         ("config.yaml", b"run: \xff", "config.yaml is damaged"),
         ("schedule.json", b'{"prompt_weights": [0.7, "a"]}', "prompt_weights must be a list of numbers"),
         ("samples/index.json", b'{"rows": [], "iterations": [0, "2"]}', "rows and iterations are expected"),
+        ("samples/index.json", b'{"rows": [{"target": 0.5}], "iterations": [0]}', "rows and iterations"),
+        ("held_out.json", b'{"shared_subjects": 0.5}', "shared_subjects must be a list"),
         (
             "summary.json",
             b'{"base": {"a/b": {"mean": 1, "low": [2], "high": 3}},'

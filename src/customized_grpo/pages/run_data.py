@@ -139,7 +139,7 @@ def read_run(run_dir: Path) -> RunData:
         summary=summary,
         samples=_read_samples(run_dir / "samples"),
         prompt_weights=_read_weights(run_dir / "schedule.json"),
-        held_out=_read_object(run_dir / "held_out.json"),
+        held_out=_read_held_out(run_dir / "held_out.json"),
     )
 
 
@@ -224,6 +224,19 @@ def _float(value: object) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(value is None or isinstance(value, str) for value in row.values())
+
+
+def _read_held_out(path: Path) -> dict[str, Any]:
+    """Return what the held-out rows share with the training rows; empty when the run does not say."""
+    shared = _read_object(path)
+    subjects = shared.get("shared_subjects", [])
+    if not isinstance(subjects, list) or not _is_number(shared.get("shared_images", 0)):
+        raise UserError(f"{path} is damaged: shared_subjects must be a list, shared_images a number")
+    return shared
+
+
 def _read_samples(folder: Path) -> Samples | None:
     index = _read_object(folder / "index.json")
     if not index:
@@ -233,7 +246,7 @@ def _read_samples(folder: Path) -> Samples | None:
     if (
         not isinstance(rows, list)
         or not isinstance(iterations, list)
-        or not all(isinstance(row, dict) for row in rows)
+        or not all(_is_row(row) for row in rows)
         or not all(map(_is_number, iterations))
     ):
         raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")

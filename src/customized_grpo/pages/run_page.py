@@ -292,5 +292,6 @@ def _data_uri(folder: Path, name: str | None) -> str:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return data_uri(image.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+    # Pillow says ValueError or SyntaxError of some damaged chunks
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as PNG: {error}") from error
