@@ -207,7 +207,7 @@ class _Training:
         return 0
 
     def terminate(self) -> None:
-        pass
+        """It has ended already."""
 
     def wait(self) -> int:
         return 0

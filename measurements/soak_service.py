@@ -363,7 +363,9 @@ def run(clients: int, seconds: float) -> dict[str, object]:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(RECIPE)
         limits = {"--port": 0, "--max-body-mb": BODY_MB, "--max-pixels": PIXELS, "--queue": QUEUE}
-        options = [str(part) for option in limits.items() for part in option]
+        options: list[str] = []
+        for name, limit in limits.items():
+            options += [name, str(limit)]
         process = subprocess.Popen(
             [sys.executable, "-m", "customized_grpo", "serve-rewards", str(recipe), *options],
             stdout=subprocess.PIPE,

@@ -55,6 +55,12 @@ class Target(ABC):
         """Write an input, which depends on its number and the seed alone; return the call that takes it."""
         return self._make(random.Random(f"{seed} {self.name} {number}"))
 
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file into the folder and return its path."""
+        path = self.folder / name
+        path.write_bytes(data)
+        return str(path)
+
     def command(self, *arguments: str) -> Callable[[], int]:
         """Return a call of the command line in this process."""
         return lambda: main(arguments)
@@ -78,9 +84,7 @@ class Recipes(Target):
             data = mutate_text(draw, text).encode("utf-8", errors="surrogatepass")
         if draw.random() < 0.1:
             data = mutate_bytes(draw, data)
-        path = self.folder / "recipe.yaml"
-        path.write_bytes(data)
-        return self.command("config", "show", str(path))
+        return self.command("config", "show", self.write("recipe.yaml", data))
 
 
 class Overrides(Target):
@@ -131,9 +135,7 @@ class Manifests(Target):
         data = b"\n".join(dump_json(row) for row in rows)
         if draw.random() < 0.2:
             data = mutate_bytes(draw, data)
-        path = self.folder / "manifest.jsonl"
-        path.write_bytes(data)
-        return self.command("data", "check", str(path))
+        return self.command("data", "check", self.write("manifest.jsonl", data))
 
 
 class Images(Target):
@@ -155,12 +157,11 @@ class Images(Target):
             reference = mutate_bytes(draw, reference)
         else:
             mask = mutate_bytes(draw, mask)
-        (self.folder / "reference.png").write_bytes(reference)
-        (self.folder / "mask.png").write_bytes(mask)
+        self.write("reference.png", reference)
+        self.write("mask.png", mask)
         files = {"references": ["reference.png"], "masks": ["mask.png"]}
-        path = self.folder / "manifest.jsonl"
-        path.write_text(json.dumps({"id": "1", "prompt": "a toy", "subject": "a", **files}))
-        return self.command("data", "check", str(path))
+        row = {"id": "1", "prompt": "a toy", "subject": "a", **files}
+        return self.command("data", "check", self.write("manifest.jsonl", dump_json(row)))
 
 
 class Adapters(Target):
