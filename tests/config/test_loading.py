@@ -257,7 +257,8 @@ def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 @settings(deadline=None)
 @given(
-    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    # ~ and $ mean something in a path
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0~$"), min_size=1),
     number=st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False),
     options=st.dictionaries(st.text(), SCALARS | st.lists(SCALARS, max_size=3), max_size=3),
 )
