@@ -6,8 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +17,20 @@ from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.state import RunState
-from customized_grpo.training.trainer import Trainer
 
 Recipe = Callable[..., Config]
 
 
-def test_why_a_reward_failed_in_another_process_is_written_down(recipe: Recipe, tmp_path: Path) -> None:
+def test_why_a_reward_failed_in_another_process_is_written_down(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "gather_json", lambda _, mine: [mine, ["clip_t: no memory"]])
     log = RunLog(recipe(), RunFolder(tmp_path), RunState(), Engine(torch.device("cpu")))
-    two = SimpleNamespace(gather_json=lambda mine: [mine, ["clip_t: no memory in process 1"]])
-    scorer = SimpleNamespace(take_dropped=lambda: [])
     with log.open():
-        Trainer.report_dropped(cast(Trainer, SimpleNamespace(engine=two, scorer=scorer, log=log)))
-    (event,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert event["event"] == "reward failed" and event["message"] == "clip_t: no memory in process 1"
+        log.failures(["dino: no memory"])
+    events = read_metrics(tmp_path / "metrics.jsonl")
+    assert {event["event"] for event in events} == {"reward failed"}
+    assert [event["message"] for event in events] == ["dino: no memory", "clip_t: no memory"]
 
 
 @pytest.mark.parametrize("meet", [RunLog.check, RunLog.sync])

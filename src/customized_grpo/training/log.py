@@ -6,7 +6,7 @@ Only the main process writes; in the others the same calls do nothing, so that t
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -130,3 +130,9 @@ class RunLog:
             line["iteration"] = iteration
         self.write("event", line)
         self.progress.message(f"{prefix}{message}")
+
+    def failures(self, messages: Sequence[str]) -> None:
+        """Append why rewards have not scored, in whichever process: each gives its own messages."""
+        for of_process in self.engine.gather_json(list(messages)):
+            for message in of_process:
+                self.event("reward failed", message, prefix="scores are missing: ")

@@ -306,13 +306,7 @@ class Trainer:
         }
         self.state.health.append(signal_health(signal, group_size))
         self.log.progress.iteration(self.log.write("train", line))
-        self.report_dropped()
-
-    def report_dropped(self) -> None:
-        """Write down why rewards have not scored, in whichever process."""
-        for messages in self.engine.gather_json(self.scorer.take_dropped()):
-            for message in messages:
-                self.log.event("reward failed", message, prefix="scores are missing: ")
+        self.log.failures(self.scorer.take_dropped())
 
     def count_waste(self, scores: torch.Tensor, signal: LearningSignal) -> None:
         """Warn of the first iteration that taught nothing; stop when there are too many in a row."""
