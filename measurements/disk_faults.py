@@ -219,7 +219,7 @@ def stand_ins() -> Iterator[None]:
     import customized_grpo.benchmarks.run as benchmark
     import customized_grpo.comparison.runner as runner
     import customized_grpo.data.masks as masks
-    import customized_grpo.generation.pictures as pictures
+    import customized_grpo.generation.generate as pictures
 
     def once(load: Callable[..., Any]) -> Callable[..., Any]:
         loaded: list[Any] = []

@@ -13,7 +13,7 @@ from customized_grpo.algorithms.advantages import group_advantages, valid_sample
 from customized_grpo.algorithms.rules import RULES, Batch, Rule, check_rule, combine
 from customized_grpo.algorithms.sars import sars_bonus
 
-WITHOUT_WEIGHTS = {"min", "max", "identity_gate"}
+WITHOUT_WEIGHTS = {"min", "max", "identity_gate", "cme"}
 """Rules on which the weights have no effect."""
 
 ARGUMENTS = {"rewards", "group_size", "valid", "adv_clip"}
@@ -272,6 +272,13 @@ def test_identity_gate_charges_only_the_shortfall():
     torch.testing.assert_close(actual, group_advantages(score, 4)[:, 0])
 
 
+def test_cme_pays_identity_as_a_bonus_on_the_prompt():
+    r = torch.tensor([[0.8, 0.5], [0.4, 1.0], [-0.2, 0.9], [0.8, -0.3]], dtype=torch.float64)
+    score = torch.tensor([0.8 * 0.65, 0.4 * 0.9, 0.0, 0.8 * 0.4], dtype=torch.float64)
+    actual = apply("cme", r, HALVES, rewards=r, group_size=4, base=0.4, bonus=0.5)
+    torch.testing.assert_close(actual, group_advantages(score, 4)[:, 0])
+
+
 # --- the registry -------------------------------------------------------------------------------------------
 
 
@@ -291,17 +298,18 @@ def test_the_options_of_the_rules_are_these():
         "gd2po_hard": ("reweight",),
         "gd2po_snr": ("snr_threshold", "reweight"),
         "identity_gate": ("tau", "penalty"),
+        "cme": ("base", "bonus"),
     }
 
 
-@pytest.mark.parametrize("name", ["sum_then_normalise", "identity_gate"])
+@pytest.mark.parametrize("name", ["sum_then_normalise", "identity_gate", "cme"])
 def test_a_rule_on_raw_rewards_says_so_when_there_are_none(name: str):
     with pytest.raises(ValueError, match="pass rewards"):
         apply(name, advantages(), HALVES, group_size=G)
 
 
 @pytest.mark.parametrize(
-    "name", ["sum_then_normalise", "sars_recentred", "sars_matched", "gd2po_hard", "identity_gate"]
+    "name", ["sum_then_normalise", "sars_recentred", "sars_matched", "gd2po_hard", "identity_gate", "cme"]
 )
 def test_a_rule_on_groups_says_so_when_the_size_is_missing(name: str):
     with pytest.raises(ValueError, match="pass group_size"):

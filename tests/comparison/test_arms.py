@@ -46,7 +46,7 @@ def test_the_full_set_has_what_the_claim_calls_for() -> None:
         ("sars_matched", "constant"), ("sars_no_flip", "tdw"), ("sars_recentred", "tdw"),
     } <= pairs  # fmt: skip
     rules = {recipe.advantage.name for recipe in recipes.values()}
-    assert {"sum_then_normalise", "gdpo", "gd2po_hard", "gd2po_snr", "min", "identity_gate"} <= rules
+    assert {"sum_then_normalise", "gdpo", "gd2po_hard", "gd2po_snr", "min", "identity_gate", "cme"} <= rules
     gammas = {
         r.advantage.options["gamma"]
         for r in recipes.values()

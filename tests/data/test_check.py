@@ -57,7 +57,7 @@ def test_a_good_data_set_is_summarised(folder: Path) -> None:
     assert found.rows == {"train.jsonl": 2, "held_out.jsonl": 1}
     assert found.subjects == {"train.jsonl": 2, "held_out.jsonl": 1} and found.all_subjects == 3
     assert found.references_per_row == {1: 2, 2: 1}
-    assert found.pictures == 6 and found.sizes == {"12 x 8": 4, "20 x 10": 2}
+    assert found.images == 6 and found.sizes == {"12 x 8": 4, "20 x 10": 2}
     assert found.masks == pytest.approx(1 / 3) and found.targets == pytest.approx(2 / 3)
     assert found.longest_prompt == 102 and found.long_prompts == 1
     assert json.loads(json.dumps(found.to_json()))["references_per_row"] == {"1": 2, "2": 1}
@@ -107,7 +107,7 @@ def test_subjects_and_pictures_in_two_parts_are_leaks(folder: Path) -> None:
     held_out = write(folder, "held.jsonl", row(2, subject="subject 0"), row(3, references=["other.bmp"]))
     assert problems(train, held_out) == [
         "subject 'subject 0' is in train.jsonl and in held.jsonl",
-        "held.jsonl line 2: shows a picture of train.jsonl line 2 in train.jsonl",
+        "held.jsonl line 2: shows an image of train.jsonl line 2 in train.jsonl",
     ]
 
 

@@ -410,7 +410,7 @@ PHOTOS = os.environ.get("CGRPO_DREAMBENCH")
 def test_the_published_dreambench_converts(tmp_path: Path) -> None:
     options = {"reference": "all"}
     found = run("dreambench", Path(str(PHOTOS)), tmp_path / "out", options, held_out=HeldOut.parse("8"))
-    assert found.pictures == 158 and not found.problems
+    assert found.images == 158 and not found.problems
     assert sum(found.rows.values()) == 750 and found.rows["held_out"] == 200
     assert found.references_per_row == {4: 50, 5: 450, 6: 250}
     assert len(rows_of(tmp_path / "out", "held_out.jsonl")) == 200

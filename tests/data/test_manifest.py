@@ -264,7 +264,7 @@ def test_without_image_checks_no_image_is_opened(folder: Path) -> None:
 
 
 def test_each_file_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["customized_grpo.data.image_facts"]
+    module = sys.modules["customized_grpo.data.image_info"]
     opened: list[Path] = []
     real: Callable[[Path], Image.Image] = module.open_image
     monkeypatch.setattr(module, "open_image", lambda path: opened.append(path) or real(path))

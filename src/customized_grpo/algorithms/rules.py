@@ -249,6 +249,23 @@ class IdentityGate(Rule):
         return batch.normalised(prompt - self.penalty * shortfall)
 
 
+class Cme(Rule):
+    """Consistency-modulated execution (FIRM, arXiv 2603.12247): group z-score of R_p (base + bonus R_id).
+
+    Following the prompt is the base of every reward, and identity a bonus on it: a copy, which does not
+    follow the prompt, earns nothing. Rewards below 0 count as 0. The weights have no effect.
+    """
+
+    base: NonNegative = 0.5
+    """What following the prompt is worth without identity. The default is a choice of this package."""
+    bonus: NonNegative = 0.5
+    """What an identity reward of 1 adds."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        prompt, identity = batch.raw_rewards().clamp_min(0).unbind(1)
+        return batch.normalised(prompt * (self.base + self.bonus * identity))
+
+
 RULES: Mapping[str, type[Rule]] = {
     "linear": Linear,
     "sum_then_normalise": SumThenNormalise,
@@ -264,6 +281,7 @@ RULES: Mapping[str, type[Rule]] = {
     "harmonic": Harmonic,
     "softplus_product": SoftplusProduct,
     "identity_gate": IdentityGate,
+    "cme": Cme,
 }
 """Every combination rule of the package by its name in recipes."""
 
@@ -290,7 +308,7 @@ def combine(
         rule: The rule, with its options.
         advantages: [N, 2] from `group_advantages` (for K > 2 through `by_kind`), order (prompt, identity).
         weights: [2], or [N, 2] when rows belong to different steps; same order.
-        rewards: [N, 2], needed by `SumThenNormalise` and `IdentityGate` only.
+        rewards: [N, 2], needed by `SumThenNormalise`, `IdentityGate` and `Cme` only.
         group_size: G, needed by the rules that take statistics of a group.
         valid: Boolean [N] from `valid_samples`; the others get 0 and take no part in statistics. None: all
             valid.

@@ -210,7 +210,7 @@ def render(survey: Survey) -> str:
         f"longest prompt:      about {survey.longest_prompt:,} tokens; {survey.long_prompts:,} rows over the "
         f"{CLIP_TOKENS} that CLIP reads",
         "                     (estimated; `cgrpo doctor` counts with the tokenizers of a recipe)",
-        f"different images:    {survey.pictures:,}",
+        f"different images:    {survey.images:,}",
         *(f"    {size}: {count:,}" for size, count in sizes[:MAX_SIZES]),
     ]
     if len(sizes) > MAX_SIZES:

@@ -65,8 +65,8 @@ def generate(
     if steps is not None:
         overrides.append(f"steps={steps}")
 
-    from customized_grpo.generation.pictures import Request
-    from customized_grpo.generation.pictures import generate as draw
+    from customized_grpo.generation.generate import Request
+    from customized_grpo.generation.generate import generate as draw
 
     request = Request(prompt, reference, masks, count, seed)
     paths = draw(

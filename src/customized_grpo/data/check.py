@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.image_facts import Facts, Gallery
+from customized_grpo.data.image_info import ImageInfo, ImageInspector
 from customized_grpo.data.manifest import Row, scan_manifest
 from customized_grpo.data.split import subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
@@ -47,33 +47,33 @@ def check_manifests(
     Raises:
         UserError: A manifest cannot be read.
     """
-    gallery = Gallery(digests=True)
+    inspector = ImageInspector(digests=True)
     problems: list[str] = []
     entries: list[Entry] = []
     for manifest in manifests:
-        scan = scan_manifest(manifest, gallery, require_masks=require_masks)
+        scan = scan_manifest(manifest, inspector, require_masks=require_masks)
         problems += [f"{manifest.name} line {number}: {problem}" for number, problem in scan.problems]
         if not scan.rows and not scan.problems:
             problems.append(f"{manifest.name} holds no rows")
         for number, row in scan.rows:
-            entries.append(_entry(gallery, f"{manifest.name} line {number}", manifest.name, row))
+            entries.append(_entry(inspector, f"{manifest.name} line {number}", manifest.name, row))
     return survey(entries, problems, size=size)
 
 
-def _entry(gallery: Gallery, where: str, split: str, row: Row) -> Entry:
+def _entry(inspector: ImageInspector, where: str, split: str, row: Row) -> Entry:
     return Entry(
         where=where,
         split=split,
         prompt=row.prompt,
         subject=subject_of(row),
-        references=tuple(_known(gallery, file) for file in row.references),
+        references=tuple(_known(inspector, file) for file in row.references),
         has_masks=bool(row.masks),
-        target=None if row.target is None else _known(gallery, row.target),
+        target=None if row.target is None else _known(inspector, row.target),
     )
 
 
-def _known(gallery: Gallery, file: Path) -> Facts:
-    """Return the facts of an image of a good row, all of which could be decoded."""
-    facts = gallery.image(file)
-    assert isinstance(facts, Facts)
-    return facts
+def _known(inspector: ImageInspector, file: Path) -> ImageInfo:
+    """Return the info of an image of a good row, all of which could be decoded."""
+    info = inspector.image(file)
+    assert isinstance(info, ImageInfo)
+    return info

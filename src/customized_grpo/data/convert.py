@@ -24,7 +24,7 @@ from customized_grpo.data.manifest import Row, write_manifest
 from customized_grpo.data.row_checks import RowProblem, check_writable
 from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
-from customized_grpo.data.writer import Store
+from customized_grpo.data.writer import DatasetWriter
 from customized_grpo.errors import UserError
 from customized_grpo.files import is_free, new_folder, write_text
 
@@ -71,7 +71,9 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
     try:
         with new_folder(out.resolve()) as folder:
-            found = _collect(layout.read(source, options), Store(folder, link=choices.link), choices.masks)
+            found = _collect(
+                layout.read(source, options), DatasetWriter(folder, link=choices.link), choices.masks
+            )
             if found.bad and not choices.skip_bad:
                 raise UserError(
                     _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
@@ -106,14 +108,14 @@ def check_source(
         UserError: The options do not fit, or the source as a whole cannot be read.
     """
     layout.check(options)
-    found = _collect(layout.read(source, options), Store(source, dry=True), masks)
+    found = _collect(layout.read(source, options), DatasetWriter(source, dry=True), masks)
     problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
     if not found.rows and not problems:
         problems.append(f"no row is left{_left_out(found)}")
     return survey(found.entries, problems, found.dropped, found.ignored, size)
 
 
-def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collected:
+def _collect(items: Iterable[Item], writer: DatasetWriter, masks: MaskChoice) -> _Collected:
     found = _Collected()
     ids: dict[str, int] = {}
     for item in items:
@@ -129,7 +131,7 @@ def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collect
                 if first != item.number:
                     raise RowProblem(f"id {item.id!r} was used by row {first} already")
                 check_writable([item.id, item.prompt, item.subject, dict(item.meta)])
-                row, entry = _place(item, store, masks)
+                row, entry = _place(item, writer, masks)
             except RowProblem as problem:
                 found.bad.append(Bad(item.number, str(problem)))
             else:
@@ -138,15 +140,15 @@ def _collect(items: Iterable[Item], store: Store, masks: MaskChoice) -> _Collect
     return found
 
 
-def _place(draft: Draft, store: Store, masks: MaskChoice) -> tuple[Row, Entry]:
+def _place(draft: Draft, writer: DatasetWriter, masks: MaskChoice) -> tuple[Row, Entry]:
     """Place the files of a row; return the row and its entry for the survey."""
-    references = [store.picture(reference) for reference in draft.references]
-    target = None if draft.target is None else store.picture(draft.target)
+    references = [writer.image(reference) for reference in draft.references]
+    target = None if draft.target is None else writer.image(draft.target)
     if masks is MaskChoice.alpha:
-        mask_files = [store.alpha_mask(reference) for reference in draft.references]
+        mask_files = [writer.alpha_mask(reference) for reference in draft.references]
     elif masks is MaskChoice.shipped:
         pairs = zip(draft.masks, references, strict=True) if draft.masks else ()
-        mask_files = [store.mask(mask, reference) for mask, reference in pairs]
+        mask_files = [writer.mask(mask, reference) for mask, reference in pairs]
     else:
         mask_files = []
     row = Row(
@@ -163,9 +165,9 @@ def _place(draft: Draft, store: Store, masks: MaskChoice) -> tuple[Row, Entry]:
         split="all",
         prompt=row.prompt,
         subject=subject_of(row),
-        references=tuple(reference.facts for reference in references),
+        references=tuple(reference.info for reference in references),
         has_masks=bool(row.masks),
-        target=None if target is None else target.facts,
+        target=None if target is None else target.info,
     )
     return row, entry
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.data.image_facts import Facts, Gallery, mask_size_problem
+from customized_grpo.data.image_info import ImageInfo, ImageInspector, mask_size_problem
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.row_checks import (
     MAX_LINE_BYTES,
@@ -57,7 +57,7 @@ class Row:
 
 
 def load_manifest(
-    path: Path, *, require_masks: bool, check_images: bool = True, gallery: Gallery | None = None
+    path: Path, *, require_masks: bool, check_images: bool = True, inspector: ImageInspector | None = None
 ) -> list[Row]:
     """Read and check a manifest.
 
@@ -66,7 +66,7 @@ def load_manifest(
         require_masks: Whether a row without masks is a mistake.
         check_images: Decode every file once, one at a time in memory, and compare the size of each mask with
             its reference. A truncated file is found here and not in the middle of training.
-        gallery: Keeps what was found of the files; None makes a new one.
+        inspector: Keeps what was found of the files; None makes a new one.
 
     Returns:
         The rows in the order of the file.
@@ -75,7 +75,7 @@ def load_manifest(
         UserError: The file cannot be read, holds no row, or any row is bad; the mistakes are listed with
             their line numbers, a few of each kind.
     """
-    opener = (gallery or Gallery()) if check_images else None
+    opener = (inspector or ImageInspector()) if check_images else None
     scan = scan_manifest(path, opener, require_masks=require_masks)
     if scan.problems:
         count = len({number for number, _ in scan.problems})
@@ -100,18 +100,18 @@ class Scan:
     problems: list[tuple[int, str]]
 
 
-def scan_manifest(path: Path, gallery: Gallery | None, *, require_masks: bool) -> Scan:
+def scan_manifest(path: Path, inspector: ImageInspector | None, *, require_masks: bool) -> Scan:
     """Read every line of a manifest; collect good rows and problems.
 
     Args:
         path: As for `load_manifest`.
-        gallery: Where images are opened and remembered; None opens none.
+        inspector: Where images are opened and remembered; None opens none.
         require_masks: As for `load_manifest`.
 
     Raises:
         UserError: The file cannot be read.
     """
-    reader = _Reader(path.parent.resolve(), require_masks, gallery)
+    reader = _Reader(path.parent.resolve(), require_masks, inspector)
     try:
         for number, line in _lines(path):
             if not reader.is_started and line is not None and line.lstrip().startswith(b"["):
@@ -179,10 +179,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 class _Reader:
     """Collects rows, problems and the ids seen so far."""
 
-    def __init__(self, folder: Path, require_masks: bool, gallery: Gallery | None) -> None:
+    def __init__(self, folder: Path, require_masks: bool, inspector: ImageInspector | None) -> None:
         self.folder = folder
         self.require_masks = require_masks
-        self.gallery = gallery
+        self.inspector = inspector
         self.rows: list[tuple[int, Row]] = []
         self.problems: list[tuple[int, str]] = []
         self.is_started = False
@@ -201,8 +201,8 @@ class _Reader:
             problems.append("has no `masks`, which the reward needs")
         row, path_problems = self._resolve(item)
         problems += path_problems
-        if self.gallery is not None:
-            problems += _check_images(self.gallery, row, aligned=not path_problems)
+        if self.inspector is not None:
+            problems += _check_images(self.inspector, row, aligned=not path_problems)
         if problems:
             self.problems += [(number, problem) for problem in problems]
         else:
@@ -244,13 +244,13 @@ class _Reader:
         return row, problems
 
 
-def _check_images(gallery: Gallery, row: Row, *, aligned: bool) -> list[str]:
+def _check_images(inspector: ImageInspector, row: Row, *, aligned: bool) -> list[str]:
     """Decode the row's files; compare sizes only if no file is missing from the row's lists."""
     targets = () if row.target is None else (row.target,)
-    images = [gallery.image(file) for file in (*row.references, *targets)]
-    masks = [gallery.mask(file) for file in row.masks]
+    images = [inspector.image(file) for file in (*row.references, *targets)]
+    masks = [inspector.mask(file) for file in row.masks]
     problems = [found for found in (*images, *masks) if isinstance(found, str)]
     for file, image, mask in zip(row.masks, images, masks, strict=False) if aligned else ():
-        if isinstance(image, Facts) and isinstance(mask, Facts) and image.size != mask.size:
+        if isinstance(image, ImageInfo) and isinstance(mask, ImageInfo) and image.size != mask.size:
             problems.append(mask_size_problem(file, mask.size, image.size))
     return problems

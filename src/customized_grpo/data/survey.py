@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from customized_grpo.data.fitting import cut_note
-from customized_grpo.data.image_facts import Facts
+from customized_grpo.data.image_info import ImageInfo
 from customized_grpo.text_limits import CLIP_TOKENS, estimated_tokens
 
 
@@ -31,11 +31,11 @@ class Entry:
     split: str
     prompt: str
     subject: str
-    references: tuple[Facts, ...]
+    references: tuple[ImageInfo, ...]
     has_masks: bool
-    target: Facts | None
+    target: ImageInfo | None
 
-    def pictures(self) -> tuple[Facts, ...]:
+    def images(self) -> tuple[ImageInfo, ...]:
         """Return the references and the target."""
         return self.references if self.target is None else (*self.references, self.target)
 
@@ -65,7 +65,7 @@ class Survey:
     subjects: Mapping[str, int]
     all_subjects: int
     references_per_row: Mapping[int, int]
-    pictures: int
+    images: int
     sizes: Mapping[str, int]
     masks: float
     targets: float
@@ -91,15 +91,15 @@ def survey(
     """Count what there is, and add to the problems of single rows those between rows.
 
     Args:
-        entries: The good rows; their facts need digests.
+        entries: The good rows; their info needs digests.
         problems: What was found wrong with other rows.
         dropped: Rows left out, by filter.
         ignored: Files that make no row, by kind.
         size: Height and width of the images that will be drawn, in pixels.
     """
-    every_picture = itertools.chain.from_iterable(entry.pictures() for entry in entries)
-    pictures = {picture.digest: picture for picture in every_picture}
-    sizes = Counter(f"{picture.size[0]} x {picture.size[1]}" for picture in pictures.values())
+    every_image = itertools.chain.from_iterable(entry.images() for entry in entries)
+    images = {image.digest: image for image in every_image}
+    sizes = Counter(f"{image.size[0]} x {image.size[1]}" for image in images.values())
     lengths = [estimated_tokens(entry.prompt) for entry in entries]
     subjects: dict[str, set[str]] = {}
     for entry in entries:
@@ -110,7 +110,7 @@ def survey(
         subjects={split: len(names) for split, names in subjects.items()},
         all_subjects=len({entry.subject for entry in entries}),
         references_per_row=dict(sorted(Counter(len(entry.references) for entry in entries).items())),
-        pictures=len(pictures),
+        images=len(images),
         sizes=dict(sizes.most_common()),
         masks=sum(entry.has_masks for entry in entries) / count,
         targets=sum(entry.target is not None for entry in entries) / count,
@@ -147,7 +147,7 @@ def _repeats(entries: Sequence[Entry]) -> list[str]:
     first: dict[tuple[str, ...], str] = {}
     found = []
     for entry in entries:
-        key = (entry.prompt, *(picture.digest for picture in entry.references))
+        key = (entry.prompt, *(image.digest for image in entry.references))
         earlier = first.setdefault(key, entry.where)
         if earlier != entry.where:
             found.append(f"{entry.where}: the same prompt and references as {earlier}")
@@ -157,14 +157,14 @@ def _repeats(entries: Sequence[Entry]) -> list[str]:
 def _shared(entries: Sequence[Entry]) -> list[str]:
     """Return subjects and images that are in two parts: evaluation would see training data."""
     subjects: dict[str, Entry] = {}
-    pictures: dict[str, Entry] = {}
+    images: dict[str, Entry] = {}
     found: dict[str, None] = {}  # an ordered set: a subject or pair of rows is reported once
     for entry in entries:
         other = subjects.setdefault(entry.subject, entry)
         if other.split != entry.split:
             found[f"subject {entry.subject!r} is in {other.split} and in {entry.split}"] = None
-        for picture in entry.pictures():
-            other = pictures.setdefault(picture.digest, entry)
+        for image in entry.images():
+            other = images.setdefault(image.digest, entry)
             if other.split != entry.split:
-                found[f"{entry.where}: shows a picture of {other.where} in {other.split}"] = None
+                found[f"{entry.where}: shows an image of {other.where} in {other.split}"] = None
     return list(found)

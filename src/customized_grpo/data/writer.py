@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from customized_grpo.data.adapters.base import Cut, MaskFile, Picture
-from customized_grpo.data.image_facts import Facts, facts_of, mask_size_problem
+from customized_grpo.data.adapters.base import Cut, MaskFile, SourceImage
+from customized_grpo.data.image_info import ImageInfo, mask_size_problem, read_info
 from customized_grpo.data.images import decode_image, open_alpha, open_image, open_mask
 from customized_grpo.data.mask_reading import check_mask
 from customized_grpo.data.row_checks import RowProblem
@@ -27,14 +27,14 @@ class Placed:
 
     Attributes:
         path: The file; not there yet in a dry run.
-        facts: Its size and digest.
+        info: Its size and digest.
     """
 
     path: Path
-    facts: Facts
+    info: ImageInfo
 
 
-class Store:
+class DatasetWriter:
     """Writer of the folders `images` and `masks` of a new data set.
 
     Every method raises RowProblem for an image that cannot be used, and UserError when the disk refuses.
@@ -53,12 +53,12 @@ class Store:
         self._masks: dict[Path, RowProblem | None] = {}
         self._whole: tuple[Path | bytes, Image.Image] | None = None  # the last image that parts were cut from
 
-    def picture(self, picture: Picture) -> Placed:
+    def image(self, image: SourceImage) -> Placed:
         """Place an image: a file is copied or linked unchanged, a part of an image written as JPEG."""
-        path = self.folder / "images" / picture.name
+        path = self.folder / "images" / image.name
         if path not in self._placed:
             try:
-                self._placed[path] = self._place(picture, path)
+                self._placed[path] = self._place(image, path)
             except RowProblem as problem:
                 self._placed[path] = problem
         placed = self._placed[path]
@@ -70,12 +70,12 @@ class Store:
         """Place a mask that the source ships, in the size of its reference."""
         path = self.folder / "masks" / mask.name
         place = self._place_nonzero if mask.nonzero else self._place_standard
-        return self._once(path, lambda: place(mask.path, path, reference.facts.size))
+        return self._once(path, lambda: place(mask.path, path, reference.info.size))
 
-    def alpha_mask(self, picture: Picture) -> Path:
+    def alpha_mask(self, image: SourceImage) -> Path:
         """Write the transparency of a reference as its mask."""
-        path = self.folder / "masks" / f"{picture.name}.png"
-        return self._once(path, lambda: self._place_alpha(picture, path))
+        path = self.folder / "masks" / f"{image.name}.png"
+        return self._once(path, lambda: self._place_alpha(image, path))
 
     def _once(self, path: Path, place: Callable[[], None]) -> Path:
         """Place a mask when a row names it for the first time, and keep the result for the next row."""
@@ -90,26 +90,26 @@ class Store:
             raise known
         return path
 
-    def _place(self, picture: Picture, path: Path) -> Placed:
-        if picture.cut is not None:
-            part = self._open_whole(picture, picture.cut).crop(picture.cut.box)
+    def _place(self, image: SourceImage, path: Path) -> Placed:
+        if image.cut is not None:
+            part = self._open_whole(image, image.cut).crop(image.cut.box)
             self._write(part, path)
-            return Placed(path, facts_of(part))
-        source = picture.source
+            return Placed(path, read_info(part))
+        source = image.source
         if isinstance(source, bytes):
             raise ValueError("an image that is not cut comes from a file")
         with _as_row_problem():
-            facts = facts_of(open_image(source))
+            info = read_info(open_image(source))
         self._copy(source, path)
-        return Placed(path, facts)
+        return Placed(path, info)
 
-    def _open_whole(self, picture: Picture, cut: Cut) -> Image.Image:
+    def _open_whole(self, original: SourceImage, cut: Cut) -> Image.Image:
         """Return the whole image of a part; it is kept, because the next part is usually of the same one."""
-        source = picture.source
+        source = original.source
         if self._whole is None or self._whole[0] is not source:
             with _as_row_problem():
                 if isinstance(source, bytes):
-                    image = decode_image(source, Path(picture.name))
+                    image = decode_image(source, Path(original.name))
                 else:
                     image = open_image(source)
             self._whole = (source, image)
@@ -134,9 +134,9 @@ class Store:
             raise RowProblem(mask_size_problem(source, mask.size, size))
         self._copy(source, path)
 
-    def _place_alpha(self, picture: Picture, path: Path) -> None:
-        source = picture.source
-        if picture.cut is not None or isinstance(source, bytes):
+    def _place_alpha(self, image: SourceImage, path: Path) -> None:
+        source = image.source
+        if image.cut is not None or isinstance(source, bytes):
             raise RowProblem("its reference is cut from an image without transparency to make a mask of")
         with _as_row_problem():
             alpha = open_alpha(source)

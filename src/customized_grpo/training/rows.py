@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from customized_grpo.data.fitting import crop_box, cut_note
-from customized_grpo.data.image_facts import Facts, Gallery
+from customized_grpo.data.image_info import ImageInfo, ImageInspector
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.manifest import load_manifest, scan_manifest
 from customized_grpo.errors import UserError
@@ -58,22 +58,22 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     manifests = {data.train: train_masks}
     if data.held_out is not None:
         manifests[data.held_out] = masks
-    gallery = Gallery()
-    _open_files(gallery, list(manifests), show=show)
-    train = load_manifest(data.train, require_masks=train_masks, gallery=gallery)
+    inspector = ImageInspector()
+    _open_files(inspector, list(manifests), show=show)
+    train = load_manifest(data.train, require_masks=train_masks, inspector=inspector)
     held_out: list[Row] = []
     if data.held_out is not None:
-        held_out = load_manifest(data.held_out, require_masks=masks, gallery=gallery)
+        held_out = load_manifest(data.held_out, require_masks=masks, inspector=inspector)
     rows = [*train, *held_out]
     height, width = config.model.height, config.model.width
     if config.model.reference_fit == "pad":
         return ManifestRows(train, held_out)
-    _check_masks_survive(gallery, rows, height, width)
-    note = cut_note(_sizes(gallery, rows), height, width)
+    _check_masks_survive(inspector, rows, height, width)
+    note = cut_note(_sizes(inspector, rows), height, width)
     return ManifestRows(train, held_out, [] if note is None else [note])
 
 
-def _open_files(gallery: Gallery, manifests: Sequence[Path], *, show: bool) -> None:
+def _open_files(inspector: ImageInspector, manifests: Sequence[Path], *, show: bool) -> None:
     """Open the files of the rows whose lines are right; the other rows are refused later anyway."""
     images: dict[Path, None] = {}  # an ordered set
     masks: dict[Path, None] = {}
@@ -84,7 +84,7 @@ def _open_files(gallery: Gallery, manifests: Sequence[Path], *, show: bool) -> N
             if row.target is not None:
                 images[row.target] = None
     with _progress(len(images) + len(masks), show=show) as on_file:
-        gallery.open_all(list(images), list(masks), on_file)
+        inspector.open_all(list(images), list(masks), on_file)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def _progress(total: int, *, show: bool) -> Iterator[Callable[[], None]]:
         yield lambda: counter.add(1)
 
 
-def _check_masks_survive(gallery: Gallery, rows: Sequence[Row], height: int, width: int) -> None:
+def _check_masks_survive(inspector: ImageInspector, rows: Sequence[Row], height: int, width: int) -> None:
     """Refuse rows of whose masked subject the cut leaves nothing: a reward would stop in mid-training.
 
     Raises:
@@ -105,8 +105,8 @@ def _check_masks_survive(gallery: Gallery, rows: Sequence[Row], height: int, wid
     lost = []
     for row in rows:
         for mask in row.masks:
-            facts = gallery.mask(mask)
-            if isinstance(facts, Facts) and not _overlaps(facts, height, width):
+            info = inspector.mask(mask)
+            if isinstance(info, ImageInfo) and not _overlaps(info, height, width):
                 lost.append((f"row {row.id!r}", f"{mask} marks only what is cut away"))
     if lost:
         lines = "".join(f"\n  {line}" for line in a_few(lost))
@@ -117,7 +117,7 @@ def _check_masks_survive(gallery: Gallery, rows: Sequence[Row], height: int, wid
         )
 
 
-def _overlaps(mask: Facts, height: int, width: int) -> bool:
+def _overlaps(mask: ImageInfo, height: int, width: int) -> bool:
     """Return whether at least a pixel of the mask's box is kept by the cut."""
     if mask.box is None:
         return False
@@ -127,12 +127,12 @@ def _overlaps(mask: Facts, height: int, width: int) -> bool:
     return kept_x >= 1 and kept_y >= 1
 
 
-def _sizes(gallery: Gallery, rows: Sequence[Row]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _sizes(inspector: ImageInspector, rows: Sequence[Row]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield name and size of every different reference."""
     files: dict[Path, None] = {}
     for row in rows:
         files |= dict.fromkeys(row.references)
     for file in files:
-        facts = gallery.image(file)
-        if isinstance(facts, Facts):
-            yield str(file), facts.size
+        info = inspector.image(file)
+        if isinstance(info, ImageInfo):
+            yield str(file), info.size

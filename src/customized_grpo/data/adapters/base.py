@@ -27,7 +27,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SourceImage:
     """An image of a source: a file or bytes, whole or a part.
 
     Attributes:
@@ -76,10 +76,10 @@ class Draft:
     number: int
     id: str
     prompt: str
-    references: tuple[Picture, ...]
+    references: tuple[SourceImage, ...]
     subject: str
     masks: tuple[MaskFile, ...] = ()
-    target: Picture | None = None
+    target: SourceImage | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -244,10 +244,10 @@ def number_of(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def picture(folder: Path, key: str, name: str) -> Picture:
+def source_image(folder: Path, key: str, name: str) -> SourceImage:
     """Return a file of a source as an image that keeps its place; raises RowProblem if it is not there."""
     path = resolve_path(folder, key, name)
-    return Picture(path.relative_to(folder).as_posix(), path)
+    return SourceImage(path.relative_to(folder).as_posix(), path)
 
 
 def source_folder(source: Path) -> Path:

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from customized_grpo.data.adapters.base import Bad, Ignored, MaskFile, Picture, picture
-from customized_grpo.data.image_facts import mask_size_problem
+from customized_grpo.data.adapters.base import Bad, Ignored, MaskFile, SourceImage, source_image
+from customized_grpo.data.image_info import mask_size_problem
 from customized_grpo.data.images import open_image, open_mask
 from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.data.subject_folder import next_of, read_subject_folder
@@ -33,9 +33,9 @@ class Views:
         target: Another photo of the subject.
     """
 
-    references: tuple[Picture, ...]
+    references: tuple[SourceImage, ...]
     masks: tuple[MaskFile, ...]
-    target: Picture | None
+    target: SourceImage | None
 
 
 class SubjectPhotos:
@@ -52,7 +52,7 @@ class SubjectPhotos:
         content = read_subject_folder(subject)
         self.problems = list(content.problems)
         self.ignored = content.ignored
-        self._pictures: dict[Path, Picture] = {}
+        self._images: dict[Path, SourceImage] = {}
         self._masks: dict[Path, MaskFile] = {}
         for photo in content.photos:
             self._open(photo, content.masks.get(photo))
@@ -67,7 +67,7 @@ class SubjectPhotos:
         Raises:
             RowProblem: The subject has no such photo.
         """
-        photos = list(self._pictures)
+        photos = list(self._images)
         if choice == "turns":
             ring = [photo for photo in photos if photo in self._masks] or photos
             chosen = [ring[number % len(ring)]] if ring else []
@@ -88,15 +88,15 @@ class SubjectPhotos:
         Raises:
             RowProblem: One of them is not there, or cannot be used.
         """
-        missing = [photo for photo in chosen if photo not in self._pictures]
+        missing = [photo for photo in chosen if photo not in self._images]
         if missing:
             raise RowProblem(f"subject {self.name!r} has no photo {missing[0].name!r} that can be used")
-        other = next_of(self._pictures, chosen[-1], chosen)
+        other = next_of(self._images, chosen[-1], chosen)
         masks = tuple(self._masks[photo] for photo in chosen if photo in self._masks)
         return Views(
-            references=tuple(self._pictures[photo] for photo in chosen),
+            references=tuple(self._images[photo] for photo in chosen),
             masks=masks if len(masks) == len(chosen) else (),
-            target=None if other is None else self._pictures[other],
+            target=None if other is None else self._images[other],
         )
 
     def notes(self, number: int) -> list[Bad | Ignored]:
@@ -106,12 +106,12 @@ class SubjectPhotos:
 
     def _open(self, photo: Path, mask: Path | None) -> None:
         try:
-            found = picture(self.source, "reference", photo.relative_to(self.source).as_posix())
+            found = source_image(self.source, "reference", photo.relative_to(self.source).as_posix())
             size = open_image(photo).size
         except (RowProblem, UserError) as error:
             self.problems.append(error.message if isinstance(error, UserError) else str(error))
             return
-        self._pictures[photo] = found
+        self._images[photo] = found
         if mask is None:
             return
         try:

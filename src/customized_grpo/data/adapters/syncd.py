@@ -25,12 +25,12 @@ from customized_grpo.data.adapters.base import (
     Layout,
     MaskFile,
     Options,
-    Picture,
+    SourceImage,
     an_object,
     attempt,
-    picture,
     read_json_list,
     source_folder,
+    source_image,
 )
 from customized_grpo.data.row_checks import RowProblem
 from customized_grpo.errors import UserError
@@ -97,7 +97,7 @@ def _draft(
     )
 
 
-def find(folder: Path, key: str, name: str) -> Picture:
+def find(folder: Path, key: str, name: str) -> SourceImage:
     """Return the image at the longest tail of a recorded path that exists in the folder.
 
     Raises:
@@ -107,11 +107,11 @@ def find(folder: Path, key: str, name: str) -> Picture:
     for start in range(len(parts)):
         tail = "/".join(parts[start:])
         if (folder / tail).is_file():
-            return picture(folder, key, tail)
+            return source_image(folder, key, tail)
     raise RowProblem(f"`{key}`: {name!r} is not in the folder")
 
 
-def mask_of(folder: Path, reference: Picture) -> MaskFile | None:
+def mask_of(folder: Path, reference: SourceImage) -> MaskFile | None:
     """Return the mask that SynCD keeps for an image, or None if that file is missing."""
     place = PurePosixPath(reference.name)
     path = folder / place.parent / "masks" / f"{place.stem}.jpg"

@@ -20,9 +20,9 @@ from customized_grpo.data.adapters.base import (
     Options,
     an_object,
     attempt,
-    picture,
     read_json_list,
     source_folder,
+    source_image,
     text_of,
 )
 from customized_grpo.data.adapters.syncd import mask_of
@@ -48,8 +48,8 @@ def _draft(folder: Path, number: int, raw: object) -> Draft:
     names = item["ref_img"] if isinstance(item.get("ref_img"), list) else [text_of(item, "ref_img")]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise RowProblem("`ref_img` must be a path or a list of paths")
-    references = tuple(picture(folder, "ref_img", name) for name in names)
-    target = picture(folder, "img", text_of(item, "img"))
+    references = tuple(source_image(folder, "ref_img", name) for name in names)
+    target = source_image(folder, "img", text_of(item, "img"))
     masks = tuple(filter(None, [mask_of(folder, reference) for reference in references]))
     return Draft(
         number=number,

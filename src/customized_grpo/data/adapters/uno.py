@@ -20,9 +20,9 @@ from customized_grpo.data.adapters.base import (
     Options,
     an_object,
     attempt,
-    picture,
     read_json_list,
     source_folder,
+    source_image,
     text_of,
 )
 from customized_grpo.data.adapters.names import SubjectChoice
@@ -44,7 +44,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 def _draft(folder: Path, number: int, raw: object, choice: SubjectChoice | None) -> Draft:
     item = an_object(raw)
     names = reference_paths(item)
-    references = tuple(picture(folder, "image_paths", name) for name in names)
+    references = tuple(source_image(folder, "image_paths", name) for name in names)
     target = item.get("image_tgt_path")
     if choice is SubjectChoice.folder:
         subject = PurePosixPath(names[0]).parent.name or "."
@@ -56,7 +56,9 @@ def _draft(folder: Path, number: int, raw: object, choice: SubjectChoice | None)
         prompt=text_of(item, "prompt"),
         references=references,
         subject=subject,
-        target=None if target is None else picture(folder, "image_tgt_path", text_of(item, "image_tgt_path")),
+        target=None
+        if target is None
+        else source_image(folder, "image_tgt_path", text_of(item, "image_tgt_path")),
     )
 
 

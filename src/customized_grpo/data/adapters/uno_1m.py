@@ -25,13 +25,13 @@ from customized_grpo.data.adapters.base import (
     Item,
     Layout,
     Options,
-    Picture,
+    SourceImage,
     an_object,
     attempt,
     number_of,
-    picture,
     read_json_list,
     source_folder,
+    source_image,
     text_of,
 )
 from customized_grpo.data.row_checks import RowProblem
@@ -82,20 +82,20 @@ def _draft(folder: Path, number: int, raw: object, minimum: float) -> Draft | Dr
     caption = item.get("caption")
     if not isinstance(caption, dict):
         raise RowProblem("`caption` must be an object")
-    target = _picture(folder, "img_path2", text_of(item, "img_path2"))
+    target = _source_image(folder, "img_path2", text_of(item, "img_path2"))
     return Draft(
         number=number,
         id=PurePosixPath(target.name).with_suffix("").as_posix().removeprefix("images/"),
         prompt=text_of(caption, "img_path2"),
-        references=(_picture(folder, "img_path1", text_of(item, "img_path1")),),
+        references=(_source_image(folder, "img_path1", text_of(item, "img_path1")),),
         subject=_VIEW.sub("", PurePosixPath(text_of(item, "img_path1")).with_suffix("").as_posix()),
         target=target,
         meta={"score_final": score, "names": caption.get("subject"), "judgment": caption.get("judgment")},
     )
 
 
-def _picture(folder: Path, key: str, name: str) -> Picture:
-    return picture(folder, key, f"images/{name}")
+def _source_image(folder: Path, key: str, name: str) -> SourceImage:
+    return source_image(folder, key, f"images/{name}")
 
 
 LAYOUT = Layout(

@@ -25,7 +25,7 @@ TOGETHER = 64
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageInfo:
     """Size and hash of an image that could be decoded.
 
     Attributes:
@@ -39,10 +39,10 @@ class Facts:
     box: tuple[int, int, int, int] | None = None
 
 
-def facts_of(image: Image.Image) -> Facts:
+def read_info(image: Image.Image) -> ImageInfo:
     """Return size and digest of an 8-bit RGB or grey image."""
     header = f"{image.mode} {image.width} {image.height} ".encode()
-    return Facts(
+    return ImageInfo(
         image.size, hashlib.blake2b(header + np.asarray(image).tobytes(), digest_size=16).hexdigest()
     )
 
@@ -52,7 +52,7 @@ def mask_size_problem(file: Path, mask: tuple[int, int], reference: tuple[int, i
     return f"mask {file} is {mask[0]} x {mask[1]} pixels, its reference {reference[0]} x {reference[1]}"
 
 
-class Gallery:
+class ImageInspector:
     """Opens every file once, however many rows name it; few images are in memory at a time.
 
     Args:
@@ -61,8 +61,8 @@ class Gallery:
 
     def __init__(self, *, digests: bool = False) -> None:
         self.digests = digests
-        self._images: dict[Path, Facts | str] = {}
-        self._masks: dict[Path, Facts | str] = {}
+        self._images: dict[Path, ImageInfo | str] = {}
+        self._masks: dict[Path, ImageInfo | str] = {}
 
     def open_all(
         self, images: Sequence[Path], masks: Sequence[Path], on_file: Callable[[], None] = lambda: None
@@ -80,24 +80,24 @@ class Gallery:
                     for _ in pool.map(open_one, files[start : start + TOGETHER]):
                         on_file()
 
-    def image(self, file: Path) -> Facts | str:
-        """Return the facts of an image, or the reason why it cannot be decoded."""
+    def image(self, file: Path) -> ImageInfo | str:
+        """Return the info of an image, or the reason why it cannot be decoded."""
         if file not in self._images:
             try:
                 image = open_image(file)
             except UserError as error:
                 self._images[file] = error.message
             else:
-                self._images[file] = facts_of(image) if self.digests else Facts(image.size)
+                self._images[file] = read_info(image) if self.digests else ImageInfo(image.size)
         return self._images[file]
 
-    def mask(self, file: Path) -> Facts | str:
-        """Return the facts of a mask (without digest), or the reason why it is not a mask."""
+    def mask(self, file: Path) -> ImageInfo | str:
+        """Return the info of a mask (without digest), or the reason why it is not a mask."""
         if file not in self._masks:
             try:
                 mask = open_mask(file)
                 marked = mask.point(lambda value: 255 * (value >= MASK_THRESHOLD))
-                self._masks[file] = Facts(mask.size, box=marked.getbbox())
+                self._masks[file] = ImageInfo(mask.size, box=marked.getbbox())
             except UserError as error:
                 self._masks[file] = error.message
         return self._masks[file]

@@ -17,9 +17,9 @@ from customized_grpo.config.schema import ModelConfig
 from customized_grpo.data.images import open_image, to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.generation import lettering
+from customized_grpo.generation.generate import Request, _references, _Writer
 from customized_grpo.generation.grid import GridRow, compose_grid
 from customized_grpo.generation.lettering import lettered
-from customized_grpo.generation.pictures import Request, _references, _Writer
 
 PROMPTS = ("a toy at night", "a toy <b>in</b> the snöw | 雪")
 
