@@ -1,7 +1,7 @@
 """The figures of docs/results.md as SVG files: python docs/figures/results_figures.py RESULTS FOLDER.
 
-RESULTS is results.json of a comparison, or the same compressed (.json.gz). The figures are those of the
-comparison's page, each with its own style sheet, light and dark.
+RESULTS is results.json of a comparison or what `cgrpo doctor --json` writes, or one of them compressed
+(NAME.json.gz). The figures are those of its page, each with its own style sheet, light and dark.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from customized_grpo.pages.comparison_curves import curves
 from customized_grpo.pages.comparison_data import read_comparison
 from customized_grpo.pages.comparison_plane import pareto
+from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.figures import Figure
 from customized_grpo.pages.standalone import standalone
-from customized_grpo.pages.step_figures import step_section
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -30,24 +30,32 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def find_figures(results: dict[str, Any]) -> list[Figure]:
+    """Return the figures of a comparison or of an examination."""
+    figures: list[Figure] = []
+    if "arms" in results:
+        data = read_comparison(results)
+        plane = pareto(data)
+        if plane is not None:
+            figures.append(plane.figure)
+        figures += curves(data).figures
+    decisions = decision_section(results.get("decisions") or {})
+    if decisions is not None:
+        figures += decisions.figures
+    return figures
+
+
 def main() -> None:
     """Write one file per figure and print their names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    data = read_comparison(read_results(arguments.results))
-    figures: list[Figure] = []
-    plane = pareto(data)
-    if plane is not None:
-        figures.append(plane.figure)
-    figures += curves(data).figures
-    steps = step_section(data.steps)
-    if steps is not None:
-        figures += steps.figures
-    for figure in figures:
-        name = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
-        path = arguments.folder / f"{data.name}-{name}.svg"
+    results = read_results(arguments.results)
+    name = arguments.results.name.partition(".")[0]
+    for figure in find_figures(results):
+        title = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
+        path = arguments.folder / f"{name}-{title}.svg"
         path.write_text(standalone(str(figure.picture)), encoding="utf-8")
         print(path)
 

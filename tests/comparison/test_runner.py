@@ -82,7 +82,7 @@ def test_it_leaves_results_a_page_and_ordinary_run_folders(finished: Path) -> No
     results = json.loads((finished / "out" / "results.json").read_text())
     assert {run["state"] for run in results["runs"]} == {"finished"}
     assert [entry["runs"] for entry in results["analysis"]["arms"]] == [1, 1]
-    assert results["step_gains"]["metrics"]
+    assert results["decisions"]["curves"]
     assert "<html" in (finished / "out" / "comparison.html").read_text()
     assert (finished / "out" / "runs" / "both" / "seed_0" / "report.html").is_file()
 

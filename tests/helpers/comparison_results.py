@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -64,7 +65,7 @@ def comparison(
     *,
     finished: dict[str, int] | None = None,
     judges: bool = True,
-    step_gains: bool = True,
+    decisions: bool = True,
 ) -> dict[str, Any]:
     """Results as `cgrpo compare` writes them.
 
@@ -73,7 +74,7 @@ def comparison(
         seeds: Planned runs per arm.
         finished: Finished runs per arm where not all; the next one is then unfinished, the others missing.
         judges: Whether there are held-out judges.
-        step_gains: Whether the gains by step were measured.
+        decisions: Whether it was measured when each quality is decided.
     """
     chance = random.Random(7)
     runs = []
@@ -127,7 +128,7 @@ def comparison(
                 "Customized-GRPO is not shown to lie outside the front of constant weights (87 % of draws).",
             ] if any(entry["runs"] for entry in analysed) else [],
         },
-        "step_gains": _step_gains(judges) if step_gains else None,
+        "decisions": _decisions(judges) if decisions else None,
     }  # fmt: skip
 
 
@@ -220,25 +221,33 @@ def _interval(mean: float, half: float | None) -> dict[str, float | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def _step_gains(judges: bool) -> dict[str, Any]:
-    prompt = [0.030, 0.042, 0.038, 0.025, 0.012, 0.006, 0.003, 0.001]
-    identity = [0.012, 0.020, 0.034, 0.045, 0.038, 0.024, 0.011, -0.002]
-    metrics = {}
-    for kind in ("reward", "judge") if judges else ("reward",):
-        for name, gain in (("prompt", prompt), ("identity", identity)):
-            total = sum(gain)
-            scores = [0.2 + sum(gain[:step]) for step in range(9)]
-            centre = sum((step + 0.5) / 8 * value for step, value in enumerate(gain)) / total
-            metrics[f"{kind}/{name}"] = {
-                "scores": scores, "gain": gain, "low": [v - 0.006 for v in gain],
-                "high": [v + 0.006 for v in gain], "centre": _interval(centre, 0.02),
+def _decisions(judges: bool) -> dict[str, Any]:
+    shares = {
+        "prompt": [1.0, 0.8, 0.55, 0.3, 0.12, 0.05, 0.02, 0.0, 0.0],
+        "identity": [1.0, 0.96, 0.9, 0.78, 0.6, 0.4, 0.2, 0.0, 0.0],
+    }
+    curves = {}
+    for kind in ("judge", "reward") if judges else ("reward",):
+        for name, share in shares.items():
+            values = [0.05 * value for value in share]
+            decided = [before - after for before, after in itertools.pairwise(values)]
+            centre = sum((step + 0.5) / 8 * value / 0.05 for step, value in enumerate(decided))
+            curves[f"{kind}/{name}"] = {
+                "open": values, "low": [0.8 * v for v in values], "high": [1.2 * v for v in values],
+                "share": share, "share_low": [0.9 * v for v in share],
+                "share_high": [min(1, 1.1 * v) for v in share],
+                "decided": decided, "decided_low": decided, "decided_high": decided,
+                "centre": _interval(centre, 0.02), "prompts": 8,
             }  # fmt: skip
     return {
         "sigmas": [1 - step / 8 for step in range(9)],
-        "samples": 288,
-        "rows": 24,
+        "prompts": 8,
+        "continuations": 12,
+        "points": [0, 1, 2, 3, 4, 5],
+        "noisy_steps": [0, 1, 2, 3, 4, 5, 6],
         "prompt_weights": [0.7, 0.7, 0.67, 0.55, 0.35, 0.31, 0.3, 0.5],
-        "metrics": metrics,
-        "difference": _interval(0.143, 0.03),
-        "judge_difference": _interval(0.02, 0.03) if judges else None,
+        "curves": curves,
+        "difference": _interval(0.25, 0.03),
+        "judge_difference": _interval(0.25, 0.03) if judges else None,
+        "premise": "By the training rewards, the premise of TDW holds.",
     }

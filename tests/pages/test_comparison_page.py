@@ -24,8 +24,9 @@ SECTIONS = [
     "Definitions", "Identity against prompt", "All arms",
     "Against the control of each arm", "Training curves", "Held-out identity", "Held-out prompt accuracy",
     "Copy score", "Background similarity", "Spread of the prompt reward", "Spread of the identity reward",
-    "Do the two rewards agree?", "Hypervolume", "When each quality is decided", "Gain of the rewards by step",
-    "Weights of TDW by step", "Gain of the held-out judges by step", "How it was run",
+    "Do the two rewards agree?", "Hypervolume", "When each quality is decided",
+    "Still open, by the held-out judges", "Still open, by the training rewards",
+    "Weights of the schedule by step", "How it was run",
 ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_any_number_of_arms_and_seeds_makes_a_page(count: int, seeds: int) -> No
 
 
 def test_a_comparison_that_has_just_begun_makes_a_page() -> None:
-    seen = page(comparison(finished=dict.fromkeys((arm["name"] for arm in ARMS), 0), step_gains=False))
+    seen = page(comparison(finished=dict.fromkeys((arm["name"] for arm in ARMS), 0), decisions=False))
     assert headings(seen) == [*SECTIONS[:3], "How it was run"]
     assert "No verdict yet" in seen.text and "nothing to plot" in seen.text
     assert "unfinished: 55 of 55 runs are missing" in seen.text and "Method, 0 of 5 runs." in seen.text
@@ -221,7 +222,7 @@ def test_runs_that_did_not_finish_are_listed_and_not_counted() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    results = comparison(step_gains=False)
+    results = comparison(decisions=False)
     for entry in results["analysis"]["arms"]:
         entry |= {"quadrants": None, "group_std": None, "against_control": None}
         del entry["final"]["monitor/copy_score"]
@@ -229,7 +230,7 @@ def test_what_was_not_measured_is_left_out() -> None:
         for record in run["train"]:
             del record["reward/prompt_group_std"]
     gone = {"Against the control of each arm", "Do the two rewards agree?", "Spread of the prompt reward"}
-    gone |= {heading for heading in SECTIONS if "by step" in heading or "decided" in heading}
+    gone |= set(SECTIONS[SECTIONS.index("When each quality is decided") : -1])
     seen = page(results)
     assert headings(seen) == [heading for heading in SECTIONS if heading not in gone]
     assert '<th class="number">Copy score</th>' not in seen.source
@@ -239,8 +240,8 @@ def test_what_was_not_measured_is_left_out() -> None:
 def test_without_judges_the_rewards_stand_in_and_the_page_says_so() -> None:
     seen = page(comparison(judges=False))
     assert "This data has no held-out judges" in seen.text and "Held-out identity" not in seen.headings
-    assert {"Identity reward", "Prompt reward", "Gain of the rewards by step"} <= set(seen.headings)
-    assert "Gain of the held-out judges by step" not in seen.headings
+    assert {"Identity reward", "Prompt reward", "Still open, by the training rewards"} <= set(seen.headings)
+    assert "Still open, by the held-out judges" not in seen.headings
     assert "identity reward \u2192" in seen.text and "Degraded" not in seen.text
 
 
@@ -360,13 +361,13 @@ def test_small_curves_have_the_same_axes_for_all_arms(results: dict[str, Any]) -
 
 def test_the_page_repeats_the_doctors_sentence_on_the_premise_of_tdw() -> None:
     results = comparison(ARMS[:2], 1)
-    results["step_gains"]["premise"] = "By the training rewards, the premise of TDW holds."
+    results["decisions"]["premise"] = "By the training rewards, the premise of TDW holds."
     assert "By the training rewards, the premise of TDW holds." in page(results).text
 
 
 def test_step_weights_are_those_of_the_results(seen: Page, results: dict[str, Any]) -> None:
     shown = re.findall(r"step (\d+): prompt ([\d.]+)", seen.source)
-    weights = results["step_gains"]["prompt_weights"]
+    weights = results["decisions"]["prompt_weights"]
     assert shown == [(str(step), f"{weight:.2f}") for step, weight in enumerate(weights)]
 
 

@@ -17,7 +17,6 @@ import torch
 from commands import status
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.config import Config
-from customized_grpo.evaluation.step_gains import StepGains
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.training import doctor, trainer
@@ -47,6 +46,7 @@ def read(file: Path) -> dict[str, Any]:
 # A healthy recipe
 
 TWO_SUBJECTS = "data.subjects=64"  # the first two prompts then are about different ones, as intervals need
+SMALL = ["--branch-prompts", "2", "--continuations", "2"]
 HEALTHY = [TWO_SUBJECTS, "train.group_size=4", "advantage.gamma=0.3", "train.ratio_normalisation=true"]
 
 
@@ -60,7 +60,8 @@ def printed(folder: Path) -> str:
     """What the doctor says of a healthy recipe, asked in an otherwise empty folder."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.chdir(folder)
-        assert status("doctor", "toybox-smoke", *HEALTHY, "--prompts", "2", "--json", "found.json") == 0
+        arguments = [*HEALTHY, "--prompts", "2", *SMALL, "--json", "found.json", "--page", "found.html"]
+        assert status("doctor", "toybox-smoke", *arguments) == 0
     return out.getvalue()
 
 
@@ -74,7 +75,7 @@ def test_a_healthy_recipe_is_examined_and_no_other_file_is_left(
 ) -> None:
     assert findings["problems"] == []
     assert findings["ratio_deviation"] <= findings["ratio_tolerance"] == 1e-5
-    assert [path.name for path in folder.rglob("*")] == ["found.json"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["found.html", "found.json"]
 
 
 def test_what_is_measured_is_the_first_iteration_of_training(
@@ -97,13 +98,15 @@ def test_what_is_measured_is_the_first_iteration_of_training(
         assert findings[ours] == line[theirs], ours
 
 
-def test_step_gains_are_of_the_same_samples_and_read_back(findings: dict[str, Any]) -> None:
-    gains = StepGains.from_json(findings["step_gains"])
-    assert (gains.rows, gains.samples, len(gains.sigmas)) == (2, 8, 5)
-    for reward in findings["rewards"]:
-        scores = gains.metrics[f"reward/{reward['kind']}"].scores
-        assert scores[-1] == pytest.approx(reward["mean"], abs=1e-6)
-    assert {"judge/prompt", "judge/identity"} <= gains.metrics.keys()
+def test_decisions_of_every_reward_and_judge_are_measured(findings: dict[str, Any]) -> None:
+    decisions = findings["decisions"]
+    assert (decisions["prompts"], decisions["continuations"], len(decisions["sigmas"])) == (2, 2, 5)
+    assert decisions["points"] == decisions["noisy_steps"] == [0, 1, 2]
+    kinds = {f"{source}/{kind}" for source in ("judge", "reward") for kind in ("prompt", "identity")}
+    names = {f"score/{reward['name']}" for reward in findings["rewards"]}
+    assert kinds | names <= decisions["curves"].keys()
+    for curve in decisions["curves"].values():
+        assert curve["open"][3:] == [0, 0], "the last step draws no noise"
 
 
 def test_sars_is_put_as_constant_weights(findings: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ def test_sars_is_put_as_constant_weights(findings: dict[str, Any]) -> None:
     assert (sars["gamma"], sars["pull"]) == (0.3, pytest.approx(pull))
     scale = 1 + 0.6 * pull
     assert sars["step_scale"] == pytest.approx(scale)
-    trained = findings["step_gains"]["prompt_weights"][:-1]
+    trained = findings["decisions"]["prompt_weights"][:-1]
     weights = [0.5, min(trained), max(trained)]
     assert sars["weights"] == [pytest.approx([w, (w + 0.3 * pull) / scale]) for w in weights]
 
@@ -128,14 +131,24 @@ def test_everything_is_printed(findings: dict[str, Any], printed: str) -> None:
     assert f"rho = {findings['rho']:+.3f}" in printed
     assert f"{findings['conflict']:.1%} of the samples ({findings['conflict_null']:.1%} in" in printed
     assert f"SARS at gamma 0.3 pulls towards equal weights by k = {findings['sars']['pull']:.3f}" in printed
-    gains = findings["step_gains"]
+    decisions = findings["decisions"]
     steps = [line.split() for line in lines if line[:1].isdigit()][1:5]
     for number, (step, sigma, weight, prompt, *_) in enumerate(steps):
-        assert (step, sigma) == (str(number), f"{gains['sigmas'][number]:.3f}")
-        assert weight == f"{gains['prompt_weights'][number]:.3f}"
-        assert prompt == f"{gains['metrics']['reward/prompt']['gain'][number]:+.3f}"
-    assert sum(line.startswith("centre") for line in lines) == 2, "one table by rewards, one by judges"
-    assert lines[-1] == findings["premise"]
+        assert (step, sigma) == (str(number), f"{decisions['sigmas'][number]:.3f}")
+        assert weight == f"{decisions['prompt_weights'][number]:.3f}"
+        assert prompt == f"{decisions['curves']['judge/prompt']['share'][number]:.0%}"
+    assert sum(line.startswith("share of the variance") for line in lines) == 2, "by judges and by rewards"
+    for name in decisions["curves"]:
+        assert any(line.startswith(f"{name} ") for line in lines), name
+    assert lines[-1] == decisions["premise"]
+
+
+def test_the_page_says_what_is_printed(findings: dict[str, Any], folder: Path) -> None:
+    seen = (folder / "found.html").read_text()
+    assert seen.count("<svg") == 3 and "no problem found" in seen
+    for reward in findings["rewards"]:
+        assert f"{reward['name']} ({reward['kind']})" in seen and f"{reward['mean']:.3f}" in seen
+    assert findings["decisions"]["premise"].split(":")[0].replace("'", "&#39;") in seen
 
 
 # What is wrong, and how to fix it
@@ -156,7 +169,8 @@ def examine(
 ) -> tuple[int, list[str], dict[str, Any], str]:
     """Return exit status, the printed problems with their fixes, the findings, and stderr."""
     file = tmp_path / "found.json"
-    code = status("doctor", "toybox-smoke", TWO_SUBJECTS, *overrides, "--prompts", "2", "--json", str(file))
+    settings = [TWO_SUBJECTS, *overrides, "--prompts", "2", "--points", "0", "--json", str(file)]
+    code = status("doctor", "toybox-smoke", *settings)
     printed = capsys.readouterr()
     _, _, problems = printed.out.partition("\nproblem: ")
     return code, problems.splitlines(), read(file), printed.err
@@ -182,7 +196,7 @@ def test_with_no_score_at_all_there_is_nothing_to_measure_and_no_crash(
     assert code == 2
     assert "'blind' could not score 100%" in problem
     assert found["ratio_deviation"] is None
-    assert found["step_gains"]["metrics"].keys() == {"reward/prompt", "judge/prompt", "judge/identity"}
+    assert found["decisions"] is None, "--points 0 asks for no curves"
 
 
 @pytest.mark.parametrize("change", [-1e-3, math.nan])
@@ -252,11 +266,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_loads(
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("customized_grpo.training.parts.build_data", load)
-    for file in (tmp_path / "absent" / "found.json", tmp_path):
-        assert status("doctor", "toybox-smoke", "--json", str(file)) == 2
-        assert str(file) in capsys.readouterr().err
+    for option in ("--json", "--page"):
+        for file in (tmp_path / "absent" / "found.json", tmp_path):
+            assert status("doctor", "toybox-smoke", option, str(file)) == 2
+            assert f"{option} {file}" in capsys.readouterr().err
 
 
-def test_intervals_need_two_prompts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status("doctor", "toybox-smoke", "--prompts", "1") == 2
-    assert "--prompts" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--prompts", "--branch-prompts", "--continuations"])
+def test_intervals_and_variances_need_two(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("doctor", "toybox-smoke", option, "1") == 2
+    assert option in capsys.readouterr().err

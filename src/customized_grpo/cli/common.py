@@ -49,7 +49,7 @@ Trust = Annotated[
 """Allows code by dotted path, see `extensions`; it has done its work when the verb begins."""
 
 
-def _check_json_file(file: Path | None) -> Path | None:
+def _check_output_file(option: typer.CallbackParam, file: Path | None) -> Path | None:
     """Refuse a file that could not be written before any work is done.
 
     Raises:
@@ -57,24 +57,25 @@ def _check_json_file(file: Path | None) -> Path | None:
     """
     if file is None:
         return None
+    name = option.opts[0]
     if file.is_symlink() or (file.exists() and not file.is_file()):  # /dev/stdout and /dev/null among them
-        raise UserError(f"--json {file}: exists and is not an ordinary file", hint="Name another file.")
+        raise UserError(f"{name} {file}: exists and is not an ordinary file", hint="Name another file.")
     if not file.parent.is_dir():
         raise UserError(
-            f"--json {file}: not a file in an existing folder", hint="Create the folder or name another file."
+            f"{name} {file}: not a file in an existing folder", hint="Create the folder or name another file."
         )
     check_writable(file.parent)
     return file
 
 
+def output_file(option: str, text: str) -> Any:
+    """Return the annotation's option of a file to write, which is checked before the verb begins."""
+    return typer.Option(option, metavar="FILE", callback=_check_output_file, help=text)
+
+
 JsonFile = Annotated[
     Path | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        callback=_check_json_file,
-        help="Also write the findings as JSON to this file.",
-    ),
+    output_file("--json", "Also write the findings as JSON to this file."),
 ]
 """A file for `write_json_file`, in a folder that exists."""
 

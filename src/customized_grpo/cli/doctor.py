@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from customized_grpo.cli.common import (
     Overrides,
     Recipe,
     Trust,
+    output_file,
     problem_count,
     table,
     write_json_file,
@@ -20,49 +22,67 @@ from customized_grpo.cli.common import (
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from customized_grpo.evaluation.step_gains import MetricGains, StepGains
+    from customized_grpo.evaluation.decisions import Decisions
+    from customized_grpo.statistics.decisions import DecisionCurve
     from customized_grpo.training.doctor import Diagnosis, RewardHealth
 
-SOURCES = {"reward": "training rewards", "judge": "held-out judges"}
+SOURCES = {"judge": "held-out judges", "reward": "training rewards"}
 
 
 def doctor(
     recipe: Recipe,
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=2, help="Training prompts to draw samples for.")] = 16,
+    branch_prompts: Annotated[
+        int, typer.Option(min=2, help="Training prompts whose trajectories branch, for decision curves.")
+    ] = 8,
+    continuations: Annotated[
+        int, typer.Option(min=2, help="Continuations that are drawn from each branch point.")
+    ] = 12,
+    points: Annotated[
+        int, typer.Option(min=0, help="Most denoising steps from which they branch; 0: no decision curves.")
+    ] = 6,
+    page: Annotated[
+        Path | None, output_file("--page", "Also write a page with figures to this HTML file.")
+    ] = None,
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
     """Examine a recipe without training it.
 
     Draws the samples of one iteration and prints their rewards, how far the rewards conflict, whether
-    training sees the samples as they were drawn, and the denoising steps at which prompt and identity scores
-    arise. Problems are printed with their fixes and make the exit status 2.
+    training sees the samples as they were drawn, and the denoising steps at which prompt and identity are
+    decided: from states on the way, continuations are drawn, and how far their scores differ is what is still
+    open. What that costs is printed before. Problems are printed with their fixes and make the exit status 2.
 
-    For example: cgrpo doctor toybox rollout.eta=0.6
+    For example: cgrpo doctor toybox rollout.eta=0.6 --page doctor.html
     """
     from customized_grpo.config import load_config
 
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.training.doctor import diagnose
+    from customized_grpo.training.doctor import Branching, diagnose
 
-    diagnosis = diagnose(config, prompts)
+    diagnosis = diagnose(config, prompts, Branching(branch_prompts, continuations, points))
     print(render(diagnosis))
-    write_json_file(json_file, diagnosis.to_json())
+    findings = diagnosis.to_json()
+    write_json_file(json_file, findings)
+    if page is not None:
+        from customized_grpo.pages.doctor_page import write_doctor_page
+
+        write_doctor_page(findings, recipe, page)
     if diagnosis.problems:
         raise UserError(f"{problem_count(len(diagnosis.problems))}; see above for what to do")
 
 
 def render(diagnosis: Diagnosis) -> str:
-    """Return a diagnosis as plain text: rewards, their conflict, gains by step, and problems."""
+    """Return a diagnosis as plain text: rewards, their conflict, decisions by step, and problems."""
     group_size = diagnosis.samples // diagnosis.prompts
     parts = [
         f"{diagnosis.prompts} prompts, {group_size} samples each, as in the first iteration of training",
         _rewards_table(diagnosis.rewards),
         "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
-        *_gains_tables(diagnosis.step_gains),
-        diagnosis.premise,
+        *(_decision_parts(diagnosis.decisions) if diagnosis.decisions is not None else []),
         *(f"note: {note}" for note in diagnosis.notes),
     ]
     if diagnosis.problems:
@@ -112,35 +132,41 @@ def _ratio_line(diagnosis: Diagnosis) -> str:
     )
 
 
-def _gains_tables(gains: StepGains) -> list[str]:
-    """Return a table for each source that measured both prompt and identity."""
-    tables = []
+def _decision_parts(decisions: Decisions) -> list[str]:
+    """Return a table for each source that measured both qualities, one of all scores, and the finding."""
+    from customized_grpo.evaluation.decisions import premise
+
+    parts = []
     for source, name in SOURCES.items():
-        metrics = [gains.metrics.get(f"{source}/{kind}") for kind in ("prompt", "identity")]
-        measured = [metric for metric in metrics if metric is not None]
+        curves = [decisions.curves.get(f"{source}/{kind}") for kind in ("prompt", "identity")]
+        measured = [curve for curve in curves if curve is not None]
         if len(measured) == 2:
-            title = f"gains of the predicted clean image at each step, by the {name}"
-            tables.append(f"{title}\n{_gains_table(gains, measured)}")
-    return tables
+            title = f"share of the variance that is still open before each step, by the {name}"
+            parts.append(f"{title}\n{_open_table(decisions, measured)}")
+    return [*parts, _scores_table(decisions), premise(decisions)]
 
 
-def _gains_table(gains: StepGains, metrics: Sequence[MetricGains]) -> str:
-    rows = [["step", "sigma", "prompt weight", "prompt gain", "identity gain"]]
-    for step, weight in enumerate(gains.prompt_weights):
-        cells = [_gain(metric, step) for metric in metrics]
-        rows.append([str(step), f"{gains.sigmas[step]:.3f}", f"{weight:.3f}", *cells])
-    totals = [f"{metric.scores[0]:.3f} -> {metric.scores[-1]:.3f}" for metric in metrics]
-    rows.append(["all", "", "", *totals])
-    rows.append(["centre", "", "", *(_centre(metric) for metric in metrics)])
+def _open_table(decisions: Decisions, curves: Sequence[DecisionCurve]) -> str:
+    rows = [["step", "sigma", "prompt weight", "prompt open", "identity open"]]
+    for step, weight in enumerate(decisions.prompt_weights):
+        cells = [_open(curve, step) for curve in curves]
+        rows.append([str(step), f"{decisions.sigmas[step]:.3f}", f"{weight:.3f}", *cells])
     return table(rows)
 
 
-def _gain(metric: MetricGains, step: int) -> str:
-    return f"{metric.gain[step]:+.3f} [{metric.low[step]:+.3f}, {metric.high[step]:+.3f}]"
+def _open(curve: DecisionCurve, step: int) -> str:
+    return f"{curve.share[step]:.0%} [{curve.share_low[step]:.0%}, {curve.share_high[step]:.0%}]"
 
 
-def _centre(metric: MetricGains) -> str:
-    """Return where on the trajectory, from 0 to 1, the gains are centred."""
-    if metric.centre is None:
-        return "none: no clear gain"
-    return f"{metric.centre.mean:.3f} [{metric.centre.low:.3f}, {metric.centre.high:.3f}]"
+def _scores_table(decisions: Decisions) -> str:
+    """Return how far continuations differ in each score at first, and when it is decided."""
+    rows = [["decided", "std at first", "centre, 0 noise to 1 image"]]
+    for name, curve in decisions.curves.items():
+        rows.append([name, f"{curve.open[0] ** 0.5:.3f}", _centre(curve)])
+    return table(rows)
+
+
+def _centre(curve: DecisionCurve) -> str:
+    if curve.centre is None:
+        return "none: continuations never differ"
+    return f"{curve.centre.mean:.3f} [{curve.centre.low:.3f}, {curve.centre.high:.3f}]"

@@ -67,8 +67,8 @@ def write(plan: Plan) -> dict[str, Any]:
     examination = folder.read_json(DOCTOR)
     if examination is not None:
         try:
-            results["step_gains"] = {**examination["step_gains"], "premise": examination["premise"]}
-        except (KeyError, TypeError) as error:
+            results["decisions"] = examination["decisions"]
+        except KeyError as error:
             raise UserError(
                 f"{plan.folder / DOCTOR} is damaged: {error!r}", hint="Remove it; it is made again."
             ) from error

@@ -168,6 +168,8 @@ def evaluate_policy(
     ):
         images.append(batch.cpu())  # the device keeps its memory for the next batch
         scores = score_columns(images[-1], example_of_sample[samples], scorer, judges)
+        statistics = monitors.image_statistics(images[-1])
+        scores |= {f"monitor/{name}": values for name, values in statistics.items()}
         for name, values in scores.items():
             columns.setdefault(name, []).extend(values.tolist())
     if samples_per_prompt > 1:
@@ -181,7 +183,7 @@ def score_columns(
     scorer: Scorer,
     judges: Judges | None,
 ) -> dict[str, Tensor]:
-    """Return scores [B] by metric name: rewards by kind and by name, judges, and image statistics.
+    """Return scores [B] by metric name: rewards by kind and by name, and what the judges say.
 
     Args:
         images: [B, 3, H, W] in [0, 1], on the CPU.
@@ -194,8 +196,7 @@ def score_columns(
     columns |= {f"score/{name}": values for name, values in scorer.by_name(scores).items()}
     if judges is not None:
         columns |= judges.columns(images, examples)
-    statistics = monitors.image_statistics(images)
-    return columns | {f"monitor/{name}": values for name, values in statistics.items()}
+    return columns
 
 
 def _diversity(images: Tensor, group_size: int) -> Tensor:

@@ -125,7 +125,7 @@ class ComparisonData:
         hypervolume: Hypervolume of the front.
         reference: The corner from which it is measured.
         gains: (arm, hypervolume that it adds to the front).
-        steps: The step gains; empty when they were not measured.
+        decisions: When each quality is decided; empty when it was not measured.
     """
 
     name: str
@@ -144,7 +144,7 @@ class ComparisonData:
     hypervolume: Measurement | None = None
     reference: Sequence[float] = (0, 0)
     gains: Sequence[tuple[ArmView, Measurement]] = ()
-    steps: Record = field(default_factory=dict)
+    decisions: Record = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Record]:
@@ -192,7 +192,7 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
         hypervolume=read_measurement(front.get("hypervolume")),
         reference=front.get("reference") or (0, 0),
         gains=_gains(analysis, arms),
-        steps=results.get("step_gains") or {},
+        decisions=results.get("decisions") or {},
     )
 
 

@@ -14,9 +14,9 @@ from customized_grpo.pages import comparison_tables as tables
 from customized_grpo.pages.comparison_curves import curves, strips
 from customized_grpo.pages.comparison_data import ComparisonData, read_comparison
 from customized_grpo.pages.comparison_plane import pareto
+from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.page import environment, write_page
 from customized_grpo.pages.plots.numbers import interval_text, number
-from customized_grpo.pages.step_figures import step_section
 from customized_grpo.reporting.progress import duration
 
 ROLES = {
@@ -67,7 +67,7 @@ def render_comparison_page(results: Mapping[str, Any]) -> str:
             quadrants=tables.quadrant_rows(data),
             hypervolume=_hypervolume(data),
             gains=tables.gain_rows(data),
-            steps=step_section(data.steps),
+            decisions=decision_section(data.decisions),
             runs=tables.run_rows(data),
             overrides=[(arm, _settings(arm.overrides)) for arm in data.arms],
             recipe=write_yaml(dict(data.config)),

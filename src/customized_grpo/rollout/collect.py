@@ -6,7 +6,7 @@ steps among them, L tokens of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,7 @@ from customized_grpo.data.sampler import count_repeats
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
+from customized_grpo.rollout.denoise import denoise
 from customized_grpo.rollout.sampler import Sampler, StepPlan
 from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.seeding import generator
@@ -86,7 +87,7 @@ def collect(
     conditionings = encoder(examples)
     parts: list[_TrainedSteps] = []
     images: list[Tensor] = []
-    for samples, noise in _batches_with_noise(examples, config, group_size, noise_key, repeats):
+    for samples, noise in batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
         trained, batch_images = _draw(policy, sampler, conditioning, noise, plan, keep_means=keep_means)
@@ -108,63 +109,31 @@ def collect(
     )
 
 
-@torch.no_grad()
-def predict_images(
-    policy: Policy,
-    sampler: Sampler,
-    examples: Sequence[Example],
-    config: RolloutConfig,
-    *,
-    encoder: PromptEncoder,
-    group_size: int,
-    noisy: Collection[int],
-    noise_key: NoiseKey,
-    before_batch: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[slice, int, Tensor]]:
-    """Draw the samples that `collect` draws, and yield what the policy predicts of each on the way.
-
-    Before step i the policy predicts the clean sample x0 = x_i - sigma_i v(x_i, sigma_i), from the velocity
-    that the step uses anyway. As the last step is the ODE's, to sigma 0, it ends in its own prediction.
-
-    Args:
-        policy, sampler, examples, config, encoder, group_size, noise_key, before_batch: As in `collect`.
-        noisy: Indices of the steps that draw noise, as in `StepPlan`.
-
-    Yields:
-        (samples, step, images): Samples, a range of the N, and their images [B, 3, H, W] in [0, 1];
-        predictions before the steps 0 to T - 1, and as step T the samples themselves.
-    """
-    conditionings = encoder(examples)
-    for samples, noise in _batches_with_noise(examples, config, group_size, noise_key):
-        before_batch()
-        conditioning = sample_conditioning(conditionings, group_size, samples)
-        for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, noisy)):
-            clean = move.x - float(sampler.sigmas[step]) * move.velocity
-            yield samples, step, policy.decode(clean, *encoder.size)
-        yield samples, sampler.n_steps, policy.decode(move.x_next, *encoder.size)
-
-
-class _BatchNoise(NamedTuple):
+class BatchNoise(NamedTuple):
     """Random generators of a batch, one per sample: for the initial noise and for that of the steps."""
 
     initial: list[torch.Generator]
     steps: list[torch.Generator]
 
 
-def _batches_with_noise(
+def batches_with_noise(
     examples: Sequence[Example],
     config: RolloutConfig,
     group_size: int,
     noise_key: NoiseKey,
     repeats: Sequence[int] | None = None,
-) -> Iterator[tuple[slice, _BatchNoise]]:
-    """Yield the samples that are denoised together, a range of the N, and their noise."""
+) -> Iterator[tuple[slice, BatchNoise]]:
+    """Yield the samples that are denoised together, a range of the N, and their noise.
+
+    Args:
+        examples, config, group_size, noise_key, repeats: As in `collect`.
+    """
     buckets = [example.bucket for example in examples]
     all_samples = slice(0, len(examples) * group_size)
     if repeats is None:
         repeats = count_repeats([example.id for example in examples])
     for samples in sample_batches(buckets, group_size, all_samples, config.batch_size):
-        noise = _BatchNoise([], [])
+        noise = BatchNoise([], [])
         for sample in range(samples.start, samples.stop):
             prompt, place = divmod(sample, group_size)
             prompt_id = examples[prompt].id
@@ -189,48 +158,18 @@ def _draw(
     policy: Policy,
     sampler: Sampler,
     conditioning: Conditioning,
-    noise: _BatchNoise,
+    noise: BatchNoise,
     plan: StepPlan,
     *,
     keep_means: bool,
 ) -> tuple[_TrainedSteps, Tensor]:
     """Draw one batch; return its trained steps and its images [B, 3, H, W]."""
     steps: list[_TrainedSteps] = []
-    for step, move in enumerate(_denoise(policy, sampler, conditioning, noise, plan.noisy)):
+    x = policy.noise(noise.initial, conditioning.height, conditioning.width)
+    for step, move in enumerate(denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy)):
         if step in plan.trained:
             log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
             mean = move.mean if keep_means else move.x[:0]
             steps.append(_TrainedSteps(move.x, move.x_next, mean, log_prob))
     stacked = _TrainedSteps(*[torch.stack(column) for column in zip(*steps, strict=True)])
     return stacked, policy.decode(move.x_next, conditioning.height, conditioning.width)
-
-
-class _Move(NamedTuple):
-    """One denoising step of a batch: all [B, L, C], but std."""
-
-    x: Tensor
-    velocity: Tensor
-    mean: Tensor
-    std: Tensor
-    x_next: Tensor
-
-
-def _denoise(
-    policy: Policy,
-    sampler: Sampler,
-    conditioning: Conditioning,
-    noise: _BatchNoise,
-    noisy: Collection[int],
-) -> Iterator[_Move]:
-    """Yield the steps of a batch, one call of the policy each; only the steps `noisy` draw noise."""
-    size = (conditioning.height, conditioning.width)
-    x = policy.noise(noise.initial, *size)
-    for step in range(sampler.n_steps):
-        # not `sampler.transition`: `predict_images` needs the velocity as well
-        velocity = policy.velocity(x, float(sampler.sigmas[step]), conditioning)
-        mean, std = sampler.step_from_velocity(x, velocity, step, noisy=step in noisy)
-        x_next = mean
-        if step in noisy:
-            x_next = mean + std * policy.noise(noise.steps, *size)
-        yield _Move(x, velocity, mean, std, x_next)
-        x = x_next

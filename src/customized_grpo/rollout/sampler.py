@@ -41,16 +41,10 @@ class Sampler:
         self, policy: Policy, x: Tensor, step: int, conditioning: Conditioning, *, noisy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return mean [B, L, C] and std of the step from sigmas[step] to sigmas[step + 1]; one model call."""
-        velocity = policy.velocity(x, float(self.sigmas[step]), conditioning)
-        return self.step_from_velocity(x, velocity, step, noisy=noisy)
-
-    def step_from_velocity(
-        self, x: Tensor, velocity: Tensor, step: int, *, noisy: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Return what `transition` returns, given the policy's velocity [B, L, C] at x."""
         sigma = float(self.sigmas[step])
         sigma_next = float(self.sigmas[step + 1])
         sigma_max = float(self.sigmas[1])
+        velocity = policy.velocity(x, sigma, conditioning)
         if noisy:
             return self.stochastic(x, velocity, sigma, sigma_next, self.eta, sigma_max)
         return ODE(x, velocity, sigma, sigma_next, 0.0, sigma_max)

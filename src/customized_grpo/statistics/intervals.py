@@ -85,9 +85,8 @@ def clustered_bootstrap(
         raise ValueError(f"need 0 < level < 1 and n_boot >= 1, got level={level}, n_boot={n_boot}")
     kept, index = _clean(np.asarray(values, dtype=np.float64), np.asarray(clusters), nan)
     count = _count(index)
-    means = _draw_means(kept[None], index, n_boot, seed)[0]
-    tail = float(ndtr(stdtrit(count - 1, (1 - level) / 2) * math.sqrt(count / (count - 1))))
-    low, high = np.quantile(means, [tail, 1 - tail])
+    means = bootstrap_means(kept[None], index, n_boot, seed)[0]
+    low, high = expanded_quantiles(means, count, level)
     return Interval(float(kept.mean()), float(low), float(high), level, len(kept), count)
 
 
@@ -133,14 +132,12 @@ def clustered_test(
     _, index = _clean(table.sum(0), np.asarray(clusters), "omit")
     kept = table[:, ~np.isnan(table.sum(0))]
     count = _count(index)
-    draws = statistic(_draw_means(kept, index, n_boot, seed))
-    widening = math.sqrt(count / (count - 1))
-    tail = float(ndtr(stdtrit(count - 1, (1 - level) / 2) * widening))
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    draws = statistic(bootstrap_means(kept, index, n_boot, seed))
+    low, high = expanded_quantiles(draws, count, level)
     value = float(statistic(kept.mean(1, keepdims=True))[0])
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
     share = min(max(beyond, 1 / (n_boot + 1)), 0.5)
-    p = float(2 * stdtr(count - 1, ndtri(share) / widening))
+    p = float(2 * stdtr(count - 1, ndtri(share) / _widening(count)))
     return Test(Interval(value, float(low), float(high), level, kept.shape[1], count), min(p, 1.0))
 
 
@@ -151,8 +148,32 @@ def _count(index: NDArray[np.intp]) -> int:
     return count
 
 
-def _draw_means(columns: Floats, index: NDArray[np.intp], n_boot: int, seed: int) -> Floats:
-    """Return means [K, n_boot] of columns [K, N] over clusters drawn with replacement."""
+def expanded_quantiles(draws: Floats, count: int, level: float) -> Floats:
+    """Return the ends of the expanded percentile interval of draws [n_boot, ...], as an array [2, ...].
+
+    Args:
+        draws: What each draw of clusters gives.
+        count: Number of clusters, at least 2.
+        level: Confidence, between 0 and 1.
+    """
+    tail = float(ndtr(stdtrit(count - 1, (1 - level) / 2) * _widening(count)))
+    ends: Floats = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return ends
+
+
+def _widening(count: int) -> float:
+    return math.sqrt(count / (count - 1))
+
+
+def bootstrap_means(columns: Floats, index: NDArray[np.intp], n_boot: int, seed: int) -> Floats:
+    """Return means [K, n_boot] of columns [K, N] over clusters drawn with replacement.
+
+    Args:
+        columns: Without NaN.
+        index: Number of each row's cluster [N], from 0; at least two clusters.
+        n_boot: Number of draws.
+        seed: Same seed and clusters, same draws: columns of several calls are paired.
+    """
     count = _count(index)
     sums = np.stack([np.bincount(index, column, count) for column in columns], axis=1)
     sizes = np.bincount(index, minlength=count).astype(np.float64)

@@ -9,6 +9,7 @@ Legend: P prompts, G samples each, N = P x G samples, K rewards, T denoising ste
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,13 @@ from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
-from customized_grpo.evaluation.step_gains import StepGains, measure_step_gains, premise
+from customized_grpo.evaluation.decisions import Decisions, measure_decisions
+from customized_grpo.evaluation.held_out import Judges
+from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
+from customized_grpo.rollout.branching import BranchPlan
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
@@ -82,6 +86,21 @@ class SarsWorth:
 
 
 @dataclass(frozen=True)
+class Branching:
+    """How finely decision curves are measured.
+
+    Attributes:
+        prompts: Prompts whose trajectories branch, at least two.
+        continuations: Continuations from each point, at least two.
+        points: Most steps from which they branch; 0 measures no curves.
+    """
+
+    prompts: int = 8
+    continuations: int = 12
+    points: int = 6
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something to act on before training.
 
@@ -109,8 +128,7 @@ class Diagnosis:
         sars: None for a rule that is not SARS, groups of fewer than 4, or rho that is NaN, 1 or -1.
         ratio_deviation: Largest |ratio - 1| of training's first pass; None when no sample can be trained on.
         ratio_tolerance: What is still round-off.
-        step_gains: At which denoising steps the scores arise.
-        premise: Whether TDW's premise holds in them, in a sentence.
+        decisions: At which denoising steps each score is decided; None if that was not asked for.
         problems: Empty for a healthy recipe.
         notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
@@ -124,14 +142,14 @@ class Diagnosis:
     sars: SarsWorth | None
     ratio_deviation: float | None
     ratio_tolerance: float
-    step_gains: StepGains
-    premise: str
+    decisions: Decisions | None
     problems: list[Problem]
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON (NaN becomes null)."""
-        result: dict[str, Any] = _without_nan({**asdict(self), "step_gains": self.step_gains.to_json()})
+        decisions = None if self.decisions is None else self.decisions.to_json()
+        result: dict[str, Any] = _without_nan({**asdict(self), "decisions": decisions})
         return result
 
 
@@ -143,28 +161,34 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def diagnose(config: Config, prompts: int) -> Diagnosis:
+def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
     """Load everything, draw and score the samples of some training prompts, and examine them.
 
     Args:
         config: The recipe.
         prompts: P; all rows when the recipe has fewer.
+        branching: How finely decision curves are measured; its prompts too are no more than the rows.
 
     Raises:
         UserError: Something cannot be loaded or scored at all.
     """
     with open_parts(config, build_engine(config)) as parts:
         n_rows = len(parts.data.train)
-        rows = prompt_indices(n_rows, min(prompts, n_rows), 0, config.run.seed)
+        # one draw for both: the shorter list is the beginning of the longer
+        count = max(prompts, branching.prompts)
+        rows = prompt_indices(n_rows, min(count, n_rows), 0, config.run.seed)
         batches = {
             "train.micro_batch_size": config.train.micro_batch_size,
             "rollout.batch_size": config.rollout.batch_size,
         }
         with explained(config.model, batches):
-            return _diagnose(parts, [parts.data.train[row] for row in rows])
+            examples = [parts.data.train[row] for row in rows]
+            return _diagnose(parts, examples[:prompts], examples[: branching.prompts], branching)
 
 
-def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
+def _diagnose(
+    parts: Parts, examples: Sequence[Example], branched: Sequence[Example], branching: Branching
+) -> Diagnosis:
     config = parts.config
     group_size = config.train.group_size
     trajectory = _first_rollout(parts, examples)
@@ -172,7 +196,8 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
     deviation = _first_pass_deviation(parts, trajectory, signal)
     tolerance = RATIO_TOLERANCE[config.model.precision]
-    gains = _step_gains(parts, examples, signal.weights)
+    judges, judge_notes = _usable_judges(parts, branched)
+    decisions = _decisions(parts, branched, judges, branching, signal.weights) if branching.points else None
     health = reward_health(parts.scorer.rewards, scores, group_size)
     metrics = signal_metrics(signal, group_size)
     rho = metrics.get("advantage/rho", math.nan)
@@ -186,8 +211,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         sars=sars_worth(config, rho, signal.weights),
         ratio_deviation=deviation,
         ratio_tolerance=tolerance,
-        step_gains=gains,
-        premise=premise(gains),
+        decisions=decisions,
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
@@ -195,6 +219,7 @@ def _diagnose(parts: Parts, examples: Sequence[Example]) -> Diagnosis:
         ],
         notes=[
             *parts.data.notes,
+            *judge_notes,
             *(sentence for _, sentence in start_notes(parts)),
         ],
     )
@@ -237,20 +262,41 @@ def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: Learning
     return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
 
 
-def _step_gains(parts: Parts, examples: Sequence[Example], prompt_weights: Tensor) -> StepGains:
-    """Draw the same samples again and score them at every step."""
+def _usable_judges(parts: Parts, examples: Sequence[Example]) -> tuple[Judges | None, list[str]]:
+    """Return the held-out judges if they can judge training rows, and a note if not."""
+    judges = parts.data.judges
+    by_target = isinstance(judges, RewardJudges) and judges.by_target
+    if not by_target or all(example.target is not None for example in examples):
+        return judges, []
+    return None, [
+        "the held-out judges compare with targets, which some training rows lack: when qualities are decided "
+        "was measured by the training rewards alone"
+    ]
+
+
+def _decisions(
+    parts: Parts,
+    examples: Sequence[Example],
+    judges: Judges | None,
+    branching: Branching,
+    prompt_weights: Tensor,
+) -> Decisions:
+    """Draw continuations of training's first samples, and say on stderr what it costs."""
     config = parts.config
-    return measure_step_gains(
+    plan = plan_steps(config.rollout, 1.0, 0, config.run.seed)
+    n_steps = parts.sampler.n_steps
+    return measure_decisions(
         parts.policy,
         parts.sampler,
         examples,
         parts.scorer,
-        parts.data.judges,
+        judges,
         config.rollout,
+        BranchPlan.evenly(sorted(plan.noisy), branching.points, branching.continuations, n_steps),
         encoder=parts.encoder,
-        group_size=config.train.group_size,
         seed=config.run.seed,
         prompt_weights=prompt_weights,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
     )
 
 

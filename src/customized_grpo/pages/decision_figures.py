@@ -1,0 +1,118 @@
+"""When denoising decides each quality: the share still open at each step beside the weights of TDW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from customized_grpo.pages.comparison_data import Record
+from customized_grpo.pages.figures import Figure, Section, existing
+from customized_grpo.pages.plots import charts
+from customized_grpo.pages.plots.frame import Line, XAxis
+from customized_grpo.pages.plots.numbers import NONE, number
+
+QUALITIES = ("prompt", "identity")
+SOURCES = {"judge": "the held-out judges", "reward": "the training rewards"}
+QUARTERS = (0.25, 0.5, 0.75)
+"""Progress at which the table of all scores says how much is open."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One score in the table of all scores.
+
+    Attributes:
+        name: The score.
+        spread: Standard deviation among continuations from the first noisy step.
+        open: Share of the variance that is still open at each of `QUARTERS`.
+        centre: Where on the trajectory, from 0 to 1, its decisions are centred, and the interval.
+    """
+
+    name: str
+    spread: str
+    open: Sequence[str]
+    centre: tuple[str, str]
+
+
+def decision_section(decisions: Record) -> Section | None:
+    """Return the share still open by step, TDW's weights, and the premise in words.
+
+    Args:
+        decisions: What `cgrpo doctor` measured; empty when it measured nothing.
+
+    Returns:
+        The section, or None when there is nothing to show.
+    """
+    if not decisions:
+        return None
+    points = ", ".join(map(str, decisions["points"]))
+    lead = [
+        "TDW weighs the prompt early and identity later, as it assumes that denoising decides them in that "
+        "order.",
+        # The finding in words is `evaluation.decisions.premise`, written into the results by the doctor.
+        decisions["premise"],
+        f"Measured with the base model: {decisions['continuations']} continuations from the state before "
+        f"the steps {points} of {decisions['prompts']} prompts; the curves are straight in between.",
+    ]
+    figures = existing(*(_open_shares(decisions, source) for source in SOURCES), _weights(decisions))
+    return Section("When each quality is decided", " ".join(lead), figures)
+
+
+def score_rows(decisions: Record) -> list[ScoreRow]:
+    """Return a row for every score that was measured."""
+    rows = []
+    for name, curve in decisions["curves"].items():
+        shares = curve["share"]
+        centre = curve["centre"]
+        rows.append(
+            ScoreRow(
+                name,
+                number(curve["open"][0] ** 0.5),
+                [f"{shares[round(quarter * (len(shares) - 1))]:.0%}" for quarter in QUARTERS],
+                (NONE, "") if centre is None else _centre(centre),
+            )
+        )
+    return rows
+
+
+def _centre(centre: Record) -> tuple[str, str]:
+    return f"{centre['mean']:.2f}", f"{centre['low']:.2f} to {centre['high']:.2f}"
+
+
+def _open_shares(decisions: Record, source: str) -> Figure | None:
+    """Return the share of both qualities that is still open, by one kind of score; None without any."""
+    lines = []
+    for quality in QUALITIES:
+        curve = decisions["curves"].get(f"{source}/{quality}")
+        # a score in which continuations never differ has no share
+        if curve is not None and curve["share"][0] > 0:
+            lines.append(_line(quality, curve))
+    if not lines:
+        return None
+    title = f"Still open, by {SOURCES[source]}"
+    axis = XAxis("step", len(lines[0].x) - 1, steps=True)
+    caption = (
+        "Share of the variance among continuations that the steps from here on decide; it starts at 100 % "
+        "and falls where a quality is decided. Bands are 95 % intervals over prompts."
+    )
+    picture = charts.line_chart(lines, axis, title=title, y_range=(0.0, 1.0), percent=True)
+    return Figure(title, picture, caption)
+
+
+def _line(quality: str, curve: Record) -> Line:
+    shares = curve["share"]
+    # the state before step i stands at the step's left edge, the finished image at the right end
+    x = [float(step) for step in range(len(shares))]
+    bounds = {"low": curve["share_low"], "high": curve["share_high"]}
+    return Line(quality, x, shares, quality, **bounds, show_value=False)
+
+
+def _weights(decisions: Record) -> Figure:
+    title = "Weights of the schedule by step"
+    weights = decisions["prompt_weights"]
+    trained = [step in decisions["noisy_steps"] for step in range(len(weights))]
+    caption = (
+        "The share of each step's learning signal that comes from the prompt advantage; identity has the "
+        "rest. Pale steps draw no noise and are not trained; the last step never is."
+    )
+    return Figure(title, charts.step_weights(weights, title=title, trained=trained), caption)

@@ -1,0 +1,52 @@
+"""Denoising a batch with the recipe's sampler, from its noise or from a state on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.policies.policy import Policy
+from customized_grpo.rollout.sampler import Sampler
+
+
+class Move(NamedTuple):
+    """One denoising step of a batch: all [B, L, C], but std."""
+
+    x: Tensor
+    mean: Tensor
+    std: Tensor
+    x_next: Tensor
+
+
+def denoise(
+    policy: Policy,
+    sampler: Sampler,
+    conditioning: Conditioning,
+    x: Tensor,
+    generators: Sequence[torch.Generator],
+    noisy: Collection[int],
+    first_step: int = 0,
+) -> Iterator[Move]:
+    """Yield the steps of a batch, one call of the policy each.
+
+    Args:
+        policy: The policy.
+        sampler: The recipe's sampler.
+        conditioning: Of the samples [B].
+        x: States before `first_step` [B, L, C].
+        generators: One per sample [B], for the noise of its steps.
+        noisy: Indices of the steps that draw noise.
+        first_step: Index of the first step.
+    """
+    size = (conditioning.height, conditioning.width)
+    for step in range(first_step, sampler.n_steps):
+        mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
+        x_next = mean
+        if step in noisy:
+            x_next = mean + std * policy.noise(generators, *size)
+        yield Move(x, mean, std, x_next)
+        x = x_next
