@@ -43,8 +43,8 @@ class Pairs:
     """
 
     def __init__(self, seed: int) -> None:
-        metas = [row.meta for row in rows(held_out=False)]
-        self.rows = {key: torch.tensor([meta[key] for meta in metas]) for key in metas[0]}
+        metas = [tuple(row.meta.values()) for row in rows(held_out=False)]
+        self.rows = torch.tensor(metas)  # [rows, (prompted, photographed, pattern)]
         self.generator = generator(seed, "two-scale pairs")
 
     def uniform(self, n: int) -> Tensor:
@@ -57,10 +57,8 @@ class Pairs:
 
     def draw(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return targets and references as tokens [n, 4, 12], and prompted scenes [n]."""
-        places = torch.randint(len(self.rows["prompted"]), (n,), generator=self.generator)
-        prompted, photographed, pattern = (
-            self.rows[key][places] for key in ("prompted", "photographed", "pattern")
-        )
+        places = torch.randint(len(self.rows), (n,), generator=self.generator)
+        prompted, photographed, pattern = self.rows[places].unbind(1)
         scene = torch.where(self.uniform(n) < SCENE_RIGHT, prompted, photographed)
         shown = torch.where(self.uniform(n) < PATTERN_RIGHT, pattern, world.PLAIN)
         targets = world.latents(scene, shown)
