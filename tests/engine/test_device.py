@@ -25,7 +25,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
-    arguments = {"requested": "auto", "precision": "fp32", "is_toybox": True, **changes}
+    arguments = {"requested": "auto", "precision": "fp32", "is_embedded": True, **changes}
     announce(CPU, **arguments)  # type: ignore[arg-type]
     return capsys.readouterr().err
 
@@ -38,8 +38,8 @@ def test_the_device_is_named(driver: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_real_model_on_a_cpu_nobody_asked_for_is_a_warning(
     driver: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "warning: no accelerator was found" in said(capsys, is_toybox=False)
-    assert "warning" not in said(capsys, is_toybox=False, requested="cpu")
+    assert "warning: no accelerator was found" in said(capsys, is_embedded=False)
+    assert "warning" not in said(capsys, is_embedded=False, requested="cpu")
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning_with_the_reason(

@@ -193,7 +193,7 @@ def test_judges_are_checked_with_the_data_and_against_the_rewards(
 ) -> None:
     with pytest.raises(UserError, match="dino is a training reward as well"):
         build_data(recipe(*overrides(manifest, "toybox")))
-    with pytest.raises(UserError, match="ToyBox brings held-out judges of its own"):
+    with pytest.raises(UserError, match="data.kind=toybox brings held-out judges of its own"):
         build_data(recipe(overrides(manifest, "x")[1]))
     shutil.copytree(DINO, tmp_path / "copy")
     config = recipe(*overrides(manifest, tmp_path / "copy"))

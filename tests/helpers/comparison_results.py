@@ -249,5 +249,11 @@ def _decisions(judges: bool) -> dict[str, Any]:
         "curves": curves,
         "difference": _interval(0.25, 0.03),
         "judge_difference": _interval(0.25, 0.03) if judges else None,
+        "calibrated": {
+            "source": "judge" if judges else "reward",
+            "weights": [0.85, 0.83, 0.7, 0.55, 0.26, 0.15, 0.1, 0.5],
+            "low": [0.7] * 8,
+            "high": [0.9] * 8,
+        },
         "premise": "By the training rewards, the premise of TDW holds.",
     }

@@ -26,7 +26,7 @@ SECTIONS = [
     "Copy score", "Background similarity", "Spread of the prompt reward", "Spread of the identity reward",
     "Do the two rewards agree?", "Hypervolume", "When each quality is decided",
     "Still open, by the held-out judges", "Still open, by the training rewards",
-    "Weights of the schedule by step", "How it was run",
+    "Weights of the schedule by step", "Calibrated weights by step", "How it was run",
 ]  # fmt: skip
 
 
@@ -367,8 +367,9 @@ def test_the_page_repeats_the_doctors_sentence_on_the_premise_of_tdw() -> None:
 
 def test_step_weights_are_those_of_the_results(seen: Page, results: dict[str, Any]) -> None:
     shown = re.findall(r"step (\d+): prompt ([\d.]+)", seen.source)
-    weights = results["decisions"]["prompt_weights"]
-    assert shown == [(str(step), f"{weight:.2f}") for step, weight in enumerate(weights)]
+    decisions = results["decisions"]
+    weights = decisions["prompt_weights"] + decisions["calibrated"]["weights"]
+    assert shown == [(str(place % 8), f"{weight:.2f}") for place, weight in enumerate(weights)]
 
 
 def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) -> None:

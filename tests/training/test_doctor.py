@@ -145,7 +145,7 @@ def test_everything_is_printed(findings: dict[str, Any], printed: str) -> None:
 
 def test_the_page_says_what_is_printed(findings: dict[str, Any], folder: Path) -> None:
     seen = (folder / "found.html").read_text()
-    assert seen.count("<svg") == 3 and "no problem found" in seen
+    assert seen.count("<svg") == 4 and "no problem found" in seen
     for reward in findings["rewards"]:
         assert f"{reward['name']} ({reward['kind']})" in seen and f"{reward['mean']:.3f}" in seen
     assert findings["decisions"]["premise"].split(":")[0].replace("'", "&#39;") in seen

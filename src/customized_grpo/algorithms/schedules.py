@@ -12,15 +12,17 @@ a subclass of `Schedule` (docs/extending.md).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from customized_grpo.errors import origin
-from customized_grpo.fields import Section, Share
+from customized_grpo.algorithms.calibration import ReadCalibration, read_calibration
+from customized_grpo.errors import UserError, origin
+from customized_grpo.fields import FilePath, Section, Share
 
 
 class Schedule(Section, ABC):
@@ -33,6 +35,19 @@ class Schedule(Section, ABC):
         Args:
             n_steps: T, the number of transitions; step T - 1 is never trained.
             seed: Another one in every iteration, for schedules that draw their weights.
+        """
+
+    def check_rollout(self, n_steps: int, sampler: str, eta: float, noisy_steps: Collection[int]) -> None:
+        """Refuse a rollout that the schedule is not made for; by default none is refused.
+
+        Args:
+            n_steps: T.
+            sampler: Name of the sampler.
+            eta: Its noise scale.
+            noisy_steps: Every step that draws noise at some time.
+
+        Raises:
+            ValueError: Says what does not fit.
         """
 
 
@@ -149,6 +164,44 @@ class Table(Schedule):
         return torch.tensor(self.prompt_weights, dtype=torch.float64)
 
 
+class Calibrated(Schedule):
+    """TDW measured for a model and its sampler, by `cgrpo doctor RECIPE --calibrate FILE`."""
+
+    path: FilePath
+    """File with the weights, relative to the working directory."""
+    any_base: bool = False
+    """Whether weights that were measured on another base may be used."""
+    measured: Annotated[ReadCalibration | None, Field(validate_default=True)] = None
+    """What the file says; null reads it. It then stays in the recipe: a run needs the file no more."""
+
+    @field_validator("measured")
+    @classmethod
+    def _read(cls, measured: ReadCalibration | None, info: ValidationInfo) -> ReadCalibration | None:
+        path = info.data.get("path")
+        if path is None:  # it is wrong, and that is said already
+            return measured
+        if measured is not None and measured.read_from == str(path):
+            return measured
+        try:
+            return read_calibration(path)
+        except UserError as error:
+            text = str(error).replace("\n", "\n    ")
+            raise PydanticCustomError("part", "{text}", {"text": text}) from error
+
+    def check_rollout(self, n_steps: int, sampler: str, eta: float, noisy_steps: Collection[int]) -> None:
+        assert self.measured is not None, "read when it was validated"
+        differences = self.measured.other_rollout(n_steps, sampler, eta, noisy_steps)
+        if differences:
+            raise ValueError(
+                f"weights of {self.path} were measured with {', '.join(differences)}; measure them for this "
+                f"recipe: `cgrpo doctor RECIPE schedule.name=tdw --calibrate {self.path}`"
+            )
+
+    def __call__(self, n_steps: int, seed: int) -> Tensor:
+        assert self.measured is not None, "read when it was validated"
+        return torch.tensor(self.measured.prompt_weights, dtype=torch.float64)
+
+
 SCHEDULES: Mapping[str, type[Schedule]] = {
     "tdw": Tdw,
     "constant": Constant,
@@ -157,6 +210,7 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
     "linear": Linear,
     "tdw_mean": TdwMean,
     "table": Table,
+    "calibrated": Calibrated,
 }
 """Every schedule of the package by its name in recipes."""
 

@@ -107,10 +107,11 @@ def check_source(source: str) -> None:
     Raises:
         UserError: There is no such folder, and it is no hub id or there are runs beside it.
     """
+    from customized_grpo.embedded import EMBEDDED
     from customized_grpo.runs.folder import runs_in
 
     path = Path(source)
-    if path.exists() or source == "toybox":
+    if path.exists() or source in EMBEDDED:
         return
     neighbours = [str(run) for run in runs_in(path.parent)]
     if neighbours:

@@ -34,14 +34,26 @@ def doctor(
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=2, help="Training prompts to draw samples for.")] = 16,
     branch_prompts: Annotated[
-        int, typer.Option(min=2, help="Training prompts whose trajectories branch, for decision curves.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=2, help="Training prompts whose trajectories branch; by default 8, 32 with --calibrate."
+        ),
+    ] = None,
     continuations: Annotated[
         int, typer.Option(min=2, help="Continuations that are drawn from each branch point.")
     ] = 12,
     points: Annotated[
-        int, typer.Option(min=0, help="Most denoising steps from which they branch; 0: no decision curves.")
-    ] = 6,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most denoising steps from which they branch, 0: no decision curves; by default 6, 12 with "
+            "--calibrate.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        output_file("--calibrate", "Write calibrated weights to this file, for schedule.name=calibrated."),
+    ] = None,
     page: Annotated[
         Path | None, output_file("--page", "Also write a page with figures to this HTML file.")
     ] = None,
@@ -53,17 +65,22 @@ def doctor(
     Draws the samples of one iteration and prints their rewards, how far the rewards conflict, whether
     training sees the samples as they were drawn, and the denoising steps at which prompt and identity are
     decided: from states on the way, continuations are drawn, and how far their scores differ is what is still
-    open. What that costs is printed before. Problems are printed with their fixes and make the exit status 2.
+    open. What that costs is printed before. With --calibrate the weights of TDW are measured by it. Problems
+    are printed with their fixes and make the exit status 2.
 
     For example: cgrpo doctor toybox rollout.eta=0.6 --page doctor.html
     """
     from customized_grpo.config import load_config
 
+    if calibrate is not None and points == 0:
+        raise UserError("--calibrate needs decision curves, which --points 0 leaves out", hint="Drop one.")
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.training.doctor import Branching, diagnose
+    from customized_grpo.training.deciding import Branching
+    from customized_grpo.training.doctor import diagnose
 
-    diagnosis = diagnose(config, prompts, Branching(branch_prompts, continuations, points))
+    calibrates = None if calibrate is None else " ".join([recipe, *(overrides or ())])
+    diagnosis = diagnose(config, prompts, Branching(continuations, branch_prompts, points, calibrates))
     print(render(diagnosis))
     findings = diagnosis.to_json()
     write_json_file(json_file, findings)
@@ -71,8 +88,26 @@ def doctor(
         from customized_grpo.pages.doctor_page import write_doctor_page
 
         write_doctor_page(findings, recipe, page)
+    if calibrate is not None:
+        _write_calibration(diagnosis, calibrate)
     if diagnosis.problems:
         raise UserError(f"{problem_count(len(diagnosis.problems))}; see above for what to do")
+
+
+def _write_calibration(diagnosis: Diagnosis, file: Path) -> None:
+    """Write the calibrated weights and say how to use them.
+
+    Raises:
+        UserError: There are none.
+    """
+    if diagnosis.calibration is None:
+        raise UserError(
+            "nothing could be calibrated: neither judges nor rewards of both prompt and identity differ "
+            "among continuations",
+            hint="Reward both, measure more prompts, or let the samples differ more: raise rollout.eta.",
+        )
+    write_json_file(file, diagnosis.calibration)
+    print(f"\ncalibrated weights: {file}; use them with schedule.name=calibrated schedule.path={file}")
 
 
 def render(diagnosis: Diagnosis) -> str:
@@ -143,7 +178,7 @@ def _decision_parts(decisions: Decisions) -> list[str]:
         if len(measured) == 2:
             title = f"share of the variance that is still open before each step, by the {name}"
             parts.append(f"{title}\n{_open_table(decisions, measured)}")
-    return [*parts, _scores_table(decisions), premise(decisions)]
+    return [*parts, *_calibrated_table(decisions), _scores_table(decisions), premise(decisions)]
 
 
 def _open_table(decisions: Decisions, curves: Sequence[DecisionCurve]) -> str:
@@ -152,6 +187,18 @@ def _open_table(decisions: Decisions, curves: Sequence[DecisionCurve]) -> str:
         cells = [_open(curve, step) for curve in curves]
         rows.append([str(step), f"{decisions.sigmas[step]:.3f}", f"{weight:.3f}", *cells])
     return table(rows)
+
+
+def _calibrated_table(decisions: Decisions) -> list[str]:
+    """Return the weights of calibrated TDW, if there are any."""
+    calibrated = decisions.calibrated
+    if calibrated is None:
+        return []
+    rows = [["step", "calibrated prompt weight"]]
+    for step, weight in enumerate(calibrated.weights):
+        rows.append([str(step), f"{weight:.2f} [{calibrated.low[step]:.2f}, {calibrated.high[step]:.2f}]"])
+    title = f"prompt weights that these decisions call for, by the {SOURCES[calibrated.source]}"
+    return [f"{title}\n{table(rows)}"]
 
 
 def _open(curve: DecisionCurve, step: int) -> str:

@@ -106,15 +106,32 @@ def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str |
     return None
 
 
-def _schedule_works(name: str, options: Mapping[str, Any], steps: int) -> str | None:
+def _schedule_works(
+    name: str,
+    options: Mapping[str, Any],
+    steps: int,
+    sampler: str,
+    eta: float,
+    window: Mapping[str, int] | None,
+) -> str | None:
     from customized_grpo.algorithms.schedules import Schedule, check_schedule
 
     try:
-        schedule: type[Schedule] = extensions.load("schedule", name)
-        check_schedule(read_section(schedule, options), steps)
+        schedule_class: type[Schedule] = extensions.load("schedule", name)
+        schedule = read_section(schedule_class, options)
+        schedule.check_rollout(steps, sampler, eta, _ever_noisy(steps, window))
+        check_schedule(schedule, steps)
     except ValueError as error:
         return f"{name!r} {error} (rollout.steps={steps})"
     return None
+
+
+def _ever_noisy(steps: int, window: Mapping[str, int] | None) -> range:
+    """Return the steps that draw noise at some time of a training, however long."""
+    if window is None:
+        return range(steps - 1)
+    last = steps - 1 if window["shift_every"] else window["start"] + window["size"]
+    return range(window["start"], min(last, steps - 1))
 
 
 def _window_fits(size: int | None, start: int | None, steps: int) -> str | None:
@@ -155,7 +172,17 @@ CHECKS: tuple[Check, ...] = (
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
     Check(("advantage.name", "advantage.options", "train.group_size"), _rule_works),
-    Check(("schedule.name", "schedule.options", "rollout.steps"), _schedule_works),
+    Check(
+        (
+            "schedule.name",
+            "schedule.options",
+            "rollout.steps",
+            "rollout.sampler",
+            "rollout.eta",
+            "rollout.sde_window",
+        ),
+        _schedule_works,
+    ),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
     Check(("rewards",), _drawn_images_have_no_masks),

@@ -15,6 +15,7 @@ from customized_grpo.config.schema import (
     ModelConfig,
     ScheduleConfig,
     ToyboxData,
+    TwoScaleData,
 )
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.fields import Section
@@ -113,6 +114,10 @@ def _keep(section: dict[str, Any], keys: Collection[str]) -> None:
 
 def _fields_of_source(kind: Any) -> set[str]:
     """Return the fields of a data source; those of all sources for an unknown one, which is refused later."""
-    sources: dict[Any, type[Section]] = {"toybox": ToyboxData, "manifest": ManifestData}
+    sources: dict[Any, type[Section]] = {
+        "toybox": ToyboxData,
+        "two-scale": TwoScaleData,
+        "manifest": ManifestData,
+    }
     chosen = [sources[kind]] if isinstance(kind, str) and kind in sources else list(sources.values())
     return set().union(*(source.model_fields for source in chosen))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from customized_grpo.config.schema import Config, ManifestData, ModelConfig, RewardConfig
+from customized_grpo.embedded import EMBEDDED
 
 
 def settle_paths(config: Config, folder: Path) -> Config:
@@ -37,7 +38,7 @@ def settle_paths(config: Config, folder: Path) -> Config:
 
 def _settle_model(model: ModelConfig, settled: Callable[[str], str]) -> ModelConfig:
     changes: dict[str, object] = {}
-    if model.path != "toybox":
+    if model.path not in EMBEDDED:
         changes["path"] = settled(model.path)
     if model.fuse_lora is not None:
         changes["fuse_lora"] = settled(model.fuse_lora)
@@ -47,6 +48,6 @@ def _settle_model(model: ModelConfig, settled: Callable[[str], str]) -> ModelCon
 
 
 def _settle_reward(reward: RewardConfig, settled: Callable[[str], str]) -> RewardConfig:
-    if reward.path is None or reward.path == "toybox":
+    if reward.path is None or reward.path in EMBEDDED:
         return reward
     return reward.model_copy(update={"path": settled(reward.path)})

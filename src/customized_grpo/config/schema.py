@@ -75,9 +75,9 @@ class ModelConfig(Section):
     """The generator that is tuned."""
 
     family: FamilyName = "flux1"
-    """Family of the generator: flux1, flux2, qwen_edit, or your own; decides how references are fed to it."""
+    """Family of the generator, flux1, flux2, qwen_edit, two_scale or yours: how references are fed to it."""
     path: WeightsPath
-    """Weights of the pipeline: "toybox" for the embedded ones, a folder in diffusers layout, or a hub id."""
+    """Weights of the pipeline: "toybox" or "two-scale" (embedded), a folder of diffusers, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)
     """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
     fuse_lora: WeightsPath | None = None
@@ -140,7 +140,7 @@ class ToyboxData(Section):
     """The embedded world: subjects and prompts drawn from a seed, images rendered when needed."""
 
     kind: Literal["toybox"]
-    """Source of the training rows: toybox (the embedded world) or manifest (your files)."""
+    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
     subjects: Count = 256
     """Number of subjects to train on."""
     seed: Seed = 0
@@ -151,18 +151,25 @@ class ToyboxData(Section):
     """Number of prompts each held-out subject is evaluated with."""
 
 
+class TwoScaleData(Section):
+    """The world of two scales: all of its toys in all of its scenes, a fixed quarter of them held out."""
+
+    kind: Literal["two-scale"]
+    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
+
+
 class ManifestData(Section):
     """Your own rows: a JSONL file with prompts and image paths relative to it."""
 
     kind: Literal["manifest"]
-    """Source of the training rows: toybox (the embedded world) or manifest (your files)."""
+    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
     train: FilePath
     """JSONL file of the rows to train on, relative to the working directory."""
     held_out: FilePath | None = None
     """JSONL file of the rows used for evaluation only; null means no evaluation on rows of your own."""
 
 
-DataConfig = Annotated[ToyboxData | ManifestData, Field(discriminator="kind")]
+DataConfig = Annotated[ToyboxData | TwoScaleData | ManifestData, Field(discriminator="kind")]
 
 
 class SdeWindowConfig(Section):

@@ -20,21 +20,21 @@ BF16_FLAGS = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")
 """Flags of /proc/cpuinfo for products of bf16 numbers: of x86 the first two, of Arm the last."""
 
 
-def announce(device: torch.device, *, requested: str, precision: str, is_toybox: bool) -> None:
+def announce(device: torch.device, *, requested: str, precision: str, is_embedded: bool) -> None:
     """Print the device on stderr, and what makes it a slow one.
 
     Args:
         device: Where the command runs.
         requested: The recipe's model.device.
         precision: The recipe's model.precision.
-        is_toybox: Whether the model is the embedded one, which a CPU can train.
+        is_embedded: Whether the model comes with the package, which a CPU can train.
     """
     _say(f"device: {describe(device)}")
     if device.type == "cpu" and requested == "auto":
         reason = why_no_accelerator()
         if reason is not None:
             _say(f"warning: this runs on the CPU although a GPU seems to be there: {reason}")
-        elif not is_toybox:
+        elif not is_embedded:
             _say(
                 "warning: no accelerator was found, so this runs on the CPU, which is far too slow for a "
                 "model of billions of parameters; if it is meant, set model.device=cpu"

@@ -31,6 +31,7 @@ from customized_grpo.rollout.batches import repeat_examples, sample_batches
 from customized_grpo.rollout.branching import BranchPlan, Trunks, draw_branches, draw_trunks
 from customized_grpo.rollout.collect import NoiseKey
 from customized_grpo.rollout.sampler import Sampler
+from customized_grpo.statistics.calibration import calibrate
 from customized_grpo.statistics.decisions import (
     Bounds,
     DecisionCurve,
@@ -75,6 +76,8 @@ class Decisions:
         difference: Centre of the identity reward's decisions minus the prompt reward's, in progress: above 0,
             identity comes later, as TDW assumes. None where either has no centre.
         judge_difference: The same of the judges; None also where there are no judges.
+        calibrated: Prompt weights of calibrated TDW, by the judges if they score both qualities, otherwise by
+            the rewards; None where neither do.
     """
 
     sigmas: list[float]
@@ -86,6 +89,7 @@ class Decisions:
     curves: dict[str, DecisionCurve]
     difference: Bounds | None
     judge_difference: Bounds | None
+    calibrated: CalibratedWeights | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON with the finding in words; an interval is {"mean", "low", "high"}."""
@@ -99,6 +103,23 @@ class Decisions:
             "judge_difference": _to_json(self.judge_difference),
             "premise": premise(self),
         }
+
+
+@dataclass(frozen=True)
+class CalibratedWeights:
+    """Prompt weights of calibrated TDW, see `statistics.calibration`.
+
+    Attributes:
+        source: "judge" or "reward".
+        weights: Of each step [T].
+        low: Lower ends of their 95 % intervals over prompts [T].
+        high: Upper ends [T].
+    """
+
+    source: str
+    weights: list[float]
+    low: list[float]
+    high: list[float]
 
 
 def _to_json(bounds: Bounds | None) -> dict[str, float] | None:
@@ -254,6 +275,7 @@ def summarise(
         curves=curves,
         difference=_difference(tables, "reward"),
         judge_difference=_difference(tables, "judge"),
+        calibrated=_calibrated(tables, plan.noisy),
     )
 
 
@@ -266,6 +288,16 @@ def _difference(tables: Mapping[str, Array], source: str) -> Bounds | None:
     identity = tables.get(f"{source}/identity")
     prompt = tables.get(f"{source}/prompt")
     return None if identity is None or prompt is None else centre_difference(identity, prompt)
+
+
+def _calibrated(tables: Mapping[str, Array], noisy: Sequence[int]) -> CalibratedWeights | None:
+    for source in ("judge", "reward"):
+        prompt = tables.get(f"{source}/prompt")
+        identity = tables.get(f"{source}/identity")
+        found = None if prompt is None or identity is None else calibrate(prompt, identity, noisy)
+        if found is not None:
+            return CalibratedWeights(source, found.weights, found.low, found.high)
+    return None
 
 
 def premise(decisions: Decisions) -> str:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from customized_grpo.config.yaml_text import write_yaml
+from customized_grpo.embedded import EMBEDDED
 from customized_grpo.export.adapter import RunAdapter
 from customized_grpo.export.formats import FormatName
 from customized_grpo.hub import is_hub_id, public_name
@@ -24,7 +25,7 @@ from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
 from customized_grpo.pages.run_page import HEADLINES
 from customized_grpo.plain_text import one_line
-from customized_grpo.policies.checkpoints import TOYBOX, licence_of
+from customized_grpo.policies.checkpoints import licence_of
 from customized_grpo.policies.families import get_family
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
@@ -53,7 +54,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             model=config.model,
             base=public_name(config.model.path),
             is_hub_id=is_hub_id(config.model.path),
-            is_toybox=config.model.path == TOYBOX,
+            embedded=EMBEDDED.get(config.model.path),
             licence=licence_of(config.model.path),
             pipeline=other_programs.pipeline,
             call=other_programs.call(config.model),

@@ -14,11 +14,12 @@ from customized_grpo.config import Config
 from customized_grpo.config.generator import GeneratorSettings, generator_settings
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
+from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.device import announce
 from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX
 from customized_grpo.policies.checkpoint_files import empty_transformer, read_index
-from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX, find_similar
+from customized_grpo.policies.checkpoints import CHECKPOINTS, find_similar
 from customized_grpo.policies.families import FAMILIES, get_family
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.lora_file import read_header
@@ -69,7 +70,7 @@ def open_generator(
 
     Args:
         source: Folder of a run (its newest checkpoint, or the moving average if the run is evaluated by it),
-            "toybox", a folder in diffusers' layout, or a hub id.
+            an embedded base such as "toybox", a folder in diffusers' layout, or a hub id.
         settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
             adapter's file or the checkpoint's model card says.
         lora: LoRA in any layout of `policies/lora_names.py`, a file or its folder, to put on a model that is
@@ -97,8 +98,8 @@ def open_generator(
 
 def _load(model: ModelConfig, seed: int) -> Policy:
     device = pick_device(model.device)
-    is_toybox = model.path == TOYBOX
-    announce(device, requested=model.device, precision=model.precision, is_toybox=is_toybox)
+    is_embedded = model.path in EMBEDDED
+    announce(device, requested=model.device, precision=model.precision, is_embedded=is_embedded)
     return load_policy(model, seed=seed, device=device)
 
 
@@ -112,7 +113,7 @@ def source_settings(
     """Return the checked settings that `open_generator` would use; reads small files only.
 
     The adapter's file says how the run that trained it drew images; without such a file it is the recipe for
-    "toybox", and what `policies/checkpoints.py` says for any other model.
+    an embedded base, and what `policies/checkpoints.py` says for any other model.
 
     Args:
         source: See `open_generator`.
@@ -126,15 +127,15 @@ def source_settings(
     folder = Path(source)
     if is_run_folder(folder):
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
-    if source != TOYBOX and folder.is_dir() and not (folder / INDEX).is_file():
+    if source not in EMBEDDED and folder.is_dir() and not (folder / INDEX).is_file():
         raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     origin = Provenance.from_header(header, "the adapter")
     if origin is not None:
         checked = generator_settings(source, _of_adapter(source, origin), settings)
         _check_base(checked.model, origin)
         return checked
-    if source == TOYBOX:
-        return generator_settings(source, _of_recipe(load_config(TOYBOX)), settings)
+    if source in EMBEDDED:
+        return generator_settings(source, _of_recipe(load_config(source)), settings)
     return generator_settings(source, _of_checkpoint(source, settings), settings)
 
 

@@ -54,7 +54,8 @@ def decision_section(decisions: Record) -> Section | None:
         f"Measured with the base model: {decisions['continuations']} continuations from the state before "
         f"the steps {points} of {decisions['prompts']} prompts; the curves are straight in between.",
     ]
-    figures = existing(*(_open_shares(decisions, source) for source in SOURCES), _weights(decisions))
+    shares = [_open_shares(decisions, source) for source in SOURCES]
+    figures = existing(*shares, _weights(decisions), _calibrated(decisions))
     return Section("When each quality is decided", " ".join(lead), figures)
 
 
@@ -108,11 +109,25 @@ def _line(quality: str, curve: Record) -> Line:
 
 
 def _weights(decisions: Record) -> Figure:
-    title = "Weights of the schedule by step"
-    weights = decisions["prompt_weights"]
-    trained = [step in decisions["noisy_steps"] for step in range(len(weights))]
     caption = (
         "The share of each step's learning signal that comes from the prompt advantage; identity has the "
         "rest. Pale steps draw no noise and are not trained; the last step never is."
     )
+    return _step_weights(decisions, "Weights of the schedule by step", decisions["prompt_weights"], caption)
+
+
+def _calibrated(decisions: Record) -> Figure | None:
+    """Return the weights that the decisions call for; None where they could not be calibrated."""
+    calibrated = decisions["calibrated"]
+    if calibrated is None:
+        return None
+    caption = (
+        f"What the decisions by {SOURCES[calibrated['source']]} call for: the prompt's share of all that a "
+        "step decides, from .1 to .9. `cgrpo doctor --calibrate` writes them for a recipe."
+    )
+    return _step_weights(decisions, "Calibrated weights by step", calibrated["weights"], caption)
+
+
+def _step_weights(decisions: Record, title: str, weights: Sequence[float], caption: str) -> Figure:
+    trained = [step in decisions["noisy_steps"] for step in range(len(weights))]
     return Figure(title, charts.step_weights(weights, title=title, trained=trained), caption)

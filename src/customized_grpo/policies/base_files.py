@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from customized_grpo.embedded import EMBEDDED, embedded_folder
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json, sampled_sha256
 from customized_grpo.hub import INDEX
-from customized_grpo.policies.checkpoints import TOYBOX
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -43,10 +43,8 @@ def fingerprint_base(model: ModelConfig) -> dict[str, str]:
 
 def _folder(path: str) -> Path | None:
     """Return the folder of a base: a folder of the user's, the hub's cache, or the package's own."""
-    if path == TOYBOX:
-        from customized_grpo.toybox.assets import base_folder
-
-        return base_folder()
+    if path in EMBEDDED:
+        return embedded_folder(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from customized_grpo.embedded import EMBEDDED, embedded_folder
 from customized_grpo.errors import UserError
 from customized_grpo.hub import INDEX, download, read_json
 from customized_grpo.policies.architecture import Architecture, Part
-from customized_grpo.policies.checkpoints import CHECKPOINTS, TOYBOX
+from customized_grpo.policies.checkpoints import CHECKPOINTS
 from customized_grpo.policies.families import FAMILIES, get_family
 from customized_grpo.policies.parts import class_names
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from customized_grpo.config.schema import ModelConfig
-
-_TOYBOX_SOURCE = "the weights that come with the package"
 
 Locate = Callable[[str], Path]
 """Maps the name of a file in a checkpoint to where it is on this machine."""
@@ -84,8 +83,14 @@ def read_architecture(model: ModelConfig) -> Architecture:
     if checkpoint is not None:
         _check_family(checkpoint.pipeline, model)
         return checkpoint.architecture
-    if model.path == TOYBOX:
-        return _read_architecture(_in_folder(_toybox_folder()), model, _TOYBOX_SOURCE)
+    if model.path in EMBEDDED:
+        folder = embedded_folder(model.path)
+        if not (folder / INDEX).is_file():
+            raise UserError(
+                f"model.path {model.path!r} is no pipeline of diffusers: memory and exports are not for it",
+                hint="It trains in seconds on a core; see the README of customized_grpo/two_scale.",
+            )
+        return _read_architecture(_in_folder(folder), model, "the weights that come with the package")
     return _read_architecture(_locator(model.path), model, f"the configs of {model.path}")
 
 
@@ -138,9 +143,3 @@ def _locator(path: str) -> Locate:
 
 def _in_folder(folder: Path) -> Locate:
     return lambda name: folder / name
-
-
-def _toybox_folder() -> Path:
-    from customized_grpo.toybox.assets import base_folder
-
-    return base_folder()

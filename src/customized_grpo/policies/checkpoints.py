@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from customized_grpo.embedded import EMBEDDED
 from customized_grpo.errors import UserError
 from customized_grpo.policies.architecture import Architecture
 from customized_grpo.policies.published_sizes import (
@@ -26,8 +27,6 @@ from customized_grpo.policies.published_sizes import (
 from customized_grpo.policies.sampling import Sampling
 
 HUB = "https://huggingface.co"
-TOYBOX = "toybox"
-"""What recipes call the weights that come with the package, in the place of a hub id."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def find_similar(pipeline: str, *, distilled: bool) -> Checkpoint | None:
 
 
 def licence_of(path: str) -> Licence | None:
-    """Return the licence of a hub id or of "toybox"; None if it is not known."""
-    if path == TOYBOX:
+    """Return the licence of a hub id or of an embedded base; None if it is not known."""
+    if path in EMBEDDED:
         return APACHE
     checkpoint = CHECKPOINTS.get(path)
     return None if checkpoint is None else checkpoint.licence

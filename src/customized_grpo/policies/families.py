@@ -124,7 +124,17 @@ QWEN_EDIT = Family(
         call=_qwen_edit_call,
     ),
 )
-FAMILIES: Mapping[str, Family] = {"flux1": FLUX1, "flux2": FLUX2, "qwen_edit": QWEN_EDIT}
+TWO_SCALE = Family(
+    policy="customized_grpo.policies.two_scale:TwoScalePolicy",
+    pipelines={"TwoScalePipeline": "TwoScalePipeline"},  # no class of diffusers: its base is embedded
+    other_programs=OtherPrograms(call=lambda model: None),
+)
+FAMILIES: Mapping[str, Family] = {
+    "flux1": FLUX1,
+    "flux2": FLUX2,
+    "qwen_edit": QWEN_EDIT,
+    "two_scale": TWO_SCALE,
+}
 """The package's own families by their names in recipes."""
 
 

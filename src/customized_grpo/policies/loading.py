@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from customized_grpo.embedded import EMBEDDED, load_embedded
 from customized_grpo.errors import UserError
 from customized_grpo.hub import explained as explained_hub
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.checkpoint_files import find_pipeline_class
-from customized_grpo.policies.checkpoints import TOYBOX
 from customized_grpo.policies.families import get_family, read_options
 from customized_grpo.policies.fuse import check_fused_lora, fuse_lora
 from customized_grpo.policies.out_of_memory import explained
@@ -83,7 +83,7 @@ def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.d
 
 
 def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "bf16") -> Any:
-    """Load the frozen pipeline: "toybox", a folder in diffusers' layout, or a hub id such as "owner/name".
+    """Load the frozen pipeline: an embedded one, a folder in diffusers' layout, or a hub id.
 
     With precision "bf16" the weights are held in bf16, except for the VAE's, whose rounding would be seen.
 
@@ -91,8 +91,8 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
         UserError: See `load_policy`.
     """
     with quiet():
-        if path == TOYBOX:
-            return _load_toybox(precision)
+        if path in EMBEDDED:
+            return _load_embedded(path, family, precision)
         pipeline_name = find_pipeline_class(path, family)
         import diffusers
 
@@ -116,13 +116,16 @@ def _local_folder(pipeline_class: Any, path: str) -> Path:
         return Path(pipeline_class.download(path, use_safetensors=True))
 
 
-def _load_toybox(precision: Precision) -> Any:
-    from customized_grpo.toybox.assets import load_base_pipeline
-
-    pipe = load_base_pipeline()
+def _load_embedded(path: str, family: str, precision: Precision) -> Any:
+    pipe = load_embedded(path)
+    if type(pipe).__name__ not in get_family(family).pipelines:
+        raise UserError(
+            f"model.path {path!r} is a {type(pipe).__name__}, which model.family {family} does not draw with",
+            hint=f"Start from the preset {path}.",
+        )
     if precision == "bf16":
         pipe.transformer.to(torch.bfloat16)
-    check_pipeline(pipe, TOYBOX)
+    check_pipeline(pipe, path)
     return pipe
 
 

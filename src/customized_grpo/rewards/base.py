@@ -75,10 +75,19 @@ class ScoringBatch:
         )
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> ScoringBatch:
-        """Return the batch with every image and mask replaced by what `function` makes of it."""
+        """Return the batch with every image and mask replaced by what `function` makes of it.
+
+        The samples of a group have one reference, which is mapped once.
+        """
+        mapped: dict[int, Tensor] = {}
+
+        def map_once(image: Tensor) -> Tensor:
+            if id(image) not in mapped:
+                mapped[id(image)] = function(image)
+            return mapped[id(image)]
 
         def map_rows(rows: list[list[Tensor]]) -> list[list[Tensor]]:
-            return [list(map(function, row)) for row in rows]
+            return [list(map(map_once, row)) for row in rows]
 
         return replace(
             self,

@@ -17,6 +17,7 @@ from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
+from customized_grpo.rewards.two_scale import Leak, TwoScaleIdentity, TwoScalePrompt
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RewardConfig
@@ -231,6 +232,18 @@ def _lite_t(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.lite import LiteTextReward
 
     return LiteTextReward.load(config.path, device=device)
+
+
+@register_with("two_scale_identity", Leak)
+def _two_scale_identity(config: RewardConfig, device: torch.device, options: Leak) -> Reward:
+    _refuse_path(config)
+    return TwoScaleIdentity(options.leak)
+
+
+@register_with("two_scale_prompt", Leak)
+def _two_scale_prompt(config: RewardConfig, device: torch.device, options: Leak) -> Reward:
+    _refuse_path(config)
+    return TwoScalePrompt(options.leak)
 
 
 @register_with("judge", JudgeOptions)

@@ -9,7 +9,6 @@ Legend: P prompts, G samples each, N = P x G samples, K rewards, T denoising ste
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,17 +21,16 @@ from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
-from customized_grpo.evaluation.decisions import Decisions, measure_decisions
-from customized_grpo.evaluation.held_out import Judges
-from customized_grpo.evaluation.judges import RewardJudges
+from customized_grpo.evaluation.decisions import Decisions
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
-from customized_grpo.rollout.branching import BranchPlan
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
+from customized_grpo.training.calibration import calibration_file, check_calibration, refuse_calibration
+from customized_grpo.training.deciding import Branching, decide, usable_judges
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.notes import start_notes
@@ -86,21 +84,6 @@ class SarsWorth:
 
 
 @dataclass(frozen=True)
-class Branching:
-    """How finely decision curves are measured.
-
-    Attributes:
-        prompts: Prompts whose trajectories branch, at least two.
-        continuations: Continuations from each point, at least two.
-        points: Most steps from which they branch; 0 measures no curves.
-    """
-
-    prompts: int = 8
-    continuations: int = 12
-    points: int = 6
-
-
-@dataclass(frozen=True)
 class Problem:
     """Something to act on before training.
 
@@ -129,6 +112,8 @@ class Diagnosis:
         ratio_deviation: Largest |ratio - 1| of training's first pass; None when no sample can be trained on.
         ratio_tolerance: What is still round-off.
         decisions: At which denoising steps each score is decided; None if that was not asked for.
+        calibration: The content of a file for the schedule `calibrated`; None if that was not asked for, or
+            nothing could be calibrated.
         problems: Empty for a healthy recipe.
         notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
@@ -143,13 +128,15 @@ class Diagnosis:
     ratio_deviation: float | None
     ratio_tolerance: float
     decisions: Decisions | None
+    calibration: dict[str, Any] | None
     problems: list[Problem]
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON (NaN becomes null)."""
+        """Return plain JSON (NaN becomes null), without the calibration, which has a file of its own."""
         decisions = None if self.decisions is None else self.decisions.to_json()
         result: dict[str, Any] = _without_nan({**asdict(self), "decisions": decisions})
+        del result["calibration"]
         return result
 
 
@@ -170,12 +157,15 @@ def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
         branching: How finely decision curves are measured; its prompts too are no more than the rows.
 
     Raises:
-        UserError: Something cannot be loaded or scored at all.
+        UserError: Something cannot be loaded or scored at all, or does not fit the schedule `calibrated`.
     """
+    if branching.calibrates is not None:
+        refuse_calibration(config)
     with open_parts(config, build_engine(config)) as parts:
+        check_calibration(config, parts.sampler.sigmas)
         n_rows = len(parts.data.train)
         # one draw for both: the shorter list is the beginning of the longer
-        count = max(prompts, branching.prompts)
+        count = max(prompts, branching.n_prompts)
         rows = prompt_indices(n_rows, min(count, n_rows), 0, config.run.seed)
         batches = {
             "train.micro_batch_size": config.train.micro_batch_size,
@@ -183,7 +173,7 @@ def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
         }
         with explained(config.model, batches):
             examples = [parts.data.train[row] for row in rows]
-            return _diagnose(parts, examples[:prompts], examples[: branching.prompts], branching)
+            return _diagnose(parts, examples[:prompts], examples[: branching.n_prompts], branching)
 
 
 def _diagnose(
@@ -196,8 +186,13 @@ def _diagnose(
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
     deviation = _first_pass_deviation(parts, trajectory, signal)
     tolerance = RATIO_TOLERANCE[config.model.precision]
-    judges, judge_notes = _usable_judges(parts, branched)
-    decisions = _decisions(parts, branched, judges, branching, signal.weights) if branching.points else None
+    judges, judge_notes = usable_judges(parts, branched)
+    decisions = None
+    if branching.n_points:
+        decisions = decide(parts, branched, judges, branching, signal.weights)
+    calibration = None
+    if branching.calibrates is not None and decisions is not None:
+        calibration = calibration_file(parts, branching.calibrates, decisions, branched, judges)
     health = reward_health(parts.scorer.rewards, scores, group_size)
     metrics = signal_metrics(signal, group_size)
     rho = metrics.get("advantage/rho", math.nan)
@@ -212,6 +207,7 @@ def _diagnose(
         ratio_deviation=deviation,
         ratio_tolerance=tolerance,
         decisions=decisions,
+        calibration=calibration,
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
@@ -260,44 +256,6 @@ def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: Learning
         for term in loss.terms(trajectory, signal, update):
             ratios.append(term.policy.ratio.detach())  # the graph of the term is freed at once
     return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
-
-
-def _usable_judges(parts: Parts, examples: Sequence[Example]) -> tuple[Judges | None, list[str]]:
-    """Return the held-out judges if they can judge training rows, and a note if not."""
-    judges = parts.data.judges
-    by_target = isinstance(judges, RewardJudges) and judges.by_target
-    if not by_target or all(example.target is not None for example in examples):
-        return judges, []
-    return None, [
-        "the held-out judges compare with targets, which some training rows lack: when qualities are decided "
-        "was measured by the training rewards alone"
-    ]
-
-
-def _decisions(
-    parts: Parts,
-    examples: Sequence[Example],
-    judges: Judges | None,
-    branching: Branching,
-    prompt_weights: Tensor,
-) -> Decisions:
-    """Draw continuations of training's first samples, and say on stderr what it costs."""
-    config = parts.config
-    plan = plan_steps(config.rollout, 1.0, 0, config.run.seed)
-    n_steps = parts.sampler.n_steps
-    return measure_decisions(
-        parts.policy,
-        parts.sampler,
-        examples,
-        parts.scorer,
-        judges,
-        config.rollout,
-        BranchPlan.evenly(sorted(plan.noisy), branching.points, branching.continuations, n_steps),
-        encoder=parts.encoder,
-        seed=config.run.seed,
-        prompt_weights=prompt_weights,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-    )
 
 
 # Findings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from customized_grpo.training.calibration import calibration_notes
 from customized_grpo.training.idle import idle_settings
 from customized_grpo.training.prompts import prompt_lengths
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def start_notes(parts: Parts) -> list[tuple[str, str]]:
-    """Return (name of the event, sentence) of settings without effect and of prompts that are cut."""
+    """Return (name of the event, sentence) of settings without effect, cut prompts and unchecked weights."""
     idle = [("idle setting", sentence) for sentence in idle_settings(parts.config, parts.scorer.rewards)]
-    return idle + [("long prompts", sentence) for sentence in prompt_lengths(parts)]
+    long = [("long prompts", sentence) for sentence in prompt_lengths(parts)]
+    return idle + long + calibration_notes(parts.config)

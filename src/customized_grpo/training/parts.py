@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.config.schema import ManifestData, ToyboxData
+from customized_grpo.config.schema import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap, find_overlap
+from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
 from customized_grpo.engine.engine import Engine
@@ -28,7 +29,6 @@ from customized_grpo.evaluation.held_out import HeldOutEvaluation, Judges
 from customized_grpo.evaluation.judges import RewardJudges, build_judges
 from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.checkpoints import TOYBOX
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards import check_rewards, executors
@@ -136,8 +136,8 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
 
 def _announce(config: Config, engine: Engine) -> None:
     model = config.model
-    is_toybox = model.path == TOYBOX
-    announce(engine.device, requested=model.device, precision=model.precision, is_toybox=is_toybox)
+    is_embedded = model.path in EMBEDDED
+    announce(engine.device, requested=model.device, precision=model.precision, is_embedded=is_embedded)
     if engine.ignored:
         print(f"note: ignored, as the recipe decides: {', '.join(engine.ignored)}", file=sys.stderr)
 
@@ -157,6 +157,8 @@ def build_data(config: Config, *, show: bool = False) -> Data:
     check_judge_configs(config)
     if isinstance(data, ToyboxData):
         return _toybox(data, size)
+    if isinstance(data, TwoScaleData):
+        return _two_scale(size)
     if isinstance(data, ManifestData):
         rows = open_rows(config, data, show=show)
         held_out = rows.held_out
@@ -192,14 +194,17 @@ def _check_equal_work(rows: Sequence[Row]) -> None:
 
 
 def check_judge_configs(config: Config) -> None:
-    """Refuse judges that are training rewards by name, judges where ToyBox has its own, and idle settings.
+    """Refuse judges that are training rewards by name, judges beside an embedded world's, and idle settings.
 
     Raises:
         UserError: Names them.
     """
     judges = config.evaluation.judges
-    if judges and isinstance(config.data, ToyboxData):
-        raise UserError("evaluation.judges: ToyBox brings held-out judges of its own", hint="Leave them out.")
+    if judges and not isinstance(config.data, ManifestData):
+        raise UserError(
+            f"evaluation.judges: data.kind={config.data.kind} brings held-out judges of its own",
+            hint="Leave them out.",
+        )
     holds_out = not isinstance(config.data, ManifestData) or config.data.held_out is not None
     if config.evaluation.on_alarm == "stop" and not holds_out:
         raise UserError(
@@ -227,11 +232,7 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
         from customized_grpo.toybox.models import IMAGE_SIZE
         from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
 
-    if size != (IMAGE_SIZE, IMAGE_SIZE):
-        raise UserError(
-            f"data.kind=toybox draws {IMAGE_SIZE}x{IMAGE_SIZE} images, the model makes {size[0]}x{size[1]}",
-            hint=f"Set model.height={IMAGE_SIZE} model.width={IMAGE_SIZE}, or use data.kind=manifest.",
-        )
+    _check_image_size("toybox", IMAGE_SIZE, size)
     if data.held_out_subjects < MIN_CLUSTERS:
         raise UserError(
             "data.held_out_subjects=1: intervals resample subjects and need at least two",
@@ -243,6 +244,24 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
     shared = [f"toy {index}" for index in range(data.held_out_subjects) if held_out.toy(index) in toys]
     examples = [held_out[i] for i in range(len(held_out))]
     return Data(train, examples, ToyBoxJudges(), overlap=Overlap(tuple(shared)))
+
+
+def _two_scale(size: tuple[int, int]) -> Data:
+    with quiet():
+        from customized_grpo.two_scale.judging import TwoScaleJudges
+        from customized_grpo.two_scale.source import rows
+        from customized_grpo.two_scale.world import IMAGE_SIZE
+
+    _check_image_size("two-scale", IMAGE_SIZE, size)
+    return Data(rows(held_out=False), rows(held_out=True), TwoScaleJudges())
+
+
+def _check_image_size(kind: str, side: int, size: tuple[int, int]) -> None:
+    if size != (side, side):
+        raise UserError(
+            f"data.kind={kind} draws {side}x{side} images, the model makes {size[0]}x{size[1]}",
+            hint=f"Set model.height={side} model.width={side}, or use data.kind=manifest.",
+        )
 
 
 def build_engine(config: Config) -> Engine:

@@ -34,6 +34,7 @@ from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
+from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
@@ -58,6 +59,7 @@ def train(config: Config) -> int:
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
         parts = stack.enter_context(open_parts(config, engine))
+        check_calibration(config, parts.sampler.sigmas)
 
         def create_folder() -> None:
             stack.enter_context(RunLock(RunFolder.make(folder.path)))
@@ -94,7 +96,9 @@ def resume(
                 )
 
         engine.from_main(open_folder)
-        trainer = Trainer(RunFolder(run_dir), stack.enter_context(open_parts(config, engine)))
+        parts = stack.enter_context(open_parts(config, engine))
+        check_calibration(config, parts.sampler.sigmas)
+        trainer = Trainer(RunFolder(run_dir), parts)
         trainer.load(step, allowed)
         if overrides:
             engine.from_main(lambda: trainer.folder.replace_config(config))
