@@ -7,7 +7,7 @@ the same verb is called on the sound disk. It must hold that
 
 * the verb ends with one message (exit status 2), or with the right result (0); never with a traceback;
 * no file that it left is half of one and taken as whole: the next call leaves the result of an
-  undisturbed one, or says in one message what is in its way, which is then removed as it says.
+  undisturbed one, or refuses in one message to overwrite a result that is whole.
 
 Prints per verb: calls to the disk, trials, and how they ended. Exit status 1 if something did not hold.
 Models are loaded once and shared by all trials: it is the writing that is tried.
@@ -68,14 +68,12 @@ class Verb:
         arguments: The command, run in the folder of the trial.
         leaves: Paths of files or folders that hold its result, relative to that folder.
         inputs: Names of the inputs that it needs, see `make_data` and `make_runs`.
-        obstacle: A path that the message of a later call may ask to delete.
         by_name: Whether the names of its files are part of the result; `generate` numbers them anew.
     """
 
     arguments: Sequence[str]
     leaves: Sequence[str]
     inputs: Sequence[str]
-    obstacle: str | None = None
     by_name: bool = True
 
 
@@ -85,7 +83,6 @@ VERBS: dict[str, Verb] = {
         ["data", "convert", "folder", "photos", "data", "--prompts", "prompts.txt", "--held-out", "2"],
         ["data"],
         ["photos", "prompts.txt"],
-        obstacle=".data.partial",
     ),
     "data masks": Verb(
         ["data", "masks", "rows/plain.jsonl", "--segmenter", "model.onnx"],
@@ -290,11 +287,6 @@ class Trials:
 
     def _check_next_call(self) -> None:
         status, message = _call(self.verb.arguments)
-        obstacle = self.verb.obstacle
-        if status and obstacle is not None and Path(obstacle).exists():
-            assert str(Path(obstacle)) in message and "elete" in message, message
-            shutil.rmtree(obstacle)
-            status, message = _call(self.verb.arguments)
         if status:
             _check_message(message)  # it refuses to overwrite a result, which then is whole
         assert self._result() == self.expected, f"the next call leaves another result: {message}"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import (
+    DRAFT_ENDING,
     creating,
     file_sha256,
     follow_umask,
@@ -162,6 +163,24 @@ def test_a_folder_appears_with_all_its_files_or_not_at_all(tmp_path: Path) -> No
     with pytest.raises(OSError), new_folder(target):  # not empty
         pass
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
+
+
+def test_the_draft_of_a_killed_writer_is_removed_by_the_next_and_that_of_a_living_one_is_not(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "data"
+    left = tmp_path / f".data.{'0' * 16}{DRAFT_ENDING}"
+    foreign = [tmp_path / f".data.v2.{'0' * 16}{DRAFT_ENDING}", tmp_path / ".data.mine"]
+    for folder in (left, *foreign):
+        folder.mkdir()
+        write_text(folder / "00.png", "half")
+    with pytest.raises(OSError), new_folder(target) as living:
+        assert not left.exists() and all(folder.exists() for folder in foreign)
+        write_text(living / "00.png", "x")
+        with new_folder(target) as other:
+            assert (living / "00.png").is_file()
+            write_text(other / "00.png", "y")
+    assert sorted(tmp_path.iterdir()) == sorted([*foreign, target])
 
 
 def test_a_pipe_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:

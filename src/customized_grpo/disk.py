@@ -12,7 +12,16 @@ from customized_grpo.errors import UserError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}
-UNFIT = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.EMFILE}
+UNFIT = {
+    errno.ENAMETOOLONG,
+    errno.EEXIST,  # a folder where a file of ours belongs, or the other way round
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EXDEV,
+    errno.EBUSY,
+    errno.EMFILE,
+}
 
 DISK_ERRORS = FULL | FORBIDDEN | BROKEN | UNFIT
 """Errors that say something of a disk or a path, not of the program."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -99,7 +100,8 @@ def _move_to_free(draft: Path, path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a draft of a new folder to fill, and rename it to `path` when the block ends well.
 
-    So a folder is there with all its files or not at all, and a kill leaves at most a hidden draft beside it.
+    So a folder is there with all its files or not at all, and a kill leaves at most a hidden draft beside it,
+    which the next writer of that folder removes.
     A folder that is there already, see `is_free`, is filled in place: it may be a mount, or the folder above
     it be somebody else's. Its files then appear one by one, each of them whole, in the order of their names.
 
@@ -113,9 +115,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "exists and is not an empty folder", str(path))
     is_there = path.is_dir()
     above = path if is_there else path.parent
-    draft = above / f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}"
+    prefix = f".{path.name[:_NAME_PART]}."
+    draft = above / f"{prefix}{secrets.token_hex(8)}{DRAFT_ENDING}"
+    lock = None
     try:
-        draft.mkdir(parents=True)
+        above.mkdir(parents=True, exist_ok=True)
+        _sweep(above, prefix)
+        lock = _make_locked(draft)
         yield draft
         if is_there:
             for entry in sorted(draft.iterdir()):
@@ -127,6 +133,43 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         _name(error, draft, path)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_locked(draft: Path) -> int | None:
+    """Make a draft of a folder; return a descriptor with its lock, see `_lock`."""
+    # A name that nobody sweeps, until it is locked; its ending says that it holds no place.
+    unlocked = draft.with_name(f".{secrets.token_hex(8)}{DRAFT_ENDING}")
+    unlocked.mkdir()
+    lock = _lock(unlocked)
+    os.replace(unlocked, draft)
+    return lock
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove drafts of folders whose writers have died, by which their locks were given back."""
+    of_same_target = re.compile(f"{re.escape(prefix)}[0-9a-f]{{16}}{re.escape(DRAFT_ENDING)}")
+    for entry in folder.iterdir():
+        lock = _lock(entry) if of_same_target.fullmatch(entry.name) else None
+        if lock is not None:
+            shutil.rmtree(entry, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a descriptor with the lock of a folder; None if another has it, or nothing can be locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def is_free(folder: Path) -> bool:

@@ -39,6 +39,12 @@ def open_in_place(path: Path, flags: int) -> int:
     return descriptor
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether a path in a folder leads out of it, by symbolic links or `..`."""
+    inside = os.path.realpath(folder)
+    return os.path.commonpath([inside, os.path.realpath(path)]) != inside
+
+
 def check_folders_stay_inside(folder: Path) -> None:
     """Refuse a run folder in which a folder is a link out of it: files would be written and deleted there.
 

@@ -32,6 +32,7 @@ def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) 
     run("plan", "toybox")
     out = capsys.readouterr().out
     assert "\ntime " not in out and "fits" not in out
+    assert "\ndevice of this machine: " in out
 
 
 def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:

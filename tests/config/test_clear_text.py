@@ -50,7 +50,9 @@ def test_a_secret_in_clear_text_is_refused_and_not_repeated(options: str) -> Non
     ],
 )
 def test_what_is_no_secret_passes(options: str) -> None:
-    load_config("toybox", [OWN % options])
+    (own,) = load_config("toybox", [OWN % options]).rewards[1:]
+    key, _, value = options.partition(": ")
+    assert own.options == {key: {"5": 5, "null": None}.get(value, value)}
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_another_choice_forgets_the_options_of_the_one_it_replaces(tmp_path: Pat
         ("extends: [toybox]\n", "extends: write one preset, or the path of one YAML file"),
         ("extends: mine.yaml\n", "extends goes in a circle"),
         ("extends: broken.yaml\n", "1 mistake in the recipe"),
+        ('extends: "a\\0b"\n', "extends: the character NUL"),
     ],
 )
 def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, what: str) -> None:

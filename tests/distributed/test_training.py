@@ -154,6 +154,17 @@ def test_a_run_of_two_processes_goes_on_in_two_exactly_or_in_one_with_a_note(
     assert_same_numbers(without, lines(two))
 
 
+def test_a_disk_that_refuses_the_main_process_ends_both_with_its_message(
+    half_of_two: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(half_of_two, tmp_path / "run"))
+    (run / "schedule.json").unlink()
+    (run / "schedule.json").mkdir()
+    status, printed = cgrpo(2, "resume", str(run))
+    assert status == 2
+    assert printed.count("error: ") == 1 and "schedule.json: exists and is not an ordinary file" in printed
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

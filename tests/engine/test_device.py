@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from customized_grpo.cli.plan import device_here
 from customized_grpo.engine import device as devices
 from customized_grpo.engine.device import announce, describe, has_bf16_instructions, why_no_accelerator
 
@@ -59,6 +60,20 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning_with_the_reason(
     assert "warning" not in said(capsys, requested="cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "CUDA_VISIBLE_DEVICES hides it" in said(capsys)
+
+
+def test_a_plan_says_where_this_machine_would_run_the_recipe(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device_here("cpu") == describe(CPU)
+    assert device_here("auto") == f"{describe(CPU)}; no accelerator: none was found"
+    assert device_here("cuda:0") == "none; model.device 'cuda:0': torch sees no such device"
+    driver.touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_here("auto").endswith("; no accelerator: CUDA_VISIBLE_DEVICES hides it")
 
 
 @pytest.mark.parametrize(

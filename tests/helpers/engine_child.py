@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import torch
@@ -71,17 +72,35 @@ def stopping() -> None:
 
 
 def refusal() -> None:
+    """Every error of the main process ends the others at once; its message is told once on each host."""
+    errors = {
+        UserError("the folder is taken", hint="Take another."): "the folder is taken",
+        OSError(errno.ENOSPC, "No space left on device", "run/a.json"): "run/a.json: No space left on device",
+        ValueError("a mistake of ours"): "the main process failed: ValueError: a mistake of ours",
+    }
+    for error, message in errors.items():
+        for local_rank in (0, 1):
+            engine.local_rank = local_rank
+            raised = refused(error)
+            if rank == 0:
+                assert raised is error
+            elif local_rank == 0:  # the first of another host
+                assert isinstance(raised, UserError) and raised.message.startswith(message), raised
+            else:
+                assert isinstance(raised, SystemExit) and raised.code == 2, raised
+
+
+def refused(error: Exception) -> BaseException:
+    """Return what this process raises when the main one meets the error."""
+
     def refuse() -> None:
-        raise UserError("the folder is taken")
+        raise error
 
     try:
         engine.from_main(refuse)
-    except UserError:
-        assert rank == 0, "the others must not repeat the message"
-    except SystemExit as stop:
-        assert rank == 1 and stop.code == 2
-    else:
-        raise AssertionError("the error of the main process was lost")
+    except BaseException as raised:
+        return raised
+    raise AssertionError("the error of the main process was lost")
 
 
 for check in (exchanges, gradients, agreement, stopping, refusal):

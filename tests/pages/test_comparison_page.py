@@ -384,6 +384,14 @@ def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) ->
     assert {"advantage.name=linear", "schedule.prompt_weight=0.75", "torch"} <= set(codes)
 
 
+def test_seeds_with_a_gap_need_a_command_for_each_row_of_them() -> None:
+    results = comparison(ARMS[:2], 1) | {"seeds": [7, 0, 1, 8]}
+    first, second = read_comparison(results).commands
+    assert first[-6:-2] == ["--first-seed", "0", "--seeds", "2"]
+    assert second[-6:-2] == ["--first-seed", "7", "--seeds", "2"]
+    assert first[:-6] == second[:-6]
+
+
 def test_a_name_with_spaces_is_quoted_in_the_command() -> None:
     results = comparison(ARMS[:2], 1) | {"recipe": "my arms; $HOME"}
     assert f"cgrpo compare {shlex.quote('my arms; $HOME')}" in page(results).text

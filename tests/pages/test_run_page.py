@@ -308,6 +308,28 @@ def test_a_sample_that_is_no_picture_of_the_folder_is_refused(full_run: RunFolde
         write_report(full_run.path)
 
 
+@pytest.mark.parametrize("name", ["summary.json", "samples", "samples/index.json", "metrics.jsonl"])
+def test_nothing_that_a_link_leads_to_is_shown(full_run: RunFolder, tmp_path: Path, name: str) -> None:
+    path = full_run.path / name
+    private = tmp_path / "private"
+    path.rename(private)
+    path.symlink_to(private)
+    with pytest.raises(UserError, match="is a link out of the run folder"):
+        write_report(full_run.path)
+
+
+def test_links_that_stay_inside_or_run_in_a_circle_do_no_harm(full_run: RunFolder, tmp_path: Path) -> None:
+    (full_run.path / "summary.json").rename(full_run.path / "other.json")
+    (full_run.path / "summary.json").symlink_to("other.json")
+    (tmp_path / "link").symlink_to(full_run.path)
+    assert write_report(tmp_path / "link").is_file()
+    image = full_run.path / "samples" / "iteration_000000" / "00.png"
+    image.unlink()
+    image.symlink_to(image.name)
+    with pytest.raises(UserError, match="no image in"):
+        write_report(full_run.path)
+
+
 def test_a_picture_outside_the_folder_is_refused_even_if_it_is_one(full_run: RunFolder) -> None:
     Image.new("RGB", (4, 4)).save(full_run.path / "private.png")
     index = json.loads((full_run.path / "samples" / "index.json").read_text())

@@ -9,11 +9,11 @@ import pytest
 
 from customized_grpo.config import Config
 from customized_grpo.config.places import settle_paths
+from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.training.identity import (
     Difference,
-    check_processes,
     differing,
     differing_settings,
     process_values,

@@ -73,7 +73,11 @@ def test_a_weight_that_changes_nothing_is_refused_with_the_setting_that_does(
 def test_weights_that_divide_a_kind_or_weigh_quality_are_accepted(recipe: Recipe) -> None:
     config = recipe(entries(2, 1, 1), "advantage.quality_weight=2")
     refuse_idle_settings(config, rewards("quality", "quality", "prompt"))
+    with pytest.raises(UserError, match="weight=2 changes nothing"):  # the same, but alone of its kind
+        refuse_idle_settings(config, rewards("quality", "prompt", "prompt"))
     refuse_lone_weights("evaluation.judges", config.rewards, rewards("prompt", "prompt", "identity"))
+    with pytest.raises(UserError, match="weight=2 changes nothing"):
+        refuse_lone_weights("evaluation.judges", config.rewards, rewards("identity", "prompt", "prompt"))
 
 
 def test_a_judges_weight_that_changes_nothing_is_refused(recipe: Recipe) -> None:

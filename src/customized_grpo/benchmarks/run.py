@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +41,9 @@ from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, sc
 from customized_grpo.data.examples import Example
 from customized_grpo.data.fitting import Fit, cut_note, fit_image
 from customized_grpo.data.images import image_size, open_image, to_tensor
+from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.environment import numeric_variables
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_json
 from customized_grpo.generation import Generator, draw, open_generator
@@ -49,6 +52,7 @@ from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import build_reward, check_rewards
 from customized_grpo.rewards.features import weights_hash
+from customized_grpo.runs.folder import installation
 
 SCORING_BATCH = 16
 """Images scored together."""
@@ -58,6 +62,9 @@ ROWS_IN_MEMORY = 16
 
 IMAGES_ON_PAGE = 12
 FOREIGN_NAMED = 5
+
+PATHS = ("source", "data", "out", "lora", "against")
+"""Fields of a request that only say where something is."""
 
 RESULT = "results.json"
 PAGE = "report.html"
@@ -123,13 +130,16 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     rows = choose_rows(all_rows, subjects=request.subjects, limit=request.limit)
     check_scorable(rows, request.reference_mode, request.segment)
     earlier = None if request.against is None else read_result(request.against)
+    data = data_hash(all_rows)
     engine = Engine(pick_device("auto"))
-    rewards = build_metric_rewards(request) if engine.is_main else []
+    check_processes(engine, process_values(request, data))
+    rewards: list[MetricReward] = []
+    engine.from_main(lambda: rewards.extend(build_metric_rewards(request)))
     settings = list(request.settings)
     if engine.world_size > 1:  # each process draws on its own device
         settings.append(f"model.device={engine.device}")
     generator = open_generator(request.source, settings=settings, lora=request.lora, base=request.base)
-    folder = _open_folder(engine, request, generator, data_hash(all_rows))
+    folder = _open_folder(engine, request, generator, data)
     _draw_missing(folder, shard(rows, engine.rank, engine.world_size), generator, request)
     engine.wait_for_all()
     engine.close()
@@ -143,15 +153,29 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     return folder.path, result, paired
 
 
+def process_values(request: BenchmarkRequest, data: str) -> dict[str, Any]:
+    """Return what all processes of a benchmark must have in common before anything is loaded.
+
+    Args:
+        request: Its paths may differ: what they lead to is compared.
+        data: Hash of the benchmark's rows and images.
+    """
+    values = {f"benchmark.{name}": value for name, value in asdict(request).items() if name not in PATHS}
+    values |= {f"versions.{name}": version for name, version in installation().items()}
+    values |= {f"environment.{name}": value for name, value in numeric_variables().items()}
+    return {**values, "benchmark.data": data}
+
+
 def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator, data: str) -> PictureFolder:
     """Open the folder of the images in every process, after the main one has made and stamped it."""
 
+    protocol = _picture_protocol(request, generator, data)
+    weights = weights_hash(generator.policy.transformer)
+    check_processes(engine, {**asdict(protocol), "weights": weights})
+
     def open_folder() -> PictureFolder:
-        return PictureFolder(
-            request.out or default_folder(generator.name, request.benchmark),
-            _picture_protocol(request, generator, data),
-            GeneratorStamp(generator.name, weights_hash(generator.policy.transformer)),
-        )
+        folder = request.out or default_folder(generator.name, request.benchmark)
+        return PictureFolder(folder, protocol, GeneratorStamp(generator.name, weights))
 
     engine.from_main(lambda: str(open_folder().path))
     return open_folder()

@@ -46,7 +46,7 @@ def plan(
 
     planner = Planner(config, processes=processes, references=references)
     estimate = planner.estimate()
-    print(render(estimate, f"{recipe}: {config.model.path}", tflops))
+    print(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
     write_json_file(json_file, estimate.to_json())
     if device_memory is None:
         return
@@ -60,16 +60,29 @@ def plan(
     )
 
 
-def render(estimate: Estimate, title: str, tflops: float | None = None) -> str:
+def device_here(requested: str) -> str:
+    """Return where this machine, which need not be the one that is planned for, would run the recipe."""
+    from customized_grpo.engine.device import describe_with_reason
+    from customized_grpo.policies.loading import pick_device
+
+    try:
+        device = pick_device(requested)
+    except UserError as error:
+        return f"none; {error.message}"
+    return describe_with_reason(device, requested=requested)
+
+
+def render(estimate: Estimate, title: str, device: str, tflops: float | None = None) -> str:
     """Return a plan as plain text.
 
     Args:
         estimate: The plan.
         title: The recipe and its model.
+        device: Where this machine would run it, in words.
         tflops: 10^12 operations per second that the device reaches; None: no time is printed.
     """
     parts = [
-        f"{title}\nsizes: {estimate.source}",
+        f"{title}\nsizes: {estimate.source}\ndevice of this machine: {device}",
         table([*_batch_rows(estimate), *_work_rows(estimate, tflops)]),
         f"parameters\n{table(_parameter_rows(estimate))}",
         f"memory of one device, in GiB\n{table(_memory_rows(estimate.memory))}",

@@ -137,6 +137,8 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
     if EXTENDS not in data:
         return name, data, mistakes
     base = data.pop(EXTENDS)
+    if any(mistake.path == EXTENDS for mistake in mistakes):
+        return name, data, mistakes
     if not isinstance(base, str) or not base:
         mistake = Mistake(EXTENDS, "write one preset, or the path of one YAML file")
         return name, data, [*mistakes, mistake]

@@ -149,7 +149,13 @@ def _scalar(yaml: YAML, node: ScalarNode, path: tuple[str, ...], mistakes: list[
 
 
 def _characters(text: str, path: tuple[str, ...], mistakes: list[Mistake]) -> str:
-    """Return text with both halves of a surrogate pair joined: JSON writes an emoji as two of them."""
+    """Return text with both halves of a surrogate pair joined: JSON writes an emoji as two of them.
+
+    NUL is refused everywhere, because no file name, address or prompt may hold it.
+    """
+    if "\0" in text:
+        mistakes.append(Mistake(".".join(path) or "text", "the character NUL; leave it out"))
+        text = text.replace("\0", "?")
     try:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:

@@ -52,6 +52,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def describe_with_reason(device: torch.device, *, requested: str) -> str:
+    """Return a device in words, and why it is the CPU if nobody asked for that.
+
+    Args:
+        device: The device.
+        requested: The recipe's model.device.
+    """
+    words = describe(device)
+    if device.type == "cpu" and requested == "auto":
+        return f"{words}; no accelerator: {why_no_accelerator() or 'none was found'}"
+    return words
+
+
 def describe(device: torch.device) -> str:
     """Return a device in words, with the version of torch."""
     torch_version = f"torch {torch.__version__}"

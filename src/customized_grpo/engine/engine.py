@@ -7,8 +7,9 @@ identity, so that callers have one path.
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.engine.environment import Launch, remove_accelerate_variables
 from customized_grpo.engine.partition import Partition
 from customized_grpo.errors import UserError
@@ -36,6 +38,7 @@ class Engine:
 
     Attributes:
         rank: Number of this process, from 0.
+        local_rank: Its number among those of its host, from 0.
         world_size: Number of processes.
         device: Where this process runs.
         ignored: Variables of accelerate in the environment, "NAME=value", that would have changed numbers.
@@ -55,6 +58,7 @@ class Engine:
         with _joining(launch):
             self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index
+        self.local_rank: int = self.accelerator.local_process_index
         self.world_size: int = self.accelerator.num_processes
         self.device = device if on_cpu or self.world_size == 1 else self.accelerator.device
 
@@ -139,21 +143,26 @@ class Engine:
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` in the main process and return its result, JSON, in all of them.
 
+        Whatever `work` raises is raised in the main process. The others end as well, at once: the first
+        process of each further host with the same message, the rest in silence.
+
         Raises:
-            UserError: `work` raised one. It is raised in the main process; the others leave with status 2,
-                because their message would be the same.
+            UserError: `work` failed.
         """
-        outcome: dict[str, Any] = {}
         if self.is_main:
             try:
-                outcome = {"result": work()}
-            except UserError as error:
-                self._send_json({"failed": True})
-                raise error  # only after the others know: they wait for the outcome
-        outcome = self._send_json(outcome)
-        if "failed" in outcome:
-            raise SystemExit(2)
-        return outcome["result"]
+                result = work()
+            except BaseException as error:
+                with suppress(UserError):  # the others may be gone; this error is the one to tell
+                    self._send_json({"failed": _message(error)})
+                raise
+            return self._send_json({"result": result})["result"]
+        outcome = self._send_json(None)
+        if "failed" not in outcome:
+            return outcome["result"]
+        if self.local_rank == 0:
+            raise UserError(*outcome["failed"])
+        raise SystemExit(2)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return the values of all processes, JSON, by rank."""
@@ -227,6 +236,16 @@ class Engine:
                 f"the {self.world_size} processes no longer hold the same adapter; nothing was saved",
                 hint="Resume from the last checkpoint. Mixed accelerators or library versions cause this.",
             )
+
+
+def _message(error: BaseException) -> tuple[str, str | None]:
+    """Return message and hint of an error of the main process, for the others."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        error = disk_error(error)
+    if isinstance(error, UserError):
+        return error.message, error.hint
+    reason = "".join(traceback.format_exception_only(error)).strip()
+    return f"the main process failed: {reason}", "Its own message says where."
 
 
 @contextmanager

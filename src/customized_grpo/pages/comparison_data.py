@@ -110,7 +110,7 @@ class ComparisonData:
 
     Attributes:
         name: Its name.
-        command: The words of the command that runs it again.
+        commands: The words of the commands that run it again, one for each row of seeds without a gap.
         config: The base recipe.
         seeds: Seeds of every arm.
         threads: Threads of a run; None in results that do not say.
@@ -129,7 +129,7 @@ class ComparisonData:
     """
 
     name: str
-    command: Sequence[str]
+    commands: Sequence[Sequence[str]]
     config: Mapping[str, Any]
     seeds: Sequence[int]
     threads: int | None
@@ -177,7 +177,7 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
     weighted = [arm for arm in arms if arm.weight is not None and arm.finished]
     return ComparisonData(
         name=results["name"],
-        command=_command(results),
+        commands=_commands(results),
         config=results["config"],
         seeds=results["seeds"],
         threads=results.get("threads_per_run"),
@@ -196,17 +196,28 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
     )
 
 
-def _command(results: Mapping[str, Any]) -> list[str]:
-    """Return the words of the command; seeds and threads are given even where they are today's default."""
-    seeds = results["seeds"]
+def _commands(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the words of the commands; seeds and threads are given even where they are today's default."""
     threads = results.get("threads_per_run")
     command = ["cgrpo", "compare", results.get("recipe") or results["name"]]
     command += results.get("overrides") or ()
     command += ["--arms", results.get("arms_file") or "ARMS"]  # results of 2026-11-24 do not name it
-    command += ["--first-seed", str(seeds[0]), "--seeds", str(len(seeds))]
-    if threads is not None:
-        command += ["--threads", str(threads)]
-    return command
+    options = [] if threads is None else ["--threads", str(threads)]
+    return [
+        [*command, "--first-seed", str(seeds[0]), "--seeds", str(len(seeds)), *options]
+        for seeds in _without_gaps(results["seeds"])
+    ]
+
+
+def _without_gaps(seeds: Sequence[int]) -> list[list[int]]:
+    """Return the seeds in as few rows of consecutive numbers as there are."""
+    rows: list[list[int]] = []
+    for seed in sorted(seeds):
+        if rows and seed == rows[-1][-1] + 1:
+            rows[-1].append(seed)
+        else:
+            rows.append([seed])
+    return rows
 
 
 def read_measurement(entry: Record | None) -> Measurement | None:

@@ -71,7 +71,7 @@ def render_comparison_page(results: Mapping[str, Any]) -> str:
             runs=tables.run_rows(data),
             overrides=[(arm, _settings(arm.overrides)) for arm in data.arms],
             recipe=write_yaml(dict(data.config)),
-            command=shlex.join(data.command),
+            commands=[shlex.join(command) for command in data.commands],
         )
     )
 

@@ -32,12 +32,14 @@ class Section:
         lead: Text before the figures; may be empty.
         figures: The figures in reading order.
         wide: Whether each figure has the whole width of the page.
+        finding: What the figures show, in words, between heading and lead; may be empty.
     """
 
     title: str
     lead: str
     figures: Sequence[Figure]
     wide: bool = False
+    finding: str = ""
 
 
 def existing(*figures: Figure | None) -> list[Figure]:

@@ -10,8 +10,20 @@ from typing import Any
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
+from customized_grpo.links import leads_out
 from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.reporting.metrics import Record, read_metrics
+
+FILES = (
+    "config.yaml",
+    "versions.json",
+    "metrics.jsonl",
+    "summary.json",
+    "schedule.json",
+    "held_out.json",
+    "samples/index.json",
+)
+"""Files of a run that a report reads, besides the images that the last one names."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,12 @@ def read_run(run_dir: Path) -> RunData:
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+    for name in FILES:
+        if leads_out(run_dir / name, run_dir):
+            raise UserError(
+                f"{run_dir / name} is a link out of the run folder; a report shows nothing from elsewhere",
+                hint="Put the file itself in the place of the link, or remove it.",
+            )
     try:
         config_text = config_path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

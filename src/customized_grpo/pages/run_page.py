@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from customized_grpo.errors import UserError
+from customized_grpo.links import leads_out
 from customized_grpo.pages.findings import alarms, findings
 from customized_grpo.pages.page import TEMPLATES, data_uri, environment, evenly, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
@@ -287,7 +288,7 @@ def _data_uri(folder: Path, name: str | None) -> str:
         UserError: The file is absent, not a PNG, or outside the folder.
     """
     path = folder / (name or "")
-    if not name or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+    if not name or leads_out(path, folder) or not path.is_file():
         raise UserError(f"{folder / 'index.json'} lists {name!r}, which is no image in {folder}")
     try:
         with Image.open(path, formats=["PNG"]) as image:

@@ -209,6 +209,15 @@ def versions() -> dict[str, Any]:
     }
 
 
+def installation() -> dict[str, str]:
+    """Return the versions that all processes of a run must share; the kernels of two hosts may differ."""
+    return {
+        name: version
+        for name, version in versions().items()
+        if isinstance(version, str) and name != "platform"
+    }
+
+
 def _git_state() -> dict[str, Any] | None:
     source = Path(__file__).parent
 

@@ -29,7 +29,10 @@ from customized_grpo.statistics.decisions import (
 from customized_grpo.statistics.intervals import expanded_quantiles
 
 Floats = NDArray[np.float64]
-BANDWIDTH = 0.04  # of the trajectory: 1 step of 25
+# Of the trajectory: 1 step of 25. Simulated for scores of yes or no that are decided early and late, with 12
+# continuations, the root mean square error of a weight is .090 for 32 prompts, .065 for 64 and .049 for
+# 128. With .02 it is .108, .069 and .051 (noise), with .08 .099, .095 and .089 (smeared edges).
+BANDWIDTH = 0.04
 NEGLIGIBLE = 0.002  # c, as a share of everything that is decided
 LOWEST = 0.1
 HIGHEST = 0.9

@@ -70,13 +70,7 @@ class Evaluator:
         """
         if not self.parts.data.held_out:
             return
-        if self.engine.is_main:
-            rows = [
-                SampleRow(example.prompt, example.references[0], example.subject, example.target)
-                for example in self.parts.data.held_out[:N_FIRST_IMAGES]
-            ]
-            start_samples(self.folder.path / "samples", rows)
-            self.folder.write_json(HELD_OUT, self.parts.data.overlap.to_json())
+        self.engine.from_main(self._write_rows)
         if self.base is not None:
             self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
@@ -92,6 +86,14 @@ class Evaluator:
         self.latest = scores
         self._rebuild_history()
 
+    def _write_rows(self) -> None:
+        rows = [
+            SampleRow(example.prompt, example.references[0], example.subject, example.target)
+            for example in self.parts.data.held_out[:N_FIRST_IMAGES]
+        ]
+        start_samples(self.folder.path / "samples", rows)
+        self.folder.write_json(HELD_OUT, self.parts.data.overlap.to_json())
+
     @property
     def last_iteration(self) -> int:
         """Return the iteration of the latest evaluation; 0 for the base's."""
@@ -106,6 +108,7 @@ class Evaluator:
         self._keep(self.state.iteration, scores, images)
         health = mean_health(self.state.health)
         line = self.log.write("eval", {**scores.metrics(), **train_gaps(scores, health.reward)})
+        self.log.check()
         self.log.progress.evaluation(line)
         self.latest = scores
         if self.base is None:
@@ -133,9 +136,12 @@ class Evaluator:
 
     def _keep(self, iteration: int, scores: HeldOutScores, images: Tensor) -> None:
         """Write scores and images, to the disk itself: the checkpoint after them relies on them."""
-        if self.engine.is_main:
+
+        def write() -> None:
             self.folder.write_json(scores_file(iteration), scores.to_json(), durable=True)
             save_samples(self.folder.path / "samples", iteration, images)
+
+        self.engine.from_main(write)
 
     def restore(
         self, history: Sequence[dict[str, Any]], *, is_comparable: bool, allowed: Sequence[str]

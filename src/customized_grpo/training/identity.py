@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,13 @@ from customized_grpo.config.loading import leaves
 from customized_grpo.config.reference import ITEM, generic
 from customized_grpo.config.schema import ManifestData
 from customized_grpo.data.fingerprint import fingerprint_manifest
-from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.agreement import shown
 from customized_grpo.engine.environment import numeric_variables
-from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import Judges
 from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.extensions import code_fingerprints
 from customized_grpo.policies.base_files import fingerprint_base
-from customized_grpo.runs.folder import versions
+from customized_grpo.runs.folder import installation
 
 FREE = (
     "run.dir",
@@ -55,8 +53,6 @@ OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.de
 
 SCORES_DEPEND_ON = ("model", "data.held_out", "rewards", "evaluation", "rollout.steps", "code", "environment")
 """Keys on which the scores of an evaluation depend: across a change, evaluations cannot be compared."""
-
-SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -150,48 +146,14 @@ def _has_content(key: str, contents: Mapping[str, Any]) -> bool:
     return content is not None and any(_is_about(entry, [content]) for entry in entries)
 
 
-def check_processes(engine: Engine, values: Mapping[str, Any]) -> None:
-    """Refuse to go on if the processes of a run do not have the same values.
-
-    Raises:
-        UserError: Lists every key that differs, with the process.
-    """
-    everyone = engine.gather_json(dict(values))
-    lines = []
-    for rank, theirs in enumerate(everyone):
-        for difference in differing(everyone[0], theirs):
-            mine = shown(difference.old)
-            lines.append(f"{difference.key}: {mine} in process 0, {shown(difference.new)} in process {rank}")
-    if not lines:
-        return
-
-    def refuse() -> None:
-        raise UserError(
-            "the processes of this run are not the same:\n  " + "\n  ".join(lines),
-            hint="Start all of them with one recipe, the same files and one installation.",
-        )
-
-    engine.from_main(refuse)
-
-
 def process_values(config: Config) -> dict[str, Any]:
     """Return what all processes of a run must have in common before anything is loaded."""
     values = {}
     for key, value in leaves(config).items():
         if not _is_about(key, OWN_TO_A_PROCESS) and key not in CONTENT:
             values[key] = value
-    libraries = {name: version for name, version in versions().items() if isinstance(version, str)}
-    del libraries["platform"]  # the kernels of two hosts may differ
-    values |= _under("versions", libraries)
+    values |= _under("versions", installation())
     return values | code_values(config) | _under("environment", numeric_variables())
-
-
-def shown(value: Any) -> str:
-    """Return a value for a message, cut if it is long."""
-    if value is None:
-        return "nothing"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ Only the main process writes; in the others the same calls do nothing, so that t
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from customized_grpo.algorithms.schedules import prompt_weights
 from customized_grpo.config import Config
+from customized_grpo.engine.engine import Engine
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.reporting.progress import Progress, progress
 from customized_grpo.reporting.trackers import Trackers
@@ -26,7 +27,7 @@ class RunLog:
         config: The recipe.
         folder: The run's folder.
         state: The run's counters, which every line holds.
-        is_main: Whether this process writes.
+        engine: Knows which process writes, and tells the others when the disk refuses.
 
     Attributes:
         progress: The terminal; set while the log is open.
@@ -35,13 +36,14 @@ class RunLog:
 
     progress: Progress
 
-    def __init__(self, config: Config, folder: RunFolder, state: RunState, *, is_main: bool) -> None:
+    def __init__(self, config: Config, folder: RunFolder, state: RunState, engine: Engine) -> None:
         self.config = config
         self.folder = folder
         self.state = state
-        self.is_main = is_main
+        self.engine = engine
         self.lost_evaluations: Collection[int] = ()
         self._metrics: MetricsWriter | None = None
+        self._failure: OSError | None = None
         self._started = time.monotonic()
 
     @contextmanager
@@ -50,27 +52,43 @@ class RunLog:
         total = self.config.train.iterations
         done = self.state.iteration
         self._started = time.monotonic() - self.state.seconds
-        with progress(total, done, quiet=not self.is_main) as self.progress:
-            if not self.is_main:
-                yield
-                return
-            # for reports, which may not import the code of a foreign schedule
-            weights = prompt_weights(self.config.schedule.build(), self.config.rollout.steps)
-            self.folder.write_json("schedule.json", {"prompt_weights": weights.tolist()})
-            recipe = self.config.model_dump(mode="json")
-            with (
-                closing(Trackers(self.config.trackers, self.folder.path, recipe)) as trackers,
-                MetricsWriter.open(
-                    self.folder.path / "metrics.jsonl",
-                    done,
-                    trackers,
-                    lost_evaluations=self.lost_evaluations,
-                ) as self._metrics,
-            ):
-                yield
+        quiet = not self.engine.is_main
+        with progress(total, done, quiet=quiet) as self.progress, ExitStack() as stack:
+            self.engine.from_main(lambda: self._start(stack))
+            yield
+
+    def _start(self, stack: ExitStack) -> None:
+        # for reports, which may not import the code of a foreign schedule
+        weights = prompt_weights(self.config.schedule.build(), self.config.rollout.steps)
+        self.folder.write_json("schedule.json", {"prompt_weights": weights.tolist()})
+        recipe = self.config.model_dump(mode="json")
+        trackers = stack.enter_context(closing(Trackers(self.config.trackers, self.folder.path, recipe)))
+        metrics = MetricsWriter.open(
+            self.folder.path / "metrics.jsonl",
+            self.state.iteration,
+            trackers,
+            lost_evaluations=self.lost_evaluations,
+        )
+        self._metrics = stack.enter_context(metrics)
+
+    def check(self) -> None:
+        """Raise what the disk said of a line since the last check, in all processes: each must call this.
+
+        Lines are written in the main process alone, at any place. An error that it raised there would leave
+        the others waiting for it in their next exchange.
+        """
+        self.engine.from_main(self._raise_failure)
 
     def sync(self) -> None:
         """Have every line on the disk itself, before a checkpoint is saved that relies on them."""
+        self.engine.from_main(self._sync)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _sync(self) -> None:
+        self._raise_failure()
         if self._metrics is not None:
             self._metrics.sync()
 
@@ -88,8 +106,11 @@ class RunLog:
             "wall_s": round(self.seconds, 3),
             **values,
         }
-        if self._metrics is not None:
-            self._metrics.write(line)
+        if self._metrics is not None and self._failure is None:
+            try:
+                self._metrics.write(line)
+            except OSError as error:
+                self._failure = error
         return line
 
     def event(
@@ -109,3 +130,9 @@ class RunLog:
             line["iteration"] = iteration
         self.write("event", line)
         self.progress.message(f"{prefix}{message}")
+
+    def failures(self, messages: Sequence[str]) -> None:
+        """Append why rewards have not scored, in whichever process: each gives its own messages."""
+        for of_process in self.engine.gather_json(list(messages)):
+            for message in of_process:
+                self.event("reward failed", message, prefix="scores are missing: ")

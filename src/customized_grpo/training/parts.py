@@ -19,6 +19,7 @@ from customized_grpo.config.schema import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap, find_overlap
 from customized_grpo.embedded import EMBEDDED
+from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
 from customized_grpo.engine.engine import Engine
 from customized_grpo.engine.interrupts import StopFlag
@@ -34,7 +35,7 @@ from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
-from customized_grpo.training.identity import check_processes, process_values
+from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
 from customized_grpo.training.rows import open_rows
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from customized_grpo.config import Config, config_hash
+from customized_grpo.engine.agreement import check_processes
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import MonitorRecord
 from customized_grpo.extensions import code_fingerprints
@@ -30,7 +31,6 @@ from customized_grpo.training.identity import (
     FREE,
     SCORES_DEPEND_ON,
     Difference,
-    check_processes,
     code_values,
     contents,
     differing,

@@ -127,7 +127,7 @@ class Trainer:
         self.state = RunState(processes=self.engine.world_size)
         self.store = CheckpointStore(folder.path / "checkpoints", self.config.checkpoint.keep)
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
-        self.log = RunLog(self.config, folder, self.state, is_main=self.engine.is_main)
+        self.log = RunLog(self.config, folder, self.state, self.engine)
         self.stop = StopFlag(self.engine)
         self.notes: list[tuple[str, str]] = []  # events of a resumed run, for when the log is open
         self.evaluator = Evaluator(folder, parts, self.updater, self.state, self.log, self.stop)
@@ -147,12 +147,7 @@ class Trainer:
             "evaluation.batch_size": self.config.evaluation.batch_size,
         }
         with disk_errors(self.folder.path):
-            if self.engine.is_main:
-                self.folder.sweep()
-                self.store.sweep()
-                self.store.probe()
-                if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
-                    (self.folder.path / "summary.json").unlink(missing_ok=True)
+            self.engine.from_main(self.prepare_folder)
             with self.log.open(), self.stop:
                 self.report_notes()
                 try:
@@ -172,6 +167,14 @@ class Trainer:
         self.engine.close()
         return 0
 
+    def prepare_folder(self) -> None:
+        """Remove what killed writers have left, and see that checkpoints can be saved there."""
+        self.folder.sweep()
+        self.store.sweep()
+        self.store.probe()
+        if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
+            (self.folder.path / "summary.json").unlink(missing_ok=True)
+
     def fit(self) -> None:
         """Alternate sampling, scoring and updating; evaluate and save on the way."""
         self.evaluator.evaluate_base()
@@ -190,6 +193,7 @@ class Trainer:
             self.state.rollouts += len(scores)
             self.record(signal, report, trajectory, clock)
             self.count_waste(scores, signal)
+            self.log.check()
             if self.is_due(self.config.checkpoint.every):
                 self.save()
             self.evaluate_if_due()
@@ -306,8 +310,7 @@ class Trainer:
         }
         self.state.health.append(signal_health(signal, group_size))
         self.log.progress.iteration(self.log.write("train", line))
-        for message in self.scorer.take_dropped():
-            self.log.event("reward failed", message, prefix="scores are missing: ")
+        self.log.failures(self.scorer.take_dropped())
 
     def count_waste(self, scores: torch.Tensor, signal: LearningSignal) -> None:
         """Warn of the first iteration that taught nothing; stop when there are too many in a row."""
