@@ -25,8 +25,8 @@ from customized_grpo.comparison.arms import load_arms
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 from customized_grpo.comparison.plan import adopt, make_plan
 from customized_grpo.comparison.run import write
-from customized_grpo.pages.comparison_data import read_comparison
-from customized_grpo.pages.comparison_plane import pareto
+from customized_grpo.pages.plots.numbers import Measurement
+from customized_grpo.pages.plots.scatter import Point, scatter
 from customized_grpo.pages.standalone import standalone
 from customized_grpo.training.trainer import train
 
@@ -35,6 +35,9 @@ METHODS = ["tdw", "customized-grpo", "tdw-sharp", "tdw-sharp-sars", "sars"]
 CONTROLS = ["both-matched", "tdw-inverse", "tdw-shuffled"]
 RIVALS = ["min", "gd2po-hard", "gd2po-snr", "cme"]
 ARMS = [*FRONT, *METHODS, *CONTROLS, *RIVALS]
+
+COLOURS = {"front": "plain", "method": "arm1", "control": "arm2", "rival": "arm4"}
+"""Colours of the figure by the role of an arm."""
 
 
 def compare(folder: Path, arms: Sequence[str], seeds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -71,6 +74,35 @@ def _line(label: str, scores: dict[str, Any], outside: dict[str, Any] | None = N
     return f"{line}{margin['mean']:>+12.2f} [{margin['low']:+.2f}, {margin['high']:+.2f}]"
 
 
+def draw(results: dict[str, Any]) -> str:
+    """Return the plane of both qualities as SVG: means over seeds; the front dominates what is shaded."""
+    plans = {arm["name"]: arm for arm in results["arms"]}
+    front = []
+    others = []
+    for arm in results["analysis"]["arms"]:
+        plan = plans[arm["name"]]
+        if arm["final"] is not None:
+            is_front = plan["role"] == "front"
+            label = f"w={plan['overrides']['schedule.prompt_weight']:g}" if is_front else plan["label"]
+            point = _point(label, arm["final"], COLOURS[plan["role"]], "ring" if is_front else "disc")
+            (front if is_front else others).append(point)
+    return scatter(
+        others,
+        front=sorted(front, key=lambda point: point.name),
+        beside=[_point("base", results["analysis"]["base"], "base", "cross")],
+        title="Right scenes against right subjects, by arm",
+        x_label="subjects that are right (identity)",
+        y_label="scenes that are right (prompt)",
+        size=(720, 480),
+    )
+
+
+def _point(label: str, scores: dict[str, Any], colour: str, shape: str) -> Point:
+    x = Measurement(scores[IDENTITY]["mean"], None, None)
+    y = Measurement(scores[PROMPT]["mean"], None, None)
+    return Point(label, x, y, colour, label, shape)
+
+
 def main() -> None:
     """Train, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -80,11 +112,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = compare(arguments.out, arguments.only, arguments.seeds)
     print(table(results))
-    plane = pareto(read_comparison(results))
-    if plane is not None:
-        figure = arguments.out / "two_scale.svg"
-        figure.write_text(standalone(str(plane.figure.picture)), encoding="utf-8")
-        print(f"figure: {figure}\npage: {arguments.out / 'comparison.html'}")
+    figure = arguments.out / "two_scale.svg"
+    figure.write_text(standalone(draw(results)), encoding="utf-8")
+    print(f"figure: {figure}\npage: {arguments.out / 'comparison.html'}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def refused(text: str, tmp_path: Path) -> str:
         ('train: {"iterations.": 1}', "train.iterations.: there is no such key"),
         ('run: {"dir.x": 3}', "run.dir.x: there is no such key; did you mean run.dir?"),
         ('model: {lora: {"rank.x": 4}}', "model.lora.rank.x: there is no such key"),
-        ("data: {kind: [1]}", "data.kind: '[1]' is not known; known: toybox, manifest"),
-        ("data: {kind: {a: 1}}", "is not known; known: toybox, manifest"),
+        ("data: {kind: [1]}", "data.kind: '[1]' is not known; known: toybox, two-scale, manifest"),
+        ("data: {kind: {a: 1}}", "is not known; known: toybox, two-scale, manifest"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(text: str, message: str, tmp_path: Path) -> None:

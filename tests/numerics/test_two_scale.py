@@ -9,20 +9,22 @@ from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 
 pytestmark = pytest.mark.slow
 
+OVERRIDES = ["train.iterations=75", "evaluation.every=0"]
+
 
 def test_time_keeps_what_every_constant_weight_loses(tmp_path: Path) -> None:
-    arms = ["naive-0.4", "naive-0.5", "tdw", "tdw-inverse"]
-    results = two_scale.compare(tmp_path / "runs", arms, seeds=1, overrides=["evaluation.every=0"])
-    base = {metric: interval["mean"] for metric, interval in results["analysis"]["base"].items()}
-    change: dict[str, dict[str, float]] = {}
-    for arm in results["analysis"]["arms"]:
-        change[arm["name"]] = {
-            metric: interval["mean"] - base[metric] for metric, interval in arm["final"].items()
-        }
-    # margins: about half of what docs/results.md reports
-    assert change["naive-0.4"][PROMPT] < -0.15
-    assert change["naive-0.5"][IDENTITY] < -0.25
-    assert change["tdw-inverse"][IDENTITY] < -0.25
-    assert change["tdw"][IDENTITY] > 0.2
-    assert change["tdw"][PROMPT] > -0.05
+    """Margins are about half of what was measured at 75 iterations, see docs/results.md."""
+    arms = ["naive-0.3", "naive-0.5", "tdw", "tdw-inverse"]
+    results = two_scale.compare(tmp_path / "runs", arms, seeds=1, overrides=OVERRIDES)
+    base = results["analysis"]["base"]
+    final = {arm["name"]: arm["final"] for arm in results["analysis"]["arms"]}
+
+    def change(arm: str, metric: str) -> float:
+        return final[arm][metric]["mean"] - base[metric]["mean"]
+
+    assert change("naive-0.3", PROMPT) < -0.06
+    assert change("naive-0.5", IDENTITY) < -0.25
+    assert change("tdw-inverse", IDENTITY) < -0.25
+    assert change("tdw", IDENTITY) > 0.25
+    assert change("tdw", PROMPT) > -0.06
     assert "TDW only" in two_scale.table(results)

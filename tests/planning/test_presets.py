@@ -10,13 +10,14 @@ import pytest
 
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.config.loading import preset_summaries
+from customized_grpo.embedded import EMBEDDED
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import Planner
 from customized_grpo.planning.memory import GIB
 
 pytestmark = pytest.mark.slow
 
-REAL = [name for name in preset_names() if not name.startswith("toybox")]
+REAL = [name for name in preset_names() if not name.startswith(tuple(EMBEDDED))]
 
 
 # Settings of the model that a dry run does not depend on: where weights are, and in which form.

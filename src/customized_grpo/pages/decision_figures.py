@@ -46,17 +46,15 @@ def decision_section(decisions: Record) -> Section | None:
     if not decisions:
         return None
     points = ", ".join(map(str, decisions["points"]))
-    lead = [
+    lead = (
         "TDW weighs the prompt early and identity later, as it assumes that denoising decides them in that "
-        "order.",
-        # The finding in words is `evaluation.decisions.premise`, written into the results by the doctor.
-        decisions["premise"],
-        f"Measured with the base model: {decisions['continuations']} continuations from the state before "
-        f"the steps {points} of {decisions['prompts']} prompts; the curves are straight in between.",
-    ]
+        f"order. Measured with the base model: {decisions['continuations']} continuations from the state "
+        f"before the steps {points} of {decisions['prompts']} prompts; the curves are straight in between."
+    )
     shares = [_open_shares(decisions, source) for source in SOURCES]
     figures = existing(*shares, _weights(decisions), _calibrated(decisions))
-    return Section("When each quality is decided", " ".join(lead), figures)
+    # The finding in words is `evaluation.decisions.premise`, written into the results by the doctor.
+    return Section("When each quality is decided", lead, figures, finding=decisions["premise"])
 
 
 def score_rows(decisions: Record) -> list[ScoreRow]:
@@ -96,8 +94,8 @@ def _open_shares(decisions: Record, source: str) -> Figure | None:
         "Share of the variance among continuations that the steps from here on decide; it starts at 100 % "
         "and falls where a quality is decided. Bands are 95 % intervals over prompts."
     )
-    picture = charts.line_chart(lines, axis, title=title, y_range=(0.0, 1.0), percent=True)
-    return Figure(title, picture, caption)
+    chart = charts.line_chart(lines, axis, title=title, y_range=(0.0, 1.0), percent=True)
+    return Figure(title, chart, caption)
 
 
 def _line(quality: str, curve: Record) -> Line:
@@ -121,9 +119,12 @@ def _calibrated(decisions: Record) -> Figure | None:
     calibrated = decisions["calibrated"]
     if calibrated is None:
         return None
+    # steps without noise have no measured weight, and so no interval
+    widths = [calibrated["high"][step] - calibrated["low"][step] for step in decisions["noisy_steps"]]
     caption = (
         f"What the decisions by {SOURCES[calibrated['source']]} call for: the prompt's share of all that a "
-        "step decides, from .1 to .9. `cgrpo doctor --calibrate` writes them for a recipe."
+        "step decides, from 10 to 90 %. The 95 % interval of a weight over prompts is "
+        f"{sum(widths) / len(widths):.0%} wide on average. The option --calibrate writes them for a recipe."
     )
     return _step_weights(decisions, "Calibrated weights by step", calibrated["weights"], caption)
 

@@ -14,12 +14,12 @@ class Figure:
 
     Attributes:
         title: Its heading.
-        picture: The chart as inline SVG.
+        chart: The chart as inline SVG.
         caption: How to read it, in a sentence or two.
     """
 
     title: str
-    picture: Markup
+    chart: Markup
     caption: str
 
 
@@ -32,12 +32,14 @@ class Section:
         lead: Text before the figures; may be empty.
         figures: The figures in reading order.
         wide: Whether each figure has the whole width of the page.
+        finding: What the figures show, in words, between heading and lead; may be empty.
     """
 
     title: str
     lead: str
     figures: Sequence[Figure]
     wide: bool = False
+    finding: str = ""
 
 
 def existing(*figures: Figure | None) -> list[Figure]:

@@ -5,7 +5,7 @@
 with s_k(i) = d_k(i) / sum d_k, the share of quality k that step i decides. Three steps tame the noise of d:
 
 1. it is taken from the nearest curve V that falls, so that none is negative;
-2. it is averaged over neighbouring noisy steps with a Gaussian of 4 % of the trajectory;
+2. it is averaged over neighbouring noisy steps with a Gaussian of 5 % of the trajectory;
 3. c = .002 takes a weight gently to .5 where a step decides next to nothing of either.
 
 A step without noise decides nothing, and has weight .5.
@@ -29,7 +29,10 @@ from customized_grpo.statistics.decisions import (
 from customized_grpo.statistics.intervals import expanded_quantiles
 
 Floats = NDArray[np.float64]
-BANDWIDTH = 0.04  # of the trajectory: 1 step of 25
+# Of the trajectory: 1.25 steps of 25. Simulated for scores of yes or no that are decided early and late, with
+# 12 continuations, the root mean square error of a weight is .08 for 32 prompts, .06 for 64 and .05 for 128;
+# .12, .10 and .08 where prompts differ so much that most have nothing open. .04 and .06 are rarely better.
+BANDWIDTH = 0.05
 NEGLIGIBLE = 0.002  # c, as a share of everything that is decided
 LOWEST = 0.1
 HIGHEST = 0.9
