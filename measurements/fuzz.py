@@ -37,6 +37,7 @@ from fuzzing.targets import TARGETS, Target
 
 WARM_UP = 50  # inputs before memory is measured: imports and caches come first
 MIB_IN_KIB = 1024
+STARVED = 10  # times as long as allowed: then it hangs, however little of the processor it got
 
 
 class Hang(BaseException):
@@ -137,11 +138,16 @@ def attempt(call: Callable[[], int], seconds: float) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
+    begin = time.monotonic()
+    begin_cpu = time.process_time()
+
     def stop(*_: object) -> None:
-        raise Hang
+        # Beside heavy work an input may wait for the processor much longer than it uses it.
+        if time.process_time() - begin_cpu > seconds / 2 or time.monotonic() - begin > STARVED * seconds:
+            raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:

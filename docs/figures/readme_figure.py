@@ -1,4 +1,4 @@
-"""Draw the README's picture from a finished run: reference, base and tuned model, one prompt a column.
+"""Draw the README's image from a finished run: reference, base and tuned model, one prompt a column.
 
 python docs/figures/readme_figure.py runs/toybox-demo docs/images/toybox.png
 """
@@ -17,7 +17,7 @@ LINE_CHARACTERS = 22
 
 
 def draw(run: Path, columns: int) -> Image.Image:
-    """Compose the picture from the samples folder of a run."""
+    """Compose the image from the samples folder of a run."""
     samples = run / "samples"
     index = json.loads((samples / "index.json").read_text())
     last = max(index["iterations"])
@@ -31,8 +31,8 @@ def draw(run: Path, columns: int) -> Image.Image:
         for number, (_, iteration) in enumerate(rows):
             folder = f"iteration_{iteration:06d}" if iteration is not None else ""
             file = samples / folder / f"{column:02d}.png" if folder else samples / row["reference"]
-            picture = Image.open(file).resize((EDGE, EDGE), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, CAPTION + number * (EDGE + GAP)))
+            image = Image.open(file).resize((EDGE, EDGE), Image.Resampling.NEAREST)
+            sheet.paste(image, (left, CAPTION + number * (EDGE + GAP)))
     for number, (name, _) in enumerate(rows):
         pen.text(
             (8, CAPTION + number * (EDGE + GAP) + EDGE // 2 - 6), name, "black", ImageFont.load_default(13)
@@ -41,7 +41,7 @@ def draw(run: Path, columns: int) -> Image.Image:
 
 
 def main() -> None:
-    """Read the arguments and write the picture."""
+    """Read the arguments and write the image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)

@@ -56,7 +56,7 @@ def main() -> None:
     for figure in find_figures(results):
         title = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
         path = arguments.folder / f"{name}-{title}.svg"
-        path.write_text(standalone(str(figure.picture)), encoding="utf-8")
+        path.write_text(standalone(str(figure.chart)), encoding="utf-8")
         print(path)
 
 

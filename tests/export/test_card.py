@@ -140,7 +140,7 @@ def test_the_snippet_runs_and_draws_the_trainers_picture(
     assert snippet is not None
     monkeypatch.chdir(folder)
     exec(snippet[1], {})
-    found = torch.frombuffer(bytearray(Image.open("picture.png").tobytes()), dtype=torch.uint8)
+    found = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8)
     policy = trained.policy
     conditioning = policy.encode(["the subject on a beach at sunset"], [[reference]], 64, 64)
     noise = [torch.Generator().manual_seed(0)]

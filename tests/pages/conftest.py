@@ -211,7 +211,7 @@ class RunFolder:
 
 
 def _scene(side: int, seed: int, blur: float = 0.0) -> torch.Tensor:
-    """A ball on a floor under a sky, coloured by the seed; enough to see that the right picture is shown."""
+    """A ball on a floor under a sky, coloured by the seed; enough to see that the right image is shown."""
     palette = torch.rand(4, 3, generator=torch.Generator().manual_seed(seed))
     y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     image = torch.where((y > 0.62)[None], palette[0][:, None, None], 0.5 + 0.5 * palette[1][:, None, None])

@@ -155,8 +155,8 @@ def test_a_base_that_counts_among_the_front_shades_its_region_too() -> None:
     for front in (["naive-0.5"], ["base", "naive-0.5"]):
         results["analysis"]["front"]["arms"] = front
         found = pareto(read_comparison(results))
-        assert found is not None and found.figure.picture.count('class="cross"') == 1
-        shade = re.search(r'class="shade" d="([^"]+)"', found.figure.picture)
+        assert found is not None and found.figure.chart.count('class="cross"') == 1
+        shade = re.search(r'class="shade" d="([^"]+)"', found.figure.chart)
         assert shade is not None
         corners.append(shade[1].count(" L "))
         assert ("or by the base" in found.figure.caption) == ("base" in front)
@@ -167,7 +167,7 @@ def test_many_arms_are_numbered_and_explained_beside_the_plane() -> None:
     results = comparison(many_arms(28), 3)
     found = pareto(read_comparison(results))
     assert found is not None and [arm.number for arm in found.legend] == list(range(5, 29))
-    names = re.findall(r'<text class="name[^>]*>([^<]*)</text>', found.figure.picture)
+    names = re.findall(r'<text class="name[^>]*>([^<]*)</text>', found.figure.chart)
     assert set(names) >= {str(number) for number in range(5, 29)}
     seen = page(results)
     assert headings(seen)[:4] == SECTIONS[:4]
@@ -206,7 +206,7 @@ def test_arms_with_one_run_have_no_interval_and_arms_without_any_no_point() -> N
         assert (identity.small == "") == (len(arm.finished) < 2)
     found = pareto(data)
     assert found is not None
-    titles = re.findall(r"<title>(\d+) ", found.figure.picture)
+    titles = re.findall(r"<title>(\d+) ", found.figure.chart)
     assert {int(number) for number in titles} == {arm.number for arm in data.arms if arm.finished}
 
 
@@ -216,7 +216,7 @@ def test_runs_that_did_not_finish_are_listed_and_not_counted() -> None:
     assert [cells[1:] for arm, cells in run_rows(data) if arm.name == "naive-0.5"] == [
         ["unfinished", "missing"]
     ]
-    line = curves(data).figures[0].picture
+    line = curves(data).figures[0].chart
     assert line.count('class="band"') == 1  # one run has no band, and the unfinished one is not drawn
     assert "unfinished: 2 of 6 runs are missing" in page(results).text
 
@@ -343,17 +343,17 @@ def test_every_arm_has_its_curves_and_the_main_charts_stay_readable(count: int) 
     if count > 2:
         assert {arm.name for arm in data.arms if arm.role == "method"} <= set(shown)
     for figure in curves(data).figures:
-        assert figure.picture.count('class="line solid"') + figure.picture.count(
-            'class="line dashed"'
-        ) == len(shown)
+        assert figure.chart.count('class="line solid"') + figure.chart.count('class="line dashed"') == len(
+            shown
+        )
 
 
 def test_small_curves_have_the_same_axes_for_all_arms(results: dict[str, Any]) -> None:
     found = strips(read_comparison(results))
-    assert len(found) == 5 and all(len(strip.pictures) == 3 for strip in found)
+    assert len(found) == 5 and all(len(strip.charts) == 3 for strip in found)
     for column in range(3):
         ticks = {
-            tuple(re.findall(r'class="tick \w+" x="[\d.]+" y="([\d.]+)">([^<]+)<', strip.pictures[column]))
+            tuple(re.findall(r'class="tick \w+" x="[\d.]+" y="([\d.]+)">([^<]+)<', strip.charts[column]))
             for strip in found
         }
         assert len(ticks) == 1

@@ -38,7 +38,7 @@ def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:
         "Held-out judge: prompt following", "Held-out judge: identity",
         "What the model draws", "What samples are", "Prompt accuracy by part",
         "The learning signal", "Do the two rewards agree?", "Prompt and identity weight by step",
-        "Spread of the rewards within a group", "Spread of the pictures within a group",
+        "Spread of the rewards within a group", "Spread of the images within a group",
         "Reward-hacking monitors", "Copy score", "Background similarity", "Diversity",
         "Image statistics against the base",
         "Policy health", "Largest ratio deviation", "Clipped share", "Gradient norm", "KL to the base",
@@ -271,13 +271,13 @@ def test_the_null_of_the_quadrants_is_drawn_dotted(full_run: RunFolder) -> None:
 def test_samples_show_reference_prompt_base_and_iterations(full_run: RunFolder) -> None:
     seen = page(full_run)
     alts = [image["alt"] for image in seen.of("img")]
-    assert alts.count("Reference picture of the subject") == len(PROMPTS)
+    assert alts.count("Reference image of the subject") == len(PROMPTS)
     assert alts.count("Drawn by the base model") == alts.count("Drawn by the tuned model") == len(PROMPTS)
     assert alts.count("Drawn by iteration 60") == len(PROMPTS)
     assert all(prompt in seen.text for prompt in PROMPTS)
 
 
-def test_the_pictures_are_those_of_the_row_and_iteration(full_run: RunFolder) -> None:
+def test_the_images_are_those_of_the_row_and_iteration(full_run: RunFolder) -> None:
     import base64
 
     path = full_run.path / "samples" / "iteration_000060" / "02.png"
@@ -300,7 +300,7 @@ def test_large_samples_are_scaled_down(run_folder: Folders) -> None:
 
 
 @pytest.mark.parametrize("name", ["../config.yaml", "/etc/passwd", "absent.png", "index.json", ""])
-def test_a_sample_that_is_no_picture_of_the_folder_is_refused(full_run: RunFolder, name: str) -> None:
+def test_a_sample_that_is_no_image_of_the_folder_is_refused(full_run: RunFolder, name: str) -> None:
     index = json.loads((full_run.path / "samples" / "index.json").read_text())
     index["rows"][0]["reference"] = name
     (full_run.path / "samples" / "index.json").write_text(json.dumps(index))
@@ -330,7 +330,7 @@ def test_links_that_stay_inside_or_run_in_a_circle_do_no_harm(full_run: RunFolde
         write_report(full_run.path)
 
 
-def test_a_picture_outside_the_folder_is_refused_even_if_it_is_one(full_run: RunFolder) -> None:
+def test_a_image_outside_the_folder_is_refused_even_if_it_is_one(full_run: RunFolder) -> None:
     Image.new("RGB", (4, 4)).save(full_run.path / "private.png")
     index = json.loads((full_run.path / "samples" / "index.json").read_text())
     index["rows"][0]["reference"] = "../private.png"

@@ -118,9 +118,11 @@ def test_a_half_downloaded_file_and_a_missing_one_are_named(copy: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file, or only a part"):
         load(copy)
-    file.unlink()
-    with pytest.raises(UserError, match="there are no weights, model.safetensors"):
+    file.rename(copy / "model.fp16.safetensors")
+    with pytest.raises(UserError, match="there are no weights, model.safetensors") as refused:
         load(copy)
+    assert "rename model.fp16.safetensors to model.safetensors" in (refused.value.hint or "")
+    (copy / "model.fp16.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UserError, match="there are no weights, model.safetensors"):
         load(copy)

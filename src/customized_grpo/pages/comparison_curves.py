@@ -56,7 +56,7 @@ COPYING = (
         "evals",
         "monitor/copy_score",
         "Copy score",
-        "0: as far from the reference as another honest picture of the subject; 1: the reference itself.",
+        "0: as far from the reference as another honest image of the subject; 1: the reference itself.",
         0.1,
     ),
     CurveSpec(
@@ -113,7 +113,7 @@ def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> F
     if not lines:
         return None
     base = data.base.get(spec.key) if spec.kind == "evals" else None
-    picture = charts.line_chart(
+    chart = charts.line_chart(
         lines,
         _axis(lines),
         title=spec.title,
@@ -122,7 +122,7 @@ def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> F
         size=WIDE,
         labels=NAMES_WIDTH,
     )
-    return Figure(spec.title, picture, spec.caption)
+    return Figure(spec.title, chart, spec.caption)
 
 
 def _axis(lines: Sequence[Line]) -> XAxis:
@@ -203,11 +203,11 @@ class Strip:
 
     Attributes:
         arm: The arm.
-        pictures: Charts as inline SVG.
+        charts: As inline SVG.
     """
 
     arm: ArmView
-    pictures: Sequence[Markup]
+    charts: Sequence[Markup]
 
 
 @dataclass(frozen=True)
@@ -236,19 +236,19 @@ def strips(data: ComparisonData) -> list[Strip]:
     drawn = [_small_charts(arms, column) for column in columns]
     rows = []
     for arm in arms:
-        pictures = [by_arm[arm.name] for by_arm in drawn if arm.name in by_arm]
-        if pictures:
-            rows.append(Strip(arm, pictures))
+        own = [by_arm[arm.name] for by_arm in drawn if arm.name in by_arm]
+        if own:
+            rows.append(Strip(arm, own))
     return rows
 
 
-def _small_charts(arms: Sequence[ArmView], chart: _SmallChart) -> dict[str, Markup]:
+def _small_charts(arms: Sequence[ArmView], column: _SmallChart) -> dict[str, Markup]:
     """Return one chart an arm, by its name, with common axes."""
     lines_of: dict[str, list[Line]] = {}
     all_lines: list[Line] = []
     for arm in arms:
         lines: list[Line] = []
-        for spec, (name, colour) in zip(chart.specs, chart.names, strict=False):
+        for spec, (name, colour) in zip(column.specs, column.names, strict=False):
             lines += _lines(arm, spec, name, colour, dash_front=False)
         all_lines += lines
         if lines:
@@ -260,11 +260,11 @@ def _small_charts(arms: Sequence[ArmView], chart: _SmallChart) -> dict[str, Mark
         return {}
     axis = _axis(all_lines)
     y_range = domain(values, least=0.05)
-    pictures = {}
+    drawn = {}
     for arm in arms:
         if arm.name in lines_of:
-            title = f"{arm.title}: {chart.title}"
-            pictures[arm.name] = charts.line_chart(
+            title = f"{arm.title}: {column.title}"
+            drawn[arm.name] = charts.line_chart(
                 lines_of[arm.name], axis, title=title, y_range=y_range, size=SMALL
             )
-    return pictures
+    return drawn

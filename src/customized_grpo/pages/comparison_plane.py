@@ -56,7 +56,7 @@ def pareto(data: ComparisonData) -> Pareto | None:
             beside.append(cross)
         else:
             points.append(cross)
-    picture = scatter(
+    chart = scatter(
         points,
         beside=beside,
         front=front,
@@ -65,7 +65,7 @@ def pareto(data: ComparisonData) -> Pareto | None:
         y_label=pair.prompt_name.lower(),
     )
     legend = sorted(others, key=lambda arm: arm.number) if numbered else ()
-    return Pareto(Figure("Identity against prompt", picture, _plane_caption(data)), legend)
+    return Pareto(Figure("Identity against prompt", chart, _plane_caption(data)), legend)
 
 
 def _plane_caption(data: ComparisonData) -> str:

@@ -150,8 +150,8 @@ def lines_figure(
     measured = [line for line in lines if line is not None]
     if not measured:
         return None
-    picture = charts.line_chart(measured, rollouts_axis(run), title=title, **options)
-    return Figure(title, picture, caption)
+    chart = charts.line_chart(measured, rollouts_axis(run), title=title, **options)
+    return Figure(title, chart, caption)
 
 
 def total(records: Sequence[Record], key: str) -> float:

@@ -94,8 +94,8 @@ def _open_shares(decisions: Record, source: str) -> Figure | None:
         "Share of the variance among continuations that the steps from here on decide; it starts at 100 % "
         "and falls where a quality is decided. Bands are 95 % intervals over prompts."
     )
-    picture = charts.line_chart(lines, axis, title=title, y_range=(0.0, 1.0), percent=True)
-    return Figure(title, picture, caption)
+    chart = charts.line_chart(lines, axis, title=title, y_range=(0.0, 1.0), percent=True)
+    return Figure(title, chart, caption)
 
 
 def _line(quality: str, curve: Record) -> Line:

@@ -14,12 +14,12 @@ class Figure:
 
     Attributes:
         title: Its heading.
-        picture: The chart as inline SVG.
+        chart: The chart as inline SVG.
         caption: How to read it, in a sentence or two.
     """
 
     title: str
-    picture: Markup
+    chart: Markup
     caption: str
 
 

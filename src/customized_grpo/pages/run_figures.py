@@ -61,7 +61,7 @@ def sections(run: RunData) -> list[Section]:
         ),
         Section(
             "Reward-hacking monitors",
-            "Not trained on, only watched: ways to earn reward without drawing a better picture.",
+            "Not trained on, only watched: ways to earn reward without drawing a better image.",
             [*_monitors(run), *existing(_image_statistics(run), _gap(run))],
         ),
         Section("Policy health", "Whether the optimisation itself is sound. " + _counts(run), _health(run)),
@@ -139,13 +139,13 @@ def _modes(run: RunData) -> Figure | None:
     if len(x) < 2:
         return None
     title = "Share of each kind of sample"
-    picture = charts.stacked_area(x, areas, rollouts_axis(run), title=title)
+    chart = charts.stacked_area(x, areas, rollouts_axis(run), title=title)
     caption = (
         "Each held-out sample is counted as what it is nearest to. Good: the prompted scene with this "
-        "subject. Copied: the reference picture again. Drift: the prompted scene with another subject. "
+        "subject. Copied: the reference image again. Drift: the prompted scene with another subject. "
         "Other: none of these."
     )
-    return Figure("What samples are", picture, caption)
+    return Figure("What samples are", chart, caption)
 
 
 ATTRIBUTES = (("hat", "good"), ("prop", "prompt"), ("floor", "plain"), ("sky", "drift"))
@@ -185,8 +185,8 @@ def _group_std(run: RunData) -> Figure | None:
 
 def _diversity(run: RunData) -> Figure | None:
     line = training_line(run, "diversity/in_group", "now", "positive")
-    caption = "How much the pictures of one group differ. Towards 0 there is nothing left to choose from."
-    return lines_figure(run, "Spread of the pictures within a group", caption, [line])
+    caption = "How much the images of one group differ. Towards 0 there is nothing left to choose from."
+    return lines_figure(run, "Spread of the images within a group", caption, [line])
 
 
 def _schedule(run: RunData) -> Figure | None:
@@ -207,14 +207,14 @@ def _schedule(run: RunData) -> Figure | None:
     # The last step draws no noise, so it has no probability to learn from.
     trained = [first <= step < min(last, steps - 1) for step in range(steps)]
     caption = (
-        f'Schedule "{name}" over the {steps} denoising steps, from noise to picture: the share of each '
+        f'Schedule "{name}" over the {steps} denoising steps, from noise to image: the share of each '
         "step's learning signal that comes from the prompt advantage; identity has the rest. "
         "Pale steps are never trained; the last one never is."
     )
     if name == "shuffled_tdw":
         caption += " This control draws a new order in every iteration; one is shown."
-    picture = charts.step_weights(weights, title="Weights of the two rewards by step", trained=trained)
-    return Figure("Prompt and identity weight by step", picture, caption)
+    chart = charts.step_weights(weights, title="Weights of the two rewards by step", trained=trained)
+    return Figure("Prompt and identity weight by step", chart, caption)
 
 
 MONITORS = (
@@ -222,7 +222,7 @@ MONITORS = (
         "monitor/copy_score",
         "Copy score",
         "copied",
-        "0: as far from the reference as another honest picture of the subject; 1: the reference itself.",
+        "0: as far from the reference as another honest image of the subject; 1: the reference itself.",
     ),
     (
         "monitor/background_similarity",
@@ -234,7 +234,7 @@ MONITORS = (
         "monitor/diversity",
         "Diversity",
         "plain",
-        "How much samples of one prompt differ. A fall means that the model repeats one picture.",
+        "How much samples of one prompt differ. A fall means that the model repeats one image.",
     ),
 )
 
@@ -271,8 +271,8 @@ def _image_statistics(run: RunData) -> Figure | None:
             drift = [None if value is None else value - first for value in line.y]
             lines.append(replace(line, y=drift, low=None, high=None))
     caption = (
-        "Difference from the base's pictures; all lie in [0, 1]. A drift may mean that a reward likes gaudy, "
-        "dark or noisy pictures. Look at the samples."
+        "Difference from the base's images; all lie in [0, 1]. A drift may mean that a reward likes gaudy, "
+        "dark or noisy images. Look at the samples."
     )
     return lines_figure(run, "Image statistics against the base", caption, lines, size=SMALL, least=0.1)
 

@@ -63,7 +63,7 @@ HEADLINES = (
     Headline(
         "judge/prompt",
         "Held-out prompt accuracy",
-        "Share of what the prompt asks for that classifiers find in the picture.",
+        "Share of what the prompt asks for that classifiers find in the image.",
         +1,
     ),
     Headline(
@@ -75,7 +75,7 @@ HEADLINES = (
     Headline(
         "monitor/copy_score",
         "Copy score",
-        "0 is an honest new picture, 1 is the reference pasted. Lower is better.",
+        "0 is an honest new image, 1 is the reference pasted. Lower is better.",
         -1,
     ),
     Headline(

@@ -56,10 +56,12 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             return list(_shards(index))
     names = " or ".join(f"{base}.safetensors" for base in WEIGHT_FILES)
-    raise UserError(
-        f"{folder}: there are no weights, {names}",
-        hint="All parts must be there as safetensors, as `save_pretrained` writes them.",
-    )
+    hint = "All parts must be there as safetensors, as `save_pretrained` writes them."
+    for file in sorted(folder.glob("*.*.safetensors")):
+        base = file.name.partition(".")[0]
+        if base in WEIGHT_FILES:  # as model.fp16.safetensors
+            hint = f"Variants are not read: rename {file.name} to {base}.safetensors."
+    raise UserError(f"{folder}: there are no weights, {names}", hint=hint)
 
 
 def check_json_files(folder: Path) -> None:

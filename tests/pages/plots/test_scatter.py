@@ -30,10 +30,10 @@ def draw(points: list[Point], front: list[Point] | None = None) -> str:
 
 
 class Axes:
-    """Pixels of data, as the tick labels of a picture promise them."""
+    """Pixels of data, as the tick labels of a chart promise them."""
 
-    def __init__(self, picture: str) -> None:
-        root = ElementTree.fromstring(picture)
+    def __init__(self, chart: str) -> None:
+        root = ElementTree.fromstring(chart)
         found: dict[str, list[tuple[float, float]]] = {"tick middle": [], "tick end": []}
         for text in root.iter("{http://www.w3.org/2000/svg}text"):
             css = text.get("class") or ""
@@ -54,9 +54,9 @@ class Axes:
 
 def test_points_seeds_and_whiskers_land_where_the_ticks_say() -> None:
     points = [point(0.62, 0.71, seeds=[(0.61, 0.69), (0.63, 0.74)]), point(0.7, 0.8)]
-    picture = draw(points, [point(0.66, 0.75, shape="ring")])
-    axes = Axes(picture)
-    circles = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)"', picture)
+    chart = draw(points, [point(0.66, 0.75, shape="ring")])
+    axes = Axes(chart)
+    circles = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)"', chart)
     drawn = {(kind, float(x), float(y)) for kind, x, y in circles}
     wanted = [("point", 0.62, 0.71), ("point", 0.7, 0.8), ("seed", 0.61, 0.69), ("seed", 0.63, 0.74)]
     for kind, x, y in [*wanted, ("dot", 0.66, 0.75)]:
@@ -68,7 +68,7 @@ def test_points_seeds_and_whiskers_land_where_the_ticks_say() -> None:
         )
     assert len(drawn) == 5
     number = r'"([\d.]+)"'
-    lines = re.findall(f'class="whisker thin" x1={number} x2={number} y1={number} y2={number}', picture)
+    lines = re.findall(f'class="whisker thin" x1={number} x2={number} y1={number} y2={number}', chart)
     drawn_lines = [(float(a), float(c), float(b), float(d)) for a, b, c, d in lines]
     for start, end in (((0.69, 0.8), (0.71, 0.8)), ((0.7, 0.81), (0.7, 0.79))):
         wanted_line = (*axes(*start), *axes(*end))
@@ -82,9 +82,9 @@ def test_larger_values_are_further_right_and_further_up() -> None:
 
 
 def test_ticks_of_y_are_beside_their_hairlines() -> None:
-    picture = draw([point(0.62, 0.71), point(0.7, 0.8)])
-    labels = [float(y) - 4 for y in re.findall(r'class="tick end" x="[\d.]+" y="([\d.]+)"', picture)]
-    lines = re.findall(r'class="grid" x1="50" x2="470" y1="([\d.]+)"', picture)
+    chart = draw([point(0.62, 0.71), point(0.7, 0.8)])
+    labels = [float(y) - 4 for y in re.findall(r'class="tick end" x="[\d.]+" y="([\d.]+)"', chart)]
+    lines = re.findall(r'class="grid" x1="50" x2="470" y1="([\d.]+)"', chart)
     assert labels == pytest.approx([float(y) for y in lines], abs=TOLERANCE)
 
 
@@ -94,9 +94,9 @@ def test_without_an_interval_there_is_no_whisker() -> None:
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=8), st.floats(0.001, 1))
 def test_everything_stays_inside_the_frame(places: list[tuple[float, float]], half: float) -> None:
-    picture = draw([point(x, y, half, seeds=[(x - 2 * half, y + 3 * half)]) for x, y in places])
-    shapes = re.findall(r'<circle class="\w+" cx="([\d.-]+)" cy="([\d.-]+)"', picture)
-    ends = re.findall(r'whisker thin" x1="([\d.-]+)" x2="([\d.-]+)" y1="([\d.-]+)" y2="([\d.-]+)"', picture)
+    chart = draw([point(x, y, half, seeds=[(x - 2 * half, y + 3 * half)]) for x, y in places])
+    shapes = re.findall(r'<circle class="\w+" cx="([\d.-]+)" cy="([\d.-]+)"', chart)
+    ends = re.findall(r'whisker thin" x1="([\d.-]+)" x2="([\d.-]+)" y1="([\d.-]+)" y2="([\d.-]+)"', chart)
     across = [float(x) for x, _ in shapes] + [float(v) for a, b, _, _ in ends for v in (a, b)]
     up = [float(y) for _, y in shapes] + [float(v) for _, _, c, d in ends for v in (c, d)]
     assert FRAME.left - TOLERANCE <= min(across) and max(across) <= FRAME.right + TOLERANCE
@@ -122,9 +122,9 @@ def test_the_shaded_region_is_what_the_front_dominates(front: list[tuple[int, in
 
 def test_the_shade_is_drawn_on_the_scales_of_the_points() -> None:
     front = [point(0.6, 0.8), point(0.7, 0.7), point(0.65, 0.6)]
-    picture = draw([point(0.66, 0.75)], front)
-    axes = Axes(picture)
-    shade = re.search(r'class="shade" d="M ([^"]+) Z"', picture)
+    chart = draw([point(0.66, 0.75)], front)
+    axes = Axes(chart)
+    shade = re.search(r'class="shade" d="M ([^"]+) Z"', chart)
     assert shade is not None
     corners = [tuple(map(float, pair.split())) for pair in shade[1].split(" L ")]
     steps = [axes(0.7, 0.7), axes(0.6, 0.7), axes(0.6, 0.8)]  # the third point is dominated
@@ -134,10 +134,10 @@ def test_the_shade_is_drawn_on_the_scales_of_the_points() -> None:
 
 def test_the_front_is_joined_in_the_order_given() -> None:
     front = [point(0.6, 0.8), point(0.5, 0.7), point(0.7, 0.6)]
-    picture = draw([], front)
-    line = re.search(r'class="front" d="M ([^"]+)"', picture)
+    chart = draw([], front)
+    line = re.search(r'class="front" d="M ([^"]+)"', chart)
     assert line is not None
-    axes = Axes(picture)
+    axes = Axes(chart)
     drawn = [tuple(map(float, pair.split())) for pair in line[1].split(" L ")]
     wanted = [axes(0.6, 0.8), axes(0.5, 0.7), axes(0.7, 0.6)]
     assert drawn == [pytest.approx(place, abs=2 * TOLERANCE) for place in wanted]
@@ -145,27 +145,27 @@ def test_the_front_is_joined_in_the_order_given() -> None:
 
 def test_a_point_beside_the_front_dominates_but_is_not_joined() -> None:
     front, base = [point(0.6, 0.6), point(0.7, 0.5)], point(0.5, 0.8, shape="cross")
-    picture = scatter([], title="t", x_label="x", y_label="y", front=front, beside=[base])
-    shade = re.search(r'class="shade" d="M ([^"]+) Z"', picture)
-    line = re.search(r'class="front" d="([^"]+)"', picture)
+    chart = scatter([], title="t", x_label="x", y_label="y", front=front, beside=[base])
+    shade = re.search(r'class="shade" d="M ([^"]+) Z"', chart)
+    line = re.search(r'class="front" d="([^"]+)"', chart)
     assert shade is not None and line is not None and line[1].count(" L ") == 1
-    axes = Axes(picture)
+    axes = Axes(chart)
     corners = [tuple(map(float, pair.split())) for pair in shade[1].split(" L ")]
     assert any(corner == pytest.approx(axes(0.5, 0.8), abs=2 * TOLERANCE) for corner in corners)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_front_of_one_or_none_has_no_line(count: int) -> None:
-    picture = draw([point(0.1, 0.2)], [point(0.3, 0.4)][:count])
-    assert 'class="front"' not in picture and ('class="shade"' in picture) == bool(count)
+    chart = draw([point(0.1, 0.2)], [point(0.3, 0.4)][:count])
+    assert 'class="front"' not in chart and ('class="shade"' in chart) == bool(count)
 
 
 def test_the_base_is_a_cross_centred_on_its_place() -> None:
-    picture = draw([point(0.1, 0.2, shape="cross"), point(0.3, 0.4)])
-    start = re.search(r'class="cross" d="M ([\d.]+) ([\d.]+) l 9 9 m 0 -9 l -9 9"', picture)
+    chart = draw([point(0.1, 0.2, shape="cross"), point(0.3, 0.4)])
+    start = re.search(r'class="cross" d="M ([\d.]+) ([\d.]+) l 9 9 m 0 -9 l -9 9"', chart)
     assert start is not None
     centre = float(start[1]) + 4.5, float(start[2]) + 4.5
-    assert centre == pytest.approx(Axes(picture)(0.1, 0.2), abs=2 * TOLERANCE)
+    assert centre == pytest.approx(Axes(chart)(0.1, 0.2), abs=2 * TOLERANCE)
 
 
 def test_nothing_to_plot_is_an_error() -> None:
@@ -176,9 +176,9 @@ def test_nothing_to_plot_is_an_error() -> None:
 def test_every_text_is_escaped() -> None:
     hostile = "</text><script>alert(1)</script>\"'"
     bad = Point(hostile, Measurement(0, -1, 1), Measurement(0, -1, 1), "arm1", hostile)
-    picture = scatter([bad], title=hostile, x_label=hostile, y_label=hostile, front=[bad, bad])
-    assert "<script" not in picture
-    assert ElementTree.fromstring(picture).get("aria-label") == hostile
+    chart = scatter([bad], title=hostile, x_label=hostile, y_label=hostile, front=[bad, bad])
+    assert "<script" not in chart
+    assert ElementTree.fromstring(chart).get("aria-label") == hostile
 
 
 @settings(deadline=None)

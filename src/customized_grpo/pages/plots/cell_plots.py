@@ -34,7 +34,7 @@ def interval_plot(
     point = Markup('<circle class="point" cx="{}" cy="11" r="4"/>')
     parts.append(point.format(svg.px(scale(measurement.mean))))
     group = Markup('<g style="--c:var(--{})">{}</g>').format(tone, Markup("").join(parts))
-    return svg.picture((160, 22), title, [group], css="chart cell")
+    return svg.chart((160, 22), title, [group], css="chart cell")
 
 
 def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, title: str) -> Markup:
@@ -57,4 +57,4 @@ def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, ti
     if tick is not None:
         line = '<line class="null" x1="{0}" x2="{0}" y1="0" y2="16"><title>null {1}</title></line>'
         shapes.append(Markup(line).format(svg.px(scale(tick)), f"{tick:.1%}"))
-    return svg.picture((240, 16), title, shapes, css="chart share")
+    return svg.chart((240, 16), title, shapes, css="chart share")

@@ -92,7 +92,7 @@ def line_chart(
         if values:
             ends.append(End(line.name, values[-1], line.colour, values[-1] if line.show_value else None))
     parts.append(frame.names(ends))
-    return svg.picture(size, title, parts)
+    return svg.chart(size, title, parts)
 
 
 def _numbers(lines: Sequence[Line], levels: Sequence[Level]) -> list[float]:
@@ -147,7 +147,7 @@ def stacked_area(
         middle = (top[-1] + floor[-1]) / 2
         ends.append(End(area.name, middle, area.colour, area.shares[-1] or 0.0))
         floor = top
-    return svg.picture(size, title, [*shapes, frame.grid(over=True), frame.names(ends)])
+    return svg.chart(size, title, [*shapes, frame.grid(over=True), frame.names(ends)])
 
 
 def step_weights(
@@ -182,7 +182,7 @@ def step_weights(
     # Names stand at the mean middle of each colour.
     middle = sum(weights) / (2 * count)
     ends = [End("prompt", middle, "prompt"), End("identity", 0.5 + middle, "identity")]
-    return svg.picture(size, title, [frame.grid(over=True), *bars, frame.names(ends)])
+    return svg.chart(size, title, [frame.grid(over=True), *bars, frame.names(ends)])
 
 
 def split_bar(parts: Sequence[Part], *, title: str, unit: str = "s") -> Markup:
@@ -201,4 +201,4 @@ def split_bar(parts: Sequence[Part], *, title: str, unit: str = "s") -> Markup:
         shapes.append(patch.format(part.colour, column))
         shapes.append(svg.text(column + 16, 43.5, label, "tick"))
         left += part.amount
-    return svg.picture((960, 50), title, shapes)
+    return svg.chart((960, 50), title, shapes)

@@ -144,7 +144,7 @@ class Frame:
         return [
             *labels,
             svg.text(GUTTER, self.bottom + 32, "noise", "unit"),
-            svg.text(self.right, self.bottom + 32, "picture", "unit end"),
+            svg.text(self.right, self.bottom + 32, "image", "unit end"),
             svg.text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end"),
         ]
 

@@ -72,7 +72,7 @@ def scatter(
     parts += [plane.spread(point) for point in reversed(everything)]
     parts += [plane.marker(point) for point in reversed(everything)]
     parts.append(plane.labels(everything, front))
-    return svg.picture(size, title, [part for part in parts if part], css="chart scatter")
+    return svg.chart(size, title, [part for part in parts if part], css="chart scatter")
 
 
 def dominated_region(

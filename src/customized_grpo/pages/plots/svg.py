@@ -20,7 +20,7 @@ def text(x: float, y: float, words: str, css: str) -> Markup:
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(css, px(x), px(y), words)
 
 
-def picture(size: tuple[int, int], title: str, parts: Sequence[Markup], css: str = "chart") -> Markup:
+def chart(size: tuple[int, int], title: str, parts: Sequence[Markup], css: str = "chart") -> Markup:
     """Return the whole image; screen readers read the title in place of it."""
     head = (
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">'

@@ -1,4 +1,4 @@
-// Moves the large "tuned" picture of every row through the iterations. Without this the strips show the same pictures.
+// Moves the large "tuned" image of every row through the iterations. Without this the strips show the same images.
 (function () {
   var box = document.getElementById("slider");
   if (!box) return;
