@@ -110,3 +110,18 @@ def test_a_reward_that_exits_is_a_failed_reward() -> None:
 
     with pytest.raises(RewardError, match="reward 'leaves' failed on samples .*: SystemExit: 0"):
         checked_scores(FunctionReward("leaves", "quality", leave), tiny.make_batch(2))
+
+
+def test_a_reference_that_samples_share_is_mapped_once() -> None:
+    batch = tiny.make_batch(2)
+    reference = batch.references[0][0]
+    group = dataclasses.replace(batch, references=[[reference]] * 2, reference_masks=None, image_masks=None)
+    seen: list[int] = []
+
+    def halve(image: Tensor) -> Tensor:
+        seen.append(id(image))
+        return image / 2
+
+    mapped = group.map_images(halve)
+    assert seen.count(id(reference)) == 1
+    assert torch.equal(mapped.references[1][0], reference / 2)

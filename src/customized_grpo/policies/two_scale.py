@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.tokens import Grid, pack, unpack
+from customized_grpo.text_limits import TextLimit
 from customized_grpo.two_scale import world
 
 
@@ -17,6 +18,10 @@ class TwoScalePolicy(Policy):
     """A policy around a `TwoScalePipeline`, which draws images of 16 x 16 pixels, 4 tokens."""
 
     LORA_TARGET = r"enter|blocks\.\d+\.(expand|contract)|leave"
+
+    def text_limits(self) -> list[TextLimit]:
+        """Return none: of a prompt of any length the scene's name is read."""
+        return []
 
     def _encode(
         self,
