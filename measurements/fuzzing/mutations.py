@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -78,7 +79,7 @@ def mutate_tree(draw: random.Random, tree: Any) -> Any:
     for _ in range(draw.randint(1, 3)):
         place = pick_node(draw, tree) if isinstance(tree, dict | list) else None
         if place is None or draw.random() < 0.02:
-            return draw.choice(ODD_VALUES)
+            return _odd_value(draw)
         _change(draw, *place)
     return tree
 
@@ -96,7 +97,12 @@ def _change(draw: random.Random, container: Any, key: Any) -> None:
     elif kind == "key" and isinstance(container, dict):
         container[draw.choice(("", "x", "__class__", f"{key}s", f"{key}.{key}", "é"))] = container.pop(key)
     else:
-        container[key] = draw.choice(ODD_VALUES)
+        container[key] = _odd_value(draw)
+
+
+def _odd_value(draw: random.Random) -> Any:
+    """Return an odd value that no other input shares: changes would be carried from one to the next."""
+    return copy.deepcopy(draw.choice(ODD_VALUES))
 
 
 def mutate_text(draw: random.Random, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import fuzz
 from customized_grpo.errors import UserError
 from fuzzing import targets
+from fuzzing.mutations import ODD_VALUES, mutate_tree
 from fuzzing.targets import Images, Manifests, Overrides, Recipes, RunFolders, Target
 
 LIMITS = {"seconds": 60.0, "grow": 1024.0}
@@ -40,6 +42,13 @@ def test_inputs_without_a_change_are_taken(
     target = kind(tmp_path / "work")
     outcomes = [fuzz.attempt(target.make(number, 0), 60.0) for number in range(10)]
     assert outcomes == [("taken", "")] * 10
+
+
+def test_an_input_does_not_depend_on_those_before_it() -> None:
+    before = repr(ODD_VALUES)
+    for number in range(300):
+        mutate_tree(random.Random(number), [[], {}, [1]])
+    assert repr(ODD_VALUES) == before
 
 
 def call(action: str) -> int:
