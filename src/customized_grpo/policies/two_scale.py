@@ -37,6 +37,9 @@ class TwoScalePolicy(Policy):
     def _reference_tokens(self, images: Tensor) -> Tensor:
         return pack(world.shrink(images.to(self.device)))
 
+    def _shift(self, steps: int, n_tokens: int) -> float:
+        return 0.0  # none
+
     def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
         sample = conditioning.per_sample
         return self._call_transformer(
