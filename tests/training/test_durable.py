@@ -50,7 +50,8 @@ def test_scores_and_their_name_are_synced(
     tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("customized_grpo.training.evaluator.save_samples", lambda *_: None)
-    evaluator = SimpleNamespace(engine=SimpleNamespace(is_main=True), folder=RunFolder(tmp_path))
+    engine = SimpleNamespace(from_main=lambda work: work())
+    evaluator = SimpleNamespace(engine=engine, folder=RunFolder(tmp_path))
     scores = SimpleNamespace(to_json=lambda: {"ids": []})
     Evaluator._keep(cast(Evaluator, evaluator), 3, cast(Any, scores), cast(Any, None))
     draft, folder = synced

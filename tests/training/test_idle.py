@@ -88,7 +88,7 @@ def test_a_judges_weight_that_changes_nothing_is_refused(recipe: Recipe) -> None
 @pytest.mark.parametrize("preset", preset_names())
 def test_no_preset_sets_what_changes_nothing(preset: str) -> None:
     config = load_config(preset)
-    kinds = {"dino": "identity", "clip_i": "identity"}
+    kinds = {"dino": "identity", "clip_i": "identity", "two_scale_identity": "identity"}
     of_preset = rewards(*(kinds.get(reward.name, "prompt") for reward in config.rewards))
     refuse_idle_settings(config, of_preset)
     assert idle_settings(config, of_preset) == []
