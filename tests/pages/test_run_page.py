@@ -357,6 +357,11 @@ def test_every_colour_in_use_is_defined_in_every_theme(full_run: RunFolder) -> N
         assert used <= set(re.findall(r"--(\w+):", theme))
 
 
+def test_half_a_character_becomes_a_question_mark(full_run: RunFolder) -> None:
+    (full_run.path / "versions.json").write_text('{"torch": "\\ud800.1"}')
+    assert "?.1" in write_report(full_run.path).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -369,6 +374,7 @@ def test_every_colour_in_use_is_defined_in_every_theme(full_run: RunFolder) -> N
         ("versions.json", "[]", "object"),
         ("config.yaml", "a: [", "config.yaml"),
         ("samples/index.json", '{"rows": 1}', "rows and iterations"),
+        ("samples/index.json", '{"rows": [], "iterations": [0.5]}', "rows and iterations"),
     ],
 )
 def test_a_damaged_file_is_named(full_run: RunFolder, name: str, content: str, message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,32 @@ def test_a_line_that_is_no_object_is_an_error(path: Path) -> None:
     path.write_text("[1]\n" + path.read_text())
     with pytest.raises(UserError, match="line 1.*object"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iteration": "2"}, "line 2: iteration must be a whole number, not '2'"),
+        ({"iteration": [2]}, "line 2: iteration must be a whole number"),
+        ({"iteration": -1}, "line 2: iteration must be a whole number"),
+        ({"iteration": None}, "line 2: iteration must be a whole number"),
+        ({"loss": {"mean": 1}}, "line 2: loss must be one value"),
+    ],
+)
+def test_a_record_that_the_writer_would_not_write_is_an_error(
+    path: Path, change: dict[str, object], message: str
+) -> None:
+    write(path, range(1, 3))
+    lines = path.read_text().splitlines()
+    path.write_text(lines[0] + "\n" + json.dumps({**json.loads(lines[1]), **change}) + "\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_metrics(path)
+
+
+def test_numbers_that_json_does_not_have_were_not_measured(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"kind": "train", "iteration": 1, "loss": NaN, "norm": -Infinity}\n')
+    assert read_metrics(path) == [{"kind": "train", "iteration": 1, "loss": None, "norm": None}]
 
 
 def test_a_missing_file_is_a_user_error(path: Path) -> None:

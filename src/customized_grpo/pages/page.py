@@ -35,8 +35,11 @@ def environment() -> Environment:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page so that readers see the old or the new one, never half of it; return its path."""
-    return write_text(path, html)
+    """Write a page so that readers see the old or the new one, never half of it; return its path.
+
+    Half a character, which JSON can hold and UTF-8 cannot, becomes a question mark.
+    """
+    return write_text(path, html.encode(errors="replace").decode())
 
 
 def data_uri(image: Image.Image) -> str:

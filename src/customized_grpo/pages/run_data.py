@@ -12,7 +12,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
 from customized_grpo.pages.plots.numbers import Measurement
-from customized_grpo.reporting.metrics import Record, read_metrics
+from customized_grpo.reporting.metrics import Record, iteration_of, read_metrics
 
 FILES = (
     "config.yaml",
@@ -115,7 +115,7 @@ class RunData:
     def last(self) -> Record:
         """Return the newest record with counters, of training or evaluation; empty if there is none."""
         newest = [*self.evals[-1:], *self.train[-1:]]
-        return max(newest, key=lambda record: record["iteration"] or 0, default={})
+        return max(newest, key=iteration_of, default={})
 
 
 def read_run(run_dir: Path) -> RunData:
@@ -143,7 +143,7 @@ def read_run(run_dir: Path) -> RunData:
         raise UserError(f"{config_path}: {reason}")
     records = read_metrics(run_dir / "metrics.jsonl")
     evals = [record for record in records if record.get("kind") == "eval"]
-    evals.sort(key=lambda record: record["iteration"] or 0)  # the base may have been measured again, late
+    evals.sort(key=iteration_of)  # the base may have been measured again, late
     summary = _read_object(run_dir / "summary.json")
     return RunData(
         name=run_dir.resolve().name,
@@ -265,7 +265,7 @@ def _read_samples(folder: Path) -> Samples | None:
         not isinstance(rows, list)
         or not isinstance(iterations, list)
         or not all(_is_row(row) for row in rows)
-        or not all(map(_is_number, iterations))
+        or not all(isinstance(iteration, int) and iteration >= 0 for iteration in iterations)
     ):
         raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")
     return Samples(folder, rows, iterations)

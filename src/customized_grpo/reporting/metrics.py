@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import sync_open, write_bytes
@@ -65,7 +65,7 @@ class MetricsWriter:
         """
         if upto_iteration is not None and path.exists():
             records = read_metrics(path)
-            kept = [record for record in records if _iteration(record) <= upto_iteration]
+            kept = [record for record in records if iteration_of(record) <= upto_iteration]
             _rewrite(path, [record for record in kept if not _is_evaluation(record, lost_evaluations)])
         return cls(path, trackers)
 
@@ -118,7 +118,7 @@ def read_metrics(path: Path) -> list[Record]:
     or a power cut came before the disk had written the last ones.
 
     Raises:
-        UserError: The file is absent, or a line before others is not a JSON object.
+        UserError: The file is absent, a line before others is not a JSON object, or one is no record.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", hint="Is this the folder of a run that has started?")
@@ -132,17 +132,37 @@ def read_metrics(path: Path) -> list[Record]:
     for number, record in enumerate(parsed, start=1):
         if record is None:
             raise UserError(f"{path}, line {number}: not a JSON object", hint=_DAMAGED)
+        problem = _problem(record)
+        if problem is not None:
+            raise UserError(f"{path}, line {number}: {problem}", hint=_DAMAGED)
         records.append(record)
     return records
+
+
+def iteration_of(record: Record) -> int:
+    """Return the iteration of a record that `read_metrics` returned."""
+    return cast(int, record["iteration"])
 
 
 def _parse(line: bytes) -> Record | None:
     """Return the record of a line; None if it is not a JSON object."""
     try:
-        record = json.loads(line)
+        # NaN and Infinity are no JSON and never written: "not measured", as null is
+        record = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError):  # also UnicodeDecodeError
         return None
     return record if isinstance(record, dict) else None
+
+
+def _problem(record: Record) -> str | None:
+    """Return why `MetricsWriter` cannot have written this; None if it can."""
+    iteration = record.get("iteration")
+    if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
+        return f"iteration must be a whole number, not {iteration!r}"
+    for key, value in record.items():
+        if not isinstance(value, str | int | float | None):
+            return f"{key} must be one value, not {value!r}"
+    return None
 
 
 _DAMAGED = "Only lines at the end may be torn by a crash; the file was edited or the disk damaged it."
@@ -150,13 +170,6 @@ _DAMAGED = "Only lines at the end may be torn by a crash; the file was edited or
 
 def _is_evaluation(record: Record, iterations: Collection[int]) -> bool:
     return record.get("kind") == "eval" and record.get("iteration") in iterations
-
-
-def _iteration(record: Record) -> int:
-    iteration = record.get("iteration")
-    if not isinstance(iteration, int):
-        raise UserError(f"a metrics record has no iteration: {record}", hint=_DAMAGED)
-    return iteration
 
 
 def _jsonable(key: str, value: Scalar) -> Scalar:
