@@ -16,6 +16,7 @@ from customized_grpo.rewards.base import Kind
 
 Message = dict[str, Any]
 
+# The wording is part of `Rubric.hash`: another word is another judge, whose scores do not compare.
 IDENTITY = """\
 Judge how well the subject of the references is kept in the picture: shape, proportions, colours, materials, \
 markings, face. Pose, viewpoint, lighting, background and anything merely added to the subject do not count, \
