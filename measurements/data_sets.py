@@ -80,7 +80,7 @@ def start(manifest: Path, held_out: Path) -> dict[str, float]:
     wall = time.perf_counter()
     cpu = time.process_time()
     rows = build_data(config)
-    contents(config, None)
+    contents(config, None, rows.fingerprints)
     return {
         "rows": len(rows.train),
         "cpu_s": time.process_time() - cpu,
@@ -159,7 +159,7 @@ def evaluate(folder: Path, n_rows: int, size: int, samples_per_prompt: int) -> d
             samples_per_prompt=samples_per_prompt,
             seed=0,
             batch_size=8,
-            kept=range(min(8, len(some))),
+            kept=range(min(8, len(some) * samples_per_prompt)),
         )
 
     run(examples[: 8 // samples_per_prompt])
