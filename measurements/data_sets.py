@@ -190,8 +190,8 @@ def measure_held_out(n_rows: int, size: int, samples_per_prompt: int) -> list[di
 
 def peak_megabytes() -> float:
     """Return the largest resident memory that this process had, in MB."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / 1000
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * 1.024 / 1000
 
 
 def alone(function: Callable[[], dict[str, float]]) -> dict[str, float]:
