@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
-from customized_grpo.planning.memory import GIB, Memory, predict
+from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.rollout.graphs import reuse_obstacle
 from customized_grpo.rollout.sampler import plan_steps
 
 if TYPE_CHECKING:
@@ -49,6 +50,31 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class GraphReuse:
+    """What it takes to keep the graphs of the trained steps from the rollout, see `rollout/graphs.py`.
+
+    Attributes:
+        obstacle: Why the recipe does not allow it; None if it does.
+        bytes: Of all graphs of an iteration, on one device; 0 with an obstacle.
+        passes_saved: Forward-equivalents that the update of one prompt is spared; 0 with an obstacle.
+    """
+
+    obstacle: str | None
+    bytes: int
+    passes_saved: int
+
+    def fits(self, memory: Memory, device_gib: float) -> bool:
+        """Return whether a run keeps them on a device of that many GiB, once everything is loaded.
+
+        Args:
+            memory: Of the recipe.
+            device_gib: Memory of the device.
+        """
+        free = device_gib * GIB - CONTEXT_BYTES - memory.phases["load"]
+        return self.obstacle is None and self.bytes <= GRAPHS_SHARE * free
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a recipe will cost.
 
@@ -63,7 +89,8 @@ class Estimate:
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
         parameters: Numbers of parameters of the models.
-        memory: Predicted bytes on one device.
+        memory: Predicted bytes on one device, without graphs kept from the rollout.
+        graph_reuse: What those would take.
     """
 
     source: str
@@ -77,6 +104,7 @@ class Estimate:
     flops_per_pass: int
     parameters: Parameters
     memory: Memory
+    graph_reuse: GraphReuse
 
     def seconds_per_iteration(self, tflops: float) -> float:
         """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
@@ -155,7 +183,21 @@ class Planner:
                 run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
             ),
             memory=predict(config, run, batches, len(step_plan.trained)),
+            graph_reuse=self._graph_reuse(config, batches, len(step_plan.trained)),
         )
+
+    def _graph_reuse(self, config: Config, batches: Batches, n_trained: int) -> GraphReuse:
+        obstacle = reuse_obstacle(config, batches.samples_per_process)
+        if obstacle is not None:
+            return GraphReuse(obstacle, 0, 0)
+        whole, rest = divmod(batches.samples_per_process, config.rollout.batch_size)
+        checkpointing = config.model.gradient_checkpointing
+        n_bytes = 0
+        for size, count in ((config.rollout.batch_size, whole), (rest, 1)):
+            if size and count:
+                n_bytes += count * self.dry_run.graph_bytes(size, checkpointing=checkpointing)
+        saved = self.dry_run.calls * config.train.group_size * n_trained
+        return GraphReuse(None, n_trained * n_bytes, saved)
 
     def find_fit(self, device_gib: float) -> Advice:
         """Return settings with which the recipe fits a device.

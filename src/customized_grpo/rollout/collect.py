@@ -18,7 +18,8 @@ from customized_grpo.data.sampler import count_repeats
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
-from customized_grpo.rollout.denoise import denoise
+from customized_grpo.rollout.denoise import Move, denoise
+from customized_grpo.rollout.graphs import Graphs
 from customized_grpo.rollout.sampler import Sampler, StepPlan
 from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.seeding import generator
@@ -63,6 +64,7 @@ def collect(
     noise_key: NoiseKey,
     repeats: Sequence[int] | None = None,
     keep_means: bool = False,
+    keep_graphs: Callable[[Sequence[Conditioning]], bool] = lambda conditionings: False,
     before_batch: Callable[[], None] = lambda: None,
     on_batch: Callable[[slice, Tensor], None] = lambda samples, images: None,
 ) -> Trajectory:
@@ -80,18 +82,24 @@ def collect(
         repeats: How often each example's row was drawn before it in this iteration, by any process [P]; None:
             how often it is among the examples before it.
         keep_means: Whether to keep the transition means, which ratio normalisation needs.
+        keep_graphs: Decides, given the conditionings [P], whether the trained steps keep their graphs.
         before_batch: Called before every batch; may raise to stop.
         on_batch: Called after every batch with its samples, a range of the N, and their images
             [B, 3, H, W], so that scoring can begin.
     """
     conditionings = encoder(examples)
+    keeps_graphs = keep_graphs(conditionings)
+    graphs: Graphs = {}
     parts: list[_TrainedSteps] = []
     images: list[Tensor] = []
     for samples, noise in batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
-        trained, batch_images = _draw(policy, sampler, conditioning, noise, plan, keep_means=keep_means)
-        parts.append(trained)
+        moves, batch_images = _draw(policy, sampler, conditioning, noise, plan, keeps_graphs=keeps_graphs)
+        parts.append(_TrainedSteps.of(moves, keep_means=keep_means))
+        if keeps_graphs:
+            for step, move in zip(plan.trained, moves, strict=True):
+                graphs[step, samples.start, samples.stop] = (move.mean, move.std)
         images.append(batch_images)
         on_batch(samples, batch_images)
     return Trajectory(
@@ -106,6 +114,7 @@ def collect(
         mean=torch.cat([part.mean for part in parts], 1) if keep_means else None,
         log_prob=torch.cat([part.log_prob for part in parts], 1),
         images=torch.cat(images),
+        graphs=graphs,
     )
 
 
@@ -153,6 +162,20 @@ class _TrainedSteps(NamedTuple):
     mean: Tensor
     log_prob: Tensor
 
+    @classmethod
+    def of(cls, moves: Sequence[Move], *, keep_means: bool) -> _TrainedSteps:
+        """Stack the trained steps of a batch, without their graphs."""
+        means = [move.mean.detach() for move in moves]
+        log_probs = [
+            samplers.log_prob(move.x_next, mean, move.std) for move, mean in zip(moves, means, strict=True)
+        ]
+        return cls(
+            x=torch.stack([move.x for move in moves]),
+            x_next=torch.stack([move.x_next for move in moves]),
+            mean=torch.stack(means if keep_means else [move.x[:0] for move in moves]),
+            log_prob=torch.stack(log_probs),
+        )
+
 
 def _draw(
     policy: Policy,
@@ -161,15 +184,14 @@ def _draw(
     noise: BatchNoise,
     plan: StepPlan,
     *,
-    keep_means: bool,
-) -> tuple[_TrainedSteps, Tensor]:
+    keeps_graphs: bool,
+) -> tuple[list[Move], Tensor]:
     """Draw one batch; return its trained steps and its images [B, 3, H, W]."""
-    steps: list[_TrainedSteps] = []
+    trained: list[Move] = []
     x = policy.noise(noise.initial, conditioning.height, conditioning.width)
-    for step, move in enumerate(denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy)):
+    graphed = plan.trained if keeps_graphs else ()
+    moves = denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy, graphed=graphed)
+    for step, move in enumerate(moves):
         if step in plan.trained:
-            log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
-            mean = move.mean if keep_means else move.x[:0]
-            steps.append(_TrainedSteps(move.x, move.x_next, mean, log_prob))
-    stacked = _TrainedSteps(*[torch.stack(column) for column in zip(*steps, strict=True)])
-    return stacked, policy.decode(move.x_next, conditioning.height, conditioning.width)
+            trained.append(move)
+    return trained, policy.decode(move.x_next, conditioning.height, conditioning.width)

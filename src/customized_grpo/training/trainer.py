@@ -23,6 +23,7 @@ from customized_grpo.data.sampler import count_repeats, prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
+from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.rollout.batches import count_batches, repeat_examples
@@ -36,6 +37,7 @@ from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
+from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
@@ -124,6 +126,7 @@ class Trainer:
         self.partition = self.engine.partition(self.config.train.updates_per_iteration)
         loss = UpdateLoss(self.config, self.policy, parts.sampler, self.partition)
         self.updater = Updater(self.config, loss, self.engine)
+        self.graph_memory = GraphMemory(parts)
         self.state = RunState(processes=self.engine.world_size)
         self.store = CheckpointStore(folder.path / "checkpoints", self.config.checkpoint.keep)
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
@@ -252,9 +255,18 @@ class Trainer:
             noise_key=NoiseKey(config.run.seed, self.iteration),
             repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
             keep_means=config.train.ratio_normalisation,
+            keep_graphs=lambda conditionings: self.keep_graphs(examples, conditionings),
             before_batch=self.stop.batch_check(n_batches),
             on_batch=submit,
         )
+
+    def keep_graphs(self, examples: list[Example], conditionings: Sequence[Conditioning]) -> bool:
+        """Return whether the rollout keeps the graphs of its trained steps; say so when it is new."""
+        had_decided = self.graph_memory.keeps
+        keeps = self.graph_memory.decide([example.bucket for example in examples], conditionings)
+        if keeps != had_decided and self.config.train.reuse_rollout_graph == "auto":
+            self.log.progress.message(f"note: {self.graph_memory.sentence}")
+        return keeps
 
     def score(self) -> torch.Tensor:
         """Wait for the scores of this process's samples; return those of all processes.
