@@ -142,8 +142,8 @@ def _graphs_line(reuse: GraphReuse) -> str:
     if reuse.obstacle is not None:
         return f"none is kept from the rollout: {reuse.obstacle}"
     return (
-        f"those of the trained steps, {_gib(reuse.bytes)} GiB, are kept from the rollout if they take at most "
-        "half of the memory that is free then; "
+        f"those of the trained steps, {_gib(reuse.bytes)} GiB, are kept from the rollout if they take at "
+        "most half of the memory that is free then; "
         f"the update is then spared {reuse.passes_saved} forward-equivalents a prompt"
     )
 

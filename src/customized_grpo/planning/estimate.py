@@ -11,7 +11,8 @@ from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Me
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.rollout.graphs import reuse_obstacle
-from customized_grpo.rollout.sampler import plan_steps
+from customized_grpo.rollout.sampler import StepPlan, plan_steps
+from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -177,7 +178,7 @@ class Planner:
             steps=config.rollout.steps,
             noisy_steps=len(step_plan.noisy),
             trained_steps=len(step_plan.trained),
-            passes=work.passes(config, len(step_plan.trained), run.calls),
+            passes=work.passes(config, len(step_plan.trained), run.calls, _n_shared(config, step_plan)),
             flops_per_pass=run.flops,
             parameters=Parameters(
                 run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
@@ -231,6 +232,15 @@ class Planner:
                 overrides = fewer
                 memory = memory_with_fewer
         return Advice(overrides, memory, fits=True)
+
+
+def _n_shared(config: Config, step_plan: StepPlan) -> int:
+    """Return how many steps are drawn once for a group in every iteration of the window's first place.
+
+    Without a window it depends on which steps an iteration trains: at most the first one, not counted here.
+    """
+    shares = config.rollout.shared_noise and config.rollout.batch_size >= MIN_ROWS
+    return count_shared_steps(step_plan) if shares and config.rollout.sde_window is not None else 0
 
 
 def _added(overrides: tuple[str, ...], step: tuple[str, ...]) -> tuple[str, ...]:

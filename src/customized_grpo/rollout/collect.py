@@ -21,6 +21,7 @@ from customized_grpo.rollout.batches import sample_batches, sample_conditioning
 from customized_grpo.rollout.denoise import Move, denoise
 from customized_grpo.rollout.graphs import Graphs
 from customized_grpo.rollout.sampler import Sampler, StepPlan
+from customized_grpo.rollout.shared_start import MIN_ROWS, SharedStart, draw_shared_start
 from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.seeding import generator
 
@@ -89,13 +90,27 @@ def collect(
     """
     conditionings = encoder(examples)
     keeps_graphs = keep_graphs(conditionings)
+    if repeats is None:
+        repeats = count_repeats([example.id for example in examples])
+    start = None
+    if config.shared_noise and config.batch_size >= MIN_ROWS:
+        initial = [
+            noise_key.generator("initial", example.id, repeat * group_size)
+            for example, repeat in zip(examples, repeats, strict=True)
+        ]
+        buckets = [example.bucket for example in examples]
+        start = draw_shared_start(policy, sampler, conditionings, buckets, initial, plan, config.batch_size)
     graphs: Graphs = {}
     parts: list[_TrainedSteps] = []
     images: list[Tensor] = []
     for samples, noise in batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
-        moves, batch_images = _draw(policy, sampler, conditioning, noise, plan, keeps_graphs=keeps_graphs)
+        prompts = [sample // group_size for sample in range(samples.start, samples.stop)]
+        states = _begin(policy, conditioning, noise, prompts, start)
+        moves, batch_images = _draw(
+            policy, sampler, conditioning, states, noise, plan, keeps_graphs=keeps_graphs
+        )
         parts.append(_TrainedSteps.of(moves, keep_means=keep_means))
         if keeps_graphs:
             for step, move in zip(plan.trained, moves, strict=True):
@@ -177,21 +192,44 @@ class _TrainedSteps(NamedTuple):
         )
 
 
+class _States(NamedTuple):
+    """States of a batch [B, L, C] before a step."""
+
+    next_step: int
+    x: Tensor
+
+
+def _begin(
+    policy: Policy,
+    conditioning: Conditioning,
+    noise: BatchNoise,
+    prompts: Sequence[int],
+    start: SharedStart | None,
+) -> _States:
+    """Return the states from which the samples of a batch go their own ways."""
+    size = (conditioning.height, conditioning.width)
+    if start is None or len(prompts) < MIN_ROWS:
+        return _States(0, policy.noise(noise.initial, *size))
+    mean, std = start.of_samples(prompts)
+    return _States(start.next_step, mean if std is None else mean + std * policy.noise(noise.steps, *size))
+
+
 def _draw(
     policy: Policy,
     sampler: Sampler,
     conditioning: Conditioning,
+    states: _States,
     noise: BatchNoise,
     plan: StepPlan,
     *,
     keeps_graphs: bool,
 ) -> tuple[list[Move], Tensor]:
-    """Draw one batch; return its trained steps and its images [B, 3, H, W]."""
+    """Draw the rest of a batch; return its trained steps and its images [B, 3, H, W]."""
     trained: list[Move] = []
-    x = policy.noise(noise.initial, conditioning.height, conditioning.width)
     graphed = plan.trained if keeps_graphs else ()
-    moves = denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy, graphed=graphed)
-    for step, move in enumerate(moves):
+    first = states.next_step
+    moves = denoise(policy, sampler, conditioning, states.x, noise.steps, plan.noisy, first, graphed)
+    for step, move in enumerate(moves, first):
         if step in plan.trained:
             trained.append(move)
     return trained, policy.decode(move.x_next, conditioning.height, conditioning.width)

@@ -1,4 +1,4 @@
-"""Whether the graphs of an iteration's trained steps fit the memory, which spares the update a forward pass."""
+"""Whether the graphs of an iteration's trained steps fit the memory; then updates need no forward pass."""
 
 from __future__ import annotations
 
