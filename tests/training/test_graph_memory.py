@@ -62,9 +62,11 @@ def test_graphs_are_kept_as_long_as_they_take_at_most_half_of_what_is_free(
     monkeypatch.setattr(graph_memory, "free_bytes", lambda device: 2 * needed)
     assert memory.decide(buckets, conditionings)
     assert memory.sentence.startswith("updates go back through the rollout's own passes")
+    assert memory.savings() == ["train.reuse_rollout_graph=never"]
     monkeypatch.setattr(graph_memory, "free_bytes", lambda device: 2 * needed - 2)
     assert not memory.decide(buckets, conditionings)
     assert memory.sentence.startswith("updates compute the trained steps again: graphs kept")
+    assert memory.savings() == []
 
 
 def test_a_recipe_that_cannot_reuse_them_asks_for_no_memory(

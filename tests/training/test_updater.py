@@ -99,7 +99,7 @@ def make_parts(
             plan=StepPlan(frozenset(range(STEPS - 1)), trained),
             noise_key=NoiseKey(0, 0),
             keep_means=config.train.ratio_normalisation,
-            keep_graphs=lambda conditionings: keeps_graphs,
+            keep_graphs=lambda buckets, conditionings: keeps_graphs,
         )
         if rewards is None:
             rewards = torch.randn(2 * GROUP, 2, generator=torch.Generator().manual_seed(4))

@@ -6,7 +6,7 @@ steps among them, L tokens of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,7 +65,7 @@ def collect(
     noise_key: NoiseKey,
     repeats: Sequence[int] | None = None,
     keep_means: bool = False,
-    keep_graphs: Callable[[Sequence[Conditioning]], bool] = lambda conditionings: False,
+    keep_graphs: Callable[[Sequence[Hashable], Sequence[Conditioning]], bool] = lambda buckets, given: False,
     before_batch: Callable[[], None] = lambda: None,
     on_batch: Callable[[slice, Tensor], None] = lambda samples, images: None,
 ) -> Trajectory:
@@ -83,13 +83,14 @@ def collect(
         repeats: How often each example's row was drawn before it in this iteration, by any process [P]; None:
             how often it is among the examples before it.
         keep_means: Whether to keep the transition means, which ratio normalisation needs.
-        keep_graphs: Decides, given the conditionings [P], whether the trained steps keep their graphs.
+        keep_graphs: Decides, given buckets and conditionings [P], whether trained steps keep their graphs.
         before_batch: Called before every batch; may raise to stop.
         on_batch: Called after every batch with its samples, a range of the N, and their images
             [B, 3, H, W], so that scoring can begin.
     """
     conditionings = encoder(examples)
-    keeps_graphs = keep_graphs(conditionings)
+    buckets = [example.bucket for example in examples]
+    keeps_graphs = keep_graphs(buckets, conditionings)
     if repeats is None:
         repeats = count_repeats([example.id for example in examples])
     start = None
@@ -98,7 +99,6 @@ def collect(
             noise_key.generator("initial", example.id, repeat * group_size)
             for example, repeat in zip(examples, repeats, strict=True)
         ]
-        buckets = [example.bucket for example in examples]
         start = draw_shared_start(policy, sampler, conditionings, buckets, initial, plan, config.batch_size)
     graphs: Graphs = {}
     parts: list[_TrainedSteps] = []
@@ -119,7 +119,7 @@ def collect(
         on_batch(samples, batch_images)
     return Trajectory(
         conditionings=conditionings,
-        buckets=[example.bucket for example in examples],
+        buckets=buckets,
         group_size=group_size,
         steps=plan.trained,
         sigmas=sampler.sigmas,

@@ -33,18 +33,20 @@ class SharedStart:
     Attributes:
         next_step: Index of the first step that every sample draws itself.
         means: Mean of the step before it, or the initial noise, of each prompt, P tensors [L, C].
-        stds: Standard deviation of that step, P tensors [L, C]; None if it is an ODE step.
+        stds: Standard deviation of that step, P tensors [] or [1, ...]; empty if it draws no noise.
     """
 
     next_step: int
     means: Sequence[Tensor]
-    stds: Sequence[Tensor] | None
+    stds: Sequence[Tensor]
 
     def of_samples(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Return means and standard deviations [B, L, C] for samples of those prompts [B]."""
+        """Return means [B, L, C] and standard deviations, [] or [B, 1, ...], for samples of prompts [B]."""
         mean = torch.stack([self.means[prompt] for prompt in prompts])
-        if self.stds is None:
+        if not self.stds:
             return mean, None
+        if self.stds[0].ndim == 0:  # one number, which depends on the step alone
+            return mean, self.stds[0]
         return mean, torch.stack([self.stds[prompt] for prompt in prompts])
 
 
@@ -84,9 +86,9 @@ def draw_shared_start(
         conditioning = Conditioning.cat([conditionings[row] for row in rows])
         x = policy.noise(initial[prompts], conditioning.height, conditioning.width)
         x = torch.cat([x, x[-1:].expand(len(rows) - n_prompts, -1, -1)])
-        std = x.new_zeros(())
         for step in range(n_steps):
             x, std = sampler.transition(policy, x, step, conditioning, noisy=step in plan.noisy)
+            if step in plan.noisy:  # the last one
+                stds += [std] * n_prompts if std.ndim == 0 else std.expand_as(x)[:n_prompts].unbind()
         means += x[:n_prompts].unbind()
-        stds += std.expand_as(x)[:n_prompts].unbind()
-    return SharedStart(n_steps, means, stds if n_steps - 1 in plan.noisy else None)
+    return SharedStart(n_steps, means, stds)

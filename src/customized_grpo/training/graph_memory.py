@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,15 +65,17 @@ class GraphMemory:
 
     Args:
         parts: The run's parts.
+        say: Called with a new decision, unless the recipe has made it.
 
     Attributes:
         keeps: The last decision; None before the first.
         sentence: The decision and its reason, for the user.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, say: Callable[[str], None] = lambda note: None) -> None:
         config = parts.config
         self.parts = parts
+        self.say = say
         self.batch_size = config.rollout.batch_size
         self.group_size = config.train.group_size
         n_prompts = config.train.prompts_per_iteration // parts.engine.world_size
@@ -91,22 +93,34 @@ class GraphMemory:
             buckets: Bucket of each prompt of an iteration of this process [P].
             conditionings: Conditioning of each prompt [P].
         """
+        before = self.keeps
         if self.obstacle is not None:
             self.keeps = False
             self.sentence = f"updates compute the trained steps again: {self.obstacle}"
-            return False
+        else:
+            self.keeps = self._fits(buckets, conditionings)
+        if self.keeps != before and self.parts.config.train.reuse_rollout_graph == "auto":
+            self.say(self.sentence)
+        return self.keeps
+
+    def _fits(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> bool:
+        """Return whether the graphs fit, and say so in `sentence`."""
         needed = self._needed(buckets, conditionings)
         free = free_bytes(self.parts.engine.device)
         if self.parts.engine.device.type == "cpu":
             free //= self.parts.engine.world_size
-        self.keeps = needed <= GRAPHS_SHARE * free
+        fits = needed <= GRAPHS_SHARE * free
         numbers = f"{needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free, of which they may take half"
         self.sentence = (
             f"updates go back through the rollout's own passes: their graphs take {numbers}"
-            if self.keeps
+            if fits
             else f"updates compute the trained steps again: graphs kept from the rollout would take {numbers}"
         )
-        return self.keeps
+        return fits
+
+    def savings(self) -> list[str]:
+        """Return the setting that saves the memory of the graphs, if they are kept."""
+        return ["train.reuse_rollout_graph=never"] if self.keeps else []
 
     def _needed(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> int:
         """Return the bytes of the graphs of all trained steps of an iteration."""

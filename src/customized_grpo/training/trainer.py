@@ -23,7 +23,6 @@ from customized_grpo.data.sampler import count_repeats, prompt_indices
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
-from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.rollout.batches import count_batches, repeat_examples
@@ -126,7 +125,7 @@ class Trainer:
         self.partition = self.engine.partition(self.config.train.updates_per_iteration)
         loss = UpdateLoss(self.config, self.policy, parts.sampler, self.partition)
         self.updater = Updater(self.config, loss, self.engine)
-        self.graph_memory = GraphMemory(parts)
+        self.graph_memory = GraphMemory(parts, lambda note: self.log.progress.message(f"note: {note}"))
         self.state = RunState(processes=self.engine.world_size)
         self.store = CheckpointStore(folder.path / "checkpoints", self.config.checkpoint.keep)
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
@@ -154,7 +153,7 @@ class Trainer:
             with self.log.open(), self.stop:
                 self.report_notes()
                 try:
-                    with explained(self.config.model, batches):
+                    with explained(self.config.model, batches, first=self.graph_memory.savings):
                         if self.config.model.text_encoders == "drop":
                             self.log.progress.phase("encode")
                             self.parts.encode_and_drop_encoders(self.stop)
@@ -205,8 +204,7 @@ class Trainer:
 
     def is_due(self, every: int) -> bool:
         """Return whether something done every so many iterations (0: only at the end) is due now."""
-        at_end = self.iteration == self.config.train.iterations
-        return at_end or (every > 0 and self.iteration % every == 0)
+        return self.iteration == self.config.train.iterations or (every > 0 and self.iteration % every == 0)
 
     def report_notes(self) -> None:
         """Report, at the start, what has changed, what the data lack, what has no effect, and what is cut."""
@@ -255,18 +253,10 @@ class Trainer:
             noise_key=NoiseKey(config.run.seed, self.iteration),
             repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
             keep_means=config.train.ratio_normalisation,
-            keep_graphs=lambda conditionings: self.keep_graphs(examples, conditionings),
+            keep_graphs=self.graph_memory.decide,
             before_batch=self.stop.batch_check(n_batches),
             on_batch=submit,
         )
-
-    def keep_graphs(self, examples: list[Example], conditionings: Sequence[Conditioning]) -> bool:
-        """Return whether the rollout keeps the graphs of its trained steps; say so when it is new."""
-        had_decided = self.graph_memory.keeps
-        keeps = self.graph_memory.decide([example.bucket for example in examples], conditionings)
-        if keeps != had_decided and self.config.train.reuse_rollout_graph == "auto":
-            self.log.progress.message(f"note: {self.graph_memory.sentence}")
-        return keeps
 
     def score(self) -> torch.Tensor:
         """Wait for the scores of this process's samples; return those of all processes.
@@ -394,8 +384,7 @@ class Trainer:
         if not self.engine.is_main:
             return
         with self.updater.result():
-            header = Provenance.from_config(self.config).to_header()
-            self.policy.save_lora(self.folder.path / "lora", header)
+            self.policy.save_lora(self.folder.path / "lora", Provenance.from_config(self.config).to_header())
         self.folder.write_json(
             "summary.json",
             {
