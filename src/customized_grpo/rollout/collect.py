@@ -184,9 +184,11 @@ class _TrainedSteps(NamedTuple):
         log_probs = [
             samplers.log_prob(move.x_next, mean, move.std) for move, mean in zip(moves, means, strict=True)
         ]
+        # S moves of a batch -> [S, B, ...]: S counts trained steps, not true ones
         return cls(
             x=torch.stack([move.x for move in moves]),
             x_next=torch.stack([move.x_next for move in moves]),
+            # an empty tensor can be stacked and joined like the others
             mean=torch.stack(means if keep_means else [move.x[:0] for move in moves]),
             log_prob=torch.stack(log_probs),
         )

@@ -50,6 +50,7 @@ def denoise(
             mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
         x_next = mean.detach()
         if step in noisy:
+            # A generator for each sample: the noise of a sample does not depend on the batch it is in.
             x_next = x_next + std * policy.noise(generators, *size)
         yield Move(x, mean, std, x_next)
         x = x_next
