@@ -1,6 +1,6 @@
 """The mechanism in minutes: what constant weights cannot do, and what time and shaping change.
 
-    python examples/two_scale.py [--seeds 2] [--only ARM ...] [--out runs/two-scale]
+    python examples/two_scale.py [--seeds 2] [--only ARM ...] [--calibration FILE] [--out runs/two-scale]
 
 Trains the preset `two-scale` with the arms named below, one run after the other in this process (some seconds
 of a core each), prints the judged shares of right scenes and subjects, and draws them into OUT/two_scale.svg.
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from customized_grpo.comparison.arms import load_arms
+from customized_grpo.comparison.arms import calibrated, load_arms
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 from customized_grpo.comparison.plan import adopt, make_plan
 from customized_grpo.comparison.run import write
@@ -35,15 +35,23 @@ METHODS = ["tdw", "customized-grpo", "tdw-sharp", "tdw-sharp-sars", "sars"]
 CONTROLS = ["both-matched", "tdw-inverse", "tdw-shuffled"]
 RIVALS = ["min", "gd2po-hard", "gd2po-snr", "cme"]
 ARMS = [*FRONT, *METHODS, *CONTROLS, *RIVALS]
+CALIBRATED = ["tdw-calibrated", "tdw-calibrated-sars"]
 
 COLOURS = {"front": "plain", "method": "arm1", "control": "arm2", "rival": "arm4"}
 """Colours of the figure by the role of an arm."""
 
 
-def compare(folder: Path, arms: Sequence[str], seeds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    folder: Path,
+    arms: Sequence[str],
+    seeds: int,
+    overrides: Sequence[str] = (),
+    calibration: Path | None = None,
+) -> dict[str, Any]:
     """Train what is not there yet, and return the comparison's results as `cgrpo compare` writes them."""
     torch.set_num_threads(1)  # the tensors are too small to share
-    plan = make_plan("two-scale", overrides, load_arms("full", arms), range(seeds), folder=folder, threads=1)
+    chosen, _ = calibrated(load_arms("full", arms), calibration)
+    plan = make_plan("two-scale", overrides, chosen, range(seeds), folder=folder, threads=1)
     whole = adopt(plan)
     for run in plan.runs():
         if run.summary() is None:
@@ -107,10 +115,14 @@ def main() -> None:
     """Train, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=ARMS, metavar="ARM")
+    parser.add_argument("--only", nargs="+", metavar="ARM")
+    parser.add_argument(
+        "--calibration", type=Path, help="weights by `cgrpo doctor two-scale --calibrate FILE`"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/two-scale"))
     arguments = parser.parse_args()
-    results = compare(arguments.out, arguments.only, arguments.seeds)
+    arms = arguments.only or [*ARMS, *(CALIBRATED if arguments.calibration else [])]
+    results = compare(arguments.out, arms, arguments.seeds, calibration=arguments.calibration)
     print(table(results))
     figure = arguments.out / "two_scale.svg"
     figure.write_text(standalone(draw(results)), encoding="utf-8")

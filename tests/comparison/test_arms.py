@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.comparison.arms import Arm, arm_set_names, load_arms
+from customized_grpo.comparison.arms import Arm, arm_set_names, calibrated, load_arms
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 
@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("name", arm_set_names())
 def test_every_shipped_arm_is_a_valid_recipe_of_its_own(name: str) -> None:
-    arms = load_arms(name)
+    arms, _ = calibrated(load_arms(name), None)
     recipes = [load_config("toybox-leaky", [*arm.settings(), "run.dir=runs/x"]) for arm in arms]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(arms)
     assert all(arm.note.endswith(".") for arm in arms)
@@ -38,7 +38,9 @@ def test_the_front_has_seven_constant_weights_with_the_papers_two(name: str) -> 
 
 
 def test_the_full_set_has_what_the_claim_calls_for() -> None:
-    recipes = {arm.name: load_config("toybox", arm.settings()) for arm in load_arms("full")}
+    recipes = {
+        arm.name: load_config("toybox", arm.settings()) for arm in calibrated(load_arms("full"), None)[0]
+    }
     pairs = {(r.advantage.name, r.schedule.name) for r in recipes.values()}
     assert {
         ("sars", "tdw"), ("sars", "constant"), ("linear", "tdw"), ("linear", "inverse_tdw"),
@@ -75,6 +77,31 @@ def test_only_keeps_the_named_arms_and_drops_a_control_that_is_left_out(tmp_path
     assert [(arm.name, arm.control) for arm in load_arms(path, ["two"])] == [("two", None)]
     with pytest.raises(UserError, match=r"no such arm: three\nThere are one, two."):
         load_arms(path, ["three"])
+
+
+def test_arms_of_calibrated_weights_take_the_file_that_is_given(tmp_path: Path) -> None:
+    loaded = load_arms("full")
+    arms, left_out = calibrated(loaded, tmp_path / "weights.json")
+    changed = {arm.name: arm for arm, before in zip(arms, loaded, strict=True) if arm != before}
+    assert set(changed) == {"tdw-calibrated", "tdw-calibrated-sars"} and not left_out
+    assert {arm.overrides["schedule.path"] for arm in changed.values()} == {str(tmp_path / "weights.json")}
+    own = TWO.replace("{advantage.gamma: 0.1}", "{schedule.name: calibrated, schedule.path: mine.json}")
+    arms, _ = calibrated(load_arms(write(tmp_path, own)), tmp_path / "weights.json")
+    assert arms[1].overrides["schedule.path"] == "mine.json"
+
+
+def test_arms_of_calibrated_weights_are_left_out_by_name_without_a_file(tmp_path: Path) -> None:
+    loaded = load_arms("full")
+    arms, left_out = calibrated(loaded, None)
+    assert left_out == ["tdw-calibrated", "tdw-calibrated-sars"]
+    assert [arm.name for arm in loaded if arm not in arms] == left_out
+    text = TWO.replace("{advantage.name: linear}", "{schedule.name: calibrated}")
+    arms, _ = calibrated(load_arms(write(tmp_path, text)), None)
+    assert [(arm.name, arm.control) for arm in arms] == [("two", None)]  # nothing is left to compare it with
+    with pytest.raises(
+        UserError, match=r"tdw-calibrated: no calibrated weights are given\n.*--calibrate FILE"
+    ):
+        calibrated(load_arms("full", ["tdw-calibrated"]), None)
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:

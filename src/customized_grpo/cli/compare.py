@@ -17,6 +17,13 @@ def compare(
         str, typer.Option(help="What to compare: core, full, or path of a YAML file of arms.")
     ] = "core",
     only: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeatable.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights by `cgrpo doctor RECIPE --calibrate`, for arms of calibrated TDW; without it these "
+            "are left out."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each arm.")] = 5,
     first_seed: Annotated[int, typer.Option(min=0, help="run.seed of the first run of each arm.")] = 0,
     jobs: Annotated[
@@ -41,13 +48,16 @@ def compare(
 
     For example: cgrpo compare toybox-leaky --arms core --seeds 5
     """
-    from customized_grpo.comparison.arms import load_arms
+    from customized_grpo.comparison.arms import calibrated, load_arms
     from customized_grpo.comparison.plan import make_plan
 
+    chosen, left_out = calibrated(load_arms(arms, only or ()), calibration)
+    if left_out:
+        print(f"left out without --calibration FILE: {', '.join(left_out)}")
     plan = make_plan(
         recipe,
         overrides or (),
-        load_arms(arms, only or ()),
+        chosen,
         range(first_seed, first_seed + seeds),
         folder=out,
         threads=threads,

@@ -49,6 +49,11 @@ class Arm(BaseModel):
         # JSON is YAML on one line.
         return [f"{key}={json.dumps(value)}" for key, value in self.overrides.items()]
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Return whether it trains with calibrated weights and does not say from which file."""
+        return self.overrides.get("schedule.name") == "calibrated" and "schedule.path" not in self.overrides
+
 
 def arm_set_names() -> list[str]:
     """Return the names of the sets of arms that come with the package."""
@@ -78,7 +83,36 @@ def load_arms(source: str, only: Sequence[str] = ()) -> list[Arm]:
     unknown = [name for name in only if name not in names]
     if unknown:
         raise UserError(f"no such arm: {', '.join(unknown)}", hint=f"There are {', '.join(names)}.")
-    return [_without_absent_control(arm, only) for arm in arms if not only or arm.name in only]
+    return _without_absent_controls([arm for arm in arms if not only or arm.name in only])
+
+
+def calibrated(arms: Sequence[Arm], calibration: Path | None) -> tuple[list[Arm], list[str]]:
+    """Give arms of calibrated weights their file.
+
+    Args:
+        arms: Of `load_arms`.
+        calibration: File by `cgrpo doctor --calibrate`; None leaves out the arms that need one.
+
+    Returns:
+        The arms, and the names of those that were left out.
+
+    Raises:
+        UserError: None would be left.
+    """
+    if calibration is None:
+        left_out = [arm.name for arm in arms if arm.needs_calibration]
+        if len(left_out) == len(arms):
+            raise UserError(
+                f"{', '.join(left_out)}: no calibrated weights are given",
+                hint="Measure them with `cgrpo doctor RECIPE --calibrate FILE`, and add --calibration FILE.",
+            )
+        return _without_absent_controls([arm for arm in arms if not arm.needs_calibration]), left_out
+    path = str(calibration)
+    with_file = []
+    for arm in arms:
+        overrides = {**arm.overrides, "schedule.path": path} if arm.needs_calibration else arm.overrides
+        with_file.append(arm.model_copy(update={"overrides": overrides}))
+    return with_file, []
 
 
 def _reference_mistakes(arms: Sequence[Arm]) -> list[str]:
@@ -110,9 +144,9 @@ def _parse(data: Any) -> tuple[list[Arm], list[str]]:
     return arms, mistakes
 
 
-def _without_absent_control(arm: Arm, only: Sequence[str]) -> Arm:
-    absent = only and arm.control not in only
-    return arm.model_copy(update={"control": None}) if absent else arm
+def _without_absent_controls(arms: Sequence[Arm]) -> list[Arm]:
+    names = {arm.name for arm in arms}
+    return [arm if arm.control in names else arm.model_copy(update={"control": None}) for arm in arms]
 
 
 def _read(source: str) -> str:

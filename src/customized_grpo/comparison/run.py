@@ -73,7 +73,8 @@ def write(plan: Plan) -> dict[str, Any]:
                 f"{plan.folder / DOCTOR} is damaged: {error!r}", hint="Remove it; it is made again."
             ) from error
     folder.write_json(RESULTS, results)
-    write_comparison_page(results, plan.folder / PAGE)
+    folders = {(run.arm, run.seed): run.folder.path for run in plan.runs()}
+    write_comparison_page(results, plan.folder / PAGE, folders)
     return results
 
 

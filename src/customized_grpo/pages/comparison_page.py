@@ -13,6 +13,7 @@ from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.pages import comparison_tables as tables
 from customized_grpo.pages.comparison_curves import curves, strips
 from customized_grpo.pages.comparison_data import ComparisonData, read_comparison
+from customized_grpo.pages.comparison_images import arm_images
 from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.page import environment, write_page
@@ -28,24 +29,30 @@ ROLES = {
 """Names of the roles of arms on the page."""
 
 
-def write_comparison_page(results: Mapping[str, Any], path: Path) -> Path:
+def write_comparison_page(
+    results: Mapping[str, Any], path: Path, folders: Mapping[tuple[str, int], Path] | None = None
+) -> Path:
     """Write the page of a comparison, finished or not, and return its path.
 
     Args:
         results: The content of results.json.
         path: The HTML file; an older one is replaced.
+        folders: Run folder by arm and seed, for the images; without it the page has none.
 
     Raises:
         UserError: The results have another format.
     """
-    return write_page(path, render_comparison_page(results))
+    return write_page(path, render_comparison_page(results, folders))
 
 
-def render_comparison_page(results: Mapping[str, Any]) -> str:
+def render_comparison_page(
+    results: Mapping[str, Any], folders: Mapping[tuple[str, int], Path] | None = None
+) -> str:
     """Return the page of a comparison; the same results give the same page.
 
     Args:
         results: The content of results.json.
+        folders: Run folder by arm and seed, for the images; without it the page has none.
 
     Raises:
         UserError: The results have another format.
@@ -60,6 +67,7 @@ def render_comparison_page(results: Mapping[str, Any]) -> str:
             roles=ROLES,
             facts=_facts(data),
             pareto=pareto(data),
+            images=arm_images(data, folders or {}),
             table=tables.arm_table(data),
             controls=tables.control_rows(data),
             curves=curves(data),

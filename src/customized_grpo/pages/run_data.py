@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
 from customized_grpo.pages.plots.numbers import Measurement
+from customized_grpo.pages.sample_images import Samples, read_samples
 from customized_grpo.reporting.metrics import Record, iteration_of, read_metrics
 
 FILES = (
@@ -41,21 +41,6 @@ class BeforeAfter:
     base: Measurement
     tuned: Measurement
     difference: Measurement
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The sample images of a run.
-
-    Attributes:
-        folder: Folder of the PNG files.
-        rows: {"prompt", "subject", "reference", "target"} of each prompt that is drawn again and again.
-        iterations: Iterations after which they were drawn.
-    """
-
-    folder: Path
-    rows: Sequence[dict[str, str | None]]
-    iterations: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -155,7 +140,7 @@ def read_run(run_dir: Path) -> RunData:
         events=[record for record in records if record.get("kind") == "event"],
         comparisons=_from_summary(run_dir / "summary.json", summary) if summary else _from_evals(evals),
         summary=summary,
-        samples=_read_samples(run_dir / "samples"),
+        samples=read_samples(run_dir / "samples"),
         prompt_weights=_read_weights(run_dir / "schedule.json"),
         held_out=_read_held_out(run_dir / "held_out.json"),
     )
@@ -242,10 +227,6 @@ def _float(value: object) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and all(value is None or isinstance(value, str) for value in row.values())
-
-
 def _read_held_out(path: Path) -> dict[str, Any]:
     """Return what the held-out rows share with the training rows; empty when the run does not say."""
     shared = _read_object(path)
@@ -253,19 +234,3 @@ def _read_held_out(path: Path) -> dict[str, Any]:
     if not isinstance(subjects, list) or not _is_number(shared.get("shared_images", 0)):
         raise UserError(f"{path} is damaged: shared_subjects must be a list, shared_images a number")
     return shared
-
-
-def _read_samples(folder: Path) -> Samples | None:
-    index = _read_object(folder / "index.json")
-    if not index:
-        return None
-    rows = index.get("rows")
-    iterations = index.get("iterations")
-    if (
-        not isinstance(rows, list)
-        or not isinstance(iterations, list)
-        or not all(_is_row(row) for row in rows)
-        or not all(isinstance(iteration, int) and iteration >= 0 for iteration in iterations)
-    ):
-        raise UserError(f"{folder / 'index.json'}: rows and iterations are expected")
-    return Samples(folder, rows, iterations)

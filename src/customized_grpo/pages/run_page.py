@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
-from customized_grpo.errors import UserError
-from customized_grpo.links import leads_out
 from customized_grpo.pages.findings import alarms, findings
-from customized_grpo.pages.page import TEMPLATES, data_uri, environment, evenly, write_page
+from customized_grpo.pages.page import TEMPLATES, environment, evenly, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
 from customized_grpo.pages.plots.numbers import (
     difference_title,
@@ -25,8 +22,9 @@ from customized_grpo.pages.plots.numbers import (
 )
 from customized_grpo.pages.plots.scales import compact
 from customized_grpo.pages.reward_table import reward_rows
-from customized_grpo.pages.run_data import BeforeAfter, RunData, Samples, read_run
+from customized_grpo.pages.run_data import BeforeAfter, RunData, read_run
 from customized_grpo.pages.run_figures import sections
+from customized_grpo.pages.sample_images import Samples
 from customized_grpo.reporting.progress import duration
 
 MAX_ROWS = 12
@@ -264,35 +262,13 @@ def _samples(samples: Samples) -> SampleGallery | None:
     iterations = evenly(sorted(samples.iterations), MAX_ITERATIONS)
     rows = []
     for index, row in enumerate(samples.rows[:MAX_ROWS]):
-        strip = []
-        for iteration in iterations:
-            name = f"iteration_{iteration:06d}/{index:02d}.png"
-            strip.append((iteration, _data_uri(samples.folder, name)))
-        target = row.get("target")
         rows.append(
             SampleStrip(
                 prompt=row.get("prompt") or "",
                 subject=row.get("subject"),
-                reference=_data_uri(samples.folder, row.get("reference")),
-                target=_data_uri(samples.folder, target) if target else None,
-                strip=strip,
+                reference=samples.reference(index),
+                target=samples.target(index),
+                strip=[(iteration, samples.drawn(index, iteration)) for iteration in iterations],
             )
         )
     return SampleGallery(iterations, rows, iterations[0] == 0, len(samples.rows) - len(rows))
-
-
-def _data_uri(folder: Path, name: str | None) -> str:
-    """Return a PNG of the samples folder as a data URI, scaled down where it is large.
-
-    Raises:
-        UserError: The file is absent, not a PNG, or outside the folder.
-    """
-    path = folder / (name or "")
-    if not name or leads_out(path, folder) or not path.is_file():
-        raise UserError(f"{folder / 'index.json'} lists {name!r}, which is no image in {folder}")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return data_uri(image.convert("RGB"))
-    # Pillow says ValueError or SyntaxError of some damaged chunks
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as PNG: {error}") from error

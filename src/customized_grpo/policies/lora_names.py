@@ -107,6 +107,7 @@ class LayerNames:
             self._dotted[layer] = (layer,)
             original = place(layer)
             if original is not None and original.name != layer:
+                # one original matrix, such as qkv, has the rows of several layers of diffusers
                 rows.setdefault(original.name, []).append((original.start, layer))
         for name, parts in rows.items():
             self._dotted[name] = tuple(layer for _, layer in sorted(parts))

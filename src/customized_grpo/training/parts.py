@@ -240,6 +240,7 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
         )
     train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
     held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
+    # Two draws from one world may hold the same toy; the report says so.
     toys = {train.toy(index) for index in range(data.subjects)}
     shared = [f"toy {index}" for index in range(data.held_out_subjects) if held_out.toy(index) in toys]
     examples = [held_out[i] for i in range(len(held_out))]
@@ -278,6 +279,7 @@ def build_engine(config: Config) -> Engine:
             f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",
             hint="Use model.device=auto: every process takes its own.",
         )
+    # Before data and model are loaded: it needs only numbers of the recipe.
     engine.partition(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
     return engine
 
