@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -253,6 +254,34 @@ def test_every_prompt_has_the_diversity_of_its_own_images() -> None:
     centred = torch.nn.functional.normalize((images - 0.5).flatten(1).double(), dim=1)
     expected = [float(1 - centred[n] @ centred[n + 1]) for n in (0, 0, 2, 2, 4, 4)]
     assert table.columns["monitor/diversity"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6])
+def test_diversity_is_the_same_to_the_bit_wherever_a_batch_ends(batch_size: int) -> None:
+    together, _ = evaluate(batch_size=9, samples_per_prompt=3)
+    batches, _ = evaluate(batch_size=batch_size, samples_per_prompt=3)
+    assert batches.columns["monitor/diversity"] == together.columns["monitor/diversity"]
+
+
+def test_images_are_kept_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, everything = evaluate(batch_size=2, samples_per_prompt=8)
+    batches: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    columns = FirstPixel.columns
+
+    def watch(self: FirstPixel, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batches.append(weakref.ref(images))
+        return columns(self, images, examples)
+
+    def count() -> None:
+        alive.append(sum(batch() is not None for batch in batches))
+
+    monkeypatch.setattr(FirstPixel, "columns", watch)
+    _, shown = evaluate(batch_size=2, samples_per_prompt=8, kept=[0, 9], before_batch=count)
+    assert torch.equal(shown, everything[[0, 9]])
+    assert len(batches) == 12 and max(alive) == 1, "the batch before is the only one"
+    _, none = evaluate(batch_size=2, kept=())
+    assert none.shape == (0, 3, 8, 8)
 
 
 def test_one_image_of_a_prompt_has_no_diversity() -> None:

@@ -152,7 +152,7 @@ class RunCheckpoints:
         self.updater = updater
         self.state = state
         # at once, because the files are those that have just been read
-        self.contents = contents(parts.config, parts.data.judges)
+        self.contents = contents(parts.config, parts.data.judges, parts.data.fingerprints)
         check_processes(self.engine, self.contents | code_values(self.config))
 
     @cached_property
