@@ -4,39 +4,73 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import scaling
 from processes import run_python
 
 SCRIPT = Path(__file__).parents[2] / "measurements" / "scaling.py"
 
 
-@pytest.mark.slow
-def test_the_tiny_form_measures_every_case_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def figures(case: scaling.Case) -> dict[str, Any]:
+    seconds = float(case.values["prompts"] * case.values["group size"])
+    return {
+        "case": case.name,
+        "values": case.values,
+        "iteration_cpu_s": seconds,
+        "evaluation_cpu_s": 1.0,
+        "peak_mb": 600,
+        "wall_s": 9.0,
+    }
+
+
+def test_every_axis_has_the_base_case_which_is_measured_once() -> None:
+    found = scaling.cases(scaling.BASE, scaling.AXES, 2)
+    assert len({case.name for case in found}) == len(found) == 1 + 2 * len(scaling.AXES)
+    assert all(values[0] == scaling.BASE[axis] for axis, values in scaling.AXES.items())
+
+
+def test_what_is_measured_is_kept_and_the_table_compares_with_the_base_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "scaling.json"
-    done = run_python(SCRIPT, "--tiny", "--iterations=1", f"--out={out}")
+    measured: list[str] = []
+
+    def measure(case: scaling.Case) -> dict[str, Any]:
+        if len(measured) == 2:
+            raise RuntimeError("stopped")
+        measured.append(case.name)
+        return figures(case)
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    with pytest.raises(RuntimeError, match="stopped"):
+        scaling.main(["--out", str(out), "--axes", "group size", "prompts"])
+    first = list(measured)
+    measured.clear()
+    monkeypatch.setattr(scaling, "measure", lambda case: measured.append(case.name) or figures(case))
+    scaling.main(["--out", str(out), "--axes", "group size", "prompts"])
+    assert len(first) == 2 and len(measured) == 3 and not set(first) & set(measured)
+    rows = [line.split(" | ")[:4] for line in out.with_suffix(".md").read_text().splitlines()[2:]]
+    assert rows == [
+        ["| group size", "4", "16.00", "1.00"],
+        ["| group size", "8", "32.00", "2.00"],
+        ["| group size", "12", "48.00", "3.00"],
+        ["| prompts", "4", "16.00", "1.00"],
+        ["| prompts", "8", "32.00", "2.00"],
+        ["| prompts", "16", "64.00", "4.00"],
+        *[[f"| {axis}", str(scaling.BASE[axis]), "16.00", "1.00"] for axis in list(scaling.AXES)[2:]],
+    ]
+
+
+@pytest.mark.slow
+def test_the_tiny_form_trains_in_one_process_and_in_two(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    done = run_python(SCRIPT, "--tiny", "--iterations=1", f"--out={out}", "--axes", "processes")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())["cases"]
-    assert [(case["values"]["group size"], case["values"]["processes"]) for case in results] == [
-        (2, 1),
-        (3, 1),
-        (2, 2),
-    ]
+    assert [case["values"]["processes"] for case in results] == [1, 2]
     for case in results:
         assert min(case["iteration_cpu_s"], case["evaluation_cpu_s"], case["peak_mb"]) > 0, case
-    table = out.with_suffix(".md").read_text()
-    assert table in done.stdout
-    assert [line.split("|")[1:3] for line in table.splitlines()[2:]] == [
-        [" group size ", " 2 "],
-        [" group size ", " 3 "],
-        [" processes ", " 1 "],
-        [" processes ", " 2 "],
-    ]
-    del results[1]
-    results[0]["peak_mb"] = 12345
-    out.write_text(json.dumps({"cases": results}))
-    again = run_python(SCRIPT, "--tiny", "--iterations=1", f"--out={out}")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("'case'") == 1 and "12345" in again.stdout
-    assert len(json.loads(out.read_text())["cases"]) == 3
+    assert out.with_suffix(".md").read_text() in done.stdout
