@@ -1,17 +1,13 @@
-"""The scaling benchmark measures its cases once, in one process and in two, and goes on where it stopped."""
+"""The scaling benchmark measures a case once, goes on where it stopped, and compares with its base case."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import scaling
-from processes import run_python
-
-SCRIPT = Path(__file__).parents[2] / "measurements" / "scaling.py"
 
 
 def figures(case: scaling.Case) -> dict[str, Any]:
@@ -62,15 +58,3 @@ def test_what_is_measured_is_kept_and_the_table_compares_with_the_base_case(
         ["| prompts", "16", "64.00", "4.00"],
         *[[f"| {axis}", str(scaling.BASE[axis]), "16.00", "1.00"] for axis in list(scaling.AXES)[2:]],
     ]
-
-
-@pytest.mark.slow
-def test_the_tiny_form_trains_in_one_process_and_in_two(tmp_path: Path) -> None:
-    out = tmp_path / "scaling.json"
-    done = run_python(SCRIPT, "--tiny", "--iterations=1", f"--out={out}", "--axes", "processes")
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(out.read_text())["cases"]
-    assert [case["values"]["processes"] for case in results] == [1, 2]
-    for case in results:
-        assert min(case["iteration_cpu_s"], case["evaluation_cpu_s"], case["peak_mb"]) > 0, case
-    assert out.with_suffix(".md").read_text() in done.stdout
