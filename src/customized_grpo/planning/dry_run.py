@@ -110,9 +110,7 @@ class DryRun:
     def flops(self) -> int:
         """Return the floating-point operations of one forward pass of one sample."""
         two, three = self._both(lambda part: part.flops())
-        per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
-        around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
-        return around + sum(depth * n for depth, n in zip(self._depths, per_block, strict=True))
+        return _extended(two, three, self._depths)
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
@@ -124,6 +122,12 @@ class DryRun:
         """Return the peak bytes of a backward pass: velocity, the base's for the KL term, loss, gradients."""
         two, three = self._both(lambda part: part.backward_bytes(batch, checkpointing, kl))
         return _deepen(two, three, self._depths)
+
+    @cache  # noqa: B019
+    def graph_bytes(self, batch: int, *, checkpointing: bool) -> int:
+        """Return the bytes that a forward pass with gradients leaves behind for its backward pass."""
+        two, three = self._both(lambda part: part.graph_bytes(batch, checkpointing))
+        return _extended(two, three, self._depths)
 
     @cached_property
     def _depths(self) -> list[int]:
@@ -214,11 +218,21 @@ class _Stub:
                 [*replay.known_tensors(self.module), *_tensors(inputs)],
             )
 
-    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
-        if checkpointing:
+    def graph_bytes(self, batch: int, checkpointing: bool) -> int:
+        self._set_checkpointing(checkpointing)
+        with self.run.mode:
+            inputs = self._inputs(batch)
+            known = [*replay.known_tensors(self.module), *_tensors(inputs)]
+            return replay.bytes_left(lambda: [self._velocity(inputs) for _ in range(self.run.calls)], known)
+
+    def _set_checkpointing(self, enabled: bool) -> None:
+        if enabled:
             self.module.enable_gradient_checkpointing()
         else:
             self.module.disable_gradient_checkpointing()
+
+    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
+        self._set_checkpointing(checkpointing)
         with self.run.mode:
             inputs = self._inputs(batch)
 
@@ -244,6 +258,19 @@ class _Stub:
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
     return [value for value in inputs.values() if isinstance(value, Tensor)]
+
+
+def _extended(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
+    """Return a sum over whole stacks, given that of two and of three blocks of each stack alone.
+
+    Args:
+        two: With two blocks of each stack, in any order.
+        three: With three.
+        depths: Numbers of blocks.
+    """
+    per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
+    around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
+    return around + sum(depth * n for depth, n in zip(depths, per_block, strict=True))
 
 
 def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
