@@ -12,9 +12,10 @@ not counted. Two races:
   computed twice, as its recipe has it) against ours on the same samples and steps, in one batch.
 
 Figures are medians of seconds of the processor (`cpu`) and of the clock. How many samples went through the
-model is counted in each, so that nobody wins by doing less. What is replaced in a contestant's process, so
-that it runs without CUDA, is said in its module in `racing/`. They need, beside our own packages: einops,
-ml_collections, datasets, imageio and what these import.
+model is counted in each: `sampled` without a graph, `trained` with one. Fewer are an achievement only where
+the result is the same: ours keeps the graph of a rollout's trained steps. What is replaced in a contestant's
+process, so that it runs without CUDA, is said in its module in `racing/`. They need, beside our own packages:
+einops, ml_collections, datasets, imageio and what these import.
 """
 
 from __future__ import annotations
