@@ -36,7 +36,7 @@ from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
-from customized_grpo.training.updater import RATIO_TOLERANCE
+from customized_grpo.training.updater import ratio_tolerance
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -185,7 +185,7 @@ def _diagnose(
     scores = parts.scorer.collect()
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
     deviation = _first_pass_deviation(parts, trajectory, signal)
-    tolerance = RATIO_TOLERANCE[config.model.precision]
+    tolerance = ratio_tolerance(config)
     judges, judge_notes = usable_judges(parts, branched)
     decisions = None
     if branching.n_points:

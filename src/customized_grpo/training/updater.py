@@ -24,6 +24,11 @@ RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 """Largest deviation of a first-pass ratio from 1 that is still round-off (other batches: 1e-7 in fp32)."""
 
 
+def ratio_tolerance(config: Config) -> float:
+    """Return how far a first-pass ratio may be from 1: by round-off, and not so far that it is clipped."""
+    return min(RATIO_TOLERANCE[config.model.precision], config.train.clip_range / 2)
+
+
 class Updater:
     """Owns the optimizer and the moving average; turns (trajectory, signal) into optimizer steps.
 
@@ -40,7 +45,7 @@ class Updater:
     def __init__(self, config: Config, loss: UpdateLoss, engine: Engine) -> None:
         self.train = config.train
         self.use_average = config.evaluation.use_ema
-        self.ratio_tolerance = RATIO_TOLERANCE[config.model.precision]
+        self.ratio_tolerance = ratio_tolerance(config)
         self.loss = loss
         self.policy = loss.policy
         self.engine = engine
@@ -153,7 +158,8 @@ class Updater:
                 f"an iteration's first pass must have ratio 1, but deviates by {statistics.deviation:.2e} "
                 f"(limit {self.ratio_tolerance:.0e}): "
                 "rollout and training do not compute the same transition",
-                hint="Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32.",
+                hint="Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32. The "
+                "limit is at most half of train.clip_range, as a clipped sample teaches nothing.",
             )
 
     def _skip(self, report: UpdateReport) -> None:
