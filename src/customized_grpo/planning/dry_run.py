@@ -110,9 +110,13 @@ class DryRun:
     def flops(self) -> int:
         """Return the floating-point operations of one forward pass of one sample."""
         two, three = self._both(lambda part: part.flops())
-        per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
-        around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
-        return around + sum(depth * n for depth, n in zip(self._depths, per_block, strict=True))
+        return _extended(two, three, self._depths)
+
+    @cached_property
+    def moved_bytes(self) -> int:
+        """Return the bytes that one forward pass of one sample reads and writes between its products."""
+        two, three = self._both(lambda part: part.moved_bytes())
+        return _extended(two, three, self._depths)
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
@@ -173,6 +177,8 @@ class DryRun:
 
     @cached_property
     def _faked_vae(self) -> nn.Module:
+        if self.model.device != "cpu":
+            replay.round_norms_as_accelerators(self.vae)
         return replay.without_data(self.vae.requires_grad_(False), self.mode)
 
     def _vae_peak(self, call: Callable[[Any], Any], given: Tensor) -> int:
@@ -205,6 +211,11 @@ class _Stub:
         with self.run.mode:
             inputs = self._inputs(1)
             return replay.flops(lambda: self._velocity(inputs))
+
+    def moved_bytes(self) -> int:
+        with self.run.mode:
+            inputs = self._inputs(1)
+            return replay.moved_bytes(lambda: self._velocity(inputs))
 
     def forward_bytes(self, batch: int) -> int:
         with self.run.mode, torch.no_grad():
@@ -244,6 +255,19 @@ class _Stub:
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
     return [value for value in inputs.values() if isinstance(value, Tensor)]
+
+
+def _extended(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
+    """Return a sum over whole stacks, given that of two and of three blocks of each stack alone.
+
+    Args:
+        two: With two blocks of each stack, in any order.
+        three: With three.
+        depths: Numbers of blocks.
+    """
+    per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
+    around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
+    return around + sum(depth * n for depth, n in zip(depths, per_block, strict=True))
 
 
 def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
