@@ -114,7 +114,7 @@ VERBS: dict[str, Verb] = {
             "--out",
             "scored",
         ],
-        ["scored/pictures", "scored/results.json", "scored/report.html"],
+        ["scored/images", "scored/results.json", "scored/report.html"],
         ["rows"],
     ),  # fmt: skip
     "compare": Verb(COMPARE, ["compared/results.json", "compared/comparison.html"], ["finished"]),
@@ -216,7 +216,7 @@ def stand_ins() -> Iterator[None]:
     import customized_grpo.benchmarks.run as benchmark
     import customized_grpo.comparison.runner as runner
     import customized_grpo.data.masks as masks
-    import customized_grpo.generation.generate as pictures
+    import customized_grpo.generation.generate as drawing
 
     def once(load: Callable[..., Any]) -> Callable[..., Any]:
         loaded: list[Any] = []
@@ -230,7 +230,7 @@ def stand_ins() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module, name in (
-            (pictures, "open_generator"),
+            (drawing, "open_generator"),
             (benchmark, "open_generator"),
             (benchmark, "build_metric_rewards"),
         ):

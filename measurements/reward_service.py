@@ -148,7 +148,7 @@ def throughput(
                     "answered": sum(answer.status == 200 for answer in answers),
                     "distinct_scores": len({answer.scores for answer in answers}),
                     "body_mb": len(body) / 1e6,
-                    "pictures_per_s": len(answers) * batch / seconds,
+                    "images_per_s": len(answers) * batch / seconds,
                     "p50_ms": cuts[49],
                     "p95_ms": cuts[94],
                     "p99_ms": cuts[98],
@@ -195,10 +195,10 @@ def shutdown(clients: int, batch: int, size: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the measurements of `throughput` as aligned text."""
-    lines = [f"{'clients':>8}{'pictures/s':>12}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"]
+    lines = [f"{'clients':>8}{'images/s':>12}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"]
     for row in rows:
         numbers = "".join(f"{row[key]:9.0f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
-        lines.append(f"{row['clients']:8}{row['pictures_per_s']:12.1f}{numbers}")
+        lines.append(f"{row['clients']:8}{row['images_per_s']:12.1f}{numbers}")
     return "\n".join(lines)
 
 

@@ -41,8 +41,8 @@ def load(path: Path, size: int = 8) -> OnnxModel:
 
 def test_outputs_come_by_name(tmp_path: Path) -> None:
     model = load(write(tmp_path / "m.onnx", build()))
-    picture = np.random.default_rng(0).random((3, 8, 8), np.float32)
-    assert np.allclose(model(picture)["out"], 2 * picture[None])
+    image = np.random.default_rng(0).random((3, 8, 8), np.float32)
+    assert np.allclose(model(image)["out"], 2 * image[None])
     assert list(model.blank()) == ["out"] and (model.height, model.width) == (8, 8)
 
 
@@ -70,7 +70,7 @@ def test_sizes_left_open_are_those_asked_for(tmp_path: Path, shape: Any) -> None
         {"inputs": 2},
     ],
 )
-def test_what_takes_no_picture_is_refused(tmp_path: Path, changes: Any) -> None:
+def test_what_takes_no_image_is_refused(tmp_path: Path, changes: Any) -> None:
     path = write(tmp_path / "m.onnx", build(**changes))
     with pytest.raises(UserError, match=r"m.onnx: a segmenter takes one tensor\(float\) \[1, 3, H, W\], not"):
         load(path)
@@ -209,7 +209,7 @@ def test_a_file_that_is_missing_or_too_large_is_named(
         load(path)
 
 
-def test_a_model_that_fails_on_its_picture_says_so(tmp_path: Path) -> None:
+def test_a_model_that_fails_on_its_image_says_so(tmp_path: Path) -> None:
     model = load(write(tmp_path / "m.onnx", build(shape=("n", 3, "h", "w"), weight=np.ones((1, 3, 5, 5)))))
     with pytest.raises(UserError, match="m.onnx: the segmenter failed"):
         model.blank()

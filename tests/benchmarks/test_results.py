@@ -28,7 +28,7 @@ PROTOCOL: dict[str, Any] = {
 
 
 def result(shift: float = 0.0, subjects: int = 10, name: str = "base", **protocol: Any) -> Result:
-    """Ten subjects with four pictures each; scores differ more between subjects than within."""
+    """Ten subjects with four images each; scores differ more between subjects than within."""
     rng = np.random.default_rng(0)
     owners = [f"s{k}" for k in range(subjects) for _ in range(4)]
     level = np.repeat(rng.normal(0.5, 0.2, subjects), 4)
@@ -46,7 +46,7 @@ def result(shift: float = 0.0, subjects: int = 10, name: str = "base", **protoco
 
 def test_the_summary_has_all_rows_and_every_split_that_splits() -> None:
     found = result()
-    assert [(part["split"], part["name"], part["pictures"], part["subjects"]) for part in found.summary] == [
+    assert [(part["split"], part["name"], part["images"], part["subjects"]) for part in found.summary] == [
         ("all", "all", 40, 10),
         ("category", "animal", 20, 5),
         ("category", "object", 20, 5),
@@ -61,7 +61,7 @@ def test_the_summary_has_all_rows_and_every_split_that_splits() -> None:
     assert whole["cp_x_pf"]["low"] < product < whole["cp_x_pf"]["high"]
 
 
-def test_few_subjects_and_unscored_pictures_are_warned_of() -> None:
+def test_few_subjects_and_unscored_images_are_warned_of() -> None:
     found = result()
     assert len(found.warnings) == 1 and "animal (5), object (5)" in found.warnings[0]
     found.table.columns["cp"][:3] = math.nan
@@ -86,7 +86,7 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert math.isnan(back.table.columns["pf"][5])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 99}', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\xff"])
 def test_other_files_are_no_results(tmp_path: Path, content: str) -> None:
     file = tmp_path / "results.json"
     file.write_text(content, encoding="latin-1")
@@ -228,7 +228,7 @@ def test_runs_are_averaged_over_those_that_could_judge() -> None:
     assert combine({"cp": runs})["cp"] == pytest.approx([0.75, 0.5, math.nan], nan_ok=True)
 
 
-def test_omnicontext_takes_the_root_for_each_picture_on_a_scale_of_ten() -> None:
+def test_omnicontext_takes_the_root_for_each_image_on_a_scale_of_ten() -> None:
     configs = judge_configs("omnicontext", JudgeEndpoint("http://localhost:1/v1", "vlm"))
     assert [(config.metric, config.scale) for config in configs] == [("sc", 2.5), ("pf", 2.5)]
     columns = combine({"sc": [np.array([10.0, 0.0, math.nan])], "pf": [np.array([2.5, 10.0, 5.0])]})

@@ -59,7 +59,7 @@ def test_dreambench_without_prompts_or_photos_is_refused(dreambench: Path) -> No
         list_rows("dreambench", dreambench / "nowhere")
 
 
-def test_dreambenchpp_pairs_captions_with_pictures_and_groups_its_nine_prompts(tmp_path: Path) -> None:
+def test_dreambenchpp_pairs_captions_with_images_and_groups_its_nine_prompts(tmp_path: Path) -> None:
     for folder, stem in (("live_subject/animal", "00"), ("style", "03")):
         save_photo(tmp_path / "images" / folder / f"{stem}.jpg", (9, 9, 9))
         caption = tmp_path / "captions" / folder / f"{stem}.txt"

@@ -43,7 +43,7 @@ def test_a_benchmark_is_drawn_scored_written_and_compared(
     out, err = capsys.readouterr()
     assert "16 images drawn, 0 were there already" in err
     assert "warning: Fewer than 8 subjects" in out and "accessory" in out
-    assert len(list((first / "pictures").iterdir())) == 16
+    assert len(list((first / "images").iterdir())) == 16
     found = read_result(first / "results.json")
     assert len(found.table.ids) == 16 and set(found.table.columns) == {"dino", "clip_t"}
     assert found.protocol["encoders"]["dino"]["weights"] and found.protocol["steps"] == 4

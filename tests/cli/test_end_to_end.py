@@ -61,7 +61,7 @@ def test_evaluate_prints_and_keeps_base_tuned_and_difference(trained: Path) -> N
     assert result == {key: json.loads((trained / "summary.json").read_text())[key] for key in result}
 
 
-def test_generate_makes_pictures_from_a_reference_png(trained: Path, exported: Path, folder: Path) -> None:
+def test_generate_makes_images_from_a_reference_png(trained: Path, exported: Path, folder: Path) -> None:
     row = rows(exported)[0]
     reference, mask = (exported.parent / str(row[key][0]) for key in ("references", "masks"))  # type: ignore[index]
     prompt = "a toy wearing a red party hat on a checkered green floor at night"
@@ -230,17 +230,17 @@ def test_a_mistake_gets_one_message_with_the_way_out(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reference_that_is_no_picture_is_refused_before_any_model_loads(
+def test_a_reference_that_is_no_image_is_refused_before_any_model_loads(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("customized_grpo.generation.opening.load_policy", load)
-    picture = tmp_path / "toy.png"
-    picture.write_text("<svg/>")
-    arguments = ["generate", str(trained), "--prompt", "a toy", "--reference", str(picture)]
+    image = tmp_path / "toy.png"
+    image.write_text("<svg/>")
+    arguments = ["generate", str(trained), "--prompt", "a toy", "--reference", str(image)]
     assert status(*arguments, "--out", str(tmp_path / "made")) == 2
     message = capsys.readouterr().err
-    assert str(picture) in message
+    assert str(image) in message
     assert "Traceback" not in message

@@ -244,13 +244,13 @@ def test_a_bug_keeps_its_traceback(trainer: ModuleType) -> None:
 def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "toy.png"
-    picture.touch()
+    image = tmp_path / "toy.png"
+    image.touch()
     ask = ["generate", str(run_folder), "--prompt", "a toy"]
     assert status(*ask, "--reference", "no.png", "--reference", "nor.png") == 2
     assert "--reference: no such file: no.png, nor.png" in capsys.readouterr().err
-    given = ["--reference", str(picture)]
-    assert status(*ask, *given, *given, "--mask", str(picture)) == 2
+    given = ["--reference", str(image)]
+    assert status(*ask, *given, *given, "--mask", str(image)) == 2
     assert "1 --mask for 2 --reference" in capsys.readouterr().err
 
 

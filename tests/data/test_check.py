@@ -27,7 +27,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight different pictures, four of which are targets."""
+    """Eight different images, four of which are targets."""
     for number in range(4):
         sources.save(tmp_path / f"{number}.png", (60 * number, 0, 0))
         sources.save(tmp_path / f"t{number}.png", (0, 60 * number, 200), (20, 10))
@@ -101,7 +101,7 @@ def test_a_row_that_repeats_another_is_found_by_content(folder: Path) -> None:
     ]
 
 
-def test_subjects_and_pictures_in_two_parts_are_leaks(folder: Path) -> None:
+def test_subjects_and_images_in_two_parts_are_leaks(folder: Path) -> None:
     Image.open(folder / "t1.png").save(folder / "other.bmp")
     train = write(folder, "train.jsonl", row(0), row(1))
     held_out = write(folder, "held.jsonl", row(2, subject="subject 0"), row(3, references=["other.bmp"]))
@@ -126,7 +126,7 @@ def test_a_problem_of_every_row_is_shown_a_few_times_and_counted(folder: Path) -
     assert len(shown) == 4 and shown[-1] == "problem: ... and 47 more like m.jsonl line 3"
 
 
-def test_pictures_shared_inside_one_part_are_no_problem(folder: Path) -> None:
+def test_images_shared_inside_one_part_are_no_problem(folder: Path) -> None:
     manifest = write(folder, "m.jsonl", row(0), row(1, references=["0.png"], subject="subject 0"))
     assert problems(manifest) == []
 

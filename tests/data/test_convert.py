@@ -50,7 +50,7 @@ def published(tmp_path: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     records = [sources.subjects200k_row(number) for number in range(3)]
     return {
         "syncd": (sources.syncd(home / "syncd"), {}),
-        "syncd-pairs": (sources.syncd_pairs(home / "pairs"), {"images": home / "pairs/pictures"}),
+        "syncd-pairs": (sources.syncd_pairs(home / "pairs"), {"images": home / "pairs/images"}),
         "subjects200k": (sources.subjects200k_folder(home / "subjects", records), {}),
         "uno-1m": (sources.uno_1m(home / "uno1m", [4.0, 3.5, 1.0]), {}),
         "uno": (sources.uno(home / "uno"), {}),
@@ -76,7 +76,7 @@ def test_every_layout_becomes_a_manifest_that_training_reads(
     assert record["layout"] == name and record["licence"] and record["rows"] == expected
 
 
-def test_pictures_are_copied_byte_for_byte_and_once(
+def test_images_are_copied_byte_for_byte_and_once(
     tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     source, options = published["dreambench"]
@@ -150,7 +150,7 @@ def test_the_halves_of_subjects200k_are_cut_without_their_margins(
         assert np.abs(np.asarray(image).astype(int) - colour).max() <= 2  # JPEG; a white margin would show
 
 
-def test_parquet_bytes_become_pictures(tmp_path: Path) -> None:
+def test_parquet_bytes_become_images(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     wrong = sources.encoded(Image.new("RGB", (1024, 512)))
@@ -170,7 +170,7 @@ def test_parquet_bytes_become_pictures(tmp_path: Path) -> None:
     assert bad[1]["number"] == 3 and "pair-000003-left.jpg is not an image" in bad[1]["reason"]
 
 
-def test_the_masks_of_syncd_count_every_value_above_zero_and_fit_their_picture(
+def test_the_masks_of_syncd_count_every_value_above_zero_and_fit_their_image(
     tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     run("syncd", published["syncd"][0], tmp_path / "out")
@@ -256,7 +256,7 @@ def test_what_a_manifest_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
     items[2]["category"] = math.inf
     file.write_text(json.dumps(items).replace("Infinity", "1e999"))
     with pytest.raises(UserError) as caught:
-        run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/pictures"})
+        run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/images"})
     assert "row 2: holds half of a surrogate pair" in caught.value.message
     assert "row 3: holds a number that is not finite" in caught.value.message
 
@@ -309,7 +309,7 @@ def test_a_repeated_id_is_a_bad_row(tmp_path: Path) -> None:
     items[2]["id"] = items[0]["id"]
     file.write_text(json.dumps(items))
     with pytest.raises(UserError, match="row 3: id '3040' was used by row 1 already"):
-        run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/pictures"})
+        run("syncd-pairs", file, tmp_path / "out", {"images": tmp_path / "data/images"})
 
 
 def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_size_is_the_models_or_the_layouts(tmp_path: Path, size: int) -> Non
     assert abs(edge - 150).max() <= 301 / size
 
 
-def test_the_picture_is_normalised_and_the_output_squashed(tmp_path: Path) -> None:
+def test_the_image_is_normalised_and_the_output_squashed(tmp_path: Path) -> None:
     # grey .5 becomes (.5 - .3) / .1 = 2, and 10 * 2 - 20.5 = -.5; sigmoid(-.5) = .378
     model = tiny_onnx.save_segmenter(tmp_path / "m.onnx", scale=10, shift=-20.5)
     layout = SegmenterLayout(32, (0.3, 0.3, 0.3), (0.1, 0.1, 0.1), sigmoid=True, threshold=0.37)

@@ -1,4 +1,4 @@
-"""Two processes share the pictures of a benchmark, and draw those that one draws."""
+"""Two processes share the images of a benchmark, and draw those that one draws."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:
         assert printed.count("results: ") == 1, "only the main process tells"
         results[processes] = json.loads((out / "results.json").read_text())
     assert results[1]["table"]["ids"] == results[2]["table"]["ids"]
-    ours, theirs = (sorted((tmp_path / str(n) / "pictures").iterdir()) for n in (2, 1))
+    ours, theirs = (sorted((tmp_path / str(n) / "images").iterdir()) for n in (2, 1))
     assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == 5
     for left, right in zip(ours, theirs, strict=True):
         difference = ImageChops.difference(Image.open(left), Image.open(right))

@@ -107,8 +107,8 @@ def assert_same_run(run: Path, expected: Path) -> None:
     assert evaluations[0]["ids"] == evaluations[1]["ids"]
     assert len(evaluations[0]["ids"]) == 6
     for row in range(3):
-        pictures = [Image.open(r / f"samples/iteration_000002/{row:02d}.png") for r in (run, expected)]
-        left, right = (torch.tensor(list(picture.tobytes())) for picture in pictures)
+        images = [Image.open(r / f"samples/iteration_000002/{row:02d}.png") for r in (run, expected)]
+        left, right = (torch.tensor(list(image.tobytes())) for image in images)
         assert (left - right).abs().max() <= 2, "of 255"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -171,7 +172,7 @@ def test_diversity_is_compared_with_the_base_and_is_no_image_statistic() -> None
 
 
 class Painter:
-    """A policy that paints its initial noise, so that a picture tells which noise and prompt it came from."""
+    """A policy that paints its initial noise, so that an image tells which noise and prompt it came from."""
 
     def encoding(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -195,10 +196,8 @@ class FirstPixel:
 
 
 def rows(count: int) -> list[Example]:
-    picture, mask = torch.full((3, 8, 8), 0.5), torch.ones(1, 8, 8)
-    return [
-        Example(f"row-{i}", "a toy" + "!" * i, (picture,), (mask,), None, f"toy-{i}") for i in range(count)
-    ]
+    image, mask = torch.full((3, 8, 8), 0.5), torch.ones(1, 8, 8)
+    return [Example(f"row-{i}", "a toy" + "!" * i, (image,), (mask,), None, f"toy-{i}") for i in range(count)]
 
 
 def first_pixel(batch: ScoringBatch) -> Tensor:
@@ -250,14 +249,42 @@ def test_rows_are_named_by_prompt_and_sample_and_do_not_depend_on_the_batch() ->
     assert not set(again.columns["judge/prompt"]) & set(table.columns["judge/prompt"])
 
 
-def test_every_prompt_has_the_diversity_of_its_own_pictures() -> None:
+def test_every_prompt_has_the_diversity_of_its_own_images() -> None:
     table, images = evaluate(batch_size=4)
     centred = torch.nn.functional.normalize((images - 0.5).flatten(1).double(), dim=1)
     expected = [float(1 - centred[n] @ centred[n + 1]) for n in (0, 0, 2, 2, 4, 4)]
     assert table.columns["monitor/diversity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_picture_of_a_prompt_has_no_diversity() -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6])
+def test_diversity_is_the_same_to_the_bit_wherever_a_batch_ends(batch_size: int) -> None:
+    together, _ = evaluate(batch_size=9, samples_per_prompt=3)
+    batches, _ = evaluate(batch_size=batch_size, samples_per_prompt=3)
+    assert batches.columns["monitor/diversity"] == together.columns["monitor/diversity"]
+
+
+def test_images_are_kept_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, everything = evaluate(batch_size=2, samples_per_prompt=8)
+    batches: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    columns = FirstPixel.columns
+
+    def watch(self: FirstPixel, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batches.append(weakref.ref(images))
+        return columns(self, images, examples)
+
+    def count() -> None:
+        alive.append(sum(batch() is not None for batch in batches))
+
+    monkeypatch.setattr(FirstPixel, "columns", watch)
+    _, shown = evaluate(batch_size=2, samples_per_prompt=8, kept=[0, 9], before_batch=count)
+    assert torch.equal(shown, everything[[0, 9]])
+    assert len(batches) == 12 and max(alive) == 1, "the batch before is the only one"
+    _, none = evaluate(batch_size=2, kept=())
+    assert none.shape == (0, 3, 8, 8)
+
+
+def test_one_image_of_a_prompt_has_no_diversity() -> None:
     table, _ = evaluate(batch_size=4, samples_per_prompt=1)
     assert "monitor/diversity" not in table.columns
 

@@ -81,5 +81,5 @@ def make_trained(
 
 @pytest.fixture(scope="session")
 def reference() -> Tensor:
-    """A picture [3, 64, 64] of 8-bit values in [0, 1]."""
+    """An image [3, 64, 64] of 8-bit values in [0, 1]."""
     return torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(3)).float() / 255

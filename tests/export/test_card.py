@@ -60,6 +60,7 @@ def parts(card: str) -> tuple[Any, str]:
     [
         ("black-forest-labs/FLUX.1-Kontext-dev", ("other", "flux-1-dev-non-commercial-license")),
         ("black-forest-labs/FLUX.2-klein-4B", ("apache-2.0", None)),
+        ("black-forest-labs/FLUX.2-klein-base-9B", ("other", "flux-non-commercial-license")),
         ("Qwen/Qwen-Image-Edit-2509", ("apache-2.0", None)),
         ("somebody/something", (None, None)),
     ],
@@ -128,13 +129,13 @@ def test_a_prompt_cannot_leave_its_string_in_the_snippet(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["flux1", "flux2"])
-def test_the_snippet_runs_and_draws_the_trainers_picture(
+def test_the_snippet_runs_and_draws_the_trainers_image(
     family: str, make_trained: Any, reference: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = make_trained(family, alpha=6.0)
     folder = export_run(trained.path, "diffusers").parent
-    picture = Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
-    picture.save(folder / "reference.png")
+    image = Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
+    image.save(folder / "reference.png")
     (folder / family).symlink_to(trained.base)  # the card names the base by its folder's name
     snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
     assert snippet is not None

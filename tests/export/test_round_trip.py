@@ -68,7 +68,7 @@ def fresh_pipeline(trained: AnyTrained) -> Any:
 
 
 @pytest.mark.parametrize("name", ["diffusers", "comfyui", "kohya"])
-def test_a_fresh_pipeline_draws_the_trainers_picture(
+def test_a_fresh_pipeline_draws_the_trainers_image(
     trained: AnyTrained, name: Any, reference: Tensor, make_trained: Callable[..., AnyTrained], tmp_path: Path
 ) -> None:
     if (trained.family, name) == ("flux1", "kohya"):  # its converter has the published width of linear1 in it

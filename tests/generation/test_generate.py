@@ -35,7 +35,7 @@ def generate(source: object, *options: object, prompts: tuple[str, ...] = PROMPT
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def pixels(path: Path) -> torch.Tensor:
     return to_tensor(open_image(path))
 
 
-def test_pictures_are_numbered_prompt_by_prompt_with_those_of_the_base(drawn: Path) -> None:
+def test_images_are_numbered_prompt_by_prompt_with_those_of_the_base(drawn: Path) -> None:
     numbers = [f"{number:04d}" for number in range(4)]
     expected = {f"{n}{end}" for n in numbers for end in (".png", ".json", "-base.png", "-base.json")}
     assert {path.name for path in drawn.iterdir()} == {*expected, "0000-grid.png"}
 
 
-def test_a_picture_says_how_it_was_made(drawn: Path, run: Path, toy: Path) -> None:
+def test_an_image_says_how_it_was_made(drawn: Path, run: Path, toy: Path) -> None:
     with Image.open(drawn / "0003.png") as image:
         text = dict(image.text)  # type: ignore[attr-defined]
     about = json.loads(text["cgrpo"])
@@ -125,15 +125,15 @@ def test_every_reference_counts(run: Path, toy: Path, tmp_path: Path) -> None:
 def test_the_grid_shows_the_files_enlarged_without_smoothing(drawn: Path, toy: Path) -> None:
     grid = np.asarray(Image.open(drawn / "0000-grid.png").convert("RGB"))
     for name in (toy, drawn / "0000-base.png", drawn / "0001.png", drawn / "0002.png"):
-        picture = np.asarray(Image.open(name)).repeat(4, axis=0).repeat(4, axis=1)
-        assert contains(grid, picture), name
+        image = np.asarray(Image.open(name)).repeat(4, axis=0).repeat(4, axis=1)
+        assert contains(grid, image), name
 
 
-def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
-    height, width = picture.shape[:2]
-    corners = np.argwhere((sheet == picture[0, 0]).all(-1))
+def contains(sheet: np.ndarray, image: np.ndarray) -> bool:
+    height, width = image.shape[:2]
+    corners = np.argwhere((sheet == image[0, 0]).all(-1))
     found = (sheet[top : top + height, left : left + width] for top, left in corners)
-    return any(part.shape == picture.shape and bool((part == picture).all()) for part in found)
+    return any(part.shape == image.shape and bool((part == image).all()) for part in found)
 
 
 def test_a_prompt_that_the_generator_cuts_is_told(
@@ -233,7 +233,7 @@ def test_a_number_taken_in_the_last_moment_is_left_to_the_other(
     assert (tmp_path / "0000.png").read_bytes() == before
 
 
-def test_the_ten_thousandth_picture_does_not_overwrite_the_thousandth(toy: Path, tmp_path: Path) -> None:
+def test_the_ten_thousandth_image_does_not_overwrite_the_thousandth(toy: Path, tmp_path: Path) -> None:
     for name in ("1001.png", "10000.png", "9999-base.png"):
         (tmp_path / name).write_bytes(b"old")
     assert _Writer(tmp_path, request(toy), {}).write([Image.new("RGB", (8, 8))])[0].name == "10001.png"

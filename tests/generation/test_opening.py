@@ -45,11 +45,11 @@ def run(folder: Path, recipe: Recipe, tuned: Any, make_run: Any) -> Path:
     return make_run(recipe(f"run.dir={folder / 'toy'}"), tuned)
 
 
-def pictures(generator: Any, rows: Any, seed: int = 0, count: int = 1) -> torch.Tensor:
+def images(generator: Any, rows: Any, seed: int = 0, count: int = 1) -> torch.Tensor:
     return torch.stack(list(draw(generator, rows, seed, count)))
 
 
-def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
+def test_a_run_draws_the_images_of_its_own_evaluation_to_the_bit(
     run: Path, recipe: Recipe, tuned: Any, examples: Any
 ) -> None:
     config = recipe()
@@ -65,14 +65,14 @@ def test_a_run_draws_the_pictures_of_its_own_evaluation_to_the_bit(
         batch_size=config.evaluation.batch_size,
     )
     generator = open_generator(str(run))
-    assert torch.equal(pictures(generator, examples, seed=7, count=2), expected)
+    assert torch.equal(images(generator, examples, seed=7, count=2), expected)
     assert (generator.name, generator.size, generator.steps) == ("toy", (64, 64), config.rollout.steps)
 
 
 def test_base_is_the_model_without_what_the_run_learnt(run: Path, tuned: Any, examples: Any) -> None:
-    base = pictures(open_generator(str(run), base=True), examples)
-    assert torch.equal(base, pictures(open_generator("toybox", settings=SMOKE), examples))
-    assert (base - pictures(open_generator(str(run)), examples)).abs().max() > 1e-2
+    base = images(open_generator(str(run), base=True), examples)
+    assert torch.equal(base, images(open_generator("toybox", settings=SMOKE), examples))
+    assert (base - images(open_generator(str(run)), examples)).abs().max() > 1e-2
 
 
 def test_a_run_judged_by_its_average_is_opened_with_it(
@@ -85,10 +85,10 @@ def test_a_run_judged_by_its_average_is_opened_with_it(
         assert torch.equal(expected, found)
 
 
-def test_a_row_draws_the_same_picture_whatever_else_is_drawn(run: Path, examples: Any) -> None:
+def test_a_row_draws_the_same_image_whatever_else_is_drawn(run: Path, examples: Any) -> None:
     generator = open_generator(str(run), settings=["batch_size=3"])
-    together = pictures(generator, examples, count=2)
-    alone = pictures(generator, examples[1:], count=1)
+    together = images(generator, examples, count=2)
+    alone = images(generator, examples[1:], count=1)
     assert (together[2] - alone[0]).abs().max() < 1e-5
     assert (together[2] - together[3]).abs().max() > 1e-2
 
@@ -98,7 +98,7 @@ def test_rows_with_other_references_are_not_batched_together(run: Path, examples
 
     generator = open_generator(str(run), settings=["batch_size=4"])
     two = dataclasses.replace(examples[1], references=examples[1].references * 2)
-    assert len(pictures(generator, [examples[0], two, examples[0]])) == 3
+    assert len(images(generator, [examples[0], two, examples[0]])) == 3
 
 
 def test_settings_replace_the_recipes_and_are_checked_like_one(run: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_saved_adapter_is_put_on_a_model_with_its_own_rank_and_scale(
     )
     saved = policy.save_lora(folder / f"saved-{alpha}")
     generator = open_generator("toybox", settings=SMOKE, lora=saved.parent)
-    expected = pictures(type(generator)(policy, generator.model, 4, 2, ""), examples)
-    assert torch.equal(pictures(generator, examples), expected)
+    expected = images(type(generator)(policy, generator.model, 4, 2, ""), examples)
+    assert torch.equal(images(generator, examples), expected)
     assert generator.model.lora.rank == 3
 
 
@@ -184,7 +184,7 @@ UNUSUAL = (
 )  # fmt: skip
 
 
-def test_an_adapter_draws_the_same_picture_however_it_is_opened(
+def test_an_adapter_draws_the_same_image_however_it_is_opened(
     folder: Path, recipe: Recipe, make_adapted: Any, make_run: Any, examples: Any
 ) -> None:
     config = recipe(f"run.dir={folder / 'unusual'}", *UNUSUAL)
@@ -192,13 +192,13 @@ def test_an_adapter_draws_the_same_picture_however_it_is_opened(
     run = make_run(config, policy)
     beside = policy.save_lora(folder / "beside", Provenance.from_config(config).to_header())
     exported = export_run(run, "diffusers", out=folder / "exported")
-    expected = pictures(open_generator(str(run)), examples)
+    expected = images(open_generator(str(run)), examples)
     batch = [f"batch_size={config.evaluation.batch_size}"]  # rounding depends on it
     for file in (beside, exported):
         opened = open_generator("toybox", lora=file, settings=batch)
-        assert torch.equal(pictures(opened, examples), expected)
+        assert torch.equal(images(opened, examples), expected)
     plain = policy.save_lora(folder / "plain")  # as by a program that does not say how to draw
-    assert not torch.equal(pictures(open_generator("toybox", lora=plain), examples), expected)
+    assert not torch.equal(images(open_generator("toybox", lora=plain), examples), expected)
 
 
 def test_settings_replace_those_in_an_adapters_file(recipe: Recipe) -> None:
@@ -257,14 +257,14 @@ def test_an_adapter_on_a_run_or_of_another_base_is_refused(run: Path, folder: Pa
         open_generator("toybox", lora=other)
 
 
-def test_a_run_draws_the_same_picture_from_each_of_its_exported_files(
+def test_a_run_draws_the_same_image_from_each_of_its_exported_files(
     folder: Path, recipe: Recipe, make_adapted: Any, make_run: Any, examples: Any
 ) -> None:
     config = recipe(f"run.dir={folder / 'scaled'}", "model.lora.rank=3", "model.lora.alpha=1.5")
     run = make_run(config, make_adapted(config))
     batch = [f"batch_size={config.evaluation.batch_size}"]
-    expected = pictures(open_generator(str(run)), examples)
+    expected = images(open_generator(str(run)), examples)
     for name in FORMAT_NAMES:
         file = export_run(run, name, out=folder / f"scaled-{name}")
         opened = open_generator("toybox", lora=file, settings=batch)
-        torch.testing.assert_close(pictures(opened, examples), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(images(opened, examples), expected, atol=2e-5, rtol=0)

@@ -111,9 +111,9 @@ def test_parts_that_wait_take_no_memory_of_the_device(
     x = policy.noise([torch.Generator().manual_seed(0)], 64, 64)
     with torch.no_grad():
         v = policy.velocity(x, 0.6, conditioning.to(policy.device))
-        picture = policy.decode(x, 64, 64)
+        image = policy.decode(x, 64, 64)
         again = kept.velocity(x, 0.6, conditioning)
-    assert torch.equal(v, again) and bool(picture.isfinite().all())
+    assert torch.equal(v, again) and bool(image.isfinite().all())
 
 
 def test_too_little_memory_is_told_in_numbers_with_the_settings_that_need_less(cuda: torch.device) -> None:

@@ -53,7 +53,7 @@ def test_velocities_and_gradients_are_those_of_the_cpu(load: Load, family: str, 
     assert distance(our_gradient, gradient) < 1e-3
 
 
-def test_encodings_and_pictures_are_those_of_the_cpu(
+def test_encodings_and_images_are_those_of_the_cpu(
     load: Load, family: str, images: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # torch's default: 10 bits in convolutions
@@ -64,8 +64,8 @@ def test_encodings_and_pictures_are_those_of_the_cpu(
         assert tensor.device.type == ours.device.type
         assert distance(tensor.float(), wanted.per_sample[name].float()) < 1e-3, name
     clean = noise(theirs, 2)
-    picture = ours.decode(clean.to(ours.device), 64, 64)
-    assert float((picture.cpu() - theirs.decode(clean, 64, 64)).abs().max()) < 1e-3
+    image = ours.decode(clean.to(ours.device), 64, 64)
+    assert float((image.cpu() - theirs.decode(clean, 64, 64)).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -27,15 +27,15 @@ def events(run: Path, name: str) -> list[Record]:
     return [line for line in lines(run) if line["kind"] == "event" and line["event"] == name]
 
 
-def pictures(run: Path) -> dict[str, bytes]:
+def images(run: Path) -> dict[str, bytes]:
     found = [path for pattern in ("evaluations/*", "samples/**/*.png") for path in run.glob(pattern)]
     return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Compare metrics, evaluations, pictures and the last checkpoint, bit for bit."""
+    """Compare metrics, evaluations, images and the last checkpoint, bit for bit."""
     assert lines(run) == lines(reference)
-    assert pictures(run) == pictures(reference)
+    assert images(run) == images(reference)
     assert steps(run)[-1] == steps(reference)[-1]
     ours, theirs = (CheckpointStore(r / "checkpoints", 0).load(steps(r)[-1]) for r in (run, reference))
     assert {key: ours.state[key] for key in STATE} == {key: theirs.state[key] for key in STATE}

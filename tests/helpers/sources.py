@@ -62,7 +62,7 @@ def syncd_pairs(folder: Path, rows: int = 3) -> Path:
     items = []
     for row in range(rows):
         for view in range(2):
-            save(folder / "pictures" / str(row) / f"{view}.png", (60 * row, 200 * view, 0))
+            save(folder / "images" / str(row) / f"{view}.png", (60 * row, 200 * view, 0))
         items.append(
             {
                 "id": str(3040 + row),
@@ -150,7 +150,7 @@ def photos(folder: Path, subjects: tuple[str, ...] = ("red_backpack2", "dog")) -
 
 
 def cut_out(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
-    """A picture that is transparent but for its left half."""
+    """An image that is transparent but for its left half."""
     pixels = np.full((size[1], size[0], 4), 255, np.uint8)
     pixels[:, size[0] // 2 :, 3] = 0
     path.parent.mkdir(parents=True, exist_ok=True)

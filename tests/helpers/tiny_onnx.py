@@ -35,7 +35,7 @@ def save_detector(path: Path, *, everywhere: bool = False, side: int = SIDE) -> 
     """Write a detector in YuNet's layout.
 
     A cell of 8 x 8 pixels is a face as far as it is red (of BGR, 0 to 255); with `everywhere`, the cell at
-    column 2, row 3 is one in whatever picture.
+    column 2, row 3 is one, whatever the image.
     """
     kernel = np.zeros((1, 3, 8, 8), np.float32)
     if not everywhere:

@@ -83,11 +83,11 @@ def run_pipeline(
 
 @contextmanager
 def token_types_forwarded(pipe: Any) -> Iterator[None]:
-    """Tell the pipeline's text encoder which tokens are pictures, which the pipeline forgets."""
+    """Tell the pipeline's text encoder which tokens are images, which the pipeline forgets."""
 
     def add(module: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        are_pictures = (options["input_ids"] == module.config.image_token_id).int()
-        return args, {**options, "mm_token_type_ids": are_pictures}
+        are_images = (options["input_ids"] == module.config.image_token_id).int()
+        return args, {**options, "mm_token_type_ids": are_images}
 
     handle = pipe.text_encoder.register_forward_pre_hook(add, with_kwargs=True)
     try:
@@ -155,7 +155,7 @@ def _text_encoder(tokenizer: Any) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     start, end, image, video = tokenizer.convert_tokens_to_ids(VISION)
-    # wide weights, so that positions and pictures make a difference to random layers
+    # wide weights, so that positions and images make a difference to random layers
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -1,4 +1,4 @@
-"""Tiny reward models with random weights, and pictures for them to score."""
+"""Tiny reward models with random weights, and images for them to score."""
 
 from __future__ import annotations
 

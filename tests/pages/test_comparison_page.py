@@ -323,6 +323,21 @@ def test_curves_are_means_over_the_runs_with_the_range_of_the_seeds() -> None:
     assert mean_curve(runs, "evals", "b") is None and mean_curve([], "evals", "a") is None
 
 
+def test_a_long_curve_is_thinned_and_its_band_keeps_the_extremes() -> None:
+    records = [{"rollouts": place, "a": float(place % 2), "judge/identity": 0.5} for place in range(1000)]
+    records[321]["a"], records[654]["a"] = 50.0, -50.0
+    curve = mean_curve([{"evals": records}], "evals", "a")
+    assert curve is not None and curve.is_thinned and len(curve.x) <= 240
+    assert len(curve.x) == len(curve.mean) == len(curve.low) == len(curve.high)
+    assert (max(curve.high), min(curve.low)) == (50, -50)
+    results = comparison(ARMS[:2], 1)
+    assert "many evaluations" not in curves(read_comparison(results)).lead
+    for run in results["runs"]:
+        if run["state"] == "finished":
+            run["evals"] = records
+    assert "a point is the mean of a few and bands reach over all" in curves(read_comparison(results)).lead
+
+
 def test_training_curves_are_smoothed_run_by_run() -> None:
     runs = [
         {"train": [{"rollouts": i, "a": float(sign * (i % 2))} for i in range(1, 65)]} for sign in (1, -1)

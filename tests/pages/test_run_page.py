@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from customized_grpo.errors import UserError
-from customized_grpo.pages.curves import bin_means, rolling_mean
+from customized_grpo.pages import curves
+from customized_grpo.pages.curves import bin_means, extremes, held_out_line, rolling_mean, training_line
 from customized_grpo.pages.page import TEMPLATES, evenly
 from customized_grpo.pages.plots.numbers import Measurement
-from customized_grpo.pages.run_page import write_report
+from customized_grpo.pages.run_data import read_run
+from customized_grpo.pages.run_page import render_run_page, write_report
 from html_page import Page, assert_nothing_is_fetched
 
 from .conftest import PROMPTS, WEIGHTS, RunFolder
@@ -419,6 +421,41 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_long_runs_do_not_make_long_curves() -> None:
     x, y = bin_means([float(i) for i in range(10_000)], [float(i) for i in range(10_000)], 240)
     assert len(x) <= 240 and x == y and sum(y) / len(y) == pytest.approx(4999.5, rel=0.01)
+
+
+def test_a_thinned_curve_keeps_its_ends_its_extremes_and_its_gaps() -> None:
+    y: list[float | None] = [float(place % 7) for place in range(1000)]
+    y[333], y[777] = 99.0, -99.0
+    y[500:600] = [None] * 100
+    places = extremes(y, 100)
+    assert {0, 333, 777, 999} <= set(places) and len(places) <= 102 and places == sorted(places)
+    assert any(y[place] is None for place in places if 500 <= place < 600)
+    assert extremes([1.0, None, 2.0], 100) == [0, 1, 2] and extremes([3.0]) == [0]
+
+
+def test_a_single_iteration_and_evaluation_of_a_long_run_stand_out_and_the_captions_say_what_is_drawn(
+    run_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "MAX_POINTS", 18)
+    monkeypatch.setattr(curves.extremes, "__defaults__", (18,))
+    monkeypatch.setattr(curves.bin_means, "__defaults__", (18,))
+    run = run_folder("long")
+    run.metrics(400)
+    data = read_run(run.path)
+    data.train[170]["policy/kl"] = 7.0
+    data.evals[9] |= {"judge/identity": 0.9, "judge/identity_high": 0.95}
+    line = training_line(data, "policy/kl", "kl", "plain")
+    assert line is not None and line.raw is not None and line.raw_x is not None
+    assert len(line.x) <= 18 and len(line.raw_x) == len(line.raw) <= 20
+    assert (data.train[170]["rollouts"], 7.0) in list(zip(line.raw_x, line.raw, strict=True))
+    judge = held_out_line(data, "judge/identity", "tuned", "identity")
+    assert judge is not None and judge.high is not None and len(judge.x) <= 20
+    place = list(judge.y).index(0.9)
+    assert (judge.x[place], judge.high[place]) == (data.evals[9]["rollouts"], 0.95)
+    text = Page(render_run_page(data)).text
+    assert "Of 400 iterations the faint line has the lowest and the highest of every few." in text
+    assert "Of 21 evaluations the lowest and the highest of every few are drawn." in text
+    assert "Of 21 evaluations the means of every few are drawn." in text
 
 
 def test_smoothing_keeps_constants_and_gaps() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import torch
@@ -32,16 +30,10 @@ def test_another_card_is_refused_with_the_known_ones(text: str) -> None:
 
 
 def test_an_iteration_is_products_and_bytes_one_after_the_other() -> None:
-    estimate = SimpleNamespace(
-        passes=SimpleNamespace(iteration=100),
-        batches=SimpleNamespace(prompts_per_process=2),
-        flops_per_pass=7e12,
-        bytes_per_pass=4e9,
-        dequantised_bytes=800e9,
-    )
-    duration = predict_duration(cast(Any, estimate), Card("one", tflops=100, bandwidth=1000))
-    assert duration.products == pytest.approx(200 * 7 / 70)  # 70 % of 100
-    assert duration.between == pytest.approx(200 * 4 / 800)  # 80 % of 1000
+    card = Card("one", tflops=100, bandwidth=1000)
+    duration = predict_duration(card, operations=1400e12, moved=800e9, unpacked=800e9)
+    assert duration.products == pytest.approx(1400 / 70)  # 70 % of 100
+    assert duration.between == pytest.approx(1)  # 80 % of 1000
     assert duration.dequantisation == pytest.approx(1)
     assert duration.hours_per_100 == pytest.approx((20 + 1 + 1) / 36)
 

@@ -30,7 +30,7 @@ with quiet():
 
 
 @pytest.fixture(autouse=True)
-def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the vision-language model sees of a reference: 64x64 pixels, or 32x96, in 16 or 12 tokens."""
     monkeypatch.setattr(plus, "CONDITION_IMAGE_SIZE", 64 * 64)
 
@@ -109,7 +109,7 @@ def test_ode_sampling_is_the_pipelines_own(
     assert pipes.std() > 0.5 and images.std() > 0.01  # the comparisons can fail
 
 
-def test_the_stock_pipeline_still_forgets_which_tokens_are_pictures(
+def test_the_stock_pipeline_still_forgets_which_tokens_are_images(
     make_policy: MakePolicy, make_image: MakeImage
 ) -> None:
     # once it does not, the module's docstring and `tiny.token_types_forwarded` are out of date

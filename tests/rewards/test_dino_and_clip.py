@@ -59,7 +59,7 @@ def test_dino_without_masks_equals_an_independent_computation(
     assert scores.std() > 1e-3  # the comparison can fail
 
 
-def test_dino_cuts_out_the_reference_and_not_the_picture(dino_folder: Path) -> None:
+def test_dino_cuts_out_the_reference_and_not_the_image(dino_folder: Path) -> None:
     batch = tiny.make_batch(2)
     scores = DinoReward.load(str(dino_folder)).score(batch)
     neutral = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -76,9 +76,9 @@ def other_background(image: Tensor, mask: Tensor) -> Tensor:
 def test_what_is_outside_a_mask_does_not_count(dino_folder: Path) -> None:
     batch, mask = tiny.make_batch(2), tiny.disc()
     references = [[other_background(image, mask) for image in images] for images in batch.references]
-    pictures = torch.stack([other_background(image, mask) for image in batch.images])
+    images = torch.stack([other_background(image, mask) for image in batch.images])
     changed_references = dataclasses.replace(batch, references=references)
-    changed_pictures = dataclasses.replace(batch, images=pictures)
+    changed_images = dataclasses.replace(batch, images=images)
     reference, both, none = (
         DinoReward.load(str(dino_folder), segment=s) for s in ("reference", "both", "none")
     )
@@ -87,7 +87,7 @@ def test_what_is_outside_a_mask_does_not_count(dino_folder: Path) -> None:
         return bool(torch.allclose(reward.score(batch), reward.score(other), atol=1e-6))
 
     assert [same(reward, changed_references) for reward in (reference, both, none)] == [True, True, False]
-    assert [same(reward, changed_pictures) for reward in (reference, both, none)] == [False, True, False]
+    assert [same(reward, changed_images) for reward in (reference, both, none)] == [False, True, False]
 
 
 def test_a_literal_copy_scores_one_without_masks_and_less_with_the_reference_cut_out(
@@ -130,7 +130,7 @@ def test_without_segmentation_no_mask_is_needed(dino_folder: Path) -> None:
     assert DinoReward.load(str(dino_folder), segment="none").score(batch).isfinite().all()
 
 
-def test_a_picture_without_a_subject_is_not_scored(dino_folder: Path) -> None:
+def test_an_image_without_a_subject_is_not_scored(dino_folder: Path) -> None:
     masks = torch.stack([tiny.disc(), torch.zeros(1, 64, 64)])
     batch = dataclasses.replace(tiny.make_batch(2), image_masks=masks)
     assert DinoReward.load(str(dino_folder), segment="both").score(batch).isnan().tolist() == [False, True]
@@ -157,7 +157,7 @@ def test_a_reference_is_encoded_once_however_often_it_comes(dino_folder: Path) -
     batch = tiny.make_batch(3)
     group = batch.select([0, 0, 0, 1, 1, 1])
     first, second = reward.score(group), reward.score(group)
-    assert encoded == [6, 1, 1, 6]  # pictures, two distinct references, pictures
+    assert encoded == [6, 1, 1, 6]  # images, two distinct references, images
     assert torch.equal(first, second)
 
 
@@ -195,13 +195,13 @@ def test_clip_image_equals_an_independent_computation(clip_folder: Path) -> None
         CLIPModel.from_pretrained(clip_folder).eval(),
         CLIPImageProcessorPil.from_pretrained(clip_folder),
     )
-    pictures = [*batch.images, *(images[0] for images in batch.references)]
+    images = [*batch.images, *(photos[0] for photos in batch.references)]
     with torch.no_grad():
         pooled = [
             model.visual_projection(
-                model.vision_model(**processor([pil(p)], return_tensors="pt")).pooler_output
+                model.vision_model(**processor([pil(image)], return_tensors="pt")).pooler_output
             )
-            for p in pictures
+            for image in images
         ]
     features = torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
     assert torch.allclose(scores, (features[:3] * features[3:]).sum(1), atol=2e-6)

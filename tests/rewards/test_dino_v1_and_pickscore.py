@@ -23,7 +23,7 @@ def pil(image: Tensor) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 400)])
-def test_dino_v1_is_the_cosine_of_class_tokens_of_cropped_pictures(
+def test_dino_v1_is_the_cosine_of_class_tokens_of_cropped_images(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     from transformers import ViTModel
@@ -37,9 +37,9 @@ def test_dino_v1_is_the_cosine_of_class_tokens_of_cropped_pictures(
         image_std=[0.229, 0.224, 0.225],
     )
     model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    pictures = [pil(image) for image in [*batch.images, *(images[0] for images in batch.references)]]
+    images = [pil(image) for image in [*batch.images, *(photos[0] for photos in batch.references)]]
     with torch.no_grad():
-        tokens = model(**processor(pictures, return_tensors="pt")).last_hidden_state[:, 0]
+        tokens = model(**processor(images, return_tensors="pt")).last_hidden_state[:, 0]
     assert torch.allclose(scores, functional.cosine_similarity(tokens[:3], tokens[3:]), atol=2e-6)
     assert scores.std() > 1e-3
 

@@ -45,7 +45,7 @@ def reward(models: dict[str, str]) -> Reward:
     return build_reward(RewardConfig(name="face", options=models))
 
 
-def picture(*cells: tuple[int, int], seed: int = 0, side: int = 64) -> torch.Tensor:
+def image_of(*cells: tuple[int, int], seed: int = 0, side: int = 64) -> torch.Tensor:
     """Greenish texture with faces: red cells of 8 x 8 pixels at these columns and rows."""
     image = torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed))
     image[0] *= 0.3
@@ -106,34 +106,23 @@ def test_a_turned_enlarged_and_moved_template_is_found_exactly() -> None:
     assert np.allclose(found, np.column_stack([turn, (30, -4)]))
 
 
-def test_the_warp_is_a_bilinear_sample_of_the_transform() -> None:
+@pytest.mark.parametrize("width", [1.0, 0.6])  # of the landmarks: a half profile is narrow
+def test_the_warp_is_a_bilinear_sample_of_the_transform(width: float) -> None:
     image = pixels(tiny.random_image(3, 300, 200))
     turn = 0.6 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
     noise = np.random.default_rng(0).normal(size=(5, 2))
-    landmarks = TEMPLATE @ turn.T + (90, 120) + noise
+    landmarks = (TEMPLATE * (width, 1)) @ turn.T + (90, 120) + noise
     got, wanted = warp(image, landmarks).astype(float), sample(image, landmarks)
     assert np.abs(got - wanted).max() <= 1
     shifted = sample(image, landmarks + 0.5)
-    assert np.abs(shifted - wanted).max() > 1.5, "the picture is too flat to show half a pixel's shift"
-
-
-def test_the_crop_of_a_half_profile_is_as_large_as_insightfaces() -> None:
-    """Fitted the other way round it is smaller: by the share of the landmarks that no turn explains."""
-    profile = TEMPLATE * (0.5, 1.0)  # narrow: of landmarks like these no rotation and scale fits all
-    image = np.zeros((112, 112, 3), np.uint8)
-    image[40:100] = 255
-    white = (warp(image, profile) > 127).mean()
-    forward = umeyama(profile, TEMPLATE)
-    scale = np.sqrt(np.linalg.det(forward[:, :2]))
-    assert white == pytest.approx(60 * scale / 112, abs=0.02)
-    assert abs(scale - 1 / np.sqrt(np.linalg.det(umeyama(TEMPLATE, profile)[:, :2]))) > 0.1
+    assert np.abs(shifted - wanted).max() > 1.5, "the image is too flat to show half a pixel's shift"
 
 
 def test_a_face_of_no_extent_is_black() -> None:
     assert not warp(np.full((40, 40, 3), 255, np.uint8), np.full((5, 2), 20.0)).any()
 
 
-def test_outside_the_picture_is_black() -> None:
+def test_outside_the_image_is_black() -> None:
     face = warp(np.full((40, 40, 3), 255, np.uint8), TEMPLATE - 20)
     assert face[0, 0].sum() == 0 and face[30, 30].sum() == 3 * 255 and face[-1, -1].sum() == 0
 
@@ -141,7 +130,7 @@ def test_outside_the_picture_is_black() -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 128), (128, 64), (48, 96)])
 def test_faces_are_found_where_they_are(tmp_path: Path, height: int, width: int) -> None:
     detector = FaceDetector(tiny_onnx.save_detector(tmp_path / "d.onnx"), 0.7)
-    scale = max(height, width) / 64  # pixels of the picture for one of the detector
+    scale = max(height, width) / 64  # pixels of the image for one of the detector
     cell = int(8 * scale)
     image = np.zeros((height, width, 3), np.uint8)
     corners = [(1, 1), (int(width / cell) - 1, int(height / cell) - 1)]
@@ -160,7 +149,7 @@ def test_faces_are_found_where_they_are(tmp_path: Path, height: int, width: int)
         )
 
 
-def test_a_picture_that_fits_the_detector_only_roughly_is_mapped_back_by_each_axis(tmp_path: Path) -> None:
+def test_an_image_that_fits_the_detector_only_roughly_is_mapped_back_by_each_axis(tmp_path: Path) -> None:
     detector = FaceDetector(tiny_onnx.save_detector(tmp_path / "d.onnx", everywhere=True), 0.7)
     faces = detector(np.zeros((32, 96, 3), np.uint8))  # 21.33 rows become 21
     pixel = np.array([96 / 64, 32 / 21])
@@ -192,7 +181,7 @@ def test_of_overlapping_boxes_the_surest_stays() -> None:
 
 
 def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward) -> None:
-    image, reference = picture((2, 3), seed=1), picture((4, 4), seed=2)
+    image, reference = image_of((2, 3), seed=1), image_of((4, 4), seed=2)
 
     def features(photo: torch.Tensor, column: int, row: int) -> NDArray[np.float64]:
         face = sample(pixels(photo), 8.0 * (np.array([column, row]) + tiny_onnx.LANDMARKS)).round()
@@ -207,18 +196,18 @@ def test_a_score_is_the_cosine_of_the_features_of_both_warps(reward: Reward) -> 
 
 
 def test_the_same_face_scores_one(reward: Reward) -> None:
-    image = picture((2, 3))
+    image = image_of((2, 3))
     assert reward.score(batch([image], [[image]])).item() == pytest.approx(1.0)
 
 
-def test_no_face_in_a_picture_is_nan_and_leaves_the_others_alone(reward: Reward) -> None:
-    face, none = picture((2, 3)), picture()
+def test_no_face_in_an_image_is_nan_and_leaves_the_others_alone(reward: Reward) -> None:
+    face, none = image_of((2, 3)), image_of()
     scores = reward.score(batch([none, face], [[face], [face]]))
     assert scores[0].isnan() and scores[1] == pytest.approx(1.0)
 
 
 def test_no_face_in_a_reference_is_an_error_that_names_it(reward: Reward) -> None:
-    face, none = picture((2, 3)), picture()
+    face, none = image_of((2, 3)), image_of()
     with pytest.raises(UserError, match=r"reference 2 of sample 0 \(row 'x'\) shows no face"):
         reward.score(batch([face], [[face, none]]))
     with pytest.raises(UserError, match="sample 0 .* has no reference"):
@@ -226,7 +215,7 @@ def test_no_face_in_a_reference_is_an_error_that_names_it(reward: Reward) -> Non
 
 
 def test_several_people_and_several_references(reward: Reward) -> None:
-    two, one = picture((1, 1), (5, 4)), picture((1, 1))
+    two, one = image_of((1, 1), (5, 4)), image_of((1, 1))
     left_out = reward.score(batch([one], [[two]])).item()
     assert reward.score(batch([two], [[two]])).item() == pytest.approx(1.0)
     assert left_out == pytest.approx(0.5, abs=0.01)  # the texture around the face is the same
@@ -252,7 +241,7 @@ def test_the_matching_is_the_best_of_all(people: int, faces: int, seed: int) -> 
 
 
 def test_references_are_looked_at_once(reward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    face = picture((2, 3))
+    face = image_of((2, 3))
     seen: list[int] = []
     features = reward._features
     monkeypatch.setattr(reward, "_features", lambda image: (seen.append(1), features(image))[1])
@@ -300,12 +289,12 @@ def test_features_without_direction_are_no_score(
     monkeypatch.setattr(tiny_onnx, "bias", lambda: np.zeros(8, np.float32))
     models["recogniser"] = str(tiny_onnx.save_recogniser(tmp_path / "zero.onnx"))
     reward = build_reward(RewardConfig(name="face", options=models))
-    face = picture((2, 3))
+    face = image_of((2, 3))
     with pytest.raises(UserError, match="features of norm 0"):
         reward.score(batch([face], [[face]]))
 
 
 def test_prompts_do_not_matter(reward: Reward) -> None:
-    first = batch([picture((2, 3), seed=1)], [[picture((3, 3), seed=2)]])
+    first = batch([image_of((2, 3), seed=1)], [[image_of((3, 3), seed=2)]])
     other = dataclasses.replace(first, prompts=["another"])
     assert torch.equal(reward.score(first), reward.score(other))

@@ -116,10 +116,10 @@ def folder(original: OpenClip, tokenizer: Any, tmp_path_factory: pytest.TempPath
 
 
 def letterboxed(image: Tensor, size: int = 64) -> Tensor:
-    """Fit a picture into a black square with Pillow alone, and normalise it as CLIP does."""
-    picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-    scale = size / max(picture.size)
-    small = picture.resize([round(edge * scale) for edge in picture.size], Image.Resampling.BICUBIC)
+    """Fit an image into a black square with Pillow alone, and normalise it as CLIP does."""
+    image = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    scale = size / max(image.size)
+    small = image.resize([round(edge * scale) for edge in image.size], Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size))
     square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
@@ -148,7 +148,7 @@ def test_a_converted_model_computes_the_same_features(
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 60), (50, 130)])
-def test_a_score_is_the_cosine_of_a_letterboxed_picture_and_its_prompt(
+def test_a_score_is_the_cosine_of_a_letterboxed_image_and_its_prompt(
     original: OpenClip, tokenizer: Any, folder: Path, size: tuple[int, int]
 ) -> None:
     batch = tiny.make_batch(3, *size)

@@ -55,11 +55,11 @@ def published_score(folder: Path, image: Tensor, prompt: str) -> float:
     tokenizer = load_tokenizer(str(folder))
     patches, grid = processed(image[None])
     ids = tokenizer(question(prompt, int(grid.prod()) // 4) + WHAT_FOLLOWS, return_tensors="pt").input_ids
-    pictured = ids == model.config.image_token_id
+    is_image = ids == model.config.image_token_id
     with torch.no_grad():
         embeddings = model.model.language_model.embed_tokens(ids)
         seen = model.model.visual(patches, grid_thw=grid).pooler_output
-        embeddings = embeddings.masked_scatter(pictured[..., None].expand_as(embeddings), seen)
+        embeddings = embeddings.masked_scatter(is_image[..., None].expand_as(embeddings), seen)
         states = model.model.language_model(inputs_embeds=embeddings).last_hidden_state
         x = states[ids == tokenizer.convert_tokens_to_ids("<|Reward|>")]
         weights = head.state_dict()
@@ -182,7 +182,7 @@ def test_a_wrong_option_is_named(folder: Path, options: dict[str, Any], text: st
         build_reward(RewardConfig(name="hpsv3", path=str(folder), options=options))
 
 
-def test_a_base_without_picture_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_base_without_image_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.save_clip(tmp_path)
     with pytest.raises(UserError, match="not Qwen2-VL's"):
         Hpsv3Reward.load(str(folder), Hpsv3Options(base=str(tmp_path)))

@@ -406,7 +406,7 @@ def test_any_bytes_are_an_answer_or_a_failure(body: bytes) -> None:
     assert isinstance(read_score(body, 4), Failure)
 
 
-def test_pictures_arrive_without_loss_and_only_those_of_the_kind(judge: Any) -> None:
+def test_images_arrive_without_loss_and_only_those_of_the_kind(judge: Any) -> None:
     batch = tiny.make_batch(1, references=2)
     build(judge, rubric="identity").score(batch)
     parts = judge.requests[0].body["messages"][1]["content"]
@@ -477,7 +477,7 @@ def test_a_sample_is_asked_about_once(judge: Any) -> None:
     assert len(judge.requests) == 3
 
 
-def test_the_same_picture_is_another_sample_with_another_prompt_or_other_references(judge: Any) -> None:
+def test_the_same_image_is_another_sample_with_another_prompt_or_other_references(judge: Any) -> None:
     batch = tiny.make_batch(2)
     images = batch.images[[0, 0]]
     reworded = dataclasses.replace(batch, images=images)
@@ -541,7 +541,7 @@ def test_a_key_that_looks_like_none_is_not_quoted_either(judge: Any, monkeypatch
     assert "swordfish" not in str(caught.value)
 
 
-def test_an_excerpt_is_short_and_holds_no_picture(judge: Any) -> None:
+def test_an_excerpt_is_short_and_holds_no_image(judge: Any) -> None:
     judge.behave = lambda handler, body: handler.answer(json.dumps(body["messages"][1]).encode(), 400)
     with pytest.raises(RewardError) as caught:
         build(judge).score(tiny.make_batch(1))

@@ -45,8 +45,8 @@ def processed(images: list[Tensor]) -> Tensor:
         image_mean=[127 / 255] * 3,
         image_std=[128 / 255] * 3,
     )
-    pictures = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
-    return processor(pictures, return_tensors="pt").pixel_values
+    images = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+    return processor(images, return_tensors="pt").pixel_values
 
 
 def classifier_inputs_and_logits(images: list[Tensor]) -> tuple[Tensor, Tensor]:

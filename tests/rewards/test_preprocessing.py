@@ -29,7 +29,7 @@ PROCESSORS = {
 }
 
 
-def pictures(seed: int, height: int, width: int) -> np.ndarray[Any, Any]:
+def random_images(seed: int, height: int, width: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
 
 
@@ -50,14 +50,14 @@ def test_equals_transformers_pillow_processors(
     processor, folder = PROCESSORS[name](), tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
     preprocess = Preprocess.from_file(folder / "preprocessor_config.json")
-    images = pictures(height * 1000 + width, height, width)
+    images = random_images(height * 1000 + width, height, width)
     mine = preprocess(as_tensor(images))
     assert torch.allclose(mine, expected(processor, images), atol=2e-7, rtol=0)
 
 
-def test_a_picture_of_the_right_size_takes_the_short_way_to_the_same_numbers() -> None:
+def test_an_image_of_the_right_size_takes_the_short_way_to_the_same_numbers() -> None:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
-    images = pictures(0, 64, 64)
+    images = random_images(0, 64, 64)
     preprocess = Preprocess(64, (64, 64), tuple(processor.image_mean), tuple(processor.image_std))
     assert torch.allclose(preprocess(as_tensor(images)), expected(processor, images), atol=2e-7, rtol=0)
 

@@ -248,7 +248,7 @@ def test_every_registered_reward_is_in_the_table() -> None:
     assert named == set(REWARDS)
 
 
-def test_noise_is_gaussian_depends_on_picture_and_prompt_alone_and_changes_the_fingerprint(own: str) -> None:
+def test_noise_is_gaussian_depends_on_image_and_prompt_alone_and_changes_the_fingerprint(own: str) -> None:
     config = {"name": f"{own}:Scaled", "options": {"scale": 0.0}}
     exact, noisy = build_reward(RewardConfig(**config)), build_reward(RewardConfig(**config, noise=0.3))
     batch = make_noise_batch(400)
@@ -264,8 +264,8 @@ def test_noise_is_gaussian_depends_on_picture_and_prompt_alone_and_changes_the_f
 
 
 def make_noise_batch(samples: int) -> ScoringBatch:
-    pictures = torch.rand(samples, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    return ScoringBatch(pictures, ["a toy"] * samples, [[]] * samples, None, None, [{}] * samples)
+    images = torch.rand(samples, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return ScoringBatch(images, ["a toy"] * samples, [[]] * samples, None, None, [{}] * samples)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_sample_as_far_from_both_scores_exactly_zero() -> None:
     assert copy_score(unit(0.2), unit(0.3), unit(-0.7)).item() == pytest.approx(0.8)  # (.9 - .1) / 1
 
 
-def test_no_copy_score_where_target_and_reference_are_the_same_picture() -> None:
+def test_no_copy_score_where_target_and_reference_are_the_same_image() -> None:
     reference, target = unit(0.3, 0.3, 0.3), unit(0.3, 0.3 + 5e-4, 0.3 + 5e-3)
     assert copy_score(unit(1, 1, 1), reference, target).isnan().tolist() == [True, True, False]
 
@@ -223,7 +223,7 @@ def test_diversity_is_the_mean_cosine_distance_of_all_pairs() -> None:
         assert value.item() == pytest.approx(sum(pairs).item() / 12, abs=1e-6)
 
 
-def test_diversity_is_zero_for_one_picture_and_one_for_orthogonal_ones() -> None:
+def test_diversity_is_zero_for_one_image_and_one_for_orthogonal_ones() -> None:
     same, orthogonal = torch.ones(4, 4), torch.eye(4)
     assert in_group_diversity(torch.cat([same, orthogonal * 3]), 4).tolist() == pytest.approx(
         [0, 1], abs=1e-6

@@ -11,8 +11,8 @@ from PIL import Image
 
 from customized_grpo.config import Config, load_config
 from customized_grpo.config.schema import ManifestData
+from customized_grpo.data import checked_manifest
 from customized_grpo.errors import UserError
-from customized_grpo.training import rows as rows_module
 from customized_grpo.training.rows import ManifestRows, open_rows
 
 
@@ -46,7 +46,7 @@ def opened(config: Config, *, show: bool = False) -> ManifestRows:
 
 def test_references_that_are_cut_are_noted(folder: Path) -> None:
     rows = opened(recipe(folder, masks=None))
-    assert len(rows.train) == 2 and len(rows.held_out) == 1
+    assert len(rows.train) == 2 and rows.held_out is not None and len(rows.held_out) == 1
     (note,) = rows.notes
     assert note.startswith("2 of 3 references lose more than 5%") and f"{folder}/2.png (64 x 96): 33%" in note
     assert opened(recipe(folder, "model.reference_fit=pad", masks=None)).notes == []
@@ -66,12 +66,12 @@ def test_a_mask_that_the_cut_empties_is_found_before_training(folder: Path) -> N
 def test_bad_rows_are_refused_and_many_files_show_progress(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rows_module, "SHOWN", 3)
+    monkeypatch.setattr(checked_manifest, "MANY_FILES", 2)
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:50])
     config = recipe(folder, masks=None)
     with pytest.raises(UserError, match="1 bad row\n  line 1: .*0.png cannot be decoded"):
         opened(config, show=True)
-    assert "checking images 3/3" in capfd.readouterr().err
+    assert "checking images of train.jsonl 2/2" in capfd.readouterr().err
     with pytest.raises(UserError, match="1 bad row"):
         opened(config)
     assert capfd.readouterr().err == ""

@@ -440,7 +440,7 @@ def test_a_run_stopped_by_bad_gradients_keeps_its_last_good_checkpoint(
 
 @pytest.fixture
 def constant_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An override that replaces the identity reward by one that likes every picture equally."""
+    """An override that replaces the identity reward by one that likes every image equally."""
     (tmp_path / "constant_reward.py").write_text(
         "import torch\n"
         "from customized_grpo.rewards import FunctionReward\n"

@@ -46,15 +46,19 @@ def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> 
     """
     grouped = in_groups(rewards, group_size)
     finite = grouped.isfinite()
+    # Dimension 1 is the samples of a group: [N / G, G, K] -> [N / G, 1, K].
     count = finite.sum(1, keepdim=True)
     values = torch.where(finite, grouped, 0.0)
     mean = values.sum(1, keepdim=True) / count.clamp_min(1)
+    # The mean first, then the squares: mean(R^2) - mean(R)^2 would cancel for scores that differ little.
     centred = torch.where(finite, grouped - mean, 0.0)
+    # The clamp is for groups of one finite reward; `informative` drops them.
     variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)
     std = variance.sqrt()
     # Relative to the rewards' size: rounding of a constant reward of 1,000 is larger than any fixed eps.
     floor = (RELATIVE_STD_FLOOR * values.abs().amax(1, keepdim=True)).clamp_min(eps)
     informative = (count >= 2) & (std > floor)
+    # Groups are blocks of rows, so flattening gives the order of the rows back.
     return torch.where(informative, centred / (std + eps), 0.0).flatten(0, 1)
 
 
@@ -128,5 +132,6 @@ def in_groups(values: Tensor, group_size: int) -> Tensor:
         raise ValueError(f"expected [N] or [N, K], got {list(values.shape)}")
     if len(values) % group_size:
         raise ValueError(f"{len(values)} samples are not whole groups of {group_size}")
+    # bf16 has 8 bits for a score: differences inside a group would be rounded away.
     values = values if values.dtype == torch.float64 else values.float()
     return values.reshape(-1, group_size, 1 if values.ndim == 1 else values.shape[1])

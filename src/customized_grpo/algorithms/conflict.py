@@ -27,6 +27,7 @@ def quadrants(advantages: Tensor) -> dict[str, float]:
     """
     if advantages.ndim != 2 or advantages.shape[1] != 2:
         raise ValueError(f"advantages must be [N, 2], got {list(advantages.shape)}")
+    # Signs, since the product of two tiny advantages can underflow to 0.
     prompt, identity = advantages.sign().unbind(1)
     count = int((prompt * identity != 0).sum())
     masks = {

@@ -71,7 +71,9 @@ def policy_loss(
     clipped = -weight * ratio.clamp(1 - clip_range, 1 + clip_range)
     n_valid = kept.sum()
     count = n_valid.clamp_min(1)
+    # The larger loss is the smaller gain: PPO's pessimistic bound, with the sign of a loss.
     loss = torch.maximum(unclipped, clipped).sum() / (count if total is None else total)
+    # Where the clipped loss wins, the gradient is 0; equality is an unclipped ratio.
     return PolicyLoss(loss, ratio.detach(), (clipped > unclipped).detach().sum() / count, n_valid)
 
 
@@ -90,6 +92,7 @@ def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
         ValueError: Some std is not > 0.
     """
     require_positive(std)
+    # With one std the log terms of the KL cancel and only the distance of the means is left.
     return _latent_mean(((mean - reference_mean) / std).square()) / 2
 
 
@@ -120,6 +123,7 @@ def normalised_log_ratio(
     """
     require_positive(std)
     shift = _latent_mean((mean - old_mean).square())
+    # [B, 1, ...] -> [B], beside the log-probabilities
     spread = std.reshape(-1) if std.ndim else std
     return spread * (log_prob - old_log_prob) + shift / (2 * spread)
 

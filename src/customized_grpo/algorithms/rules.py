@@ -64,15 +64,18 @@ class Batch:
 
     def whitened(self, scores: Tensor) -> Tensor:
         """Return the z-score of `scores` [N] over all valid samples of the batch."""
+        # one group as large as the batch: same formula, same treatment of NaN and of constant scores
         return group_advantages(self._masked(scores), len(scores))[:, 0]
 
     def group_mean(self, scores: Tensor) -> Tensor:
         """Return, for each sample, the mean of `scores` [N] over the valid samples of its group."""
         group_size = self.require_group_size()
         mean = in_groups(self._masked(scores), group_size).nanmean(1, keepdim=True)
+        # [N / G, 1, 1] -> [N / G, G, 1] -> [N]: back to one number per sample, in the order of the samples
         return mean.expand(-1, group_size, 1).flatten()
 
     def _masked(self, scores: Tensor) -> Tensor:
+        # NaN is what tells `group_advantages` and `nanmean` to leave a sample out.
         return torch.where(self.valid, scores, torch.nan)
 
     def require_group_size(self) -> int:
@@ -121,6 +124,7 @@ class Sars(Rule):
     """Largest bonus or penalty, in units of the advantage; the paper uses .4."""
 
     def __call__(self, batch: Batch) -> Tensor:
+        # The bonus has no weights: it is the same at every step, while the sum moves with the schedule.
         return batch.weighted_sum() + sars_bonus(*batch.pair, self.gamma)
 
 
@@ -157,6 +161,7 @@ class SarsMatched(Sars):
 
     def __call__(self, batch: Batch) -> Tensor:
         pull = self.gamma * sars_pull(self.correlation, batch.require_group_size())
+        # (w_p + pull) A_p + (w_id + pull) A_id, multiplied out
         return batch.weighted_sum() + pull * batch.advantages.sum(1)
 
 
@@ -175,6 +180,7 @@ class Gd2poHard(Rule):
 
     def __call__(self, batch: Batch) -> Tensor:
         prompt, identity = batch.pair
+        # Advantage 0 (a constant group) is no conflict: it stays in.
         return _masked_sum(batch, prompt * identity >= 0, self.reweight)
 
 
@@ -216,6 +222,7 @@ class Harmonic(Rule):
     """
 
     def __call__(self, batch: Batch) -> Tensor:
+        # softplus is 0 in float32 below -104 only; |A| is at most (G - 1) / sqrt(G), 3.2 for 12 samples
         inverse = (batch.weights / softplus(batch.advantages)).sum(1)
         return _inverse_softplus(batch.weights.sum(1) / inverse)
 
@@ -228,6 +235,7 @@ class SoftplusProduct(Rule):
     """
 
     def __call__(self, batch: Batch) -> Tensor:
+        # The exponents of a geometric mean sum to 1, whatever the scale of the weights.
         shares = batch.weights / batch.weights.sum(1, keepdim=True)
         return _inverse_softplus((shares * softplus(batch.advantages).log()).sum(1).exp())
 
@@ -245,6 +253,7 @@ class IdentityGate(Rule):
 
     def __call__(self, batch: Batch) -> Tensor:
         prompt, identity = batch.raw_rewards().unbind(1)
+        # Identity above tau earns nothing: a copy has no more of it to offer than a good sample.
         shortfall = (self.tau - identity).clamp_min(0).square()
         return batch.normalised(prompt - self.penalty * shortfall)
 
@@ -262,6 +271,7 @@ class Cme(Rule):
     """What an identity reward of 1 adds."""
 
     def __call__(self, batch: Batch) -> Tensor:
+        # Two factors below 0 would multiply to a reward.
         prompt, identity = batch.raw_rewards().clamp_min(0).unbind(1)
         return batch.normalised(prompt * (self.base + self.bonus * identity))
 
@@ -326,11 +336,13 @@ def combine(
     if weights.shape not in {(2,), advantages.shape}:
         raise ValueError(f"weights must be [2] or {list(advantages.shape)}, got {list(weights.shape)}")
     mask = torch.ones_like(advantages[:, 0], dtype=torch.bool) if valid is None else valid
+    # [2] -> [N, 2]: rules always see the weights of each row, whether rows are of one step or of several
     batch = Batch(advantages, weights.to(advantages).expand_as(advantages), mask, rewards, group_size)
     combined = rule(batch)
     if combined.shape != mask.shape:
         name = type(rule).__name__
         raise ValueError(f"rule {name} must return {list(mask.shape)}, returned {list(combined.shape)}")
+    # Quality joins after the rule and before the clamp: what multiplies the ratio is bounded for every rule.
     return bounded(combined if quality is None else combined + quality, mask, adv_clip)
 
 
@@ -353,6 +365,7 @@ def ignores_weights(rule: Rule, group_size: int) -> bool:
     for prompt_weight in (0.9, 0.1):
         weights = torch.tensor([prompt_weight, 1 - prompt_weight])
         results.append(combine(rule, advantages, weights, rewards=rewards, group_size=group_size))
+    # To the bit: a rule without use for the weights computes the same twice.
     return torch.equal(*results)
 
 

@@ -39,6 +39,7 @@ def ode(
     sigma_max: Level | None = None,
 ) -> Gaussian:
     """Euler step of the probability-flow ODE: m = x - D v, std 0. `eta` has no effect."""
+    # eta 0, and so a std of 0 in the shape that the other samplers have
     step = _Step.of(x, velocity, sigma, sigma_next, 0.0)
     return step.euler, step.eta * step.sigma
 
@@ -48,6 +49,7 @@ def dance(
 ) -> Gaussian:
     """Dance-GRPO's SDE (arXiv 2505.07818): m = x - D v - (eta^2 / 2)(D / s) x1, std = eta sqrt(D)."""
     step = _Step.of(x, velocity, sigma, sigma_next, eta)
+    # x1 / s is minus the score: this term is what turns the ODE into an SDE with the same marginals.
     drift = step.eta.square() / 2 * step.delta / step.sigma
     return step.euler - drift * step.noise, step.eta * step.delta.sqrt()
 
@@ -63,6 +65,7 @@ def flow(
     step = _Step.of(x, velocity, sigma, sigma_next, eta)
     # Without sigma_max there is nothing to replace s = 1 by; `Transition` always gives it.
     top = step.sigma if sigma_max is None else torch.minimum(step.sigma, step.level(sigma_max))
+    # e^2 D / s = eta^2 D / (1 - s): the s of e^2 cancels that of the score.
     share = step.delta / (1 - top)
     mean = step.euler - step.eta.square() / 2 * share * step.noise
     return mean, step.eta * (step.sigma * share).sqrt()
@@ -73,6 +76,7 @@ def cps(
 ) -> Gaussian:
     """Coefficients-preserving sampling (arXiv 2509.05952): f = sin(eta pi / 2), std = s' f."""
     step = _Step.of(x, velocity, sigma, sigma_next, eta)
+    # cos^2 + sin^2 = 1 keeps the noise at level s' exactly, for any eta and any step length.
     angle = step.eta * (math.pi / 2)
     return step.renew(keep=angle.cos(), fresh=angle.sin())
 
@@ -188,6 +192,7 @@ def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """
     require_positive(std)
     drawn = _wide(x_next)
+    # per latent number; std broadcasts from [] or [B, 1, ...]
     z = (drawn - mean) / std
     density = -z.square() / 2 - std.log() - math.log(2 * math.pi) / 2
     return density.reshape(len(drawn), -1).mean(1)
@@ -199,6 +204,7 @@ def require_positive(std: Tensor) -> None:
     Raises:
         ValueError: Some std is 0, negative or NaN.
     """
+    # Not (std <= 0).any(): NaN must be refused as well.
     if not bool((std > 0).all()):
         raise ValueError("std must be > 0: a deterministic transition has no density and cannot be trained")
 
@@ -221,6 +227,7 @@ def sde_window(iteration: int, n_steps: int, size: int = 4, shift_every: int = 2
 
     Source: MixGRPO (arXiv 2507.21802).
     """
+    # T - 1 trainable steps: the last one is the ODE's, with no density
     limit = n_steps - 1 - size
     if size < 1 or shift_every < 1 or iteration < 0 or not 0 <= start <= limit:
         raise ValueError(
@@ -265,6 +272,7 @@ def trained_steps(
         raise ValueError("a fraction below 1 draws steps: pass a generator")
     # The nudge keeps products such as .29 * 100 from falling below their whole number.
     count = max(1, math.floor(fraction * trainable + 1e-9))
+    # Drawn first, sorted after: the order of training says nothing about the draw.
     chosen: list[int] = torch.randperm(trainable, generator=generator)[:count].sort().values.tolist()
     return chosen
 
@@ -282,6 +290,7 @@ class _Step:
     @classmethod
     def of(cls, x: Tensor, velocity: Tensor, sigma: Level, sigma_next: Level, eta: Level) -> _Step:
         x = _wide(x)
+        # The velocity comes from a model in bf16; half precision ends here.
         step = cls(x, velocity.to(x.dtype), _like(x, sigma), _like(x, sigma_next), _like(x, eta))
         ordered = (step.sigma <= 1) & (step.sigma > step.sigma_next) & (step.sigma_next >= 0)
         if not bool(ordered.all()):
@@ -306,6 +315,7 @@ class _Step:
     @property
     def log_odds_ratio(self) -> Tensor:
         """log(s' (1-s) / (s (1-s'))), accurate for small steps; finite, if huge, at s = 1 or s' = 0."""
+        # log(s' / s) + log((1-s) / (1-s')), each from its small difference D
         ratio = torch.log1p(-self.delta / self.sigma) + torch.log1p(-self.delta / (1 - self.sigma_next))
         return ratio.clamp_min(torch.finfo(self.x.dtype).min)
 
@@ -315,6 +325,7 @@ class _Step:
 
     def decay(self, log_keep: Tensor) -> Gaussian:
         """`renew` with g = exp(log_keep)."""
+        # 1 - g^2 as -expm1(2 log g), which has its digits also where g is nearly 1
         fresh = (-torch.expm1(2 * log_keep)).sqrt()
         return self.euler + self.sigma_next * torch.expm1(log_keep) * self.noise, self.sigma_next * fresh
 

@@ -58,14 +58,17 @@ def sars_pull(correlation: float, group_size: int = 12) -> float:
     if not -1 < correlation < 1 or group_size < 4:
         raise ValueError(f"need -1 < correlation < 1 and group_size >= 4, got {correlation} and {group_size}")
     n = group_size - 1
+    # r: correlation inside one group of G samples, which scatters around that of the rewards
     r, mass = _sample_correlations(correlation, n)
     quantile = _midpoints(64)[:, None]
     reach = n / math.sqrt(group_size) * (1 - quantile ** (2 / (n - 2))).sqrt()
+    # The angle f; with `reach`, the length q, [64, 1] x [120] samples for every correlation r.
     around = 2 * math.pi * _midpoints(120)
     pulls = []
     for tilt in r.acos():
         prompt, identity = reach * around.cos(), reach * (around - tilt).cos()
         pulls.append((sars_bonus(prompt, identity, 1.0) * (prompt + identity)).mean())
+    # E[A_p^2] of a z-score with ddof = 1 and G samples: (G - 1) / G
     mean_square = n / group_size
     return float((mass * torch.stack(pulls)).sum()) / (2 * (1 + correlation) * mean_square)
 
@@ -76,15 +79,18 @@ def _sample_correlations(correlation: float, n: int) -> tuple[Tensor, Tensor]:
     Wishart density of (R_p, R_id, r), the common scale integrated out, in polar angle t of (R_p, R_id). The
     nodes are even in Fisher's z = atanh(r), whose spread is about 1 / sqrt(n - 2).
     """
+    # six standard deviations of z on either side
     spread = 6 / math.sqrt(n - 2)
     r = torch.tanh(math.atanh(correlation) + spread * (2 * _midpoints(48) - 1))[:, None]
     angle = math.pi / 2 * _midpoints(128)
     log_density = (
+        # (n - 3) / 2 of the density in r, and 1 more from dr = (1 - r^2) dz
         (n - 1) / 2 * torch.log1p(-r.square())
         + (n - 1) * torch.log(angle.sin() * angle.cos())
         + torch.log(angle.cos())
         - (n + 0.5) * torch.log1p(-correlation * r * torch.sin(2 * angle))
     )
+    # softmax: normalised over the whole grid, without overflow; then the angle is summed out
     mass = torch.softmax(log_density.flatten(), 0).reshape(log_density.shape).sum(1)
     return r[:, 0], mass
 

@@ -107,6 +107,7 @@ class TdwMean(Tdw):
 
     def __call__(self, n_steps: int, seed: int) -> Tensor:
         table = super().__call__(n_steps, seed)
+        # Step T - 1 is never trained: its weight is no part of any mean.
         return torch.full_like(table, float(table[:-1].mean()))
 
 
@@ -115,6 +116,7 @@ class InverseTdw(Tdw):
 
     def __call__(self, n_steps: int, seed: int) -> Tensor:
         table = super().__call__(n_steps, seed)
+        # The last entry stays in its place, where nobody reads it.
         return torch.cat([table[:-1].flip(0), table[-1:]])
 
 
@@ -126,6 +128,7 @@ class ShuffledTdw(Tdw):
 
     def __call__(self, n_steps: int, seed: int) -> Tensor:
         table = super().__call__(n_steps, seed)
+        # A generator of its own: the draw must not move the random numbers of the rollout.
         order = torch.randperm(n_steps - 1, generator=torch.Generator().manual_seed(seed))
         return torch.cat([table[:-1][order], table[-1:]])
 
@@ -253,4 +256,5 @@ def check_schedule(schedule: Schedule, n_steps: int) -> None:
 def _progress(n_steps: int) -> Tensor:
     if n_steps < 2:
         raise ValueError(f"n_steps must be at least 2 (the last step is never trained), got {n_steps}")
+    # float64, in which 6 / 25 is the very number .24 of `first_break`: the break falls on step 6 itself.
     return torch.arange(n_steps, dtype=torch.float64) / n_steps

@@ -44,7 +44,7 @@ class MetricDifference:
             "difference": {"mean": interval.mean, "low": interval.low, "high": interval.high},
             "p": self.test.p,
             "p_holm": self.p_holm,
-            "pictures": interval.rows,
+            "images": interval.rows,
             "subjects": interval.clusters,
         }
 

@@ -48,14 +48,14 @@ class SampleImage:
         prompt: Its prompt.
         subject: The subject of the reference.
         reference: The photo that the generator was given.
-        picture: The image that it drew.
+        image: The image that it drew.
         scores: Scores by metric; NaN where there is none.
     """
 
     prompt: str
     subject: str
     reference: Image.Image
-    picture: Image.Image
+    image: Image.Image
     scores: Mapping[str, float]
 
 
@@ -107,7 +107,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     whole = result.summary[0]
     protocol = result.protocol
     return [
-        ("pictures", f"{whole['pictures']:,}"),
+        ("images", f"{whole['images']:,}"),
         ("subjects", str(whole["subjects"])),
         ("compared with", "the given reference" if protocol["reference_mode"] == "single" else "all photos"),
         ("steps", str(protocol["steps"])),
@@ -176,7 +176,7 @@ def _sample(sample: SampleImage) -> dict[str, Any]:
         "prompt": sample.prompt,
         "subject": sample.subject,
         "reference": data_uri(sample.reference),
-        "picture": data_uri(sample.picture),
+        "image": data_uri(sample.image),
         "scores": scores,
     }
 

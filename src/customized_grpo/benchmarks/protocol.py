@@ -36,7 +36,7 @@ class GeneratorStamp:
 
 
 @dataclass(frozen=True)
-class PictureProtocol:
+class ImageProtocol:
     """The settings that the images depend on, besides the generator.
 
     Attributes:
@@ -65,7 +65,7 @@ class Protocol:
     """How the scores were made.
 
     Attributes:
-        pictures: The settings that the images depend on.
+        images: The settings that the images depend on.
         reference_mode: `single`: scored against the reference that was given; `all`: the mean over all
             photos of the subject.
         segment: Whether references were cut out with their masks.
@@ -73,7 +73,7 @@ class Protocol:
         encoders: The fingerprint of every encoder, by metric: weights, preprocessing, options.
     """
 
-    pictures: PictureProtocol
+    images: ImageProtocol
     reference_mode: ReferenceMode
     segment: Segment
     preprocessing: str
@@ -81,8 +81,8 @@ class Protocol:
 
     def to_json(self) -> dict[str, Any]:
         """Return the protocol as one flat JSON object."""
-        own = {key: value for key, value in asdict(self).items() if key != "pictures"}
-        return {**asdict(self.pictures), **own}
+        own = {key: value for key, value in asdict(self).items() if key != "images"}
+        return {**asdict(self.images), **own}
 
 
 def data_hash(rows: Sequence[BenchmarkRow]) -> str:

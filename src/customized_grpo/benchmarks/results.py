@@ -19,7 +19,7 @@ from customized_grpo.benchmarks.encoders import DERIVED, Floats
 from customized_grpo.errors import UserError
 from customized_grpo.statistics.intervals import FEW_CLUSTERS, clustered_bootstrap, clustered_test
 
-FORMAT = 1
+FORMAT = 2
 """Format of results.json that this version writes and reads."""
 
 
@@ -102,7 +102,7 @@ class Result:
         generator: {"name", "weights"}.
         protocol: How images and scores were made; see `customized_grpo.benchmarks.protocol`.
         table: The scores.
-        summary: One of {"split", "name", "pictures", "subjects", "metrics"} for each part of the table;
+        summary: One of {"split", "name", "images", "subjects", "metrics"} for each part of the table;
             metrics are {"mean", "low", "high", "unscored"} by name, without ends where one subject has it.
         warnings: Sentences that a reader of the means needs.
     """
@@ -135,7 +135,7 @@ def _summarise(table: Table, group: Group) -> dict[str, Any]:
     return {
         "split": group.split,
         "name": group.name,
-        "pictures": len(group.rows),
+        "images": len(group.rows),
         "subjects": len({table.subjects[row] for row in group.rows}),
         "metrics": _metrics(table, group.rows),
     }
@@ -150,7 +150,10 @@ def read_result(file: Path) -> Result:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
-            raise UserError(f"{file} has format {data['format']}, this version reads {FORMAT}")
+            raise UserError(
+                f"{file} has format {data['format']}, this version reads {FORMAT}",
+                hint="Run the benchmark again with this version, into another --out.",
+            )
         table = Table.from_json(data["table"])
         return Result(data["generator"], data["protocol"], table, data["summary"], data["warnings"])
     except OSError as error:

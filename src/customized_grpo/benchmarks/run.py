@@ -24,11 +24,11 @@ from customized_grpo.benchmarks.encoders import (
     encoder_configs,
     judge_configs,
 )
+from customized_grpo.benchmarks.images import ImageFolder, generate
 from customized_grpo.benchmarks.page import SampleImage, write_benchmark_page
-from customized_grpo.benchmarks.pictures import PictureFolder, generate
 from customized_grpo.benchmarks.protocol import (
     GeneratorStamp,
-    PictureProtocol,
+    ImageProtocol,
     Protocol,
     ReferenceMode,
     Segment,
@@ -37,7 +37,7 @@ from customized_grpo.benchmarks.protocol import (
 )
 from customized_grpo.benchmarks.results import Result, Table, make_result, read_result
 from customized_grpo.benchmarks.rows import BenchmarkRow, choose_rows, list_rows, shard
-from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_pictures
+from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_images
 from customized_grpo.data.examples import Example
 from customized_grpo.data.fitting import Fit, cut_note, fit_image
 from customized_grpo.data.images import image_size, open_image, to_tensor
@@ -166,16 +166,16 @@ def process_values(request: BenchmarkRequest, data: str) -> dict[str, Any]:
     return {**values, "benchmark.data": data}
 
 
-def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator, data: str) -> PictureFolder:
+def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator, data: str) -> ImageFolder:
     """Open the folder of the images in every process, after the main one has made and stamped it."""
 
-    protocol = _picture_protocol(request, generator, data)
+    protocol = _image_protocol(request, generator, data)
     weights = weights_hash(generator.policy.transformer)
     check_processes(engine, {**asdict(protocol), "weights": weights})
 
-    def open_folder() -> PictureFolder:
+    def open_folder() -> ImageFolder:
         folder = request.out or default_folder(generator.name, request.benchmark)
-        return PictureFolder(folder, protocol, GeneratorStamp(generator.name, weights))
+        return ImageFolder(folder, protocol, GeneratorStamp(generator.name, weights))
 
     engine.from_main(lambda: str(open_folder().path))
     return open_folder()
@@ -213,9 +213,9 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     return rewards
 
 
-def _picture_protocol(request: BenchmarkRequest, generator: Generator, data: str) -> PictureProtocol:
+def _image_protocol(request: BenchmarkRequest, generator: Generator, data: str) -> ImageProtocol:
     height, width = generator.size
-    return PictureProtocol(
+    return ImageProtocol(
         request.benchmark,
         data,
         generator.steps,
@@ -228,7 +228,7 @@ def _picture_protocol(request: BenchmarkRequest, generator: Generator, data: str
 
 
 def _draw_missing(
-    folder: PictureFolder, rows: Sequence[BenchmarkRow], generator: Generator, request: BenchmarkRequest
+    folder: ImageFolder, rows: Sequence[BenchmarkRow], generator: Generator, request: BenchmarkRequest
 ) -> None:
     height, width = generator.size
 
@@ -272,14 +272,14 @@ def _example(row: BenchmarkRow, height: int, width: int, fit: Fit) -> Example:
 
 
 def _score(
-    folder: PictureFolder,
+    folder: ImageFolder,
     rows: Sequence[BenchmarkRow],
     rewards: Sequence[MetricReward],
     request: BenchmarkRequest,
 ) -> Result:
     drawings = list(product(rows, range(request.samples)))
     with closing(counting("scoring", len(drawings))) as counter:
-        columns = score_pictures(
+        columns = score_images(
             folder,
             drawings,
             rewards,
@@ -318,7 +318,7 @@ def _fingerprints(rewards: Sequence[MetricReward]) -> dict[str, dict[str, object
     return fingerprints
 
 
-def _samples(folder: PictureFolder, rows: Sequence[BenchmarkRow], result: Result) -> list[SampleImage]:
+def _samples(folder: ImageFolder, rows: Sequence[BenchmarkRow], result: Result) -> list[SampleImage]:
     """Return the first image of one row of each of some subjects, for the page."""
     by_subject: dict[str, list[BenchmarkRow]] = {}
     for row in rows:
@@ -335,7 +335,7 @@ def _samples(folder: PictureFolder, rows: Sequence[BenchmarkRow], result: Result
                 prompt=row.prompt,
                 subject=row.subject,
                 reference=open_image(row.references[0]),
-                picture=open_image(folder.file((row, 0))),
+                image=open_image(folder.file((row, 0))),
                 scores=scores,
             )
         )

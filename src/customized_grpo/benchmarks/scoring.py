@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.benchmarks.encoders import Floats, MetricReward, combine
-from customized_grpo.benchmarks.pictures import Drawing, PictureFolder
+from customized_grpo.benchmarks.images import Drawing, ImageFolder
 from customized_grpo.benchmarks.protocol import ReferenceMode, Segment
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.images import open_image, open_mask, to_tensor
@@ -43,8 +43,8 @@ def check_scorable(rows: Sequence[BenchmarkRow], mode: ReferenceMode, segment: S
         )
 
 
-def score_pictures(
-    folder: PictureFolder,
+def score_images(
+    folder: ImageFolder,
     drawings: Sequence[Drawing],
     rewards: Sequence[MetricReward],
     *,
@@ -84,7 +84,7 @@ def score_pictures(
 
 
 def _batch(
-    folder: PictureFolder, part: Sequence[Drawing], mode: ReferenceMode, segment: Segment
+    folder: ImageFolder, part: Sequence[Drawing], mode: ReferenceMode, segment: Segment
 ) -> ScoringBatch:
     photos: dict[Path, Tensor] = {}  # rows of one subject share photos, and each is decoded once
 

@@ -190,7 +190,7 @@ def result_table(result: Result) -> str:
     rows = [["", "images", "subjects", *metrics]]
     for part in result.summary:
         cells = [_mean_cell(part["metrics"][metric]) for metric in metrics]
-        rows.append([part["name"], str(part["pictures"]), str(part["subjects"]), *cells])
+        rows.append([part["name"], str(part["images"]), str(part["subjects"]), *cells])
     return _with_warnings(result.warnings, table(rows))
 
 

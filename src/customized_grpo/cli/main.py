@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expand_home(argument: str) -> str:
-    """Return an argument with the home folder for `~`, which a shell leaves alone in `--out=~/pictures`."""
+    """Return an argument with the home folder for `~`, which a shell leaves alone in `--out=~/images`."""
     match = _HOME.fullmatch(argument)
     return argument if match is None else f"{match[1] or ''}{os.path.expanduser(match[2])}"
 

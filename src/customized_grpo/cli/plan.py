@@ -51,7 +51,7 @@ def plan(
 
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.planning.duration import find_card, predict_duration
+    from customized_grpo.planning.duration import find_card
     from customized_grpo.planning.estimate import Planner
     from customized_grpo.planning.memory import GIB
 
@@ -61,7 +61,7 @@ def plan(
     print(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
     durations = {}
     if card is not None:
-        duration = predict_duration(estimate, card)
+        duration = estimate.duration(card)
         print(f"\n{duration_text(duration, card)}")
         durations = {
             "duration": {**asdict(card), **asdict(duration), "hours_per_100": duration.hours_per_100}

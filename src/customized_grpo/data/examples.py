@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from customized_grpo.data.fitting import Fit, fit_image
 from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.manifest import Row
+from customized_grpo.data.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ class ManifestSource:
     """Examples of a manifest; images are opened on demand.
 
     Args:
-        rows: Checked rows, from `load_manifest`.
+        rows: Checked rows.
         height: Height to which images are brought, in pixels.
         width: Width to which images are brought, in pixels.
         fit: Whether images of another shape are cut or get a border.
@@ -130,6 +131,12 @@ class ManifestSource:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def texts(self) -> list[tuple[str, str]]:
+        """Return (id, prompt) of all rows, without a look at their files."""
+        if isinstance(self.rows, StoredRows):
+            return self.rows.texts()
+        return [(row.id, row.prompt) for row in self.rows]
 
     def on_demand(self, keep: int) -> list[Example]:
         """Return all examples without their images, which are opened when they are asked for.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +12,6 @@ from PIL import Image
 from customized_grpo.data.images import open_image, open_mask
 from customized_grpo.data.mask_reading import MASK_THRESHOLD
 from customized_grpo.errors import UserError
-
-MAX_THREADS = 8
-"""Images that are decoded at the same time; the largest takes up to 450 MB."""
-
-
-TOGETHER = 64
-"""Files that are handed out to the threads at once."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +54,9 @@ class ImageInspector:
         self._images: dict[Path, ImageInfo | str] = {}
         self._masks: dict[Path, ImageInfo | str] = {}
 
-    def open_all(
-        self, images: Sequence[Path], masks: Sequence[Path], on_file: Callable[[], None] = lambda: None
-    ) -> None:
-        """Open many files at once, several at a time; Pillow decodes without Python's lock.
-
-        Args:
-            images: Images.
-            masks: Masks.
-            on_file: Called after every file.
-        """
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-            for open_one, files in ((self.image, images), (self.mask, masks)):
-                for start in range(0, len(files), TOGETHER):  # Ctrl-C waits for those that were handed out
-                    for _ in pool.map(open_one, files[start : start + TOGETHER]):
-                        on_file()
+    def remember(self, file: Path, info: ImageInfo | str, *, is_mask: bool) -> None:
+        """Take the info of a file, or the reason why it cannot be used, from elsewhere."""
+        (self._masks if is_mask else self._images)[file] = info
 
     def image(self, file: Path) -> ImageInfo | str:
         """Return the info of an image, or the reason why it cannot be decoded."""

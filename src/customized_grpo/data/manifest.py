@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from customized_grpo.data.image_info import ImageInfo, ImageInspector, mask_size_problem
 from customized_grpo.data.listing import a_few
@@ -27,7 +27,7 @@ from customized_grpo.data.row_checks import (
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _JSON_LIST = (
     "starts a JSON list; a manifest has one object a line (`jq -c '.[]' LIST.json > manifest.jsonl` makes it)"
 )
@@ -111,16 +111,17 @@ def scan_manifest(path: Path, inspector: ImageInspector | None, *, require_masks
     Raises:
         UserError: The file cannot be read.
     """
-    reader = _Reader(path.parent.resolve(), require_masks, inspector)
+    reader = LineReader(path.parent.resolve(), inspector, require_masks=require_masks)
+    scan = Scan([], [])
     try:
-        for number, line in _lines(path):
-            if not reader.is_started and line is not None and line.lstrip().startswith(b"["):
-                # every further line would be one more mistake
-                return Scan([], [(number, _JSON_LIST)])
-            reader.read(number, line)
+        with path.open("rb") as file:
+            for number, row, problems in reader.read_all(file):
+                scan.problems.extend((number, problem) for problem in problems)
+                if row is not None:
+                    scan.rows.append((number, row))
     except OSError as error:
         raise UserError(f"cannot read manifest {path}: {error.strerror}") from error
-    return Scan(reader.rows, reader.problems)
+    return scan
 
 
 def write_manifest(path: Path, rows: Sequence[Row]) -> None:
@@ -159,43 +160,53 @@ def _relative(file: Path, folder: Path) -> str:
         ) from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """Yield (line number, line) for every line that is not blank; None stands for a line over the limit."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES)
-                yield number, None
-                continue
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if line.strip():
-                yield number, line
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            yield number, None
+            continue
+        if number == 1:
+            line = line.removeprefix(BOM)
+        if line.strip():
+            yield number, line
 
 
-class _Reader:
-    """Collects rows, problems and the ids seen so far."""
+class LineReader:
+    """Checks the lines of one manifest; knows the ids that it has seen.
 
-    def __init__(self, folder: Path, require_masks: bool, inspector: ImageInspector | None) -> None:
+    Args:
+        folder: Resolved folder of the manifest.
+        inspector: Where images are opened and remembered; None opens none.
+        require_masks: Whether a row without masks is a mistake.
+    """
+
+    def __init__(self, folder: Path, inspector: ImageInspector | None, *, require_masks: bool) -> None:
         self.folder = folder
         self.require_masks = require_masks
         self.inspector = inspector
-        self.rows: list[tuple[int, Row]] = []
-        self.problems: list[tuple[int, str]] = []
-        self.is_started = False
         self._first_line: dict[str, int] = {}
 
-    def read(self, number: int, line: bytes | None) -> None:
-        """Check one line; it becomes a row or a list of problems."""
-        self.is_started = True
+    def read_all(self, file: BinaryIO) -> Iterator[tuple[int, Row | None, list[str]]]:
+        """Yield line number, row (None if it is bad) and problems of every line that is not blank."""
+        is_first = True
+        for number, line in _lines(file):
+            if is_first and line is not None and line.lstrip().startswith(b"["):
+                yield number, None, [_JSON_LIST]  # every further line would be one more mistake
+                return
+            is_first = False
+            yield number, *self.read(number, line)
+
+    def read(self, number: int, line: bytes | None) -> tuple[Row | None, list[str]]:
+        """Check one line; return its row (None if it is bad) and its problems."""
         try:
             item = parse_line(line)
         except RowProblem as problem:
-            self.problems.append((number, str(problem)))
-            return
+            return None, [str(problem)]
         problems = [*key_problems(item), *type_problems(item), *self._check_id(item, number)]
         if self.require_masks and not item.get("masks"):
             problems.append("has no `masks`, which the reward needs")
@@ -203,10 +214,7 @@ class _Reader:
         problems += path_problems
         if self.inspector is not None:
             problems += _check_images(self.inspector, row, aligned=not path_problems)
-        if problems:
-            self.problems += [(number, problem) for problem in problems]
-        else:
-            self.rows.append((number, row))
+        return (None if problems else row), problems
 
     def _check_id(self, item: dict[str, Any], number: int) -> list[str]:
         row_id = item.get("id")

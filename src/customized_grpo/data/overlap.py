@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.data.manifest import Row
-from customized_grpo.data.split import subject_of
+import numpy as np
+from numpy.typing import NDArray
+
+from customized_grpo.data.checked_manifest import CheckedManifest
 from customized_grpo.errors import UserError
 from customized_grpo.files import file_sha256
 
@@ -47,50 +49,41 @@ class Overlap:
         )
 
 
-def find_overlap(train: Sequence[Row], held_out: Sequence[Row]) -> Overlap:
+def find_overlap(train: CheckedManifest, held_out: CheckedManifest) -> Overlap:
     """Compare held-out rows with training rows.
 
-    Files are compared by size first, and only those of one size by all their bytes. The same image saved
-    again in another way is not found.
+    Files are compared by their digests first, and only those of one digest by all their bytes. The same image
+    saved again in another way is not found.
 
     Raises:
         UserError: A file cannot be read.
     """
-    subjects = {subject_of(row) for row in train} & {subject_of(row) for row in held_out}
     try:
-        images = _shared_images(_images(train), _images(held_out))
+        images = _shared_images(train, held_out)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return Overlap(tuple(sorted(subjects)), tuple(images))
+    return Overlap(tuple(sorted(train.subjects & held_out.subjects)), tuple(images))
 
 
-def _shared_images(train: Iterable[Path], held_out: Iterable[Path]) -> list[str]:
-    by_size = _by_size(train)
-    digests: dict[int, set[str]] = {}
+def _shared_images(train: CheckedManifest, held_out: CheckedManifest) -> list[str]:
+    keys = _keys(held_out)
+    train_keys = _keys(train)
+    by_key: dict[int, list[Path]] = {}
+    for place in np.flatnonzero(np.isin(train_keys, keys) & ~train.files.is_mask).tolist():
+        by_key.setdefault(int(train_keys[place]), []).append(train.folder / train.files.names[place])
     shared = []
-    for file in held_out:
-        size = file.stat().st_size
-        if size not in digests:
-            digests[size] = {file_sha256(other) for other in by_size.get(size, ())}
-        if digests[size] and file_sha256(file) in digests[size]:
+    for place in np.flatnonzero(~held_out.files.is_mask).tolist():
+        others = by_key.get(int(keys[place]), ())
+        file = held_out.folder / held_out.files.names[place]
+        if others and file_sha256(file) in {file_sha256(other) for other in others}:
             shared.append(file.name)
     return shared
 
 
-def _images(rows: Sequence[Row]) -> Iterable[Path]:
-    """Return every image of the rows once, in their order."""
-    files: dict[Path, None] = {}
-    for row in rows:
-        targets = () if row.target is None else (row.target,)
-        files |= dict.fromkeys((*row.references, *targets))
-    return files
-
-
-def _by_size(files: Iterable[Path]) -> dict[int, list[Path]]:
-    sizes: dict[int, list[Path]] = {}
-    for file in files:
-        sizes.setdefault(file.stat().st_size, []).append(file)
-    return sizes
+def _keys(manifest: CheckedManifest) -> NDArray[np.uint64]:
+    """Return the beginning of each file's digest as a number, [F]."""
+    keys: NDArray[np.uint64] = np.ascontiguousarray(manifest.files.digests[:, :8]).view(np.uint64)[:, 0]
+    return keys
 
 
 def _count(items: Sequence[str], noun: str) -> str:

@@ -21,13 +21,13 @@ def prompt_indices(count: int, per_iteration: int, iteration: int, seed: int) ->
     import torch
 
     first = iteration * per_iteration
-    orders: dict[int, list[int]] = {}
+    orders: dict[int, torch.Tensor] = {}
     chosen = []
     for position in range(first, first + per_iteration):
         epoch, place = divmod(position, count)
         if epoch not in orders:
-            orders[epoch] = torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
-        chosen.append(orders[epoch][place])
+            orders[epoch] = torch.randperm(count, generator=generator(seed, "order", epoch))
+        chosen.append(int(orders[epoch][place]))
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -32,10 +33,11 @@ def repeatable(device: torch.device, enabled: bool) -> Iterator[None]:
     if not enabled or device.type != "cuda":
         yield
         return
+    memory: Any = torch.utils.deterministic  # its attribute is made at run time
     before = torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    fills = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against bugs, and slow
+    memory.fill_uninitialized_memory = False  # a guard against bugs, and slow
     try:
         yield
     except RuntimeError as error:
@@ -46,4 +48,4 @@ def repeatable(device: torch.device, enabled: bool) -> Iterator[None]:
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills

@@ -56,11 +56,13 @@ class Engine:
         if launch.world_size > 1:
             if not on_cpu and not is_sharded:
                 raise_from_nccl()
+            # None: accelerate takes the backend of the device, nccl on CUDA.
             backend = "gloo" if on_cpu else None
             handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))]
         with _joining(launch):
             self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index
+        # Of its host: it chooses the device, and who prints there. The rank chooses the samples.
         self.local_rank: int = self.accelerator.local_process_index
         self.world_size: int = self.accelerator.num_processes
         self.device = device if on_cpu or self.world_size == 1 else self.accelerator.device
@@ -87,6 +89,7 @@ class Engine:
         """
         if self.world_size == 1:
             return
+        # All processes have gradients of the same parameters, so their buckets are equal.
         for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             with _contact(self.rank):
@@ -173,6 +176,7 @@ class Engine:
             return [value]
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = self.gather(torch.tensor([len(data)]))
+        # all_gather takes tensors of one shape: the lengths travel first, then bytes padded to the longest.
         padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
         padded[: len(data)] = data
         everyone = self.gather(padded[None])
@@ -185,6 +189,7 @@ class Engine:
         """Return the main process's tensors in all of them, on the CPU; the others give None."""
         if self.world_size == 1:
             return dict(tensors or {})
+        # The others cannot know what comes: shapes go first, as JSON, then the tensors in the same order.
         shapes_and_types: dict[str, Any] = {}
         for name, tensor in (tensors or {}).items():
             shapes_and_types[name] = [list(tensor.shape), str(tensor.dtype)]
@@ -204,6 +209,7 @@ class Engine:
             return value
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         length = torch.tensor(len(data), device=self.device)
+        # Two exchanges, because a receiver needs the shape before the content.
         self._broadcast(length)
         if not self.is_main:
             data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
@@ -232,6 +238,7 @@ class Engine:
             return
         sums = torch.stack([p.detach().double().sum() for p in parameters]).cpu()
         squares = torch.stack([p.detach().double().square().sum() for p in parameters]).cpu()
+        # [2, parameters] in fp64: equal parameters give equal numbers, and others hardly ever do.
         mine = torch.stack([sums, squares])
         everyone = self.gather(mine[None])
         if not torch.equal(everyone, mine.expand_as(everyone)):

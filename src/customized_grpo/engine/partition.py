@@ -52,6 +52,7 @@ class Partition:
         own = per_update // self.world_size
         prompts: list[int] = []
         for update in range(self.updates):
+            # prompts of the iteration -> of one update, all processes -> of this process
             first = update * per_update + self.rank * own
             prompts += range(first, first + own)
         return prompts
@@ -68,6 +69,7 @@ class Partition:
     def own_rows(self, n_rows: int) -> slice:
         """Return which rows of one update, those of all processes, are this process's."""
         own = n_rows // self.world_size
+        # Within an update the rows of one process are neighbours, process after process.
         return slice(self.rank * own, (self.rank + 1) * own)
 
 
@@ -77,5 +79,6 @@ def padded_block(n_items: int, rank: int, world_size: int) -> list[int]:
     For work whose number of model calls must be equal everywhere, such as an evaluation: gathered and cut to
     `n_items`, the blocks are the items in order.
     """
+    # The repeated items are dropped again by the caller, who cuts to `n_items`.
     length = -(-n_items // world_size)  # rounded up
     return [min(item, n_items - 1) for item in range(rank * length, (rank + 1) * length)]

@@ -88,6 +88,7 @@ class HeldOutEvaluation:
             prompts [n, 3, H, W].
         """
         samples_per_prompt = self.settings.samples_per_prompt
+        shown = self._shown()
         own_scores, own_images = evaluate_policy(
             self.policy,
             self.own_examples,
@@ -98,26 +99,21 @@ class HeldOutEvaluation:
             samples_per_prompt=samples_per_prompt,
             seed=self.settings.seed,
             batch_size=self.settings.batch_size,
+            kept=[place * samples_per_prompt for place in shown],
             before_batch=before_batch,
         )
         scores = own_scores.of_all_processes(self.engine.gather, self.examples, samples_per_prompt)
-        return scores, self._first_images(own_images)
+        first_images = torch.zeros(min(N_FIRST_IMAGES, len(self.examples)), *own_images.shape[1:])
+        first_images[list(shown.values())] = own_images
+        return scores, self.engine.total(first_images)  # those of other processes are zero here
 
-    def _first_images(self, own_images: Tensor) -> Tensor:
-        """Return the first image of each of the first prompts, whichever process drew it.
-
-        Args:
-            own_images: Images of this process, all of each of its prompts in a row.
-        """
-        n_images = min(N_FIRST_IMAGES, len(self.examples))
-        first_images = torch.zeros(n_images, *own_images.shape[1:])
-        of_own_prompts = own_images[:: self.settings.samples_per_prompt]
-        # place among this process's prompts -> number among all held-out prompts
+    def _shown(self) -> dict[int, int]:
+        """Return those of the first prompts that this process draws: place among its own -> number."""
+        place_of: dict[int, int] = {}
         for place, number in enumerate(self.own_numbers):
-            is_padding = number in self.own_numbers[:place]
-            if number < n_images and not is_padding:
-                first_images[number] = of_own_prompts[place]
-        return self.engine.total(first_images)  # the others have zeros there
+            if number < N_FIRST_IMAGES:
+                place_of.setdefault(number, place)  # padding draws the last prompt again
+        return {place: number for number, place in place_of.items()}
 
 
 @torch.no_grad()
@@ -132,9 +128,13 @@ def evaluate_policy(
     samples_per_prompt: int,
     seed: int,
     batch_size: int,
+    kept: Sequence[int] | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[HeldOutScores, Tensor]:
     """Draw images for held-out prompts and score them.
+
+    Images are scored batch by batch, and only those that are asked for stay in memory: 1,200 of 512 x 512
+    pixels would take 3.8 GB.
 
     Args:
         policy: The policy as it is now.
@@ -146,15 +146,18 @@ def evaluate_policy(
         samples_per_prompt: Images of each prompt.
         seed: Seed of the initial noise, which also depends on the prompt's id and the sample's number.
         batch_size: Images drawn together.
+        kept: Rows of the table whose images are returned, ascending; None: all.
         before_batch: Called before every batch; may raise to stop.
 
     Returns:
-        The scores, and the images [N, 3, H, W] in the order of the table's rows (samples of a prompt in a
-        row).
+        The scores, and the images [N, 3, H, W] of the rows in `kept` (samples of a prompt are rows one after
+        the other).
     """
     example_of_sample = repeat_examples(examples, samples_per_prompt)
+    wanted = set(range(len(example_of_sample)) if kept is None else kept)
     columns: dict[str, list[float]] = {}
-    images = []
+    kept_images = []
+    of_open_group = torch.empty(0)
     for samples, batch in sample_examples(
         policy,
         encoder,
@@ -166,15 +169,25 @@ def evaluate_policy(
         purpose="held-out",
         before_batch=before_batch,
     ):
-        images.append(batch.cpu())  # the device keeps its memory for the next batch
-        scores = score_columns(images[-1], example_of_sample[samples], scorer, judges)
-        statistics = monitors.image_statistics(images[-1])
+        images = batch.cpu()  # the device keeps its memory for the next batch
+        scores = score_columns(images, example_of_sample[samples], scorer, judges)
+        statistics = monitors.image_statistics(images)
         scores |= {f"monitor/{name}": values for name, values in statistics.items()}
+        if samples_per_prompt > 1:
+            pooled = torch.cat([of_open_group, _pooled(images)])
+            n_whole = len(pooled) // samples_per_prompt * samples_per_prompt  # a batch may end within a group
+            scores[DIVERSITY] = _diversity(pooled[:n_whole], samples_per_prompt)
+            of_open_group = pooled[n_whole:]
         for name, values in scores.items():
             columns.setdefault(name, []).extend(values.tolist())
-    if samples_per_prompt > 1:
-        columns[DIVERSITY] = _diversity(torch.cat(images), samples_per_prompt).tolist()
-    return HeldOutScores.from_columns(columns, examples, samples_per_prompt), torch.cat(images)
+        # copies: a view would keep the whole batch
+        kept_images += [images[row - samples.start].clone() for row in _between(samples, wanted)]
+    returned = torch.stack(kept_images) if kept_images else torch.empty(0, 3, *encoder.size)
+    return HeldOutScores.from_columns(columns, examples, samples_per_prompt), returned
+
+
+def _between(samples: slice, wanted: set[int]) -> list[int]:
+    return [row for row in range(samples.start, samples.stop) if row in wanted]
 
 
 def score_columns(
@@ -199,11 +212,15 @@ def score_columns(
     return columns
 
 
-def _diversity(images: Tensor, group_size: int) -> Tensor:
+def _pooled(images: Tensor) -> Tensor:
+    """Return images averaged to DIVERSITY_PIXELS and centred, [N, D]."""
+    side = min(DIVERSITY_PIXELS, *images.shape[2:])
+    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
+
+
+def _diversity(pooled: Tensor, group_size: int) -> Tensor:
     """Return the diversity of each prompt's images [N], equal for all images of a prompt.
 
     It is `training.metrics.pixel_diversities` of the images averaged to DIVERSITY_PIXELS.
     """
-    side = min(DIVERSITY_PIXELS, *images.shape[2:])
-    pixels = torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
-    return monitors.in_group_diversity(pixels, group_size).repeat_interleave(group_size)
+    return monitors.in_group_diversity(pooled, group_size).repeat_interleave(group_size)

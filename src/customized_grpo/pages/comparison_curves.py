@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from customized_grpo.pages.comparison_data import ArmView, ComparisonData, Record
 from customized_grpo.pages.comparison_plane import shorten
-from customized_grpo.pages.curves import bin_means, rolling_mean, smoothing_window
+from customized_grpo.pages.curves import MAX_POINTS, bin_means, rolling_mean, smoothing_window
 from customized_grpo.pages.figures import Figure, Section, existing
 from customized_grpo.pages.plots import charts
 from customized_grpo.pages.plots.frame import Level, Line, XAxis, measured
@@ -101,6 +101,8 @@ def curves(data: ComparisonData) -> Section:
         "are no confidence intervals. The last two are from training, as rolling means; the others are "
         "held-out measures. Axes show the range that occurs; most do not start at 0."
     )
+    if any(len(run.get("evals") or ()) > MAX_POINTS for run in data.runs):
+        lead += " Where a run has many evaluations, a point is the mean of a few and bands reach over all."
     specs = [*_qualities(data), *COPYING, *SPREAD]
     figures = [_curves(data, arms, spec) for spec in specs]
     return Section("Training curves", lead, existing(*figures))
@@ -134,7 +136,7 @@ def _lines(arm: ArmView, spec: CurveSpec, name: str, colour: str, *, dash_front:
     curve = mean_curve(arm.finished, spec.kind, spec.key)
     if curve is None:
         return []
-    alone = len(arm.finished) == 1  # one seed has no range
+    alone = len(arm.finished) == 1 and not curve.is_thinned  # one seed has no range
     line = Line(
         name,
         curve.x,
@@ -158,12 +160,14 @@ class MeanCurve:
         mean: Mean over the runs that have a value there.
         low: The lowest of them.
         high: The highest of them.
+        is_thinned: Whether a point stands for several positions; low and high are then those of all of them.
     """
 
     x: Sequence[float]
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+    is_thinned: bool = False
 
 
 def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
@@ -189,11 +193,20 @@ def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
         return None
     positions = sorted(by_rollouts)
     columns = [by_rollouts[position] for position in positions]
+    low = [min(values) for values in columns]
+    high = [max(values) for values in columns]
+    mean = [sum(values) / len(values) for values in columns]
+    if len(positions) <= MAX_POINTS:
+        return MeanCurve(positions, mean, low, high)
+    x, binned = bin_means(positions, mean)
+    size = -(-len(positions) // MAX_POINTS)
+    starts = range(0, len(positions), size)
     return MeanCurve(
-        positions,
-        [sum(values) / len(values) for values in columns],
-        [min(values) for values in columns],
-        [max(values) for values in columns],
+        x,
+        [value for value in binned if value is not None],  # every position has a value
+        [min(low[start : start + size]) for start in starts],
+        [max(high[start : start + size]) for start in starts],
+        is_thinned=True,
     )
 
 

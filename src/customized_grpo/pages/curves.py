@@ -13,7 +13,9 @@ from customized_grpo.pages.run_data import RunData
 from customized_grpo.reporting.metrics import Record
 
 MAX_POINTS = 240
-"""Points of a curve; longer runs are averaged in bins, or the page would grow with the run."""
+"""Points of a curve; more are averaged in bins, or thinned to their extremes, or the page would grow."""
+
+_NUMBERS = (int, float)  # as a tuple: a union would be made anew for every value of a long run
 
 MAX_DOTS = 40
 """Measured points up to which each has a dot; more of them would hide the line."""
@@ -37,11 +39,11 @@ def read_series(records: Sequence[Record], key: str) -> Series | None:
     series = Series([], [])
     for record in records:
         rollouts = record.get("rollouts")
-        if key not in record or not isinstance(rollouts, int | float):
+        if key not in record or not isinstance(rollouts, _NUMBERS):
             continue
         value = record[key]
         series.x.append(float(rollouts))
-        series.y.append(float(value) if isinstance(value, int | float) else None)
+        series.y.append(float(value) if isinstance(value, _NUMBERS) else None)
     return series if any(value is not None for value in series.y) else None
 
 
@@ -67,6 +69,23 @@ def bin_means(
         means_x.append(sum(positions) / len(positions))
         means_y.append(sum(values) / len(values) if values else None)
     return means_x, means_y
+
+
+def extremes(y: Sequence[float | None], limit: int = MAX_POINTS) -> list[int]:
+    """Return places of about `limit` values: both ends, and the lowest and highest of each few neighbours.
+
+    Nothing that stands out is lost, as it would be in means. Neighbours without a value leave a gap.
+    """
+    size = max(-(-2 * len(y) // limit), 1)  # two of every bin
+    kept = {0, len(y) - 1}
+    for start in range(0, len(y), size):
+        values = {
+            place: value for place, value in enumerate(y[start : start + size], start) if value is not None
+        }
+        kept |= (
+            {min(values, key=values.__getitem__), max(values, key=values.__getitem__)} if values else {start}
+        )
+    return sorted(kept)
 
 
 def smoothing_window(count: int) -> int:
@@ -97,7 +116,14 @@ def training_line(run: RunData, key: str, name: str, colour: str, **options: Any
     window = smoothing_window(len(y))
     if window == 1:
         return Line(name, x, y, colour, **options)
-    return Line(name, x, rolling_mean(y, window), colour, raw=y, **options)
+    smooth = rolling_mean(y, window)
+    if len(x) == len(series.x):
+        return Line(name, x, smooth, colour, raw=y, **options)
+    places = extremes(series.y)
+    note = f"Of {len(series.x):,} iterations the faint line has the lowest and the highest of every few."
+    raw = [series.y[place] for place in places]
+    raw_x = [series.x[place] for place in places]
+    return Line(name, x, smooth, colour, raw=raw, raw_x=raw_x, note=note, **options)
 
 
 def held_out_line(run: RunData, key: str, name: str, colour: str, **options: Any) -> Line | None:
@@ -108,9 +134,26 @@ def held_out_line(run: RunData, key: str, name: str, colour: str, **options: Any
     line = Line(name, series.x, series.y, colour, dots=len(series.x) <= MAX_DOTS, **options)
     low = read_series(run.evals, f"{key}_low")
     high = read_series(run.evals, f"{key}_high")
-    if low is None or high is None or not low.x == high.x == series.x:
-        return line
-    return replace(line, low=low.y, high=high.y)
+    if low is not None and high is not None and low.x == high.x == series.x:
+        line = replace(line, low=low.y, high=high.y)
+    return line if len(series.x) <= MAX_POINTS else _thinned(line)
+
+
+def _thinned(line: Line) -> Line:
+    """Return a line of measured points with its extremes alone."""
+    places = extremes(line.y)
+
+    def picked(values: Sequence[Any] | None) -> list[Any] | None:
+        return None if values is None else [values[place] for place in places]
+
+    return replace(
+        line,
+        x=picked(line.x) or [],
+        y=picked(line.y) or [],
+        low=picked(line.low),
+        high=picked(line.high),
+        note=f"Of {len(line.x):,} evaluations the lowest and the highest of every few are drawn.",
+    )
 
 
 def rollouts_axis(run: RunData) -> XAxis:
@@ -151,10 +194,11 @@ def lines_figure(
     if not measured:
         return None
     chart = charts.line_chart(measured, rollouts_axis(run), title=title, **options)
-    return Figure(title, chart, caption)
+    notes = dict.fromkeys(line.note for line in measured if line.note)
+    return Figure(title, chart, " ".join([caption, *notes]))
 
 
 def total(records: Sequence[Record], key: str) -> float:
     """Return the sum of a metric over the records that have it."""
     values = [record.get(key) for record in records]
-    return sum(value for value in values if isinstance(value, int | float))
+    return sum(value for value in values if isinstance(value, _NUMBERS))

@@ -10,6 +10,7 @@ from typing import Any
 
 from customized_grpo.pages.curves import (
     alarm_marks,
+    bin_means,
     held_out_line,
     lines_figure,
     read_series,
@@ -72,7 +73,7 @@ def sections(run: RunData) -> list[Section]:
 
 def _training(run: RunData, kind: str, words: str) -> Figure | None:
     caption = (
-        "Mean over the samples of an iteration; faint: each iteration, bold: rolling mean. "
+        "Mean over the samples of an iteration; faint: single iterations, bold: rolling mean. "
         "Prompts change from iteration to iteration, so single points jump."
     )
     line = training_line(run, f"reward/{kind}", kind, kind)
@@ -135,16 +136,19 @@ def _modes(run: RunData) -> Figure | None:
             continue
         x = x or series.x
         if series.x == x:  # only shares of the same evaluations add up to a whole
-            areas.append(Area(name, colour, series.y))
+            areas.append(Area(name, colour, bin_means(series.x, series.y)[1]))
     if len(x) < 2:
         return None
     title = "Share of each kind of sample"
-    chart = charts.stacked_area(x, areas, rollouts_axis(run), title=title)
+    drawn_x, _ = bin_means(x, x)
+    chart = charts.stacked_area(drawn_x, areas, rollouts_axis(run), title=title)
     caption = (
         "Each held-out sample is counted as what it is nearest to. Good: the prompted scene with this "
         "subject. Copied: the reference image again. Drift: the prompted scene with another subject. "
         "Other: none of these."
     )
+    if len(drawn_x) < len(x):
+        caption += f" Of {len(x):,} evaluations the means of every few are drawn."
     return Figure("What samples are", chart, caption)
 
 

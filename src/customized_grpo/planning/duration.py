@@ -16,7 +16,6 @@ from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
-    from customized_grpo.planning.estimate import Estimate
     from customized_grpo.planning.work import Batches
 
 PRODUCTS_REACHED = 0.7
@@ -107,14 +106,20 @@ class Duration:
         return self.iteration * 100 / 3600
 
 
-def predict_duration(estimate: Estimate, card: Card) -> Duration:
-    """Return the time of an iteration's passes through the transformer on a card."""
-    passes = estimate.passes.iteration * estimate.batches.prompts_per_process
+def predict_duration(card: Card, *, operations: float, moved: float, unpacked: float) -> Duration:
+    """Return the time of an iteration's passes through the transformer on a card.
+
+    Args:
+        card: The card.
+        operations: Of products, in all passes of a process.
+        moved: Bytes that are read and written between them.
+        unpacked: Bytes that dequantisation reads and writes.
+    """
     bytes_per_second = BANDWIDTH_REACHED * card.bandwidth * 1e9
     return Duration(
-        products=passes * estimate.flops_per_pass / (PRODUCTS_REACHED * card.tflops * 1e12),
-        between=passes * estimate.bytes_per_pass / bytes_per_second,
-        dequantisation=estimate.dequantised_bytes / bytes_per_second,
+        products=operations / (PRODUCTS_REACHED * card.tflops * 1e12),
+        between=moved / bytes_per_second,
+        dequantisation=unpacked / bytes_per_second,
     )
 
 

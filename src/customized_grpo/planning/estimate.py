@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
-from customized_grpo.planning.duration import dequantised_bytes
+from customized_grpo.planning.duration import Card, Duration, dequantised_bytes, predict_duration
 from customized_grpo.planning.host import HostMemory, predict_host
 from customized_grpo.planning.memory import GIB, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
@@ -90,6 +90,16 @@ class Estimate:
         """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
         passes = self.passes.iteration * self.batches.prompts_per_process
         return work.seconds(passes, self.flops_per_pass, tflops)
+
+    def duration(self, card: Card) -> Duration:
+        """Return the time of an iteration's passes through the transformer on a card."""
+        passes = self.passes.iteration * self.batches.prompts_per_process
+        return predict_duration(
+            card,
+            operations=passes * self.flops_per_pass,
+            moved=passes * self.bytes_per_pass,
+            unpacked=self.dequantised_bytes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data, bytes as whole numbers."""

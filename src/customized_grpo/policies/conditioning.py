@@ -48,6 +48,7 @@ class Conditioning:
 
     def repeat_interleave(self, n: int) -> Conditioning:
         """Return every sample n times in a row: the groups of GRPO, from one encoding per prompt."""
+        # prompt -> n samples of it in a row, the order in which groups are read everywhere
         repeated = {name: tensor.repeat_interleave(n, dim=0) for name, tensor in self.per_sample.items()}
         return Conditioning(repeated, self.shared, self.height, self.width)
 
@@ -80,6 +81,7 @@ class Conditioning:
             if part.shared.keys() != first.shared.keys() or part.per_sample.keys() != first.per_sample.keys():
                 raise ValueError(f"part {number} was not encoded by the same policy as part 0")
             for name, tensor in part.shared.items():
+                # A comparison of numbers, not of sizes: two buckets can have ids of the same shape.
                 if not torch.equal(tensor, first.shared[name]):
                     raise ValueError(f"part {number} has other {name} than part 0: not the same bucket")
         joined = {}

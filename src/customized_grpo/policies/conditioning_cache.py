@@ -97,6 +97,7 @@ def encoders_hash(policy: Policy, model: ModelConfig) -> str:
         policy: The policy, its text encoders still there.
         model: The recipe's `model` section.
     """
+    # By exclusion: a setting that is new here counts until someone has thought about it.
     settings = model.model_dump(mode="json", exclude=IRRELEVANT)
     digest = hashlib.sha256(json.dumps([settings, policy.device.type], sort_keys=True).encode())
     for part, module in sorted(policy.pipe.components.items()):

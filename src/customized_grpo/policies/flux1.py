@@ -84,7 +84,9 @@ class Flux1Policy(Policy):
         from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 
         vae = self.pipe.vae
+        # [0, 1] -> [-1, 1], the range of diffusers' autoencoders
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
+        # argmax: the mode of the encoder's Gaussian, so that a reference is the same tokens each time
         latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         return pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
 
@@ -95,6 +97,7 @@ class Flux1Policy(Policy):
         shared = conditioning.shared
         guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
         v = self._call_transformer(
+            # the image first: the slice below takes its tokens, and the order is that of `image_ids`
             hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
             timestep=level,
             guidance=guidance,
@@ -112,6 +115,7 @@ class Flux1Policy(Policy):
 
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
         config = self.pipe.vae.config
+        # the inverse of `_reference_tokens`
         return unpack(x, grid) / config.scaling_factor + config.shift_factor
 
     # Sizes
@@ -146,6 +150,7 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
         references: Rows and columns of each reference's tokens.
         convention: "kontext" or "uno".
     """
+    # All in tokens, not pixels: a token is 2 x 2 latent pixels, 16 x 16 pixels of the image.
     parts = [_grid_ids(image, t=0, top=0, left=0)]
     if convention == "uno":
         top, left = image
@@ -157,6 +162,7 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
     sheet_rows = 0
     sheet_columns = 0
     for rows, columns in references:
+        # Beside where growing downwards would make the sheet longer; a tie goes below.
         beside = sheet_rows + rows > sheet_columns + columns
         top, left = (0, sheet_columns) if beside else (sheet_rows, 0)
         parts.append(_grid_ids((rows, columns), t=1, top=top, left=left))
@@ -166,5 +172,6 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
 
 
 def _grid_ids(grid: Grid, *, t: int, top: int, left: int) -> Tensor:
+    # (t, y, x) of every token, row by row, as `pack` orders them
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     return torch.stack([torch.full_like(rows, t), rows + top, columns + left], dim=-1).flatten(0, 1).float()

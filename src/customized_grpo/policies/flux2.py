@@ -119,11 +119,13 @@ class Flux2Policy(Policy):
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
         latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         mean, deviation = self._token_statistics()
+        # Scaled after packing: the statistics are of a token's channels, 4 for each of the latent's.
         return (pack(latents) - mean) / deviation
 
     def _token_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation [C], fp32, of a token's channels, from the VAE's BatchNorm."""
         vae = self.pipe.vae
+        # The running statistics are a fixed scaling here: the BatchNorm itself is never called.
         variance = vae.bn.running_var.float() + vae.config.batch_norm_eps
         return vae.bn.running_mean.float(), variance.sqrt()
 
@@ -132,6 +134,7 @@ class Flux2Policy(Policy):
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
         shape = (self.transformer.config.in_channels, *self.grid(height, width))
+        # Drawn as the pipeline draws it, [B, C, rows, columns], then rows x columns become tokens.
         return self._draw(generators, shape).flatten(2).transpose(1, 2).contiguous()
 
     def _shift(self, steps: int, n_tokens: int) -> float:
@@ -146,8 +149,10 @@ class Flux2Policy(Policy):
         v = self._transform(x, level, conditioning, conditioning.per_sample["prompt_embeds"])
         if self.guidance_mode != "classifier_free":
             return v
+        # [T, D] -> [B, T, D], a view: one text for all samples
         empty_embeds = conditioning.shared["empty_embeds"].expand(len(x), -1, -1)
         v_empty = self._transform(x, level, conditioning, empty_embeds)
+        # Guidance 1 is the prompt's velocity; above 1 it goes on past it, away from the empty prompt's.
         return v_empty + self.guidance * (v - v_empty)
 
     def _transform(self, x: Tensor, level: Tensor, conditioning: Conditioning, embeds: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
         for name, parameter in adapter_parameters(transformer).items():
             parameter.data = parameter.data.float()
             if ".lora_A." in name and not parameter.is_meta:  # on "meta" there is nothing but shapes
+                # B is zero from peft, so the fresh adapter changes nothing whatever A is.
                 weights = torch.randn(parameter.shape, generator=generator(seed, "lora", name)) / rank
                 parameter.copy_(weights)
 
@@ -106,6 +107,7 @@ def load_adapter_tensors(transformer: nn.Module, tensors: Mapping[str, Tensor], 
     _check_shapes(parameters, tensors, source)
     with torch.no_grad():
         for name, parameter in parameters.items():
+            # in place: the optimizer holds these very parameters
             parameter.copy_(tensors[name])
 
 
@@ -170,6 +172,7 @@ def take_file(transformer: Any, file: LoraFile) -> None:
     load_adapter_tensors(transformer, file.adapter_tensors(), str(file.path))
     scales = file.scales()
     for name, scale in scales.items():
+        # peft's own scale of a layer; the adapter was added with one for all.
         transformer.get_submodule(name).scaling[ADAPTER] = scale
     # what `save_file` writes: layers of a lower rank have been filled up to the file's
     transformer.peft_config[ADAPTER].alpha_pattern = {
@@ -213,6 +216,7 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
     first = "; ".join(f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in shapes.items())
     sample = next(name for name in parameters if ".lora_A." in name)
     ours = parameters[sample].shape[0]
+    # A is [rank, in]: of all shapes the first of A tells another rank from another base.
     theirs = tensors[sample].shape[0]
     if ours != theirs:
         raise UserError(

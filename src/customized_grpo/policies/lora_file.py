@@ -104,6 +104,7 @@ class LoraFile:
         with open_tensors(self.path) as opened:
             for name, entry in self.entries.items():
                 down = opened.get_tensor(entry.down)
+                # B of fused projections (q, k, v in one) has the rows of several layers; A is common to them.
                 up = opened.get_tensor(entry.up)[entry.rows]
                 for key, tensor in ((entry.down, down), (entry.up, up)):
                     if not bool(tensor.float().isfinite().all()):
@@ -120,6 +121,7 @@ class LoraFile:
         """
         tensors = {}
         for name, update in self.updates():
+            # Zero rows of A and zero columns of B: their product, the update, stays the same.
             missing = self.rank - update.down.shape[0]
             tensors[f"{name}.lora_A.weight"] = nn.functional.pad(update.down.float(), (0, 0, 0, missing))
             tensors[f"{name}.lora_B.weight"] = nn.functional.pad(update.up.float(), (0, missing))

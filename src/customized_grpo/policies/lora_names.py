@@ -42,7 +42,13 @@ _TEXT_ENCODER = r"^(base_model\.model\.)?(lora_te\d*_|text_encoders?(_\d)?\.|tex
 _REFUSALS = (
     (r"\.lora_magnitude_vector|\.dora_scale", "a DoRA, whose magnitudes are no low-rank update", _RETRAIN),
     (r"\.hada_[wt]", "a LoHa, a product of two low-rank matrices", _RETRAIN),
-    (r"\.lokr_[wt]", "a LoKr, a Kronecker product", _RETRAIN),
+    (r"\.lokr_[wt]", "a LoKr, a Kronecker product, which has no small rank", _RETRAIN),
+    (
+        r"\bfinal_layer[._]adaLN_modulation|_final_layer_adaLN_modulation",
+        "the last modulation by its original name, whose halves are in the other order in diffusers",
+        "Save it under diffusers' name, norm_out.linear, with the halves of its up matrix exchanged, or "
+        "leave this layer out.",
+    ),
     (r"\.(oft|boft|oft_diag|oft_blocks)\b|\.oft_", "an OFT, a rotation of the weights", _RETRAIN),
     (r"\.lora_mid\b", "a LoRA of convolutions, with a third matrix", _RETRAIN),
     (r"\.(diff|diff_b|set_weight)$", "whole differences of weights, not low-rank ones", _RETRAIN),
@@ -101,6 +107,7 @@ class LayerNames:
             self._dotted[layer] = (layer,)
             original = place(layer)
             if original is not None and original.name != layer:
+                # one original matrix, such as qkv, has the rows of several layers of diffusers
                 rows.setdefault(original.name, []).append((original.start, layer))
         for name, parts in rows.items():
             self._dotted[name] = tuple(layer for _, layer in sorted(parts))

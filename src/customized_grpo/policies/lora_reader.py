@@ -101,6 +101,7 @@ class _Reader:
             if layer in entries:
                 other = entries[layer].down
                 raise UserError(f"{self._source}: {down} and {other} are of one layer, {layer}")
+            # In the order of the original matrix, q over k over v: `LayerNames` has sorted them.
             rows = slice(row, row + linear.out_features)
             row = rows.stop
             alpha = self._alpha(matrices.get("alpha"), layer, rank, scale)
@@ -152,6 +153,7 @@ class _Reader:
 
     def _alpha(self, key: str | None, layer: str, rank: int, scale: PeftScale | None) -> float:
         """Return scale times rank of a layer: by its alpha tensor, by peft's configuration, or rank."""
+        # Two places may say it: a tensor, as kohya's files, or peft's configuration.
         of_config = None if scale is None else scale.alpha(layer, rank)
         of_tensor = None if key is None else self._number(key)
         if of_config is not None and of_tensor is not None and not math.isclose(of_config, of_tensor):
@@ -201,6 +203,7 @@ def _linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
 
 def _misfit(down: list[int], up: list[int], layers: Mapping[str, nn.Linear]) -> str | None:
     """Return how the shapes of A [rank, in] and B [out, rank] disagree with the layers they are for."""
+    # Layers of one original matrix have one input.
     width = next(iter(layers.values())).in_features
     height = sum(layer.out_features for layer in layers.values())
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:

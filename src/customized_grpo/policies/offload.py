@@ -77,6 +77,7 @@ class Placement:
         encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
         stays = is_sharded(self._pipe.transformer)  # small enough, and its parts cannot be moved
         if not stays:
+            # Out of the way first: encoders and transformer together may not fit.
             self._pipe.transformer.to(CPU)
         try:
             with self._visiting(encoders):

@@ -184,6 +184,7 @@ class Policy(ABC):
         """
         scheduler = copy.deepcopy(self.pipe.scheduler)  # setting its timesteps would change the pipeline
         mu = self._shift(steps, n_tokens) if self.mu is None else self.mu
+        # Even levels from 1 to 1/T, then the scheduler's shift by mu; it adds the last level, 0.
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
         sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
         assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
@@ -241,9 +242,11 @@ class Policy(ABC):
         """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
         vae = self.pipe.vae
         with self.placement.vae():
+            # tokens of 2 x 2 latent pixels -> latent pixels -> image pixels
             latents = self._latents(x, self.grid(height, width)).to(vae.dtype)
             with self._autocast():
                 pixels = self._decode_latents(latents)
+        # fp32 before the affine map: bf16 would round the 256 levels of an image to fewer.
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     @abstractmethod

@@ -69,6 +69,7 @@ def quantise_layers(transformer: nn.Module, kind: Quantisation, device: torch.de
     Raises:
         UserError: A layer has weights that are not finite, which quantisation would spread over their block.
     """
+    # A list, because the loop replaces the children that the generator walks over.
     for name, parent, child, layer in list(_block_linears(transformer)):
         if not bool(layer.weight.isfinite().all()):
             raise UserError(
@@ -122,11 +123,13 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
         ctx.scale = scale
+        # The wide weight lives for this product alone; neither autograd nor the layer keeps it.
         return linear(x, _dequantised(weight, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
+        # dL/dx = dL/dy W. The weight is frozen, so it has no gradient.
         return grad @ _dequantised(ctx.weight, ctx.scale, grad.dtype), None, None, None
 
 
@@ -157,7 +160,8 @@ def _quantised(
 def _dequantised(weight: Any, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return a quantised weight as [out, in] of a dtype."""
     if scale is not None:
-        return weight.float().mul_(scale).to(dtype)  # in place: one temporary of 4 bytes a weight, not two
+        # One scale for each output row, [out, 1]; in fp32, rounded once, in place: one temporary, not two.
+        return weight.float().mul_(scale).to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight, weight.quant_state).to(dtype)

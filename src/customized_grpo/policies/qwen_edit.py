@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from customized_grpo.policies.conditioning import Conditioning
 
 NEGATIVE_PROMPT = " "  # the model card's; the pipeline has no default and leaves guidance out without one
-IMAGE_SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # the words of the pipeline
 
 
 class QwenEditPolicy(Policy):
@@ -130,12 +130,14 @@ class QwenEditPolicy(Policy):
         rows = [self._embed_one(prompt, images) for prompt, images in zip(prompts, references, strict=True)]
         embeds = [pad(row, (0, 0, 0, self.max_text_tokens - len(row))) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        # [T] < [B, 1] -> [B, T]: padding is behind the text
         real = torch.arange(self.max_text_tokens, device=self.device) < lengths[:, None]
         return torch.stack(embeds), real
 
     def _embed_one(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         """Return embeddings [<= T, D] of a prompt and its references; the chat template is left out."""
         pipe = self.pipe
+        # Counted from 1, as the prompts of the training data call them.
         slots = "".join(IMAGE_SLOT.format(number) for number in range(1, len(references) + 1))
         inputs = pipe.processor(
             text=[pipe.prompt_template_encode.format(slots + prompt)],
@@ -158,6 +160,7 @@ class QwenEditPolicy(Policy):
         """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
         vae = self.pipe.vae
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
+        # a video of one frame in, its one frame out: [B, c, 1, h, w] -> [B, c, h, w]
         latents = vae.encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0].float()
         mean, deviation = self._latent_statistics()
         return pack((latents - mean) / deviation)
@@ -183,6 +186,7 @@ class QwenEditPolicy(Policy):
         without = self._predict(x, level, conditioning, "negative")
         with self._autocast_off():
             combined = without + self.guidance * (v - without)
+            # The pipeline's rescaling: each token keeps the length that it has with the prompt alone.
             return combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
 
     def _predict(self, x: Tensor, level: Tensor, conditioning: Conditioning, text: str) -> Tensor:

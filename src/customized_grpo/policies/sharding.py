@@ -39,6 +39,7 @@ def shard(transformer: Any, device: torch.device) -> None:
     for block in transformer.modules():
         if type(block).__name__ in transformer._repeated_blocks:
             fully_shard(block, mesh=mesh)
+    # Last: the root takes what the blocks have left, embeddings and output layer.
     fully_shard(transformer, mesh=mesh)
 
 

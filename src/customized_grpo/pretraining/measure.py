@@ -119,5 +119,6 @@ def measure_base(prompts: int) -> dict[str, float]:
         samples_per_prompt=1,
         seed=SEED,
         batch_size=64,
+        kept=(),
     )
     return {name: round(value, 4) for name, value in scores.metrics().items()}

@@ -22,6 +22,8 @@ from customized_grpo.reporting.trackers import Trackers
 Scalar = str | int | float | None
 Record = dict[str, Scalar]
 
+_SCALARS = (str, int, float, type(None))  # as a tuple: a union would be made anew for every value
+
 KINDS = ("train", "eval", "event")
 
 
@@ -160,7 +162,7 @@ def _problem(record: Record) -> str | None:
     if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
         return f"iteration must be a whole number, not {iteration!r}"
     for key, value in record.items():
-        if not isinstance(value, str | int | float | None):
+        if not isinstance(value, _SCALARS):
             return f"{key} must be one value, not {value!r}"
     return None
 

@@ -82,6 +82,7 @@ class ScoringBatch:
         mapped: dict[int, Tensor] = {}
 
         def map_once(image: Tensor) -> Tensor:
+            # By identity, not by content: the samples of a group hold one and the same tensor.
             if id(image) not in mapped:
                 mapped[id(image)] = function(image)
             return mapped[id(image)]

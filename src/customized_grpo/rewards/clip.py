@@ -95,6 +95,7 @@ class ClipTextReward:
     def _encode(self, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(
             prompts,
+            # to the full length in every batch: a prompt's features do not depend on the prompts beside it
             padding="max_length",
             truncation=True,
             max_length=self._max_tokens,

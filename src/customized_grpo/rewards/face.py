@@ -121,6 +121,7 @@ def _score(faces: Array, references: list[Array]) -> float:
 
 def match(faces: Array, people: Array) -> float:
     """Return the largest sum of cosines of a one-to-one matching of faces [F, D] with people [K, D], / K."""
+    # Rectangular where the image shows more or fewer people: the assignment leaves the rest unmatched.
     cosines_KF = people @ faces.T
     pairs = linear_sum_assignment(cosines_KF, maximize=True)
     return float(cosines_KF[pairs].sum() / len(people))

@@ -79,13 +79,17 @@ class FaceDetector:
         """Return the faces of an image of any size."""
         height, width = image.shape[:2]
         scale = min(self.model.height / height, self.model.width / width)
+        # (width, height), as Pillow has it; rounding makes the two axes scale a little differently
         size = max(1, round(width * scale)), max(1, round(height * scale))
         resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
         canvas = np.zeros((self.model.height, self.model.width, 3), np.float32)
+        # In the top left corner, black beside and below: places need no shift on the way back.
         canvas[: size[1], : size[0]] = np.asarray(resized)
         outputs = self.model(np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)))  # BGR, 0 to 255
         found = suppress(decode(outputs, self.model.height, self.model.width, self.min_score))
+        # Each axis with its own factor, that of the rounded size.
         back = np.array([width / size[0], height / size[1]])
+        # Boxes are (x, y, x, y), so the two factors come twice.
         return Faces(found.boxes * np.tile(back, 2), found.landmarks * back, found.scores)
 
 
@@ -134,6 +138,7 @@ def decode(outputs: dict[str, Array], height: int, width: int, min_score: float)
     """
     parts = []
     for stride in STRIDES:
+        # Cells are numbered row by row: cell -> (row, column) -> pixels by the stride.
         rows, columns = np.divmod(np.arange((height // stride) * (width // stride)), width // stride)
         cells = np.stack([columns, rows], axis=1).astype(np.float64)
         cls = _cells(outputs, "cls", stride)
@@ -152,6 +157,7 @@ def decode(outputs: dict[str, Array], height: int, width: int, min_score: float)
         landmarks=np.concatenate([part.landmarks for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
     )
+    # Stable: equal scores stay in the order of strides and cells, on every machine.
     return faces.select(np.argsort(-faces.scores, kind="stable")[:MAX_CANDIDATES])
 
 
@@ -180,6 +186,7 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
     z = source[:, 0] + 1j * source[:, 1]
     w = target[:, 0] + 1j * target[:, 1]
     centred = z - z.mean()
+    # vdot conjugates its first argument, as a regression in complex numbers needs.
     a = np.vdot(centred, w - w.mean()) / np.vdot(centred, centred)
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
@@ -195,6 +202,7 @@ def warp(image: Pixels, landmarks: NDArray[np.float64]) -> Pixels:
         return np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
     forward = similarity(landmarks, TEMPLATE)
     turn = np.linalg.inv(forward[:, :2])
+    # From the upright face to the image: Pillow asks, for each pixel of the result, where it comes from.
     matrix = np.column_stack([turn, -turn @ forward[:, 2]])
     # Landmarks count from the centre of the first pixel, Pillow from its corner.
     matrix[:, 2] += 0.5 - matrix[:, :2] @ (0.5, 0.5)
@@ -207,6 +215,7 @@ def warp(image: Pixels, landmarks: NDArray[np.float64]) -> Pixels:
 def _overlap(box: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the intersection over union of one box with each of others, [N, 4]."""
     corner = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    # A negative edge is a gap; two gaps would multiply to an area.
     shared = (corner[1] - corner[0]).clip(0).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     ratios: NDArray[np.float64] = shared / ((box[2:] - box[:2]).prod() + areas - shared)

@@ -131,6 +131,7 @@ class Hpsv3Reward:
 
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         patches, grid = self._patches(images.to(self.device))
+        # patches -> tokens: the model merges squares of patches before the text sees them
         merged = int(grid[0].prod()) // self.model.config.vision_config.spatial_merge_size**2
         rows = [
             self.tokenizer(question(prompt, merged), return_tensors="pt").input_ids[0] for prompt in prompts

@@ -103,6 +103,7 @@ class HttpClient:
         self.settings = settings
         self._secret = secret
         self._jitter = random.Random()
+        # A compressed answer of a few kilobytes could unpack to any size.
         headers = {"Accept-Encoding": "identity"}
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
@@ -147,6 +148,7 @@ class HttpClient:
         """
         if len(body) > self.settings.max_request_bytes:
             raise HttpError(f"request over {self.settings.max_request_bytes:,} bytes")
+        # The last attempt is below the loop: its answer or error is final, whatever it is.
         for number in range(self.settings.retries):
             try:
                 answer = await self._attempt(method, url, body, content_type)
@@ -223,6 +225,7 @@ async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise HttpError("compressed answer, though none was asked for")
     body = bytearray()
+    # Counted while it comes: Content-Length is what the other side claims.
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > max_bytes:
@@ -234,6 +237,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     """Return the seconds of Retry-After, a number or a date; None if it says nothing usable."""
     value = response.headers.get("Retry-After", "")
     if value.isascii() and value.isdigit():
+        # six digits are 11 days; `pause_s` has the bound
         return float(value[:6])
     try:
         until = email.utils.parsedate_to_datetime(value)

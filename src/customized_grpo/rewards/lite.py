@@ -139,6 +139,7 @@ class LiteTextReward:
         """Return the cosine of each of P prompts with the names of each ImageNet class, [P, 1000]."""
         keys = [prompt.encode() for prompt in prompts]
         embeddings = self._cache.get(keys, lambda rows: self._encode([prompts[i] for i in rows]))
+        # unit vectors on both sides: products are cosines
         return embeddings @ self._labels.T
 
     def _encode(self, texts: list[str]) -> Tensor:
@@ -148,6 +149,7 @@ class LiteTextReward:
         ).to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             states = self.sentences(**tokens).last_hidden_state
+        # Padding is left out of the mean: an embedding does not depend on the texts beside it.
         weights = tokens.attention_mask.unsqueeze(-1).float()
         return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 

@@ -63,6 +63,7 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] in [0, 1] to normalised pixel values [B, 3, h, w], fp32, same device."""
+        # 8 bits before resizing, as from a saved file: Pillow resizes bytes.
         pixels = self._resize(to_uint8(images))
         if self.letterbox:
             pixels = _pad_to_square(pixels)
@@ -102,6 +103,7 @@ class Preprocess:
         if target == (height, width):
             return pixels
         resized = [
+            # Pillow takes (width, height), everything else here (height, width).
             Image.fromarray(image).resize(target[::-1], resample=Image.Resampling(self.resample))
             for image in pixels.permute(0, 2, 3, 1).cpu().numpy()
         ]
@@ -117,6 +119,7 @@ class Preprocess:
             scale = self.size / max(height, width)
             return max(1, round(height * scale)), max(1, round(width * scale))
         if height <= width:
+            # int, not round: the longer edge is cut off as in torchvision and transformers
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
 

@@ -38,6 +38,7 @@ class Encoder:
     def __call__(self, images: Tensor) -> Tensor:
         """Return unit features [B, D], fp32, of images [B, 3, H, W] in [0, 1] on the model's device."""
         with torch.autocast(images.device.type, enabled=False):
+            # Without autocast: a score does not depend on the precision of the trainer around it.
             parts = [self.pool(self.model, self.preprocess(part)) for part in images.split(CHUNK)]
         return functional.normalize(torch.cat(parts).float(), dim=-1)
 
@@ -80,9 +81,11 @@ class ReferenceSimilarity:
             images, is_empty = self._images_for_encoder(batch)
             features = self.encoder(images)
             references = self._reference_features(batch)
+            # image b -> one row for each of its references, beside the references of all images in a row
             cosines = (
                 features.repeat_interleave(torch.tensor(counts, device=self.device), 0) * references
             ).sum(1)
+            # Images may have different numbers of references: split, not reshaped.
             means = torch.stack([part.mean() for part in cosines.split(counts)])
             scores = means.masked_fill(is_empty, float("nan")).cpu()
         return scores.clone()  # a tensor made in inference mode could not take part in a loss
@@ -119,6 +122,7 @@ class ReferenceSimilarity:
             keys = [content_key(to_uint8(image)) for image in images]
             return self._cache.get(keys, lambda rows: self._encode([images[i] for i in rows]))
         masks = self._reference_masks(batch)
+        # By content, not by row: rows of one subject share references, and the mask is part of the content.
         keys = [content_key(to_uint8(image), mask) for image, mask in zip(images, masks, strict=True)]
         return self._cache.get(
             keys, lambda rows: self._encode([self._cut_out(images[i], masks[i]) for i in rows])
@@ -131,6 +135,7 @@ class ReferenceSimilarity:
             by_size.setdefault(image.shape, []).append(number)
         features: dict[int, Tensor] = {}
         for numbers in by_size.values():
+            # `numbers` are places among all images, rows of `stacked` are places within one size.
             stacked = torch.stack([images[number].to(self.device) for number in numbers])
             features |= dict(zip(numbers, self.encoder(stacked), strict=True))
         return torch.stack([features[number] for number in range(len(images))])

@@ -42,6 +42,7 @@ def sample_batches(
     while start < samples.stop:
         bucket = buckets[start // group_size]
         stop = start + 1
+        # `stop` is a sample; its bucket is that of prompt stop // G
         while stop < min(start + size, samples.stop) and buckets[stop // group_size] == bucket:
             stop += 1
         yield slice(start, stop)

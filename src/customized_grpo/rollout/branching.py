@@ -58,6 +58,7 @@ class BranchPlan:
         """
         steps = sorted(noisy)
         count = min(n_points, len(steps))
+        # `number` counts points, the index counts noisy steps, and the result is a true step.
         points = [steps[number * len(steps) // count] for number in range(count)]
         return cls(steps, points, continuations, n_steps)
 
@@ -117,6 +118,7 @@ def draw_trunks(
     """
     states: dict[int, list[Tensor]] = {point: [] for point in plan.points}
     latents: list[Tensor] = []
+    # Groups of one: sample n is prompt n. Its number is 0, as that of the first sample in training.
     for samples, noise in batches_with_noise(examples, config, 1, noise_key):
         before_batch()
         conditioning = sample_conditioning(conditionings, 1, samples)
@@ -124,6 +126,7 @@ def draw_trunks(
         moves = denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy)
         for step, move in enumerate(moves):
             if step in states:
+                # [B, L, C] -> B tensors: a later batch of branches mixes trunks of several batches
                 states[step] += move.x.unbind()
         latents += move.x_next.unbind()
     return Trunks(conditionings, states, latents)
@@ -161,6 +164,7 @@ def draw_branches(
             for sample in range(samples.start, samples.stop):
                 prompt, number = divmod(sample, n_branches)
                 states.append(trunks.states[point][prompt])
+                # A purpose for each point: two branches of a prompt never share their noise.
                 generators.append(noise_key.generator(f"branch-{point}", examples[prompt].id, number))
             conditioning = sample_conditioning(trunks.conditionings, n_branches, samples)
             x = torch.stack(states)

@@ -169,7 +169,9 @@ def _draw(
     for step, move in enumerate(denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy)):
         if step in plan.trained:
             log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
+            # An empty tensor can be stacked and joined like the others.
             mean = move.mean if keep_means else move.x[:0]
             steps.append(_TrainedSteps(move.x, move.x_next, mean, log_prob))
+    # S steps of four tensors -> four tensors [S, B, ...]: S counts trained steps, not true ones
     stacked = _TrainedSteps(*[torch.stack(column) for column in zip(*steps, strict=True)])
     return stacked, policy.decode(move.x_next, conditioning.height, conditioning.width)

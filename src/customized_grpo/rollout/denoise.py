@@ -47,6 +47,7 @@ def denoise(
         mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
         x_next = mean
         if step in noisy:
+            # A generator for each sample: the noise of a sample does not depend on the batch it is in.
             x_next = mean + std * policy.noise(generators, *size)
         yield Move(x, mean, std, x_next)
         x = x_next

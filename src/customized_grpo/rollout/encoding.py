@@ -49,6 +49,7 @@ class PromptEncoder:
         """Return the conditioning of each example, a single sample on the policy's device."""
         examples = list(examples)
         cached = [self._cached(example) for example in examples]
+        # Nothing to encode: `encoding()` would bring the text encoders to the device for nothing.
         if None not in cached:
             return [conditioning.to(self.policy.device) for conditioning in cached if conditioning]
         with self.policy.encoding():
@@ -87,5 +88,6 @@ def _key(example: Example) -> str:
     """Return a hash of the prompt and of the references' pixels."""
     digest = hashlib.sha256(example.prompt.encode())
     for image in example.references:
+        # With the shape: the same bytes can be a wide image or a high one.
         digest.update(str(tuple(image.shape)).encode() + image.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -41,8 +41,10 @@ class Sampler:
         self, policy: Policy, x: Tensor, step: int, conditioning: Conditioning, *, noisy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return mean [B, L, C] and std of the step from sigmas[step] to sigmas[step + 1]; one model call."""
+        # `step` counts from the noisiest; the policy turns sigma into its family's timestep.
         sigma = float(self.sigmas[step])
         sigma_next = float(self.sigmas[step + 1])
+        # The largest level below 1, by which `flow` replaces 1.
         sigma_max = float(self.sigmas[1])
         velocity = policy.velocity(x, sigma, conditioning)
         if noisy:
@@ -83,6 +85,7 @@ def plan_steps(config: RolloutConfig, trained_fraction: float, iteration: int, s
         trained = samplers.trained_steps(
             config.steps, fraction=trained_fraction, generator=generator(seed, "steps", iteration)
         )
+        # Noise in all steps but the last, also in those that are not trained this time.
         return StepPlan(frozenset(range(config.steps - 1)), trained)
     shift_every = window.shift_every or iteration + 1  # 0: the window never moves
     inside = samplers.sde_window(iteration, config.steps, window.size, shift_every, window.start)

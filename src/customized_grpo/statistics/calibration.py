@@ -56,8 +56,10 @@ def calibrated_weights(prompt: Floats, identity: Floats, noisy: Sequence[int]) -
     """
     steps = np.asarray(noisy)
     shares = [decided_shares(curve, steps) for curve in (prompt, identity)]
+    # c in both parts: where neither score is decided, the weight goes to .5 and not to noise over noise.
     ratio = (shares[0] + NEGLIGIBLE) / (shares[0] + shares[1] + 2 * NEGLIGIBLE)
     weights = np.full((*prompt.shape[:-1], prompt.shape[-1] - 1), 0.5)
+    # `ratio` counts noisy steps, `weights` true steps; those without noise keep .5.
     weights[..., steps] = ratio.clip(LOWEST, HIGHEST)
     return weights
 
@@ -70,7 +72,9 @@ def decided_shares(curves: Floats, steps: NDArray[np.int64]) -> Floats:
         steps: The noisy steps, ascending.
     """
     decided = -np.diff(open_share(curves))[..., steps]
+    # from a share of the trajectory to steps
     width = BANDWIDTH * (curves.shape[-1] - 1)
+    # By distance in true steps: noisy steps on either side of a gap hardly mix.
     kernel = np.exp(-0.5 * ((steps[:, None] - steps) / width) ** 2)
     smooth = decided @ (kernel / kernel.sum(1, keepdims=True)).T
     shares: Floats = smooth / smooth.sum(-1, keepdims=True)

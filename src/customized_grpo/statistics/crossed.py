@@ -233,6 +233,7 @@ def _variance_of_mean(values: Floats) -> tuple[float, float]:
 
 def _factor_variance(values: Floats, axis: int) -> float:
     """Return the variance of the mean from the sums over `axis`; for full tables var(means) / count."""
+    # A missing cell counts as the mean, that is, as 0.
     sums = np.nansum(values - np.nanmean(values), axis=axis)
     cells = np.count_nonzero(~np.isnan(values))
     return float(len(sums) / (len(sums) - 1) * np.square(sums).sum() / cells**2)
@@ -243,8 +244,10 @@ def _residual_variance(values: Floats) -> float:
     row, column = np.nonzero(~np.isnan(values))
     design = np.hstack([np.eye(values.shape[0])[row], np.eye(values.shape[1])[column]])
     cells = values[row, column]
+    # The columns of both factors sum to 1, so the rank is one short of their number; lstsq does not mind.
     fit, _, rank, _ = np.linalg.lstsq(design, cells, rcond=None)
     free = len(cells) - int(rank)
     if free == 0:  # as many effects as cells: nothing known, nothing to subtract
         return 0.0
+    # / free: variance of a cell; / cells: variance of their mean
     return float(np.square(cells - design @ fit).sum()) / free / len(cells)

@@ -79,6 +79,7 @@ def open_variance(scores: Floats) -> Floats:
     scored = np.isfinite(scores)
     count = scored.sum(-1)
     values = np.where(scored, scores, 0.0)
+    # The two maxima are for 0 and 1 scores, which the last line makes NaN.
     mean = values.sum(-1) / np.maximum(count, 1)
     deviations = np.where(scored, values - mean[..., None], 0.0)
     squares: Floats = (deviations**2).sum(-1)
@@ -99,6 +100,7 @@ def along_steps(variances: Floats, points: Sequence[int], noisy: Sequence[int], 
     """
     if list(points[:1]) != list(noisy[:1]) or not set(points) <= set(noisy):
         raise ValueError(f"points {list(points)} must be noisy steps, among them the first of {list(noisy)}")
+    # true step -> how many noisy steps come before it, the axis on which V is linear
     noise_before = np.searchsorted(np.asarray(noisy), np.arange(n_steps + 1))
     knots = np.asarray([noise_before[point] for point in points] + [len(noisy)])
     # V is linear in its values at the knots, of which the last is 0
@@ -119,11 +121,13 @@ def decision_curve(curves: Floats) -> DecisionCurve | None:
     mean = curves.mean(0)
     draws = mean_draws(curves)
     low, high = expanded_quantiles(draws, count, LEVEL)
+    # Of each draw its own differences: V(i) and V(i + 1) are of the same prompts and move together.
     decided_low, decided_high = expanded_quantiles(-np.diff(draws), count, LEVEL)
     share = share_low = share_high = np.zeros_like(mean)
     centre = None
     if mean.any():
         share = open_share(mean)
+        # made to fall in every draw, as the estimate is: else draws and estimate are of different curves
         share_draws = open_share(with_something_open(draws)[0])
         share_low, share_high = expanded_quantiles(share_draws, count, LEVEL)
         centre = _bounds(_centre(share), _centre(share_draws), count)
@@ -158,6 +162,7 @@ def centre_difference(later: Floats, earlier: Floats) -> Bounds | None:
         return None
     pair = (later[both], earlier[both])
     means = [_centre(open_share(curves.mean(0))) for curves in pair]
+    # Equal prompts give equal draws, so the two centres of a draw are paired.
     draws = with_something_open(*(mean_draws(curves) for curves in pair))
     centres = [_centre(open_share(each)) for each in draws]
     return _bounds(means[0] - means[1], centres[0] - centres[1], count)
@@ -177,6 +182,7 @@ def open_share(curves: Floats) -> Floats:
 
 def mean_draws(curves: Floats) -> Floats:
     """Return the mean curve in each bootstrap draw of prompts [B, T + 1]; equal prompts, equal draws."""
+    # Every prompt is a cluster of its own: [T + 1, P] columns -> [T + 1, B].
     return bootstrap_means(curves.T, np.arange(len(curves)), N_BOOT, 0).T
 
 
@@ -193,6 +199,7 @@ def _centre(shares: Floats) -> Floats:
     """Return sum u_i d_i / sum d_i of shares [..., T + 1], with u_i = (i + 1/2) / T."""
     n_steps = shares.shape[-1] - 1
     progress = (np.arange(n_steps) + 0.5) / n_steps
+    # Shares fall from 1 to 0, so their differences sum to 1 and need no division.
     centre: Floats = -np.diff(shares) @ progress
     return centre
 

@@ -50,8 +50,10 @@ def hypervolumes(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0))
             f"need points [draws, N, 2] and reference [2], got {values.shape} and {corner.shape}"
         )
     above = np.maximum(values - corner, 0.0)  # a strip without width or height has no area
+    # lexsort's last key is its first: by width, and by height among equal widths, both descending
     order = np.lexsort((-above[..., 1], -above[..., 0]), axis=1)
     width, height = np.moveaxis(np.take_along_axis(above, order[..., None], axis=1), 2, 0)
+    # Greatest height so far: a dominated point leaves it as it is and adds a strip of height 0.
     skyline = np.maximum.accumulate(height, axis=1)
     strips = width * np.diff(skyline, axis=1, prepend=0.0)
     # Summed one after the other: numpy's pairwise sum would round differently with each zero strip.
@@ -74,6 +76,7 @@ def pareto_front(points: ArrayLike) -> list[int]:
     first, second = _points(points).T
     front: list[int] = []
     best = -np.inf
+    # From right to left: a point is on the front when it is higher than all to its right.
     for index in np.lexsort((-second, -first)):
         if second[index] > best:
             best = second[index]
@@ -103,6 +106,7 @@ def margins(points: ArrayLike, fronts: ArrayLike) -> NDArray[np.float64]:
     many = _finite(fronts)
     if one.ndim != 2 or many.ndim != 3 or one.shape[1] != 2 or many.shape[::2] != one.shape or not many.size:
         raise ValueError(f"need points [draws, 2] and fronts [draws, N, 2], got {one.shape} and {many.shape}")
+    # max over the two objectives [draws, N, 2] -> [draws, N]; min over the points of the front -> [draws]
     distance: NDArray[np.float64] = (one[:, None] - many).max(axis=2).min(axis=1)
     return distance
 

@@ -85,6 +85,7 @@ def clustered_bootstrap(
         raise ValueError(f"need 0 < level < 1 and n_boot >= 1, got level={level}, n_boot={n_boot}")
     kept, index = _clean(np.asarray(values, dtype=np.float64), np.asarray(clusters), nan)
     count = _count(index)
+    # [N] -> one column [1, N] -> its means [1, n_boot] -> [n_boot]
     means = bootstrap_means(kept[None], index, n_boot, seed)[0]
     low, high = expanded_quantiles(means, count, level)
     return Interval(float(kept.mean()), float(low), float(high), level, len(kept), count)
@@ -129,14 +130,18 @@ def clustered_test(
         ValueError: As `clustered_bootstrap`.
     """
     table = np.asarray(columns, dtype=np.float64)
+    # A sum over columns is NaN where one of them is: rows are left out of all columns together.
     _, index = _clean(table.sum(0), np.asarray(clusters), "omit")
     kept = table[:, ~np.isnan(table.sum(0))]
     count = _count(index)
     draws = statistic(bootstrap_means(kept, index, n_boot, seed))
     low, high = expanded_quantiles(draws, count, level)
     value = float(statistic(kept.mean(1, keepdims=True))[0])
+    # A draw of exactly 0 counts on both sides: ties must not make a difference significant.
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
+    # No draw beyond 0 does not mean p = 0: n_boot draws show nothing below 1 / (n_boot + 1).
     share = min(max(beyond, 1 / (n_boot + 1)), 0.5)
+    # The inverse of `expanded_quantiles`: from the share of draws back to Student's t.
     p = float(2 * stdtr(count - 1, ndtri(share) / _widening(count)))
     return Test(Interval(value, float(low), float(high), level, kept.shape[1], count), min(p, 1.0))
 
@@ -175,10 +180,12 @@ def bootstrap_means(columns: Floats, index: NDArray[np.intp], n_boot: int, seed:
         seed: Same seed and clusters, same draws: columns of several calls are paired.
     """
     count = _count(index)
+    # Row -> cluster: sums [clusters, K] are all that a draw of whole clusters needs.
     sums = np.stack([np.bincount(index, column, count) for column in columns], axis=1)
     sizes = np.bincount(index, minlength=count).astype(np.float64)
     # How often each cluster is drawn: [n_boot, clusters].
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), n_boot)
+    # A mean over rows, not of cluster means: a cluster drawn twice brings all of its rows twice.
     return ((draws @ sums) / (draws @ sizes)[:, None]).T
 
 
@@ -228,5 +235,6 @@ def _clean(
         raise ValueError(
             f'{missing.sum()} of {len(values)} values are NaN; pass nan="omit" to leave them out'
         )
+    # Numbered after rows are left out, so that a cluster without rows has no number.
     index = np.unique(clusters[~missing], return_inverse=True)[1]
     return values[~missing], index

@@ -92,6 +92,7 @@ def background_similarity(
     visible = ~(_subject(subject_mask_generated, generated) | _subject(subject_mask_reference, generated))
     difference = (generated.float() - reference.float()).abs().mean(1)
     count = visible.sum((1, 2))
+    # 0 / 0 where nothing is visible; the last line makes NaN of it.
     mean = (difference * visible).sum((1, 2)) / count
     similarity = (1 - mean / BACKGROUND_SCALE).clamp_min(0)
     return torch.where(count >= MIN_BACKGROUND * visible[0].numel(), similarity, math.nan)
@@ -220,6 +221,7 @@ def _subject(mask: Tensor, images: Tensor) -> Tensor:
 
 
 def _edge_density(luma: Tensor) -> Tensor:
+    # The weights of one side sum to 4, two pixels apart: / 8 makes it a slope per pixel.
     sobel = luma.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)
     gradient = torch.nn.functional.conv2d(luma.unsqueeze(1), kernels)
@@ -228,6 +230,7 @@ def _edge_density(luma: Tensor) -> Tensor:
 
 
 def _colour_entropy(images: Tensor) -> Tensor:
+    # 1.0 belongs to the last of the four levels.
     levels = (images * 4).long().clamp(0, 3)
     colour = (levels[:, 0] * 16 + levels[:, 1] * 4 + levels[:, 2]).flatten(1)
     share = torch.nn.functional.one_hot(colour, 64).float().mean(1)
@@ -239,6 +242,7 @@ def _high_frequency(luma: Tensor) -> Tensor:
     height, width = luma.shape[1:]
     centred = luma.double() - luma.double().mean((1, 2), keepdim=True)
     power = torch.fft.fft2(centred).abs().square()
+    # cycles a pixel, from -.5 to .5 on either axis
     y = torch.fft.fftfreq(height, device=luma.device)
     x = torch.fft.fftfreq(width, device=luma.device)
     is_high = (y[:, None].square() + x.square()).sqrt() > 0.25

@@ -263,6 +263,7 @@ def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: Learning
 
 def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
     """Return statistics of each reward's scores [N, K]; groups are consecutive rows."""
+    # [N, K] -> [P, G, K]; a group with a NaN has no std and is left out of the mean
     spread = scores.reshape(-1, group_size, len(rewards)).std(1).nanmean(0)
     zero = monitors.zero_std_share(scores, group_size)
     missing = monitors.nan_share(scores)

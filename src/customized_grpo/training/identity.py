@@ -9,8 +9,6 @@ from typing import Any
 from customized_grpo.config import Config, diff_configs
 from customized_grpo.config.loading import leaves
 from customized_grpo.config.reference import ITEM, generic
-from customized_grpo.config.schema import ManifestData
-from customized_grpo.data.fingerprint import fingerprint_manifest
 from customized_grpo.engine.agreement import shown
 from customized_grpo.engine.environment import numeric_variables
 from customized_grpo.evaluation.held_out import Judges
@@ -82,12 +80,13 @@ class Difference:
         return _is_about(self.key, keys)
 
 
-def contents(config: Config, judges: Judges | None) -> dict[str, Any]:
+def contents(config: Config, judges: Judges | None, rows: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Return what the settings name: the base's files, the rows and their images, judges, the environment.
 
     Args:
         config: The recipe, whose base has been loaded.
         judges: The held-out judges.
+        rows: Fingerprint of rows and images, by part of the data.
 
     Raises:
         UserError: A file cannot be read.
@@ -95,11 +94,8 @@ def contents(config: Config, judges: Judges | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, digest in fingerprint_base(config.model).items():
         values[f"model.files.{name}"] = digest
-    if isinstance(config.data, ManifestData):
-        for part in ("train", "held_out"):
-            path = getattr(config.data, part)
-            if path is not None:
-                values |= _under(f"data.{part}", fingerprint_manifest(path))
+    for part, fingerprint in rows.items():
+        values |= _under(f"data.{part}", fingerprint)
     if isinstance(judges, RewardJudges):
         values |= reward_values("evaluation.judges", [judge.fingerprint() for judge in judges.judges])
     return values | _under("environment", numeric_variables())

@@ -122,6 +122,7 @@ class UpdateLoss:
         x = trajectory.x[k, micro_batch]
         x_next = trajectory.x_next[k, micro_batch]
         old_log_prob = trajectory.log_prob[k, micro_batch]
+        # The same transition as in the rollout, now with gradients: for unchanged parameters the ratio is 1.
         mean, std = self.sampler.transition(self.policy, x, step, conditioning)
         log_prob = samplers.log_prob(x_next, mean, std)
         scale = 1.0
@@ -129,6 +130,7 @@ class UpdateLoss:
             old_mean = trajectory.mean[k, micro_batch]
             log_prob = objective.normalised_log_ratio(log_prob, old_log_prob, mean, old_mean, std)
             old_log_prob = torch.zeros_like(old_log_prob)
+            # 1 / D: without it steps of large D would pull harder (arXiv 2510.22319).
             scale = 1 / float(self.sampler.sigmas[step] - self.sampler.sigmas[step + 1])
         valid = valid.to(log_prob.device)
         result = objective.policy_loss(
@@ -144,7 +146,9 @@ class UpdateLoss:
         if self.train.kl_weight:
             with torch.no_grad(), self.policy.reference():
                 base_mean, _ = self.sampler.transition(self.policy, x, step, conditioning)
+            # The base's transition from the same x: one step apart, not one trajectory.
             divergence = objective.gaussian_kl(mean, base_mean, std)[valid].sum() / n_terms
             loss = loss + self.train.kl_weight * divergence
+            # From a share of the update's sum to the mean over this micro-batch, for the log.
             kl = float(divergence.detach()) * n_terms / max(1, int(valid.sum()))
         return LossTerm(loss, result, kl)

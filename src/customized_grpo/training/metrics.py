@@ -61,6 +61,7 @@ def _score_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for k, name in enumerate(signal.names):
         scores = signal.scores[:, k]
+        # torch has nanmean, but no nanstd
         scored = scores[~scores.isnan()]
         metrics |= {
             f"score/{name}": float(scores.nanmean()),
@@ -126,5 +127,6 @@ def pixel_diversities(images: Tensor, group_size: int) -> Tensor:
         images: [N, 3, H, W] in [0, 1], in whole groups.
         group_size: G.
     """
+    # Without the shift all images share the direction of white, and every distance is near 0.
     pixels = images.flatten(1).cpu() - 0.5
     return monitors.in_group_diversity(pixels, group_size)

@@ -6,18 +6,18 @@ The trainer, the doctor and `cgrpo evaluate` all assemble their parts here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 import torch
 
 from customized_grpo.config import Config
 from customized_grpo.config.schema import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
-from customized_grpo.data.overlap import Overlap, find_overlap
+from customized_grpo.data.overlap import Overlap
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
@@ -37,10 +37,7 @@ from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
-from customized_grpo.training.rows import open_rows
-
-if TYPE_CHECKING:
-    from customized_grpo.data.manifest import Row
+from customized_grpo.training.rows import ManifestRows, open_rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class Data:
         judges: Held-out judges; None when there are none for this data.
         notes: What the user should know of the rows, a sentence each.
         overlap: What is in the training rows and in the held-out rows, although they should share nothing.
+        fingerprints: Of the rows of manifests and their images, by part of the data.
     """
 
     train: ExampleSource
@@ -60,6 +58,7 @@ class Data:
     judges: Judges | None
     notes: Sequence[str] = ()
     overlap: Overlap = Overlap()
+    fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,33 +160,36 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         return _two_scale(size)
     if isinstance(data, ManifestData):
         rows = open_rows(config, data, show=show)
-        held_out = rows.held_out
-        if len({row.subject or row.id for row in held_out}) == 1:
+        if rows.n_held_out_subjects == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
                 hint="Hold out at least two subjects (eight or more for reliable intervals).",
             )
+        held_out = rows.held_out or ()
         if config.model.shard:
-            _check_equal_work([*rows.train, *held_out])
+            _check_equal_work(rows)
         fit = config.model.reference_fit
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, *size, fit).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        overlap = find_overlap(rows.train, held_out)
-        notes = [*rows.notes, overlap.sentence()] if overlap else rows.notes
-        return Data(ManifestSource(rows.train, *size, fit), examples, judges, notes, overlap)
+        train = ManifestSource(rows.train, *size, fit)
+        return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints)
     assert_never(data)
 
 
-def _check_equal_work(rows: Sequence[Row]) -> None:
+def _check_equal_work(rows: ManifestRows) -> None:
     """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
-    n_references = len(rows[0].references)
-    other = [row.id for row in rows if len(row.references) != n_references]
+    counts: dict[str, int] = {}
+    for part in (rows.train, rows.held_out):
+        if part is not None:
+            counts |= {item["id"]: len(item["references"]) for item in part.items()}
+    first, n_references = next(iter(counts.items()))
+    other = [name for name, count in counts.items() if count != n_references]
     if other:
         raise UserError(
-            f"row {rows[0].id!r} has {n_references} references, but another number have: {', '.join(other)}",
+            f"row {first!r} has {n_references} references, but another number have: {', '.join(other)}",
             hint="With model.shard=true all processes call the model equally often, which takes rows with "
             "the same number of references.",
         )
@@ -240,6 +242,7 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
         )
     train = ToyBoxSource(data.subjects, TRAIN_PROMPTS_PER_SUBJECT, data.seed, "train")
     held_out = ToyBoxSource(data.held_out_subjects, data.held_out_prompts_per_subject, data.seed, "held-out")
+    # Two draws from one world may hold the same toy; the report says so.
     toys = {train.toy(index) for index in range(data.subjects)}
     shared = [f"toy {index}" for index in range(data.held_out_subjects) if held_out.toy(index) in toys]
     examples = [held_out[i] for i in range(len(held_out))]
@@ -279,6 +282,7 @@ def build_engine(config: Config) -> Engine:
             f"model.device {config.model.device!r} names one accelerator for {engine.world_size} processes",
             hint="Use model.device=auto: every process takes its own.",
         )
+    # Before data and model are loaded: it needs only numbers of the recipe.
     engine.partition(config.train.updates_per_iteration).check(config.train.prompts_per_iteration)
     return engine
 

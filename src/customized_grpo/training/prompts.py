@@ -43,7 +43,7 @@ def prompt_lengths(parts: Parts) -> list[str]:
 def _prompts(source: ExampleSource | Sequence[Example]) -> list[tuple[str, str]]:
     """Return (id, prompt) of the rows that are at hand without drawing or opening an image."""
     if isinstance(source, ManifestSource):
-        return [(row.id, row.prompt) for row in source.rows]
+        return source.texts()
     if isinstance(source, list | tuple):
         return [(example.id, example.prompt) for example in source]
     return []  # ToyBox draws its rows; held-out ones, of the same grammar, are a list

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from customized_grpo.data.checked_manifest import CheckedManifest, open_manifest
 from customized_grpo.data.fitting import crop_box, cut_note
-from customized_grpo.data.image_info import ImageInfo, ImageInspector
+from customized_grpo.data.image_info import ImageInfo
 from customized_grpo.data.listing import a_few
-from customized_grpo.data.manifest import load_manifest, scan_manifest
+from customized_grpo.data.overlap import Overlap, find_overlap
 from customized_grpo.errors import UserError
-from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import needs_masks
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from customized_grpo.config import Config
     from customized_grpo.config.schema import ManifestData
-    from customized_grpo.data.manifest import Row
-
-SHOWN = 500
-"""Files from which their check shows progress; fewer take seconds."""
+    from customized_grpo.data.stored_rows import StoredRows
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,19 @@ class ManifestRows:
 
     Attributes:
         train: Rows to train on.
-        held_out: Rows to evaluate on; empty when there are none.
+        held_out: Rows to evaluate on; None when there are none.
+        n_held_out_subjects: Their subjects.
+        overlap: What the two have in common.
+        fingerprints: Of rows and images, by part of the data.
         notes: What the user should know of them, a sentence each.
     """
 
-    train: list[Row]
-    held_out: list[Row]
-    notes: list[str] = field(default_factory=list)
+    train: StoredRows
+    held_out: StoredRows | None = None
+    n_held_out_subjects: int = 0
+    overlap: Overlap = Overlap()
+    fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> ManifestRows:
@@ -53,61 +57,49 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         UserError: Rows are bad, or the cut to the shape of the image leaves nothing of a masked subject.
     """
     train_masks = any(needs_masks(reward) for reward in config.rewards)
-    # held-out rows are scored by the training rewards and by the judges
-    masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
-    manifests = {data.train: train_masks}
+    manifests = {"train": open_manifest(data.train, require_masks=train_masks, show=show)}
+    overlap = Overlap()
     if data.held_out is not None:
-        manifests[data.held_out] = masks
-    inspector = ImageInspector()
-    _open_files(inspector, list(manifests), show=show)
-    train = load_manifest(data.train, require_masks=train_masks, inspector=inspector)
-    held_out: list[Row] = []
-    if data.held_out is not None:
-        held_out = load_manifest(data.held_out, require_masks=masks, inspector=inspector)
-    rows = [*train, *held_out]
+        # held-out rows are scored by the training rewards and by the judges
+        masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
+        manifests["held_out"] = open_manifest(data.held_out, require_masks=masks, show=show)
+        overlap = find_overlap(manifests["train"], manifests["held_out"])
+    notes: list[str] = []
+    for manifest in manifests.values():
+        notes += manifest.notes
     height, width = config.model.height, config.model.width
-    if config.model.reference_fit == "pad":
-        return ManifestRows(train, held_out)
-    _check_masks_survive(inspector, rows, height, width)
-    note = cut_note(_sizes(inspector, rows), height, width)
-    return ManifestRows(train, held_out, [] if note is None else [note])
+    if config.model.reference_fit == "crop":
+        _check_masks_survive(list(manifests.values()), height, width)
+        note = cut_note(_sizes(list(manifests.values())), height, width)
+        notes += [] if note is None else [note]
+    held_out = manifests.get("held_out")
+    return ManifestRows(
+        train=manifests["train"].rows,
+        held_out=None if held_out is None else held_out.rows,
+        n_held_out_subjects=0 if held_out is None else len(held_out.subjects),
+        overlap=overlap,
+        fingerprints={part: manifest.fingerprint for part, manifest in manifests.items()},
+        notes=[*notes, overlap.sentence()] if overlap else notes,
+    )
 
 
-def _open_files(inspector: ImageInspector, manifests: Sequence[Path], *, show: bool) -> None:
-    """Open the files of the rows whose lines are right; the other rows are refused later anyway."""
-    images: dict[Path, None] = {}  # an ordered set
-    masks: dict[Path, None] = {}
-    for manifest in manifests:
-        for _, row in scan_manifest(manifest, None, require_masks=False).rows:
-            images |= dict.fromkeys(row.references)
-            masks |= dict.fromkeys(row.masks)
-            if row.target is not None:
-                images[row.target] = None
-    with _progress(len(images) + len(masks), show=show) as on_file:
-        inspector.open_all(list(images), list(masks), on_file)
-
-
-@contextmanager
-def _progress(total: int, *, show: bool) -> Iterator[Callable[[], None]]:
-    if not show or total < SHOWN:
-        yield lambda: None
-        return
-    with closing(counting("checking images", total)) as counter:
-        yield lambda: counter.add(1)
-
-
-def _check_masks_survive(inspector: ImageInspector, rows: Sequence[Row], height: int, width: int) -> None:
+def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, width: int) -> None:
     """Refuse rows of whose masked subject the cut leaves nothing: a reward would stop in mid-training.
 
     Raises:
         UserError: Names them.
     """
     lost = []
-    for row in rows:
-        for mask in row.masks:
-            info = inspector.mask(mask)
-            if isinstance(info, ImageInfo) and not _overlaps(info, height, width):
-                lost.append((f"row {row.id!r}", f"{mask} marks only what is cut away"))
+    for manifest in manifests:
+        files = manifest.files
+        masks = np.flatnonzero(files.is_mask).tolist()
+        empty = {files.names[place] for place in masks if not _overlaps(files.info(place), height, width)}
+        if not empty:
+            continue
+        gone = {manifest.folder / name for name in empty}
+        for row in manifest.rows:
+            cut_away = [mask for mask in row.masks if mask in gone]
+            lost += [(f"row {row.id!r}", f"{mask} marks only what is cut away") for mask in cut_away]
     if lost:
         lines = "".join(f"\n  {line}" for line in a_few(lost))
         raise UserError(
@@ -127,12 +119,16 @@ def _overlaps(mask: ImageInfo, height: int, width: int) -> bool:
     return kept_x >= 1 and kept_y >= 1
 
 
-def _sizes(inspector: ImageInspector, rows: Sequence[Row]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _sizes(manifests: Sequence[CheckedManifest]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield name and size of every different reference."""
-    files: dict[Path, None] = {}
-    for row in rows:
-        files |= dict.fromkeys(row.references)
-    for file in files:
-        info = inspector.image(file)
-        if isinstance(info, ImageInfo):
-            yield str(file), info.size
+    seen: set[str] = set()
+    for manifest in manifests:
+        folder = manifest.folder
+        places = np.flatnonzero(manifest.files.is_reference).tolist()
+        sizes = manifest.files.sizes.tolist()
+        for place in places:
+            name = f"{folder}/{manifest.files.names[place]}"
+            if name not in seen:  # in both manifests, perhaps
+                seen.add(name)
+                width, height = sizes[place]
+                yield name, (width, height)

@@ -65,10 +65,12 @@ class LearningSignal:
         group_size = config.train.group_size
         quality_weight = config.advantage.quality_weight
         # quality without weight is watched only: what it could not score is trained on all the same
+        # `trained` has places among all K rewards; the columns of what follows are places in `trained`.
         trained = [k for k, reward in enumerate(rewards) if quality_weight or reward.kind != "quality"]
         kinds = [rewards[k].kind for k in trained]
         shares = [config.rewards[k].weight for k in trained]
         schedule: Schedule = config.schedule.build()
+        # 63 bits -> 31, which every library's generator takes as a seed
         seed = derive_seed(config.run.seed, "shuffled", iteration) % 2**31
         return cls(
             names=tuple(reward.name for reward in rewards),
@@ -107,10 +109,13 @@ class LearningSignal:
         """
         quality = None
         if "quality" in self.kinds and len(self.kinds) > 1:
+            # Kinds are in the order prompt, identity, quality: quality, where it is, is the last column.
             quality = self.quality_weight * self.advantages[:, -1]
         if not self.has_pair:
+            # one of prompt and identity, or quality alone, without its weight
             alone = self.advantages[:, 0]
             return bounded(alone if quality is None else alone + quality, self.valid, clip)
+        # By the true step, whatever its place among the trained ones.
         prompt_weight = self.weights[step]
         return combine(
             rule,

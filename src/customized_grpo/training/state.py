@@ -152,7 +152,7 @@ class RunCheckpoints:
         self.updater = updater
         self.state = state
         # at once, because the files are those that have just been read
-        self.contents = contents(parts.config, parts.data.judges)
+        self.contents = contents(parts.config, parts.data.judges, parts.data.fingerprints)
         check_processes(self.engine, self.contents | code_values(self.config))
 
     @cached_property
@@ -173,6 +173,7 @@ class RunCheckpoints:
         state = self.state
         if self.store.latest() == state.iteration:
             return
+        # Tensors go to safetensors and the rest to JSON: nothing of a checkpoint is pickled.
         optimizer, optimizer_state = flatten_optimizer(self.updater.optimizer)
         tensors = {"adapter": self.policy.adapter_tensors(), "optimizer": optimizer}
         if self.updater.average is not None:
@@ -231,6 +232,7 @@ class RunCheckpoints:
                     f"train.iterations={self.config.train.iterations}, but {checkpoint.step} are finished",
                     hint="Give a larger number, or go back with --from.",
                 )
+            # All checks have passed: only from here on does the run's folder change.
             self.store.rewind(latest)
             tensors = {}
             for entry, group in checkpoint.tensors.items():
@@ -259,6 +261,7 @@ class RunCheckpoints:
         self.policy.load_adapter_tensors(dict(entries["adapter"]))
         # an optimizer that has not taken a step has no tensors
         restore_optimizer(self.updater.optimizer, entries.get("optimizer", {}), saved["optimizer"])
+        # The optimizer came with the settings it was saved with; the recipe may have others now.
         self.updater.apply_recipe()
         if self.updater.average is not None:
             if "average" not in entries:

@@ -88,10 +88,12 @@ class Updater:
             UserError: Too many updates in a row were left out, or the ratio of the first pass is not 1.
         """
         for group in self.optimizer.param_groups:
+            # From the iteration's number alone, so that a resumed run has the same.
             group["lr"] = self.learning_rate(iteration)
         report = UpdateReport()
         for epoch in range(self.train.inner_epochs):
             for update in range(self.train.updates_per_iteration):
+                # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
                 if not self._step(trajectory, signal, update, report, is_first=is_first):
                     on_skip(update)
@@ -107,6 +109,7 @@ class Updater:
             yield
             return
         assert self.average is not None
+        # a copy: the parameters themselves are overwritten with the average
         current = self.policy.adapter_tensors()
         load_average(self.parameters, name_average(self.average))
         try:
@@ -137,8 +140,10 @@ class Updater:
                 report.first.add(term)
                 self._check_first_pass(report.first)
             self.engine.backward(term.loss)
+        # Summed before clipping: the norm is that of the whole update, equal in all processes.
         self.engine.sum_gradients(self.parameters)
         norm = self.engine.clip_grad_norm(self.parameters, self.train.max_grad_norm)
+        # A decision of all processes: one that stepped alone would hold another adapter from here on.
         if not self.engine.all_true(is_finite and math.isfinite(norm)):
             return False
         self.skipped_in_a_row = 0
@@ -183,4 +188,5 @@ class Updater:
         assert self.train.ema_decay is not None
         with torch.no_grad():
             for average, parameter in zip(self.average, self.parameters, strict=True):
+                # decay a + (1 - decay) p, in place
                 average.lerp_(parameter, 1 - self.train.ema_decay)

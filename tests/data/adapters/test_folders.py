@@ -281,8 +281,8 @@ def test_the_published_dreambench_parses_exactly(drafts: Drafts) -> None:
     assert types["a backpack on top of a white rug"] == "recontext"
     assert "a dog on top of a white rug" not in types and "a red stuffed animal" in types
     assert not any("{" in row.prompt or "  " in row.prompt for row in rows)
-    pictures = {ref.name for row in drafts("dreambench", folder, reference="all") for ref in row.references}
-    assert len(pictures) == 158
+    images = {ref.name for row in drafts("dreambench", folder, reference="all") for ref in row.references}
+    assert len(images) == 158
 
 
 @needs_photos

@@ -26,10 +26,10 @@ def edit(file: Path, row: int, **changes: Any) -> Path:
 
 
 def test_a_pair_of_the_papers_list_becomes_a_row(tmp_path: Path, drafts: Drafts) -> None:
-    row = drafts("syncd-pairs", sources.syncd_pairs(tmp_path), images=tmp_path / "pictures")[1]
+    row = drafts("syncd-pairs", sources.syncd_pairs(tmp_path), images=tmp_path / "images")[1]
     assert (row.number, row.id, row.subject, row.prompt) == (2, "3041", "1", "a post box on highway 1.")
     assert [reference.name for reference in row.references] == ["1/0.png"]
-    assert row.references[0].source == tmp_path / "pictures/1/0.png"
+    assert row.references[0].source == tmp_path / "images/1/0.png"
     assert row.target is not None and row.target.name == "1/1.png"
     assert row.meta == {
         "category": "rigid",
@@ -41,10 +41,10 @@ def test_a_pair_of_the_papers_list_becomes_a_row(tmp_path: Path, drafts: Drafts)
 
 def test_a_pair_may_have_several_references_and_masks_beside_them(tmp_path: Path, drafts: Drafts) -> None:
     file = edit(sources.syncd_pairs(tmp_path), 0, ref_img=["0/0.png", "1/0.png"])
-    sources.save(tmp_path / "pictures/0/masks/0.jpg", 255, mode="L")
-    assert drafts("syncd-pairs", file, images=tmp_path / "pictures")[0].masks == ()  # one of two is no help
-    sources.save(tmp_path / "pictures/1/masks/0.jpg", 255, mode="L")
-    row = drafts("syncd-pairs", file, images=tmp_path / "pictures")[0]
+    sources.save(tmp_path / "images/0/masks/0.jpg", 255, mode="L")
+    assert drafts("syncd-pairs", file, images=tmp_path / "images")[0].masks == ()  # one of two is no help
+    sources.save(tmp_path / "images/1/masks/0.jpg", 255, mode="L")
+    row = drafts("syncd-pairs", file, images=tmp_path / "images")[0]
     assert [mask.name for mask in row.masks] == ["0/0.png", "1/0.png"] and len(row.references) == 2
 
 
@@ -65,7 +65,7 @@ def test_a_bad_pair_is_named_by_its_row(
     tmp_path: Path, reasons: Reasons, changes: dict[str, Any], reason: str
 ) -> None:
     file = edit(sources.syncd_pairs(tmp_path), 1, **changes)
-    (found,) = reasons("syncd-pairs", file, images=tmp_path / "pictures")
+    (found,) = reasons("syncd-pairs", file, images=tmp_path / "images")
     assert found.startswith("row 2: ") and reason in found
 
 

@@ -1,4 +1,4 @@
-"""Subjects200K: parquet files and folder exports of two pictures in one."""
+"""Subjects200K: parquet files and folder exports of two images in one."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_score_does_not_depend_on_what_was_scored_before(config: RewardConfig)
         assert torch.equal(reward.score(batch), fresh)
 
 
-def test_toybox_scores_at_the_precision_of_a_saved_picture_are_those_of_training() -> None:
+def test_toybox_scores_at_the_precision_of_a_saved_image_are_those_of_training() -> None:
     """Rounding to 8 bits moves no score by more than what 1/255 of a mask's edge can do."""
     from customized_grpo.rollout.scoring import scoring_batch
     from customized_grpo.toybox.source import ToyBoxSource

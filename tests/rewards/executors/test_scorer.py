@@ -31,7 +31,7 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("reward ")}
 
 
-def test_every_picture_and_mask_is_rounded_to_8_bits_once() -> None:
+def test_every_image_and_mask_is_rounded_to_8_bits_once() -> None:
     seen: list[ScoringBatch] = []
 
     def look(batch: ScoringBatch) -> torch.Tensor:
@@ -42,9 +42,9 @@ def test_every_picture_and_mask_is_rounded_to_8_bits_once() -> None:
     Scorer([InlineExecutor(FunctionReward("look", "quality", look))], ["stop"]).score(batch)
     (found,) = seen
     assert found.reference_masks is not None and found.image_masks is not None
-    pictures = [found.images, found.image_masks, *found.references[0], *found.reference_masks[0]]
-    for picture in pictures:
-        assert torch.equal((picture * 255).round() / 255, picture)
+    images = [found.images, found.image_masks, *found.references[0], *found.reference_masks[0]]
+    for image in images:
+        assert torch.equal((image * 255).round() / 255, image)
     assert (found.images - batch.images).abs().max() <= 0.5 / 255 + 1e-7
     again = in_8_bits(found)
     assert torch.equal(again.images, found.images) and torch.equal(again.image_masks, found.image_masks)

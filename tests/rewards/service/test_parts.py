@@ -1,4 +1,4 @@
-"""Pictures, the store of references and the queue before a reward, each by itself."""
+"""Images, the store of references and the queue before a reward, each by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from customized_grpo.rewards.service.server import check_access, listen
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (64, 48)])
-def test_a_picture_survives_the_wire_bit_for_bit(channels: int, height: int, width: int) -> None:
+def test_an_image_survives_the_wire_bit_for_bit(channels: int, height: int, width: int) -> None:
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (channels, height, width), generator=noise, dtype=torch.uint8)
     data = encode_png(pixels)
@@ -34,15 +34,15 @@ def test_a_picture_survives_the_wire_bit_for_bit(channels: int, height: int, wid
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 180))
-def test_damaged_bytes_are_a_picture_error_or_a_picture(junk: bytes, place: int) -> None:
+def test_damaged_bytes_are_an_image_error_or_an_image(junk: bytes, place: int) -> None:
     data = bytearray(encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)))
     data[place : place + len(junk)] = junk
     try:
         pixel_count(bytes(data), 3)
-        picture = decode_png(bytes(data), 3)
+        image = decode_png(bytes(data), 3)
     except PngError:
         return
-    assert picture.dtype == torch.uint8 and picture.shape[0] == 3
+    assert image.dtype == torch.uint8 and image.shape[0] == 3
 
 
 def test_the_store_keeps_what_was_used_last_within_its_bytes() -> None:

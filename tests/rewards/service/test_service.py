@@ -135,7 +135,7 @@ def test_a_reference_is_what_its_address_says_or_is_refused(service: Any) -> Non
     assert httpx.put(address, content=data).status_code == 204
     left = httpx.post(f"{service.url}/v1/references/missing", json=names).json()
     assert left == {"sha256": names["sha256"][1:]}
-    text = b"no picture"
+    text = b"no image"
     address = f"{service.url}/v1/references/{hashlib.sha256(text).hexdigest()}"
     is_problem(httpx.put(address, content=text), 422, "not a PNG")
 

@@ -32,9 +32,11 @@ class Line:
         low: Lower end of the interval at each point, drawn as a band with `high`.
         high: Upper end.
         raw: The values before smoothing, drawn faintly behind.
+        raw_x: Positions of `raw`, if they are not `x`.
         style: "solid", "dashed" or "dotted".
         dots: Whether every point is marked (few, separately measured points).
         show_value: Whether the last value follows the name.
+        note: What part of the measured points is drawn, in a sentence for the caption; empty if all are.
     """
 
     name: str
@@ -44,9 +46,11 @@ class Line:
     low: Values | None = None
     high: Values | None = None
     raw: Values | None = None
+    raw_x: Sequence[float] | None = None
     style: str = "solid"
     dots: bool = False
     show_value: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,9 @@ class Frame:
         """Return one series: band, raw values, line, dots."""
         parts = [self._band(line.x, line.low, line.high)] if line.low and line.high else []
         if line.raw is not None:
-            parts.append(Markup('<path class="raw" d="{}"/>').format(self.path(line.x, line.raw)))
+            parts.append(
+                Markup('<path class="raw" d="{}"/>').format(self.path(line.raw_x or line.x, line.raw))
+            )
         parts.append(Markup('<path class="line {}" d="{}"/>').format(line.style, self.path(line.x, line.y)))
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
         if line.dots or len(points) == 1:

@@ -52,6 +52,7 @@ class HttpExecutor:
     def __init__(self, config: RewardConfig, place: HttpExecution) -> None:
         self._connection = Connection(place, read_token(place))
         self._slots = asyncio.Semaphore(place.connections)
+        # A loop in a thread of its own: the trainer is not asynchronous, and scoring goes on while it draws.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name=f"reward {config.name}", daemon=True
@@ -119,6 +120,7 @@ class HttpExecutor:
     async def _answered(self, upload: Upload, samples: int) -> Tensor:
         """Bring the missing references and ask for the scores."""
         ask = self._connection.ask
+        # Hashes first, files only where they are missing: a reference travels once, not with every batch.
         names = References(sha256=list(upload.files)).model_dump_json().encode()
         answer = await ask("POST", "/v1/references/missing", names)
         missing = _read(References, answer.body).sha256

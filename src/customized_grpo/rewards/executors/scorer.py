@@ -60,6 +60,7 @@ class Scorer:
     def submit(self, batch: ScoringBatch) -> None:
         """Begin to score a batch; returns at once unless a reward runs inline."""
         batch = in_8_bits(batch)
+        # All are asked before any is waited for: rewards in threads and elsewhere run side by side.
         self._pending.append((batch, [reward.submit(batch) for reward in self.rewards]))
 
     def collect(self, on_wait: Callable[[], None] = lambda: None) -> Tensor:
@@ -86,6 +87,7 @@ class Scorer:
                 on_wait()
         finally:
             for future in futures:
+                # no effect on those that are done
                 future.cancel()
         parts = []
         for batch, columns in pending:
@@ -143,6 +145,7 @@ class Scorer:
             if self.on_failure[k] == "stop":
                 raise
             self._dropped.append(str(error))
+            # NaN is "could not be scored": the samples are left out of training, and the log says why.
             return torch.full((len(batch),), float("nan"))
 
 

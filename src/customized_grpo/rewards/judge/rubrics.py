@@ -1,6 +1,6 @@
 """What a judge is told: the rubrics, and a sample as chat messages.
 
-Prompts and pictures come from data sets and from the model in training, which learns whatever pays. So the
+Prompts and images come from data sets and from the model in training, which learns whatever pays. So the
 rubric stands alone in the system message, the prompt is quoted as a JSON string that cannot end early, and
 the judge is told that nothing in the material is addressed to it. No prompt is ever part of a template.
 """
@@ -16,6 +16,7 @@ from customized_grpo.rewards.base import Kind
 
 Message = dict[str, Any]
 
+# The wording is part of `Rubric.hash`: another word is another judge, whose scores do not compare.
 IDENTITY = """\
 Judge how well the subject of the references is kept in the picture: shape, proportions, colours, materials, \
 markings, face. Pose, viewpoint, lighting, background and anything merely added to the subject do not count, \
@@ -47,7 +48,7 @@ class Rubric:
     """A question to a judge.
 
     Attributes:
-        kind: Decides what is shown beside the picture: the references (identity), the prompt (prompt), or
+        kind: Decides what is shown beside the image: the references (identity), the prompt (prompt), or
             nothing (quality).
         text: What is judged and what the scores mean.
         scale: The best score; the worst is 0.
@@ -66,11 +67,11 @@ class Rubric:
         """Return the sha256 of all that the judge is told beside the sample."""
         return hashlib.sha256(f"{self.kind}\n{self.scale}\n{self.system()}".encode()).hexdigest()
 
-    def messages(self, picture: str, references: list[str], prompt: str) -> list[Message]:
+    def messages(self, image: str, references: list[str], prompt: str) -> list[Message]:
         """Return the chat about one sample.
 
         Args:
-            picture: The picture as a data URL.
+            image: The image as a data URL.
             references: Its references as data URLs; shown if the kind is identity.
             prompt: Its prompt; shown if the kind is prompt.
         """
@@ -80,7 +81,7 @@ class Rubric:
                 parts += [_text(f"Reference {number} of {len(references)}:"), _image(reference)]
         if self.kind == "prompt":
             parts.append(_text(f"The prompt, quoted as a JSON string: {json.dumps(prompt)}"))
-        parts += [_text("The picture to be judged:"), _image(picture)]
+        parts += [_text("The picture to be judged:"), _image(image)]
         return [{"role": "system", "content": self.system()}, {"role": "user", "content": parts}]
 
     def response_format(self) -> dict[str, Any]:

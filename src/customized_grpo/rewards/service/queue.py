@@ -106,6 +106,7 @@ class RequestQueue:
             taken = self._next()
             if not taken:
                 return
+            # A client that went away has cancelled its future; nobody waits for those scores.
             jobs = [job for job in taken if job.scores.set_running_or_notify_cancel()]
             with self._changed:
                 self._under_way[number] = time.monotonic(), jobs
@@ -119,6 +120,7 @@ class RequestQueue:
         """Wait for jobs and take the next ones; an empty list means that the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
+            # In order of arrival: a large request is never passed over for ever by small ones that fit.
             taken = [self._jobs.popleft()] if self._jobs else []
             while self._jobs and self._fits(taken, self._jobs[0]):
                 taken.append(self._jobs.popleft())
@@ -153,6 +155,7 @@ def _score_together(reward: Reward, jobs: list[_Job]) -> bool:
         scores = checked_scores(reward, _joined([job.batch for job in jobs]))
     except BaseException:  # `_score` reports it to the request that it belongs to
         return False
+    # rows of the joined batch -> rows of each request
     for job, part in zip(jobs, scores.split([len(job.batch) for job in jobs]), strict=True):
         _finish(job, part)
     return True

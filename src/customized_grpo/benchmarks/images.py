@@ -1,9 +1,9 @@
 """The images of a benchmark: one PNG each, drawn once, and never of two models in one folder.
 
-OUT/pictures/ID-00.png   written under another name first, so a file of this name is always whole
+OUT/images/ID-00.png     written under another name first, so a file of this name is always whole
 OUT/hashes/ID-00.txt     SHA-256 of the image as it was drawn; an image that was changed or put there by
                          someone is drawn again
-OUT/pictures.json        the settings that the images depend on; another model or setting is refused
+OUT/images.json          the settings that the images depend on; another model or setting is refused
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol, differences
+from customized_grpo.benchmarks.protocol import GeneratorStamp, ImageProtocol, differences
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.errors import UserError
 from customized_grpo.files import file_sha256, replacing, write_json, write_text
@@ -31,12 +31,12 @@ Drawing = tuple[BenchmarkRow, int]
 Draw = Callable[[Sequence[BenchmarkRow]], Iterable[Tensor]]
 """Draws all images [3, H, W] of each row in turn; each depends on its row's id and its number alone."""
 
-STAMP = "pictures.json"
+STAMP = "images.json"
 MAX_NAME = 120
 """Characters of an id in a file name; longer ids are shortened and get a hash to stay different."""
 
 
-class PictureFolder:
+class ImageFolder:
     """The folder of one benchmark's images by one generator.
 
     Args:
@@ -45,7 +45,7 @@ class PictureFolder:
         generator: The model that draws them.
     """
 
-    def __init__(self, path: Path, protocol: PictureProtocol, generator: GeneratorStamp) -> None:
+    def __init__(self, path: Path, protocol: ImageProtocol, generator: GeneratorStamp) -> None:
         self.path = path
         self.protocol = protocol
         self.generator = generator
@@ -62,7 +62,7 @@ class PictureFolder:
             if file.is_file():
                 self._check(json.loads(file.read_text(encoding="utf-8")), stamp)
                 return
-            for name in ("pictures", "hashes"):
+            for name in ("images", "hashes"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             write_json(file, stamp)
         except ValueError as error:
@@ -89,7 +89,7 @@ class PictureFolder:
         if len(name) > MAX_NAME:
             digest = hashlib.sha256(row.id.encode()).hexdigest()[:16]
             name = f"{name[: MAX_NAME - 17]}-{digest}"
-        return self.path / "pictures" / f"{name}-{number:02d}.png"
+        return self.path / "images" / f"{name}-{number:02d}.png"
 
     def is_own(self, drawing: Drawing) -> bool:
         """Return whether an image is there as it was drawn, byte for byte."""
@@ -111,7 +111,7 @@ class PictureFolder:
 
 
 def generate(
-    folder: PictureFolder,
+    folder: ImageFolder,
     rows: Sequence[BenchmarkRow],
     draw: Draw,
     *,

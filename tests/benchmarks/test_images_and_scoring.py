@@ -1,4 +1,4 @@
-"""Pictures are drawn once and never mixed; each is scored against what the protocol says."""
+"""Images are drawn once and never mixed; each is scored against what the protocol says."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.benchmarks.encoders import MetricReward
-from customized_grpo.benchmarks.pictures import PictureFolder, generate
-from customized_grpo.benchmarks.protocol import GeneratorStamp, PictureProtocol
+from customized_grpo.benchmarks.images import ImageFolder, generate
+from customized_grpo.benchmarks.protocol import GeneratorStamp, ImageProtocol
 from customized_grpo.benchmarks.rows import BenchmarkRow
-from customized_grpo.benchmarks.scoring import check_scorable, score_pictures
+from customized_grpo.benchmarks.scoring import check_scorable, score_images
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
 
-PROTOCOL = PictureProtocol("dreambench", "d", steps=4, guidance=2.5, height=8, width=8, seed=0)
+PROTOCOL = ImageProtocol("dreambench", "d", steps=4, guidance=2.5, height=8, width=8, seed=0)
 
 
 class Artist:
-    """Paints each picture in a grey of its own, and remembers which rows it was asked for."""
+    """Paints each image in a grey of its own, and remembers which rows it was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -37,25 +37,25 @@ class Artist:
                 yield torch.full((3, 8, 8), (10 * len(row.prompt) + 50 * number) / 255)
 
 
-def folder(path: Path, **changes: object) -> PictureFolder:
-    return PictureFolder(path, replace(PROTOCOL, **changes), GeneratorStamp("tiny", "w"))  # type: ignore[arg-type]
+def folder(path: Path, **changes: object) -> ImageFolder:
+    return ImageFolder(path, replace(PROTOCOL, **changes), GeneratorStamp("tiny", "w"))  # type: ignore[arg-type]
 
 
 def test_a_second_call_draws_only_what_is_missing_or_broken(tmp_path: Path, rows: list[BenchmarkRow]) -> None:
-    artist, pictures = Artist(), folder(tmp_path / "out")
-    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 6
-    files = {(row.id, n): pictures.file((row, n)) for row in rows for n in range(2)}
+    artist, images = Artist(), folder(tmp_path / "out")
+    assert generate(images, rows, artist, samples=2, rows_together=2) == 6
+    files = {(row.id, n): images.file((row, n)) for row in rows for n in range(2)}
     assert len(set(files.values())) == 6
-    assert all(file.parent == tmp_path / "out" / "pictures" for file in files.values())
-    assert sorted(tmp_path.rglob("pictures/*")) == sorted(files.values()), "nothing else is left there"
+    assert all(file.parent == tmp_path / "out" / "images" for file in files.values())
+    assert sorted(tmp_path.rglob("images/*")) == sorted(files.values()), "nothing else is left there"
 
     artist.asked.clear()
-    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 0 and not artist.asked
+    assert generate(images, rows, artist, samples=2, rows_together=2) == 0 and not artist.asked
     files["..", 1].write_bytes(files["..", 1].read_bytes()[:45])  # cut off, as by a full disk
     files["a/b", 0].unlink()
     Image.new("RGB", (4, 4)).save(files["a/b", 1])
     kept = files["..", 0].stat().st_mtime_ns
-    assert generate(pictures, rows, artist, samples=2, rows_together=2) == 3
+    assert generate(images, rows, artist, samples=2, rows_together=2) == 3
     assert artist.asked == ["a/b", ".."]
     assert files["..", 0].stat().st_mtime_ns == kept
 
@@ -64,9 +64,9 @@ def test_a_second_call_draws_only_what_is_missing_or_broken(tmp_path: Path, rows
 def test_an_image_that_was_not_drawn_here_is_drawn_again_and_named(
     tmp_path: Path, rows: list[BenchmarkRow], change: str
 ) -> None:
-    artist, pictures = Artist(), folder(tmp_path / "out")
-    generate(pictures, rows, artist, samples=2, rows_together=2)
-    first, second = (pictures.file((rows[0], number)) for number in range(2))
+    artist, images = Artist(), folder(tmp_path / "out")
+    generate(images, rows, artist, samples=2, rows_together=2)
+    first, second = (images.file((rows[0], number)) for number in range(2))
     drawn = first.read_bytes()
     hash_file = tmp_path / "out/hashes" / f"{first.stem}.txt"
     if change == "replaced":
@@ -78,7 +78,7 @@ def test_an_image_that_was_not_drawn_here_is_drawn_again_and_named(
     else:
         hash_file.write_bytes(b"\xff\xfe")
     foreign: list[Path] = []
-    count = generate(pictures, rows, artist, samples=2, rows_together=2, on_foreign=foreign.extend)
+    count = generate(images, rows, artist, samples=2, rows_together=2, on_foreign=foreign.extend)
     assert (count, foreign) == (1, [first]) and first.read_bytes() == drawn
 
 
@@ -86,14 +86,14 @@ def test_an_interrupted_call_keeps_what_it_drew(tmp_path: Path, rows: list[Bench
     def stop(count: int) -> None:
         raise KeyboardInterrupt
 
-    artist, pictures = Artist(), folder(tmp_path / "out")
+    artist, images = Artist(), folder(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        generate(pictures, rows, artist, samples=2, rows_together=1, on_batch=stop)
-    assert generate(pictures, rows, artist, samples=2, rows_together=1) == 4
+        generate(images, rows, artist, samples=2, rows_together=1, on_batch=stop)
+    assert generate(images, rows, artist, samples=2, rows_together=1) == 4
 
 
 @pytest.mark.parametrize("changes", [{"steps": 5}, {"seed": 1}, {"data": "e"}, {"guidance": 3.0}])
-def test_pictures_of_another_protocol_are_refused(
+def test_images_of_another_protocol_are_refused(
     tmp_path: Path, rows: list[BenchmarkRow], changes: dict[str, object]
 ) -> None:
     generate(folder(tmp_path), rows, Artist(), samples=2, rows_together=3)
@@ -101,17 +101,17 @@ def test_pictures_of_another_protocol_are_refused(
         generate(folder(tmp_path, **changes), rows, Artist(), samples=2, rows_together=3)
 
 
-def test_pictures_of_another_model_are_refused_whatever_its_name(
+def test_images_of_another_model_are_refused_whatever_its_name(
     tmp_path: Path, rows: list[BenchmarkRow]
 ) -> None:
     generate(folder(tmp_path), rows, Artist(), samples=2, rows_together=3)
-    PictureFolder(tmp_path, PROTOCOL, GeneratorStamp("same, moved", "w")).claim()
+    ImageFolder(tmp_path, PROTOCOL, GeneratorStamp("same, moved", "w")).claim()
     with pytest.raises(UserError, match="weights: w, v"):
-        PictureFolder(tmp_path, PROTOCOL, GeneratorStamp("tiny", "v")).claim()
+        ImageFolder(tmp_path, PROTOCOL, GeneratorStamp("tiny", "v")).claim()
 
 
 def brightness_of_references(batch: ScoringBatch) -> Tensor:
-    """Mean over the references of each picture; NaN for the row called '..'."""
+    """Mean over the references of each image; NaN for the row called '..'."""
     means = [torch.stack([r.mean() for r in refs]).mean() for refs in batch.references]
     scores = torch.stack(means)
     return torch.where(torch.tensor([m["id"] == ".." for m in batch.meta]), torch.nan, scores)
@@ -124,17 +124,17 @@ def brightness(batch: ScoringBatch) -> Tensor:
 def test_scores_are_of_the_kept_pngs_and_of_the_photos_of_the_mode(
     tmp_path: Path, rows: list[BenchmarkRow]
 ) -> None:
-    pictures = folder(tmp_path / "out")
-    generate(pictures, rows, Artist(), samples=2, rows_together=3)
+    images = folder(tmp_path / "out")
+    generate(images, rows, Artist(), samples=2, rows_together=3)
     drawings = [(row, n) for row in rows for n in range(2)]
     encoders = [
         MetricReward("photos", FunctionReward("photos", "identity", brightness_of_references)),
-        MetricReward("picture", FunctionReward("picture", "prompt", brightness), scale=255.0),
+        MetricReward("image", FunctionReward("image", "prompt", brightness), scale=255.0),
     ]
 
     def score(mode: str, batch_size: int) -> dict[str, np.ndarray]:
-        return score_pictures(
-            pictures,
+        return score_images(
+            images,
             drawings,
             encoders,
             mode=mode,
@@ -146,7 +146,7 @@ def test_scores_are_of_the_kept_pngs_and_of_the_photos_of_the_mode(
         return float(np.asarray(Image.open(file).convert("RGB")).mean()) / 255
 
     single, everything = score("single", 4), score("all", 1)
-    assert single["picture"] == pytest.approx([70, 120, 70, 120, 70, 120], abs=1e-3)
+    assert single["image"] == pytest.approx([70, 120, 70, 120, 70, 120], abs=1e-3)
     for n, (row, _) in enumerate(drawings):
         if row.id == "..":
             assert np.isnan(single["photos"][n]) and np.isnan(everything["photos"][n])
