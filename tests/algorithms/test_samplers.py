@@ -331,3 +331,14 @@ def test_all_steps_and_windows_need_no_generator():
 def test_a_choice_of_steps_that_makes_no_sense_is_refused(bad: dict[str, object]):
     with pytest.raises(ValueError):
         trained_steps(10, **bad)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_step_at_levels_that_are_numbers_asks_nothing_of_the_device(name: str) -> None:
+    x = torch.empty(SHAPE, device="meta")  # asked for a value, a tensor there raises an error
+    mean, std = transition(name, x, x, 0.93, 0.8, 0.5, 0.93)
+    assert mean.device == x.device and mean.shape == x.shape
+    assert log_prob(mean + std * x, mean, std).shape == SHAPE[:1]
+    assert float(std) == float(
+        transition(name, torch.zeros(SHAPE), torch.zeros(SHAPE), 0.93, 0.8, 0.5, 0.93)[1]
+    )

@@ -24,7 +24,8 @@ def test_a_plan_says_batches_work_parameters_and_memory(capsys: pytest.CaptureFi
     assert "3 are trained" in lines["steps"]
     assert "204 forward-equivalents" in lines["work"]
     assert "s an iteration for the transformer" in lines["time"]
-    assert "fits 8 GiB" in lines
+    assert "fits 8 GiB; graphs are kept from the rollout" in lines
+    assert lines["graphs"].endswith("the update is then spared 36 forward-equivalents a prompt")
     assert any(line.startswith("not counted: the models of the rewards dino, clip_t") for line in lines)
 
 

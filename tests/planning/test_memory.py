@@ -99,6 +99,15 @@ def test_activations_of_a_backward_pass_are_as_predicted(model: ModelConfig, pre
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_graph_that_is_kept_takes_what_is_predicted(model: ModelConfig, checkpointing: bool) -> None:
+    policy = load_policy(model.model_copy(update={"gradient_checkpointing": checkpointing}), seed=0)
+    call, known = velocity_of(policy)
+    run = DryRun(read_architecture(model), model, 1)
+    predicted = run.graph_bytes(BATCH, checkpointing=checkpointing)
+    assert predicted == pytest.approx(replay.bytes_left(call, known), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_of_a_real_backward_pass_is_as_predicted(model: ModelConfig, checkpointing: bool) -> None:
     policy = load_policy(model.model_copy(update={"gradient_checkpointing": checkpointing}), seed=0)
     call, known = velocity_of(policy)

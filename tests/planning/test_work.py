@@ -20,6 +20,10 @@ def test_a_window_of_three_of_ten_steps_costs_264() -> None:
     assert work.passes(load_config("flux1-kontext"), 3, 1).iteration == 12 * 10 + 12 * 3 * 4 == 264
 
 
+def test_steps_before_a_window_count_once_a_group() -> None:
+    assert work.passes(load_config("flux1-kontext"), 3, 1, n_shared=4).rollout == 12 * 6 + 4
+
+
 def test_without_checkpointing_a_backward_pass_counts_twice() -> None:
     config = load_config("flux1-kontext", ["model.gradient_checkpointing=false"])
     assert work.passes(config, 2, 1).iteration == 12 * 10 + 12 * 2 * 3 == 192
@@ -53,9 +57,9 @@ def test_seconds_are_operations_over_speed_and_tokens_are_squares_of_a_side() ->
         work.tokens(512, 80, 32)
 
 
-@pytest.mark.parametrize("kl", ["0.0", "0.01"])
+@pytest.mark.parametrize(("kl", "reuse"), [("0.0", "never"), ("0.01", "never"), ("0.0", "auto")])
 def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: str, reuse: str
 ) -> None:
     import torch
     from diffusers import FluxTransformer2DModel
@@ -72,13 +76,26 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
 
     monkeypatch.setattr(FluxTransformer2DModel, "forward", counted)
     config = load_config(
-        "toybox-smoke", [f"run.dir={tmp_path / 'run'}", "train.iterations=1", f"train.kl_weight={kl}"]
+        "toybox-smoke",
+        [
+            f"run.dir={tmp_path / 'run'}",
+            "train.iterations=1",
+            "rollout.shared_noise=false",  # otherwise a first step that is not trained is drawn once a group
+            f"train.kl_weight={kl}",
+            f"train.reuse_rollout_graph={reuse}",
+        ],
     )
     assert train(config) == 0
 
     plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     passes, prompts = work.passes(config, len(plan.trained), 1), config.train.prompts_per_iteration
     held_out, evaluations = 2, 2  # two subjects with a prompt each, before and after
+    if reuse == "auto":
+        samples[True] -= 1 + 2  # the measurement of a graph
+        assert samples[True] == config.train.group_size * len(plan.trained) * prompts
+        drawn = passes.rollout * prompts + evaluations * held_out * passes.evaluation
+        assert samples.total() == drawn
+        return
     base = samples[True] if config.train.kl_weight else 0
     assert passes.update * prompts == 3 * samples[True] + base
     assert samples[False] == passes.rollout * prompts + base + evaluations * held_out * passes.evaluation

@@ -45,3 +45,16 @@ def test_to_moves_everything_and_keeps_dtypes() -> None:
     moved = conditioning().to("meta")
     assert {t.device.type for t in (*moved.per_sample.values(), *moved.shared.values())} == {"meta"}
     assert moved.per_sample["b"].dtype == torch.int64
+
+
+def test_conditionings_of_a_bucket_share_tensors_that_are_equal_and_no_others() -> None:
+    first, same, other = conditioning(), conditioning(), conditioning(ids=5)
+    assert same.share(first).shared["ids"] is first.shared["ids"]
+    assert other.share(first).shared["ids"] is other.shared["ids"]
+    joined = Conditioning.cat([first, same.share(first).to("cpu")])
+    assert len(joined) == 6
+
+
+def test_joining_conditionings_that_share_asks_nothing_of_the_device() -> None:
+    first = conditioning().to("meta")  # a comparison there raises an error
+    assert len(Conditioning.cat([first, first.repeat_interleave(2)])) == 9

@@ -260,3 +260,31 @@ def test_a_file_of_several_ranks_and_scales_is_taken_layer_by_layer(
             torch.testing.assert_close(delta, expected[name])
     with pytest.raises(UserError, match="several ranks or scales"):
         policy.load_lora(tmp_path / "x.safetensors")
+
+
+def test_inputs_in_bf16_are_not_cast_for_the_adapter_and_no_bit_changes(
+    make_policy: MakePolicy, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(rank=4, precision="bf16")
+    train(policy)
+    x, sigma, conditioning = inputs(policy)
+    layers = [
+        module for module in policy.transformer.modules() if hasattr(module, "cast_input_dtype_enabled")
+    ]
+    assert layers and not any(layer.cast_input_dtype_enabled for layer in layers)
+    results = []
+    casts = []
+    for enabled in (False, True):
+        for layer in layers:
+            monkeypatch.setattr(layer, "cast_input_dtype_enabled", enabled)
+        for parameter in policy.trainable_parameters():
+            parameter.grad = None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            velocity = policy.velocity(x, sigma, conditioning)
+        casts.append(sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy"))
+        velocity.square().mean().backward()  # type: ignore[no-untyped-call]
+        gradients = [parameter.grad for parameter in policy.trainable_parameters()]
+        results.append([velocity.detach(), *[grad for grad in gradients if grad is not None]])
+    assert casts[1] - casts[0] > len(layers) / 2
+    assert len(results[0]) == 1 + len(policy.trainable_parameters())
+    assert all(map(torch.equal, *results))

@@ -51,6 +51,14 @@ def test_what_is_already_set_is_not_advised() -> None:
     assert caught.value.hint == "It needs a device with more memory."
 
 
+def test_what_the_run_itself_could_give_up_comes_first() -> None:
+    with pytest.raises(UserError) as caught, explained(model(), BATCHES, first=lambda: ["train.a=b"]):
+        raise torch.OutOfMemoryError(CUDA_MESSAGE)
+    assert str(caught.value.hint).startswith(
+        "In the order of their effect: train.a=b, model.quantisation=nf4"
+    )
+
+
 def test_while_loading_only_what_is_loaded_can_be_made_smaller() -> None:
     with pytest.raises(UserError) as caught, explained(model(quantisation="int8")):
         raise torch.OutOfMemoryError(CUDA_MESSAGE)

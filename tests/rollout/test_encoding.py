@@ -17,6 +17,7 @@ from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.conditioning_cache import ConditioningCache, encoders_hash
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.policies.offload import Offload, Placement
+from customized_grpo.rollout import ode
 from customized_grpo.rollout.encoding import PromptEncoder
 
 Recipe = Callable[..., Config]
@@ -189,3 +190,37 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(
     cache.folder.rmdir()
     with pytest.raises(UserError, match=r"model\.cache: cannot write .* bytes"):
         PromptEncoder(policy, (64, 64), cache)(examples)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["encoders stay", "encoders wait"])
+def test_encoders_that_wait_come_once_for_all_batches_of_an_evaluation(
+    policy: Flux1Policy, examples: list[Example], monkeypatch: pytest.MonkeyPatch, waiting: bool
+) -> None:
+    placement = Placement(policy.pipe, torch.device("cpu"), Offload("offload" if waiting else "keep"))
+    monkeypatch.setattr(policy, "placement", placement)
+    calls: list[int] = []
+
+    class Counting(PromptEncoder):
+        def __call__(self, asked: Sequence[Example]) -> list[Conditioning]:  # type: ignore[override]
+            calls.append(len(asked))
+            return super().__call__(asked)
+
+    def draw(ahead: int) -> torch.Tensor:
+        calls.clear()
+        monkeypatch.setattr(ode, "AHEAD", ahead)
+        rows = [*examples, examples[0], examples[1], examples[0]]
+        batches = ode.sample_examples(
+            policy,
+            Counting(policy, (64, 64)),
+            [dataclasses.replace(row, id=str(number)) for number, row in enumerate(rows)],
+            torch.tensor([1.0, 0.0]),
+            samples_per_prompt=2,
+            batch_size=3,
+            seed=0,
+            purpose="test",
+        )
+        return torch.cat([images for _, images in batches])
+
+    images = draw(ahead=256)
+    assert calls == ([5] if waiting else [2, 2, 2])
+    assert torch.equal(draw(ahead=1), images)

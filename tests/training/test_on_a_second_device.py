@@ -35,6 +35,9 @@ EVERYTHING = (
     "train.ema_decay=0.9",
     "evaluation.use_ema=true",
 )
+WAITS_OF_A_STEP = 0
+WAITS_OF_A_TRAINED_STEP = 5
+"""For the statistics of its loss: terms, loss, ratio, deviation, clipped."""
 
 
 @pytest.fixture
@@ -67,45 +70,43 @@ def test_a_whole_run_with_offload_cache_kl_and_average_is_resumed_and_exported(
 
 @dataclass(frozen=True)
 class Costs:
-    """Waits and copies of an iteration's phases.
+    """Waits and copies of an iteration's phases, and the steps that are trained."""
 
-    Attributes:
-        collect: Of the rollout.
-        update: Of the update.
-        trained: Steps that are trained.
-    """
-
-    collect: tuple[int, int]
-    update: tuple[int, int]
+    rollout_waits: int
+    rollout_copies: int
+    update_waits: int
+    update_copies: int
     trained: int
 
 
 def costs(config: Config, second: SecondDevice, folder: Path) -> Costs:
     """Count what the first iteration of a recipe sends to the device and back."""
-    counts = []
+    traffic = second.traffic
     with open_parts(config, Engine(torch.device("cuda"))) as parts:
         iteration = Trainer(RunFolder(folder), parts)
         with iteration.log.open():
             examples = iteration.next_examples()
-            second.traffic.clear()
+            traffic.clear()
             trajectory = iteration.collect(examples, Clock())
-            counts.append((second.traffic.n_waits, second.traffic.n_copies))
-            print(second.traffic.waits, second.traffic.to_device)
+            rollout = (traffic.n_waits, traffic.n_copies)
             signal = iteration.signal(iteration.score())
-            second.traffic.clear()
+            traffic.clear()
             iteration.update(trajectory, signal)
-            counts.append((second.traffic.n_waits, second.traffic.n_copies))
-            print(second.traffic.waits, second.traffic.to_device)
-    return Costs(*counts, trained=len(trajectory.steps))
+            return Costs(*rollout, traffic.n_waits, traffic.n_copies, len(trajectory.steps))
 
 
 def test_a_step_neither_waits_for_the_device_nor_sends_it_much(
     recipe: Recipe, second: SecondDevice, tmp_path: Path
 ) -> None:
-    """The noise of a step is drawn on the CPU, so that it is the same on every device: one copy."""
+    """Noise is drawn on the CPU, so that it is the same on every device: a copy for each sample and step."""
     settings = ("model.device=cuda", "train.trained_fraction=1", "data.subjects=2")
     short = costs(recipe(*settings, "rollout.steps=4"), second, tmp_path)
     long = costs(recipe(*settings, "rollout.steps=8"), second, tmp_path)
     steps = 4
+    samples = 6
+    assert long.rollout_waits - short.rollout_waits <= WAITS_OF_A_STEP * steps, (short, long)
+    assert long.rollout_copies - short.rollout_copies <= (samples + 1) * steps, (short, long)
     trained = long.trained - short.trained
-    print(short, long)
+    assert trained == steps
+    assert long.update_waits - short.update_waits <= WAITS_OF_A_TRAINED_STEP * trained, (short, long)
+    assert long.update_copies - short.update_copies <= trained, (short, long)

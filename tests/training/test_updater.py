@@ -84,6 +84,7 @@ def make_parts(
         trained: list[int] = TRAINED,
         rewards: Tensor | None = None,
         fresh: bool = False,
+        keeps_graphs: bool = False,
     ) -> Parts:
         config = recipe(f"rollout.steps={STEPS}", UNCLIPPED, *overrides)
         policy = build_policy(config) if fresh else make_adapted(config)
@@ -98,6 +99,7 @@ def make_parts(
             plan=StepPlan(frozenset(range(STEPS - 1)), trained),
             noise_key=NoiseKey(0, 0),
             keep_means=config.train.ratio_normalisation,
+            keep_graphs=lambda buckets, conditionings: keeps_graphs,
         )
         if rewards is None:
             rewards = torch.randn(2 * GROUP, 2, generator=torch.Generator().manual_seed(4))
@@ -431,3 +433,44 @@ def test_ratio_normalisation_goes_on_after_the_first_pass(make_parts: MakeParts)
     assert report.first.deviation == 0.0
     assert report.all.deviation > 0.0
     assert report.skipped == 0
+
+
+# Graphs kept from the rollout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.kl_weight=0.1", "rollout.batch_size=4", "train.micro_batch_size=4"],
+        ["model.precision=bf16", "train.ratio_normalisation=true"],
+        ["model.precision=bf16", "model.gradient_checkpointing=true"],
+    ],
+    ids=["fp32, kl, batches", "bf16, ratio normalisation", "bf16, checkpointing"],
+)
+def test_kept_graphs_give_the_same_samples_and_gradient_bit_for_bit_without_a_forward_pass(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    again = make_parts(*overrides)
+    kept = make_parts(*overrides, keeps_graphs=True)
+    for name in ("x", "x_next", "log_prob", "images"):
+        assert torch.equal(getattr(kept.trajectory, name), getattr(again.trajectory, name)), name
+    calls: list[bool] = []
+    velocity = kept.policy.velocity
+
+    def counting(*arguments: Any) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return velocity(*arguments)
+
+    monkeypatch.setattr(kept.policy, "velocity", counting)
+    reports = [again.update(), kept.update()]
+    assert not any(calls), "only the base's transitions are computed, without gradients"
+    assert torch.equal(kept.gradient(), again.gradient())
+    assert reports[0].metrics() == reports[1].metrics()
+    assert all(map(torch.equal, kept.values(), again.values()))
+
+
+def test_no_graph_outlives_the_update_even_of_samples_that_teach_nothing(make_parts: MakeParts) -> None:
+    parts = make_parts(keeps_graphs=True, rewards=torch.full((2 * GROUP, 2), math.nan))
+    assert len(parts.trajectory.graphs) == len(TRAINED)
+    parts.update()
+    assert not parts.trajectory.graphs

@@ -335,6 +335,10 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _like(x: Tensor, value: Level) -> Tensor:
-    """Make a level broadcastable against x: [] stays [], [B] becomes [B, 1, ...]."""
-    level = torch.as_tensor(value, dtype=_wide(x).dtype, device=x.device)
-    return level.reshape(-1, *[1] * (x.ndim - 1)) if level.ndim else level
+    """Make a level broadcastable against x: [] stays [], [B] becomes [B, 1, ...].
+
+    One number stays where it is, mostly on the CPU, and mixes with any device: sent there, or asked there, it
+    would make the host wait.
+    """
+    level = torch.as_tensor(value, dtype=_wide(x).dtype)
+    return level.to(x.device).reshape(-1, *[1] * (x.ndim - 1)) if level.ndim else level

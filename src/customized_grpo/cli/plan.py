@@ -12,7 +12,7 @@ from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
     from customized_grpo.planning.duration import Card, Duration
-    from customized_grpo.planning.estimate import Advice, Estimate
+    from customized_grpo.planning.estimate import Advice, Estimate, GraphReuse
     from customized_grpo.planning.memory import Memory
 
 
@@ -72,7 +72,8 @@ def plan(
     if device_memory is None:
         return
     if estimate.memory.needed <= device_memory * GIB:
-        print(f"\nfits {device_memory:g} GiB")
+        keeps = estimate.graph_reuse.fits(estimate.memory, device_memory)
+        print(f"\nfits {device_memory:g} GiB; graphs {'are' if keeps else 'are not'} kept from the rollout")
         return
     advice = planner.find_fit(device_memory)
     raise UserError(
@@ -145,6 +146,7 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             f"{passes.iteration} forward-equivalents a prompt and iteration: {passes.rollout} rollout, "
             f"{passes.update} update; evaluation {passes.evaluation} a held-out prompt",
         ],
+        ["graphs", _graphs_line(estimate.graph_reuse)],
         ["operations", f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"],
     ]
     if tflops is not None:
@@ -156,6 +158,16 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _graphs_line(reuse: GraphReuse) -> str:
+    if reuse.obstacle is not None:
+        return f"none is kept from the rollout: {reuse.obstacle}"
+    return (
+        f"those of the trained steps, {_gib(reuse.bytes)} GiB, are kept from the rollout if they take at "
+        "most half of the memory that is free then; "
+        f"the update is then spared {reuse.passes_saved} forward-equivalents a prompt"
+    )
 
 
 def _parameter_rows(estimate: Estimate) -> list[list[str]]:

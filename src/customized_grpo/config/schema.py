@@ -284,6 +284,8 @@ class TrainConfig(Section):
     """Decay of the moving average of the adapter, per optimizer step; null keeps none."""
     micro_batch_size: Count = 12
     """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
+    reuse_rollout_graph: Literal["auto", "never"] = "auto"
+    """Whether the update goes back through the rollout's own passes: auto where recipe and memory allow."""
     max_nonfinite_steps: Count = 3
     """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
     max_unscored_share: Share = 0.5

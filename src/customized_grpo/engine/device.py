@@ -9,12 +9,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import psutil
 import torch
 
 from customized_grpo.engine.environment import numeric_variables
 
 DRIVER = Path("/proc/driver/nvidia/version")
 AMD_DRIVER = Path("/dev/kfd")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds its limit of memory, in its version 2."""
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")
 """Flags of /proc/cpuinfo for products of bf16 numbers: of x86 the first two, of Arm the last."""
@@ -102,3 +105,22 @@ def has_bf16_instructions() -> bool | None:
         return BF16_FLAGS.search(CPU_INFO.read_text(errors="replace")) is not None
     except OSError:
         return None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that tensors on a device can still take, those that torch holds in reserve included.
+
+    On a CPU the limit of a container counts, with what it has cached as taken.
+    """
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reserve)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        pass
+    return int(free)

@@ -129,6 +129,12 @@ class DryRun:
         two, three = self._both(lambda part: part.backward_bytes(batch, checkpointing, kl))
         return _deepen(two, three, self._depths)
 
+    @cache  # noqa: B019
+    def graph_bytes(self, batch: int, *, checkpointing: bool) -> int:
+        """Return the bytes that a forward pass with gradients leaves behind for its backward pass."""
+        two, three = self._both(lambda part: part.graph_bytes(batch, checkpointing))
+        return _extended(two, three, self._depths)
+
     @cached_property
     def _depths(self) -> list[int]:
         return [self.config[stack] for stack in self._stacks]
@@ -225,11 +231,21 @@ class _Stub:
                 [*replay.known_tensors(self.module), *_tensors(inputs)],
             )
 
-    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
-        if checkpointing:
+    def graph_bytes(self, batch: int, checkpointing: bool) -> int:
+        self._set_checkpointing(checkpointing)
+        with self.run.mode:
+            inputs = self._inputs(batch)
+            known = [*replay.known_tensors(self.module), *_tensors(inputs)]
+            return replay.bytes_left(lambda: [self._velocity(inputs) for _ in range(self.run.calls)], known)
+
+    def _set_checkpointing(self, enabled: bool) -> None:
+        if enabled:
             self.module.enable_gradient_checkpointing()
         else:
             self.module.disable_gradient_checkpointing()
+
+    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
+        self._set_checkpointing(checkpointing)
         with self.run.mode:
             inputs = self._inputs(batch)
 

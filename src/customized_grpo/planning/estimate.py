@@ -9,10 +9,12 @@ from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.duration import Card, Duration, dequantised_bytes, predict_duration
 from customized_grpo.planning.host import HostMemory, predict_host
-from customized_grpo.planning.memory import GIB, Memory, predict
+from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
-from customized_grpo.rollout.sampler import plan_steps
+from customized_grpo.rollout.graphs import reuse_obstacle
+from customized_grpo.rollout.sampler import StepPlan, plan_steps
+from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -51,6 +53,31 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class GraphReuse:
+    """What it takes to keep the graphs of the trained steps from the rollout, see `rollout/graphs.py`.
+
+    Attributes:
+        obstacle: Why the recipe does not allow it; None if it does.
+        bytes: Of all graphs of an iteration, on one device; 0 with an obstacle.
+        passes_saved: Forward-equivalents that the update of one prompt is spared; 0 with an obstacle.
+    """
+
+    obstacle: str | None
+    bytes: int
+    passes_saved: int
+
+    def fits(self, memory: Memory, device_gib: float) -> bool:
+        """Return whether a run keeps them on a device of that many GiB, once everything is loaded.
+
+        Args:
+            memory: Of the recipe.
+            device_gib: Memory of the device.
+        """
+        free = device_gib * GIB - CONTEXT_BYTES - memory.phases["load"]
+        return self.obstacle is None and self.bytes <= GRAPHS_SHARE * free
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a recipe will cost.
 
@@ -67,7 +94,8 @@ class Estimate:
         bytes_per_pass: Bytes that such a pass reads and writes between its products.
         dequantised_bytes: Bytes that a process moves in an iteration to unpack weights.
         parameters: Numbers of parameters of the models.
-        memory: Predicted bytes on one device.
+        memory: Predicted bytes on one device, without graphs kept from the rollout.
+        graph_reuse: What those would take.
         host: Predicted bytes of one process on its machine.
     """
 
@@ -84,6 +112,7 @@ class Estimate:
     dequantised_bytes: int
     parameters: Parameters
     memory: Memory
+    graph_reuse: GraphReuse
     host: HostMemory
 
     def seconds_per_iteration(self, tflops: float) -> float:
@@ -170,7 +199,7 @@ class Planner:
             steps=config.rollout.steps,
             noisy_steps=len(step_plan.noisy),
             trained_steps=len(step_plan.trained),
-            passes=work.passes(config, len(step_plan.trained), run.calls),
+            passes=work.passes(config, len(step_plan.trained), run.calls, _n_shared(config, step_plan)),
             flops_per_pass=run.flops,
             bytes_per_pass=run.moved_bytes,
             dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
@@ -178,8 +207,22 @@ class Planner:
                 run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
             ),
             memory=memory,
+            graph_reuse=self._graph_reuse(config, batches, len(step_plan.trained)),
             host=predict_host(config, run, memory.parts),
         )
+
+    def _graph_reuse(self, config: Config, batches: Batches, n_trained: int) -> GraphReuse:
+        obstacle = reuse_obstacle(config, batches.samples_per_process)
+        if obstacle is not None:
+            return GraphReuse(obstacle, 0, 0)
+        whole, rest = divmod(batches.samples_per_process, config.rollout.batch_size)
+        checkpointing = config.model.gradient_checkpointing
+        n_bytes = 0
+        for size, count in ((config.rollout.batch_size, whole), (rest, 1)):
+            if size and count:
+                n_bytes += count * self.dry_run.graph_bytes(size, checkpointing=checkpointing)
+        saved = self.dry_run.calls * config.train.group_size * n_trained
+        return GraphReuse(None, n_trained * n_bytes, saved)
 
     def find_fit(self, device_gib: float) -> Advice:
         """Return settings with which the recipe fits a device.
@@ -213,6 +256,15 @@ class Planner:
                 overrides = fewer
                 memory = memory_with_fewer
         return Advice(overrides, memory, fits=True)
+
+
+def _n_shared(config: Config, step_plan: StepPlan) -> int:
+    """Return how many steps are drawn once for a group in every iteration of the window's first place.
+
+    Without a window it depends on which steps an iteration trains: at most the first one, not counted here.
+    """
+    shares = config.rollout.shared_noise and config.rollout.batch_size >= MIN_ROWS
+    return count_shared_steps(step_plan) if shares and config.rollout.sde_window is not None else 0
 
 
 def _added(overrides: tuple[str, ...], step: tuple[str, ...]) -> tuple[str, ...]:

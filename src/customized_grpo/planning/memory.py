@@ -31,6 +31,9 @@ CONTEXT_BYTES = 1 * GIB
 """What a CUDA context and the workspaces of its libraries take of a device, roughly."""
 FRAGMENTATION = 0.05
 """Share of the allocated memory that the allocator wastes, roughly."""
+GRAPHS_SHARE = 0.5
+"""Share of the free memory that graphs kept from a rollout may take; gradients, optimizer state, decoding,
+backward passes and what rewards compute need the rest."""
 
 REWARD_PARAMETERS: Mapping[str, int] = {
     "dino": 86_580_480,

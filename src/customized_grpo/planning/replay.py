@@ -107,6 +107,15 @@ def peak_bytes(call: Callable[[], Any], known: Iterable[Tensor]) -> int:
     return peak
 
 
+def bytes_left(call: Callable[[], Any], known: Iterable[Tensor]) -> int:
+    """Return the bytes that are alive while the result of `call` is, `known` tensors not counted."""
+    with LiveBytes(known) as live:
+        result = call()
+    left: int = live.now
+    del result  # it kept its graph alive until here
+    return left
+
+
 def flops(call: Callable[[], Any]) -> int:
     """Return the floating-point operations of matrix products, convolutions and attention in `call`."""
 

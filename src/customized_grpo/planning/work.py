@@ -95,19 +95,20 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
     )
 
 
-def passes(config: Config, n_trained: int, calls: int) -> Passes:
+def passes(config: Config, n_trained: int, calls: int, n_shared: int = 0) -> Passes:
     """Count forward-equivalents.
 
     Args:
         config: The recipe.
         n_trained: Steps of a sample that are trained.
         calls: Calls of the transformer for one velocity: 2 with classifier-free guidance, else 1.
+        n_shared: First steps of the rollout that are drawn once for a group.
     """
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
     per_trained_step = 1 + backward + (train.kl_weight > 0)
     return Passes(
-        rollout=calls * train.group_size * config.rollout.steps,
+        rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=calls * config.evaluation.samples_per_prompt * config.evaluation_steps,
     )

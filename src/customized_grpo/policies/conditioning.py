@@ -61,6 +61,14 @@ class Conditioning:
             self.width,
         )
 
+    def share(self, other: Conditioning) -> Conditioning:
+        """Return this conditioning with the other's own shared tensors where they are equal to its own."""
+        shared = dict(self.shared)
+        for name, tensor in other.shared.items():
+            if name in shared and torch.equal(shared[name], tensor):
+                shared[name] = tensor
+        return Conditioning(self.per_sample, shared, self.height, self.width)
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join conditionings of one bucket.
@@ -81,8 +89,9 @@ class Conditioning:
             if part.shared.keys() != first.shared.keys() or part.per_sample.keys() != first.per_sample.keys():
                 raise ValueError(f"part {number} was not encoded by the same policy as part 0")
             for name, tensor in part.shared.items():
-                # A comparison of numbers, not of sizes: two buckets can have ids of the same shape.
-                if not torch.equal(tensor, first.shared[name]):
+                # A comparison of numbers, not of sizes: two buckets can have ids of the same shape. Within a
+                # bucket they are mostly the same object, see `share`: a comparison waits for the device.
+                if tensor is not first.shared[name] and not torch.equal(tensor, first.shared[name]):
                     raise ValueError(f"part {number} has other {name} than part 0: not the same bucket")
         joined = {}
         for name in first.per_sample:

@@ -50,6 +50,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
         UserError: The expression matches no layer, or one that is not linear.
     """
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
     if has_adapter(transformer):
         raise ValueError("the transformer already has an adapter")
@@ -59,6 +60,11 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     with quiet(), torch.random.fork_rng():  # peft draws its own A, which is replaced below
         transformer.add_adapter(config, adapter_name=ADAPTER)
     transformer.eval()  # the new layers come in training mode
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast gives the products their type. peft would make fp32 of a bf16 input before, only for
+            # autocast to make bf16 of it again: the same numbers, two copies a layer and call.
+            module.cast_input_dtype_enabled = False
     with torch.no_grad():
         for name, parameter in adapter_parameters(transformer).items():
             parameter.data = parameter.data.float()

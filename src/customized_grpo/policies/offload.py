@@ -56,6 +56,11 @@ class Placement:
             if isinstance(part, nn.Module):
                 part.to(CPU if self._waits(name) else device)
 
+    @property
+    def text_encoders_wait(self) -> bool:
+        """Return whether text encoders come for their work only; the transformer then makes room for them."""
+        return self.offload.text_encoders != "keep"
+
     @contextmanager
     def text_encoders(self) -> Iterator[None]:
         """Have the text encoders on the device inside the block; when they wait, without the transformer.
@@ -70,7 +75,7 @@ class Placement:
                 "the text encoders were dropped after all rows were encoded: no other prompt can be",
                 hint="Set model.text_encoders=offload, which keeps them on the CPU.",
             )
-        if self.offload.text_encoders == "keep" or self._encoding:
+        if not self.text_encoders_wait or self._encoding:
             yield
             return
         self._encoding = True
@@ -110,7 +115,7 @@ class Placement:
 
     def _waits(self, name: str) -> bool:
         if name in self._text_encoder_names():
-            return self.offload.text_encoders != "keep"
+            return self.text_encoders_wait
         return name == "vae" and self.offload.vae
 
     def _text_encoder_names(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,11 @@ GIB = 2**30
 
 @contextmanager
 def explained(
-    model: ModelConfig, batches: Mapping[str, int] | None = None, *, training: bool = True
+    model: ModelConfig,
+    batches: Mapping[str, int] | None = None,
+    *,
+    training: bool = True,
+    first: Callable[[], Sequence[str]] = list,
 ) -> Iterator[None]:
     """Turn an out-of-memory error inside the block into one for the user.
 
@@ -26,6 +30,7 @@ def explained(
         batches: Batch sizes in use by their names in recipes, the one with the largest effect first. None
             while the model is loaded, when neither they nor gradient checkpointing can help.
         training: Whether there are gradients, for which checkpointing saves memory.
+        first: Returns settings to name before all others, asked when memory has run out.
 
     Raises:
         UserError: Says how much more was needed, how much is free, and what to set.
@@ -35,13 +40,10 @@ def explained(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _as_user_error(error, model, batches, training) from error
+        raise _as_user_error(error, [*first(), *_settings(model, batches, training)]) from error
 
 
-def _as_user_error(
-    error: Exception, model: ModelConfig, batches: Mapping[str, int] | None, training: bool
-) -> UserError:
-    settings = _settings(model, batches, training)
+def _as_user_error(error: Exception, settings: Sequence[str]) -> UserError:
     hint = f"In the order of their effect: {', '.join(settings)}." if settings else None
     return UserError(f"out of memory: {_numbers(str(error))}", hint or "It needs a device with more memory.")
 

@@ -170,8 +170,8 @@ class Policy(ABC):
 
     def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
         """Return noise [B, *shape], fp32, sample i from generators[i] alone."""
-        samples = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
-        return torch.stack(samples)
+        samples = [torch.randn(shape, generator=one, device=one.device) for one in generators]
+        return torch.stack(samples).to(self.device)  # one transfer, not one a sample
 
     def sigmas(self, steps: int, n_tokens: int) -> Tensor:
         """Return noise levels [steps + 1], fp32, on the CPU: 1, 1 - 1/steps, ..., 1/steps, shifted; then 0.
@@ -215,8 +215,8 @@ class Policy(ABC):
             RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
         self._check_call(x, conditioning)
-        # a rollout passes one number for the batch, an update a level per row of its micro-batch
-        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        # added on the device: a number that is sent there would make the host wait
+        level = torch.zeros(len(x), device=x.device) + sigma
         v = self._velocity(x, level, conditioning)
         if v.shape != x.shape:
             name = type(self).__name__

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from customized_grpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -68,6 +66,10 @@ def sample_conditioning(
     """
     first_prompt = samples.start // group_size
     last_prompt = (samples.stop - 1) // group_size
-    prompts = Conditioning.cat(conditionings[first_prompt : last_prompt + 1])
-    # sample -> its prompt -> that prompt's place among those that were just joined
-    return prompts.index(torch.arange(samples.start, samples.stop) // group_size - first_prompt)
+    parts = []
+    for prompt in range(first_prompt, last_prompt + 1):
+        # the prompt's samples in the range: indices on the CPU would make the host wait for the device
+        first = max(samples.start, prompt * group_size)
+        end = min(samples.stop, (prompt + 1) * group_size)
+        parts.append(conditionings[prompt].repeat_interleave(end - first))
+    return Conditioning.cat(parts)

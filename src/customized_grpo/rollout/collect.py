@@ -6,7 +6,7 @@ steps among them, L tokens of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +18,10 @@ from customized_grpo.data.sampler import count_repeats
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_batches, sample_conditioning
-from customized_grpo.rollout.denoise import denoise
+from customized_grpo.rollout.denoise import Move, denoise
+from customized_grpo.rollout.graphs import Graphs
 from customized_grpo.rollout.sampler import Sampler, StepPlan
+from customized_grpo.rollout.shared_start import MIN_ROWS, SharedStart, draw_shared_start
 from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.seeding import generator
 
@@ -63,6 +65,7 @@ def collect(
     noise_key: NoiseKey,
     repeats: Sequence[int] | None = None,
     keep_means: bool = False,
+    keep_graphs: Callable[[Sequence[Hashable], Sequence[Conditioning]], bool] = lambda buckets, given: False,
     before_batch: Callable[[], None] = lambda: None,
     on_batch: Callable[[slice, Tensor], None] = lambda samples, images: None,
 ) -> Trajectory:
@@ -80,23 +83,43 @@ def collect(
         repeats: How often each example's row was drawn before it in this iteration, by any process [P]; None:
             how often it is among the examples before it.
         keep_means: Whether to keep the transition means, which ratio normalisation needs.
+        keep_graphs: Decides, given buckets and conditionings [P], whether trained steps keep their graphs.
         before_batch: Called before every batch; may raise to stop.
         on_batch: Called after every batch with its samples, a range of the N, and their images
             [B, 3, H, W], so that scoring can begin.
     """
     conditionings = encoder(examples)
+    buckets = [example.bucket for example in examples]
+    keeps_graphs = keep_graphs(buckets, conditionings)
+    if repeats is None:
+        repeats = count_repeats([example.id for example in examples])
+    start = None
+    if config.shared_noise and config.batch_size >= MIN_ROWS:
+        initial = [
+            noise_key.generator("initial", example.id, repeat * group_size)
+            for example, repeat in zip(examples, repeats, strict=True)
+        ]
+        start = draw_shared_start(policy, sampler, conditionings, buckets, initial, plan, config.batch_size)
+    graphs: Graphs = {}
     parts: list[_TrainedSteps] = []
     images: list[Tensor] = []
     for samples, noise in batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
-        trained, batch_images = _draw(policy, sampler, conditioning, noise, plan, keep_means=keep_means)
-        parts.append(trained)
+        prompts = [sample // group_size for sample in range(samples.start, samples.stop)]
+        states = _begin(policy, conditioning, noise, prompts, start)
+        moves, batch_images = _draw(
+            policy, sampler, conditioning, states, noise, plan, keeps_graphs=keeps_graphs
+        )
+        parts.append(_TrainedSteps.of(moves, keep_means=keep_means))
+        if keeps_graphs:
+            for step, move in zip(plan.trained, moves, strict=True):
+                graphs[step, samples.start, samples.stop] = (move.mean, move.std)
         images.append(batch_images)
         on_batch(samples, batch_images)
     return Trajectory(
         conditionings=conditionings,
-        buckets=[example.bucket for example in examples],
+        buckets=buckets,
         group_size=group_size,
         steps=plan.trained,
         sigmas=sampler.sigmas,
@@ -106,6 +129,7 @@ def collect(
         mean=torch.cat([part.mean for part in parts], 1) if keep_means else None,
         log_prob=torch.cat([part.log_prob for part in parts], 1),
         images=torch.cat(images),
+        graphs=graphs,
     )
 
 
@@ -153,25 +177,61 @@ class _TrainedSteps(NamedTuple):
     mean: Tensor
     log_prob: Tensor
 
+    @classmethod
+    def of(cls, moves: Sequence[Move], *, keep_means: bool) -> _TrainedSteps:
+        """Stack the trained steps of a batch, without their graphs."""
+        means = [move.mean.detach() for move in moves]
+        log_probs = [
+            samplers.log_prob(move.x_next, mean, move.std) for move, mean in zip(moves, means, strict=True)
+        ]
+        # S moves of a batch -> [S, B, ...]: S counts trained steps, not true ones
+        return cls(
+            x=torch.stack([move.x for move in moves]),
+            x_next=torch.stack([move.x_next for move in moves]),
+            # an empty tensor can be stacked and joined like the others
+            mean=torch.stack(means if keep_means else [move.x[:0] for move in moves]),
+            log_prob=torch.stack(log_probs),
+        )
+
+
+class _States(NamedTuple):
+    """States of a batch [B, L, C] before a step."""
+
+    next_step: int
+    x: Tensor
+
+
+def _begin(
+    policy: Policy,
+    conditioning: Conditioning,
+    noise: BatchNoise,
+    prompts: Sequence[int],
+    start: SharedStart | None,
+) -> _States:
+    """Return the states from which the samples of a batch go their own ways."""
+    size = (conditioning.height, conditioning.width)
+    if start is None or len(prompts) < MIN_ROWS:
+        return _States(0, policy.noise(noise.initial, *size))
+    mean, std = start.of_samples(prompts)
+    return _States(start.next_step, mean if std is None else mean + std * policy.noise(noise.steps, *size))
+
 
 def _draw(
     policy: Policy,
     sampler: Sampler,
     conditioning: Conditioning,
+    states: _States,
     noise: BatchNoise,
     plan: StepPlan,
     *,
-    keep_means: bool,
-) -> tuple[_TrainedSteps, Tensor]:
-    """Draw one batch; return its trained steps and its images [B, 3, H, W]."""
-    steps: list[_TrainedSteps] = []
-    x = policy.noise(noise.initial, conditioning.height, conditioning.width)
-    for step, move in enumerate(denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy)):
+    keeps_graphs: bool,
+) -> tuple[list[Move], Tensor]:
+    """Draw the rest of a batch; return its trained steps and its images [B, 3, H, W]."""
+    trained: list[Move] = []
+    graphed = plan.trained if keeps_graphs else ()
+    first = states.next_step
+    moves = denoise(policy, sampler, conditioning, states.x, noise.steps, plan.noisy, first, graphed)
+    for step, move in enumerate(moves, first):
         if step in plan.trained:
-            log_prob = samplers.log_prob(move.x_next, move.mean, move.std)
-            # An empty tensor can be stacked and joined like the others.
-            mean = move.mean if keep_means else move.x[:0]
-            steps.append(_TrainedSteps(move.x, move.x_next, mean, log_prob))
-    # S steps of four tensors -> four tensors [S, B, ...]: S counts trained steps, not true ones
-    stacked = _TrainedSteps(*[torch.stack(column) for column in zip(*steps, strict=True)])
-    return stacked, policy.decode(move.x_next, conditioning.height, conditioning.width)
+            trained.append(move)
+    return trained, policy.decode(move.x_next, conditioning.height, conditioning.width)

@@ -14,7 +14,7 @@ from customized_grpo.rollout.sampler import Sampler
 
 
 class Move(NamedTuple):
-    """One denoising step of a batch: all [B, L, C], but std."""
+    """One denoising step of a batch: all [B, L, C], but std; only the mean may have a graph."""
 
     x: Tensor
     mean: Tensor
@@ -30,8 +30,9 @@ def denoise(
     generators: Sequence[torch.Generator],
     noisy: Collection[int],
     first_step: int = 0,
+    graphed: Collection[int] = (),
 ) -> Iterator[Move]:
-    """Yield the steps of a batch, one call of the policy each.
+    """Yield the steps of a batch, one call of the policy each; call it without gradients.
 
     Args:
         policy: The policy.
@@ -41,13 +42,15 @@ def denoise(
         generators: One per sample [B], for the noise of its steps.
         noisy: Indices of the steps that draw noise.
         first_step: Index of the first step.
+        graphed: Indices of the steps whose mean keeps its graph.
     """
     size = (conditioning.height, conditioning.width)
     for step in range(first_step, sampler.n_steps):
-        mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
-        x_next = mean
+        with torch.set_grad_enabled(step in graphed):
+            mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
+        x_next = mean.detach()
         if step in noisy:
             # A generator for each sample: the noise of a sample does not depend on the batch it is in.
-            x_next = mean + std * policy.noise(generators, *size)
+            x_next = x_next + std * policy.noise(generators, *size)
         yield Move(x, mean, std, x_next)
         x = x_next

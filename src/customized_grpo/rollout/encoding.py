@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from customized_grpo.policies.conditioning_cache import ConditioningCache, encoders_hash
@@ -51,9 +51,13 @@ class PromptEncoder:
         cached = [self._cached(example) for example in examples]
         # Nothing to encode: `encoding()` would bring the text encoders to the device for nothing.
         if None not in cached:
-            return [conditioning.to(self.policy.device) for conditioning in cached if conditioning]
+            return _shared([conditioning.to(self.policy.device) for conditioning in cached if conditioning])
         with self.policy.encoding():
-            return [self._cached_or_encoded(example) for example in examples]
+            return _shared([self._cached_or_encoded(example) for example in examples])
+
+    def ahead(self, examples: Sequence[Example]) -> list[Conditioning]:
+        """Return the conditioning of each example, on the CPU: for batches that are drawn later."""
+        return [conditioning.to("cpu") for conditioning in self(examples)]
 
     def fill_cache(
         self, examples: Iterable[Example], before_example: Callable[[], None] = lambda: None
@@ -82,6 +86,16 @@ class PromptEncoder:
         if self.cache is not None:
             self.cache.put(_key(example), encoded)
         return encoded
+
+
+def _shared(conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+    """Return the conditionings, those of one bucket with the same tensor objects where they share values."""
+    first: dict[Hashable, Conditioning] = {}
+    result = []
+    for conditioning in conditionings:
+        shapes = tuple((name, tensor.shape) for name, tensor in conditioning.shared.items())
+        result.append(conditioning.share(first.setdefault(shapes, conditioning)))
+    return result
 
 
 def _key(example: Example) -> str:

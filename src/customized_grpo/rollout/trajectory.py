@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.rollout.graphs import Graphs
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Trajectory:
         mean: Transition means at rollout time [S, N, L, C]; None unless ratio normalisation needs them.
         log_prob: Log-probabilities at rollout time [S, N], averaged over L and C.
         images: Decoded samples [N, 3, H, W] in [0, 1].
+        graphs: Graphs of the trained steps; empty unless they were kept. The update takes each of them out.
     """
 
     conditionings: Sequence[Conditioning]
@@ -40,6 +42,7 @@ class Trajectory:
     mean: Tensor | None
     log_prob: Tensor
     images: Tensor
+    graphs: Graphs = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

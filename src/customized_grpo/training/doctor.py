@@ -9,7 +9,7 @@ Legend: P prompts, G samples each, N = P x G samples, K rewards, T denoising ste
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
 from customized_grpo.training.calibration import calibration_file, check_calibration, refuse_calibration
 from customized_grpo.training.deciding import Branching, decide, usable_judges
+from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.notes import start_notes
@@ -41,6 +42,7 @@ from customized_grpo.training.updater import ratio_tolerance
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
+    from customized_grpo.policies.conditioning import Conditioning
     from customized_grpo.rollout.trajectory import Trajectory
 
 
@@ -186,6 +188,8 @@ def _diagnose(
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
     deviation = _first_pass_deviation(parts, trajectory, signal)
     tolerance = ratio_tolerance(config)
+    graph_memory = GraphMemory(parts)
+    graph_memory.decide(*_prompts_of_an_iteration(parts, trajectory))
     judges, judge_notes = usable_judges(parts, branched)
     decisions = None
     if branching.n_points:
@@ -217,6 +221,7 @@ def _diagnose(
             *parts.data.notes,
             *judge_notes,
             *(sentence for _, sentence in start_notes(parts)),
+            graph_memory.sentence,
         ],
     )
 
@@ -242,6 +247,19 @@ def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
         keep_means=config.train.ratio_normalisation,
         on_batch=submit,
     )
+
+
+def _prompts_of_an_iteration(
+    parts: Parts, trajectory: Trajectory
+) -> tuple[list[Hashable], list[Conditioning]]:
+    """Return bucket and conditioning of as many prompts as a training iteration has, those drawn in turn."""
+    buckets = []
+    conditionings = []
+    for number in range(parts.config.train.prompts_per_iteration // parts.engine.world_size):
+        prompt = number % len(trajectory.buckets)
+        buckets.append(trajectory.buckets[prompt])
+        conditionings.append(trajectory.conditionings[prompt])
+    return buckets, conditionings
 
 
 def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: LearningSignal) -> float | None:

@@ -33,6 +33,7 @@ FREE = (
     "evaluation.every",
     "evaluation.on_alarm",
     "train.iterations",
+    "train.reuse_rollout_graph",
     "train.max_nonfinite_steps",
     "train.max_unscored_share",
     "train.max_wasted_iterations",

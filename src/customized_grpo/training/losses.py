@@ -122,8 +122,9 @@ class UpdateLoss:
         x = trajectory.x[k, micro_batch]
         x_next = trajectory.x_next[k, micro_batch]
         old_log_prob = trajectory.log_prob[k, micro_batch]
-        # The same transition as in the rollout, now with gradients: for unchanged parameters the ratio is 1.
-        mean, std = self.sampler.transition(self.policy, x, step, conditioning)
+        # The rollout's own transition, or the same again: for unchanged parameters the ratio is 1.
+        graph = trajectory.graphs.pop((step, micro_batch.start, micro_batch.stop), None)
+        mean, std = graph or self.sampler.transition(self.policy, x, step, conditioning)
         log_prob = samplers.log_prob(x_next, mean, std)
         scale = 1.0
         if trajectory.mean is not None:  # GRPO-Guard: ratios and gradients on one scale over all steps

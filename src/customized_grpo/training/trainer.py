@@ -37,6 +37,7 @@ from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
+from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
@@ -125,6 +126,7 @@ class Trainer:
         self.partition = self.engine.partition(self.config.train.updates_per_iteration)
         loss = UpdateLoss(self.config, self.policy, parts.sampler, self.partition)
         self.updater = Updater(self.config, loss, self.engine)
+        self.graph_memory = GraphMemory(parts, lambda note: self.log.progress.message(f"note: {note}"))
         self.state = RunState(processes=self.engine.world_size)
         self.store = CheckpointStore(folder.path / "checkpoints", self.config.checkpoint.keep)
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
@@ -152,7 +154,7 @@ class Trainer:
             with self.log.open(), self.stop:
                 self.report_notes()
                 try:
-                    with explained(self.config.model, batches):
+                    with explained(self.config.model, batches, first=self.graph_memory.savings):
                         if self.config.model.text_encoders == "drop":
                             self.log.progress.phase("encode")
                             self.parts.encode_and_drop_encoders(self.stop)
@@ -203,8 +205,7 @@ class Trainer:
 
     def is_due(self, every: int) -> bool:
         """Return whether something done every so many iterations (0: only at the end) is due now."""
-        at_end = self.iteration == self.config.train.iterations
-        return at_end or (every > 0 and self.iteration % every == 0)
+        return self.iteration == self.config.train.iterations or (every > 0 and self.iteration % every == 0)
 
     def report_notes(self) -> None:
         """Report, at the start, what has changed, what the data lack, what has no effect, and what is cut."""
@@ -253,6 +254,7 @@ class Trainer:
             noise_key=NoiseKey(config.run.seed, self.iteration),
             repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
             keep_means=config.train.ratio_normalisation,
+            keep_graphs=self.graph_memory.decide,
             before_batch=self.stop.batch_check(n_batches),
             on_batch=submit,
         )
@@ -384,8 +386,7 @@ class Trainer:
         if not self.engine.is_main:
             return
         with self.updater.result():
-            header = Provenance.from_config(self.config).to_header()
-            self.policy.save_lora(self.folder.path / "lora", header)
+            self.policy.save_lora(self.folder.path / "lora", Provenance.from_config(self.config).to_header())
         self.folder.write_json(
             "summary.json",
             {

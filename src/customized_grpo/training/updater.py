@@ -98,6 +98,7 @@ class Updater:
                 if not self._step(trajectory, signal, update, report, is_first=is_first):
                     on_skip(update)
                     self._skip(report)
+        trajectory.graphs.clear()  # those of samples that could not be trained on
         report.first = report.first.over_processes(self.engine)
         report.all = report.all.over_processes(self.engine)
         return report

@@ -1,0 +1,136 @@
+"""Whether the graphs of an iteration's trained steps fit the memory; then updates need no forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from customized_grpo.engine.device import free_bytes
+from customized_grpo.planning import replay
+from customized_grpo.planning.memory import GIB, GRAPHS_SHARE
+from customized_grpo.rollout.batches import sample_batches
+from customized_grpo.rollout.graphs import reuse_obstacle
+from customized_grpo.rollout.sampler import plan_steps
+
+if TYPE_CHECKING:
+    from customized_grpo.policies.conditioning import Conditioning
+    from customized_grpo.policies.policy import Policy
+    from customized_grpo.rollout.sampler import Sampler
+    from customized_grpo.training.parts import Parts
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """Bytes of a graph of one transition of B samples: `fixed + B x per_sample`.
+
+    Attributes:
+        fixed: Of what does not depend on B, such as weights of the adapter in the type of the products.
+        per_sample: Of one sample's activations.
+    """
+
+    fixed: int
+    per_sample: int
+
+    @classmethod
+    def measure(cls, policy: Policy, sampler: Sampler, conditioning: Conditioning) -> GraphSize:
+        """Measure a policy with transitions of one sample and of two.
+
+        Args:
+            policy: The policy.
+            sampler: The recipe's sampler.
+            conditioning: Of one sample.
+        """
+        one = _graph_bytes(policy, sampler, conditioning)
+        two = _graph_bytes(policy, sampler, conditioning.repeat_interleave(2))
+        return cls(2 * one - two, two - one)
+
+
+def _graph_bytes(policy: Policy, sampler: Sampler, conditioning: Conditioning) -> int:
+    """Return the bytes that a transition leaves behind for its backward pass."""
+    generators = [torch.Generator().manual_seed(sample) for sample in range(len(conditioning))]
+    x = policy.noise(generators, conditioning.height, conditioning.width)
+    tensors = [x, *conditioning.per_sample.values(), *conditioning.shared.values()]
+    known = [*tensors, *replay.known_tensors(policy.transformer)]
+    with torch.enable_grad():
+        return replay.bytes_left(lambda: sampler.transition(policy, x, 0, conditioning), known)
+
+
+class GraphMemory:
+    """Decides before each rollout whether it keeps the graphs of its trained steps.
+
+    The decision changes no number: processes and iterations may differ in it.
+
+    Args:
+        parts: The run's parts.
+        say: Called with a new decision, unless the recipe has made it.
+
+    Attributes:
+        keeps: The last decision; None before the first.
+        sentence: The decision and its reason, for the user.
+    """
+
+    def __init__(self, parts: Parts, say: Callable[[str], None] = lambda note: None) -> None:
+        config = parts.config
+        self.parts = parts
+        self.say = say
+        self.batch_size = config.rollout.batch_size
+        self.group_size = config.train.group_size
+        n_prompts = config.train.prompts_per_iteration // parts.engine.world_size
+        self.obstacle = reuse_obstacle(config, n_prompts * self.group_size)
+        plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
+        self.n_steps = len(plan.trained)  # the same in every iteration
+        self.sizes: dict[Hashable, GraphSize] = {}
+        self.keeps: bool | None = None
+        self.sentence = ""
+
+    def decide(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> bool:
+        """Return whether the graphs are kept.
+
+        Args:
+            buckets: Bucket of each prompt of an iteration of this process [P].
+            conditionings: Conditioning of each prompt [P].
+        """
+        before = self.keeps
+        if self.obstacle is not None:
+            self.keeps = False
+            self.sentence = f"updates compute the trained steps again: {self.obstacle}"
+        else:
+            self.keeps = self._fits(buckets, conditionings)
+        if self.keeps != before and self.parts.config.train.reuse_rollout_graph == "auto":
+            self.say(self.sentence)
+        return self.keeps
+
+    def _fits(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> bool:
+        """Return whether the graphs fit, and say so in `sentence`."""
+        needed = self._needed(buckets, conditionings)
+        free = free_bytes(self.parts.engine.device)
+        if self.parts.engine.device.type == "cpu":
+            free //= self.parts.engine.world_size
+        fits = needed <= GRAPHS_SHARE * free
+        numbers = f"{needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free, of which they may take half"
+        self.sentence = (
+            f"updates go back through the rollout's own passes: their graphs take {numbers}"
+            if fits
+            else f"updates compute the trained steps again: graphs kept from the rollout would take {numbers}"
+        )
+        return fits
+
+    def savings(self) -> list[str]:
+        """Return the setting that saves the memory of the graphs, if they are kept."""
+        return ["train.reuse_rollout_graph=never"] if self.keeps else []
+
+    def _needed(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> int:
+        """Return the bytes of the graphs of all trained steps of an iteration."""
+        everyone = slice(0, len(buckets) * self.group_size)
+        n_bytes = 0
+        for samples in sample_batches(buckets, self.group_size, everyone, self.batch_size):
+            prompt = samples.start // self.group_size
+            if buckets[prompt] not in self.sizes:
+                measured = GraphSize.measure(self.parts.policy, self.parts.sampler, conditionings[prompt])
+                self.sizes[buckets[prompt]] = measured
+            size = self.sizes[buckets[prompt]]
+            n_bytes += size.fixed + (samples.stop - samples.start) * size.per_sample
+        return n_bytes * self.n_steps
