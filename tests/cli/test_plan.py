@@ -65,7 +65,7 @@ def test_a_card_gives_hours_their_assumptions_and_whether_it_fits(
     file = tmp_path / "plan.json"
     run("plan", "toybox", "--device", "4090", "--processes", "2", "--json", str(file))
     out = capsys.readouterr().out
-    assert "time on a GeForce RTX 4090: " in out and " hours for 100 iterations" in out
+    assert "time on GeForce RTX 4090: " in out and " hours for 100 iterations" in out
     assert "assumed, not measured: 70% of 165.2 TFLOP/s, 80% of 1008 GB/s" in out
     assert "fits 23.6 GiB" in out
     assert "memory of the machine: a process takes about" in out and "2 processes on one machine: " in out

@@ -218,7 +218,7 @@ def duration_text(duration: Duration, card: Card) -> str:
     if duration.dequantisation:
         parts.append(f"{duration.dequantisation:.3g} s of unpacking weights")
     return (
-        f"time on a {card.name}: {duration.hours_per_100:.3g} hours for 100 iterations\n"
+        f"time on {card.name}: {duration.hours_per_100:.3g} hours for 100 iterations\n"
         f"an iteration is {', '.join(parts)}; assumed, not measured: {PRODUCTS_REACHED:.0%} of "
         f"{card.tflops:g} TFLOP/s, {BANDWIDTH_REACHED:.0%} of {card.bandwidth:g} GB/s\n"
         "not counted: encoding, decoding, rewards, transfers, evaluations"
