@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [name for name in STEPS if name in options.only and "result" not in results.get(name, {})]
     for name in missing:
         left = options.budget - (time.monotonic() - start)
-        limit_s = min(left, PATIENCE * STEPS[name].expected_s)
+        # what is expected of a card says nothing about a CPU
+        limit_s = left if options.tiny else min(left, PATIENCE * STEPS[name].expected_s)
         if left < LEAST_S:
             results[name] = {"error": "not run: no time was left", "seconds": 0}
         else:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import first_gpu
-from processes import run_python
+from processes import PATIENCE_S, run_python
 
 SCRIPT = Path(first_gpu.__file__)
 
@@ -19,18 +19,13 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "first_gpu.json").read_text())
 
 
-def session(folder: Path, *arguments: object, **environment: str) -> int:
-    done = run_python(SCRIPT, "--out", folder, "--tiny", *arguments, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode
-
-
 @pytest.mark.slow
 def test_steps_give_what_they_ask_for(tmp_path: Path) -> None:
     steps = ("machine", "exact", "memory", "swap", "speed", "quantised", "rewards")
-    status = session(tmp_path, "--only", *steps)
+    done = run_python(SCRIPT, "--out", tmp_path, "--tiny", "--budget", PATIENCE_S, "--only", *steps)
     results = read(tmp_path)
-    assert status == 0 and {name: one.get("error") for name, one in results.items()} == dict.fromkeys(steps)
+    assert {name: one.get("error") for name, one in results.items()} == dict.fromkeys(steps)
+    assert done.returncode == 0, done.stderr
     found = {name: one["result"] for name, one in results.items()}
     assert found["machine"]["bf16 TFLOP/s"] > 0 and found["machine"]["GB/s"]["to the device"] > 0
     ratios = found["exact"]["largest |log ratio|"]
