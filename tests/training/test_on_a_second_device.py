@@ -35,9 +35,9 @@ EVERYTHING = (
     "train.ema_decay=0.9",
     "evaluation.use_ema=true",
 )
-WAITS_OF_A_STEP = 0
-WAITS_OF_A_TRAINED_STEP = 5
-"""For the statistics of its loss: terms, loss, ratio, deviation, clipped."""
+WAITS_OF_A_TRAINED_STEP = 11
+COPIES_OF_A_TRAINED_STEP = 2
+"""For the numbers of a loss that are checked and reported; a step of the rollout has no wait at all."""
 
 
 @pytest.fixture
@@ -103,9 +103,9 @@ def test_a_step_neither_waits_for_the_device_nor_sends_it_much(
     short = costs(recipe(*settings, "rollout.steps=4"), second, tmp_path)
     long = costs(recipe(*settings, "rollout.steps=8"), second, tmp_path)
     steps = 4
-    assert long.rollout_waits - short.rollout_waits <= WAITS_OF_A_STEP * steps, (short, long)
+    assert long.rollout_waits == short.rollout_waits, (short, long)
     assert long.rollout_copies - short.rollout_copies <= steps, (short, long)
     trained = long.trained - short.trained
     assert trained == steps
     assert long.update_waits - short.update_waits <= WAITS_OF_A_TRAINED_STEP * trained, (short, long)
-    assert long.update_copies - short.update_copies <= trained, (short, long)
+    assert long.update_copies - short.update_copies <= COPIES_OF_A_TRAINED_STEP * trained, (short, long)
