@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forked_comparison
 from commands import run_here
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.comparison.plan import Plan, make_plan
@@ -22,7 +24,7 @@ from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.runs.lock import RunLock
-from processes import CGRPO, PATIENCE_S, run_python
+from processes import CGRPO, PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -42,15 +44,24 @@ def arguments(folder: Path, *options: str, arms: str = ARMS) -> list[str]:
     return ["compare", *RECIPE, *files, *options]
 
 
-def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Compare in this process; the trainings have processes of their own."""
-    return run_here(*arguments(folder, NO_DOCTOR, *options))
+def compare(folder: Path, *options: str) -> tuple[int, str]:
+    """Compare in forks, to the end; return the exit status and what was printed."""
+    process, printed = forked_comparison.start(folder, *arguments(folder, *options))
+    return finish(process, printed)
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start a comparison that can be sent signals."""
-    command = [sys.executable, "-m", "customized_grpo", *arguments(folder, NO_DOCTOR, *options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def finish(process: BaseProcess, printed: Path) -> tuple[int, str]:
+    process.join(PATIENCE_S)
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs, f"it hangs:\n{printed.read_text()}"
+    assert process.exitcode is not None
+    return process.exitcode, printed.read_text()
+
+
+def start(folder: Path, *options: str) -> tuple[BaseProcess, Path]:
+    """Start a comparison in forks that can be sent signals."""
+    return forked_comparison.start(folder, *arguments(folder, NO_DOCTOR, *options))
 
 
 def row(folder: Path, arm: str) -> dict[str, Any]:
@@ -71,10 +82,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing disturbed, two runs side by side."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    # A process of its own: the doctor is its child, which prints past this process's standard output.
-    done = run_python(*CGRPO, *arguments(folder, "--jobs", "2"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "first-pass ratio" in done.stdout
+    status, printed = compare(folder, "--jobs", "2")
+    assert status == 0, printed
+    assert "first-pass ratio" in printed
     return folder
 
 
@@ -97,21 +107,21 @@ def test_all_arms_start_from_one_base_and_the_same_prompts(finished: Path) -> No
 
 def test_calling_it_again_trains_nothing(finished: Path) -> None:
     before = (finished / "out" / "results.json").read_text()
-    done = compare(finished)
+    done = run_here(*arguments(finished, NO_DOCTOR))
     assert done.returncode == 0 and "2 runs, 2 finished" in done.stdout
     assert (finished / "out" / "results.json").read_text() == before
 
 
 def test_sigterm_saves_the_runs_and_the_next_call_goes_on(finished: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, "--jobs", "2")
+    process, printed = start(tmp_path, "--jobs", "2")
     checkpoints = tmp_path / "out" / "runs" / "naive" / "seed_0" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("*")))
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 143 and "call the same command to go on" in printed
+    process.terminate()
+    status, text = finish(process, printed)
+    assert status == 143 and "call the same command to go on" in text
     assert not (tmp_path / "out" / "runs" / "naive" / "seed_0" / "summary.json").exists()
-    done = compare(tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, text = compare(tmp_path, NO_DOCTOR)
+    assert status == 0, text
     assert [row(tmp_path, arm) for arm in ("naive", "both")] == [
         row(finished, arm) for arm in ("naive", "both")
     ]
@@ -120,19 +130,19 @@ def test_sigterm_saves_the_runs_and_the_next_call_goes_on(finished: Path, tmp_pa
 def test_a_killed_comparison_leaves_its_run_to_finish_and_the_next_one_waits_for_it(
     finished: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, "--jobs", "1")
+    process, _ = start(tmp_path, "--jobs", "1")
     metrics = tmp_path / "out" / "runs" / "naive" / "seed_0" / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size > 0)
     process.kill()
-    process.communicate(timeout=PATIENCE_S)
+    process.join(PATIENCE_S)
     with (
         pytest.raises(UserError, match="another process"),
         RunLock(tmp_path / "out" / "claims" / "naive_seed_0"),
     ):
         pass  # the training process, which goes on, has inherited the claim
-    done = compare(tmp_path, "--jobs", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "naive_seed_0 finished" not in done.stdout and "both_seed_0 finished" in done.stdout
+    status, text = compare(tmp_path, NO_DOCTOR, "--jobs", "1")
+    assert status == 0, text
+    assert "naive_seed_0 finished" not in text and "both_seed_0 finished" in text
     assert [row(tmp_path, arm) for arm in ("naive", "both")] == [
         row(finished, arm) for arm in ("naive", "both")
     ]
@@ -141,14 +151,16 @@ def test_a_killed_comparison_leaves_its_run_to_finish_and_the_next_one_waits_for
 def test_one_arm_whose_run_is_killed_goes_on_from_its_checkpoint_to_the_same_row(
     finished: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, "--only", "naive")
+    # Fresh interpreters here, those that a user gets; their rows are those of forks.
+    command = [sys.executable, *CGRPO, *arguments(tmp_path, NO_DOCTOR, "--only", "naive")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     run = tmp_path / "out" / "runs" / "naive" / "seed_0"
     wait_for(lambda: (run / "lock").is_file() and any((run / "checkpoints").glob("*")))
     os.kill(json.loads((run / "lock").read_text())["pid"], signal.SIGKILL)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and "naive_seed_0 failed" in printed
-    done = compare(tmp_path, "--only", "naive")
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, text = compare(tmp_path, NO_DOCTOR, "--only", "naive")
+    assert status == 0, text
     assert row(tmp_path, "naive") == row(finished, "naive")
 
 
@@ -156,9 +168,10 @@ def test_a_failing_arm_is_named_and_the_others_finish(tmp_path: Path) -> None:
     failing = ARMS.replace(
         "overrides: {advantage.gamma: 0.4}", "overrides: {model.lora.target: no_such_layer}"
     )
-    done = run_here(*arguments(tmp_path, NO_DOCTOR, "train.iterations=1", "--jobs", "1", arms=failing))
-    assert done.returncode == 2
-    assert "both_seed_0 failed" in done.stderr and "naive_seed_0 finished" in done.stdout
+    command = arguments(tmp_path, NO_DOCTOR, "train.iterations=1", "--jobs", "1", arms=failing)
+    status, text = finish(*forked_comparison.start(tmp_path, *command))
+    assert status == 2
+    assert "both_seed_0 failed" in text and "naive_seed_0 finished" in text
 
 
 # Without training

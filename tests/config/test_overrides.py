@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from commands import run_here
 from customized_grpo.config import Config, dump_config, load_config
@@ -113,9 +114,10 @@ def test_a_tilde_is_the_home_folder_in_a_recipe_and_in_what_it_extends(home: Pat
 
 
 def test_a_tilde_is_the_home_folder_on_the_command_line(home: Path, tmp_path: Path) -> None:
-    """A shell expands `--json ~/plan.json`, but not `--json=~/plan.json`."""
-    (home / "mine.yaml").write_text("extends: toybox-smoke\n")
-    done = run_here("plan", "~/mine.yaml", "--json=~/plan.json")
-    assert done.returncode == 0, done.stderr
-    assert (home / "plan.json").is_file()
+    """A shell expands `--json ~/found.json`, but not `--json=~/found.json`."""
+    Image.new("RGB", (64, 64)).save(home / "toy.png")
+    (home / "rows.jsonl").write_text('{"id": "a", "prompt": "a toy", "references": ["toy.png"]}\n')
+    done = run_here("data", "check", "~/rows.jsonl", "--json=~/found.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (home / "found.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

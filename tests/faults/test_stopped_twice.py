@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from customized_grpo.engine.interrupts import SAME_STOP_S
-from processes import run_script
 from same_run import steps
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ LATER = str(SAME_STOP_S + 0.5)
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that were told to stop twice, by the seconds between the two signals."""
     folder = tmp_path_factory.mktemp("stopped")
-    run_script("stopped_twice.py", folder, AT_ONCE, LATER)
+    forked.script("stopped_twice.py", folder, AT_ONCE, LATER)
     assert json.loads((folder / "statuses.json").read_text()) == {AT_ONCE: 143, LATER: 143}
     return folder
 

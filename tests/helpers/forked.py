@@ -7,30 +7,50 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PATIENCE_S = 900
 """Seconds after which a command hangs; a busy machine is ten times slower than a quiet one."""
 
 # What every training imports; nothing here starts a thread, which a fork would lose.
-PRELOADED = ["forked", "customized_grpo.cli.main", "customized_grpo.training.trainer"]
+PRELOADED = ["forked", "forked_comparison", "customized_grpo.cli.main", "customized_grpo.training.trainer"]
+COMMANDS = ["customized_grpo.comparison.run", "customized_grpo.toybox.models"]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([*PRELOADED, "customized_grpo.toybox.models"])
+SERVER.set_forkserver_preload([*PRELOADED, *COMMANDS])
 
 
 def cgrpo(processes: int, *arguments: str) -> tuple[int, str]:
     """Run the command in that many processes; return the highest exit status and everything printed."""
     port = free_port()
+    environments = [launcher_variables(rank, processes, port) for rank in range(processes)]
+    return _run(command, arguments, environments)
+
+
+def script(path: Path | str, *arguments: object) -> str:
+    """Run a script, one of this folder or any other, which must succeed; return what it printed."""
+    file = str(Path(__file__).parent / path)
+    status, printed = _run(_script, (file, *map(str, arguments)), [{}])
+    assert status == 0, printed
+    return printed
+
+
+def _run(
+    target: Callable[[Sequence[str], dict[str, str], str], None],
+    arguments: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+) -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"printed_{rank}.txt" for rank in range(processes)]
+        files = [Path(folder) / f"printed_{rank}.txt" for rank in range(len(environments))]
         children = []
-        for rank, file in enumerate(files):
-            environment = {**os.environ, **launcher_variables(rank, processes, port)}
-            children.append(SERVER.Process(target=command, args=(arguments, environment, str(file))))
+        for own, file in zip(environments, files, strict=True):
+            # The server was started in another folder than this process may be in by now.
+            environment = {**os.environ, "PWD": str(Path.cwd()), **own}
+            children.append(SERVER.Process(target=target, args=(arguments, environment, str(file))))
         for child in children:
             child.start()
         for child in children:
@@ -63,9 +83,21 @@ def command(arguments: Sequence[str], environment: dict[str, str], printed: str)
     """Run the command in this process, which leaves with its status."""
     from customized_grpo.cli.main import main
 
+    settle(environment, printed)
+    sys.exit(main(arguments))
+
+
+def _script(arguments: Sequence[str], environment: dict[str, str], printed: str) -> None:
+    settle(environment, printed)
+    sys.argv = list(arguments)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def settle(environment: Mapping[str, str], printed: str) -> None:
+    """Take over an environment with its working directory, and print into a file."""
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(environment["PWD"])
     file = os.open(printed, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.exit(main(arguments))

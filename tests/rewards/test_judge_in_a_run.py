@@ -7,29 +7,32 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import judge_server
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.data.masks import LAYOUTS
 from customized_grpo.fields import read_section
 from customized_grpo.rewards.face import FaceOptions
 from customized_grpo.rewards.judge.reward import JudgeOptions
-from processes import CGRPO, run_python
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-must-not-be-seen-anywhere"
 
 
 @pytest.mark.slow
-def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
+def test_a_run_is_judged_and_its_key_is_in_no_file_and_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGRPO_JUDGE_KEY", KEY)
     with judge_server.serving(judge_server.sensible) as server:
         options = f"{{url: '{server.url}', model: vlm, rubric: prompt, api_key_env: CGRPO_JUDGE_KEY}}"
         rewards = f"rewards=[{{name: dino, path: toybox}}, {{name: judge, options: {options}}}]"
         arguments = [f"run.dir={tmp_path / 'run'}", rewards, "train.iterations=1"]
-        done = run_python(*CGRPO, "train", "toybox-smoke", *arguments, CGRPO_JUDGE_KEY=KEY)
-    assert done.returncode == 0, done.stderr
+        status, printed = forked.cgrpo(1, "train", "toybox-smoke", *arguments)
+    assert status == 0, printed
     assert server.requests and all(r.headers["Authorization"] == f"Bearer {KEY}" for r in server.requests)
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
-    contents = [file.read_bytes() for file in files] + [done.stdout.encode(), done.stderr.encode()]
+    contents = [file.read_bytes() for file in files] + [printed.encode()]
     assert any(b"CGRPO_JUDGE_KEY" in content for content in contents)
     assert not any(b"must-not-be-seen" in content for content in contents)
 

@@ -124,6 +124,7 @@ def check_alarms(history: Sequence[MonitorRecord]) -> list[Alarm]:
         raise ValueError("history must be in ascending order of iteration")
     if len(history) < PATIENCE:
         return []
+    # One evaluation may be chance: only what holds at each of the last ones is an alarm.
     recent = [conditions(record, history[0]) for record in history[-PATIENCE:]]
     lasting = set(recent[0]).intersection(*recent)
     # of an alarm that lasts the latest message is shown

@@ -226,10 +226,12 @@ class ScoreTables:
     def add_trunks(self, prompts: slice, columns: Mapping[str, Tensor]) -> None:
         """Add scores [B] of the trunks of some prompts: the last continuation at every point."""
         for table, values in self._tables(columns):
+            # One image, and a continuation at every point: the trunk passes through all of them.
             table[prompts, :, -1] = values[:, None]
 
     def add_branches(self, place: int, samples: slice, columns: Mapping[str, Tensor]) -> None:
         """Add scores [B] of continuations from one point, a range of the P x (K - 1)."""
+        # place among the P x (K - 1) branches -> prompt and number of its continuation
         prompts, numbers = np.divmod(np.arange(samples.start, samples.stop), self.shape[2] - 1)
         for table, values in self._tables(columns):
             table[prompts, place, numbers] = values
@@ -291,6 +293,7 @@ def _difference(tables: Mapping[str, Array], source: str) -> Bounds | None:
 
 
 def _calibrated(tables: Mapping[str, Array], noisy: Sequence[int]) -> CalibratedWeights | None:
+    # Judges first: what the policy is trained on may be hacked, and then decides at other steps.
     for source in ("judge", "reward"):
         prompt = tables.get(f"{source}/prompt")
         identity = tables.get(f"{source}/identity")
