@@ -85,7 +85,7 @@ SHORTENED = (
 )
 WITHOUT_ENCODERS = "model.text_encoders=keep"  # there are none to move between devices
 TINY = ("model.height=64", "model.width=64", "model.max_text_tokens=16", "model.lora.rank=4")
-MATMUL = {False: 8192, True: 256}
+MATMUL = {False: 8192, True: 64}
 """Side of the square matrices whose product gives the card's rate, by whether it is tiny."""
 
 

@@ -63,8 +63,10 @@ def test_velocities_are_close_to_the_bases_the_more_so_the_more_bits(
     assert errors["int8"] < errors["fp8"] < errors["nf4"], errors
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+# Under autocast the form of the weights makes no difference; its products are tested for all kinds below.
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("int8", "fp32"), ("fp8", "fp32"), ("nf4", "fp32"), ("nf4", "bf16")]
+)
 def test_rollout_training_and_reference_agree_bit_for_bit(
     load_family: Load, velocities: Call, family: str, kind: str, precision: str
 ) -> None:
@@ -252,13 +254,15 @@ def test_a_damaged_layer_is_named(load_family: Load) -> None:
         quantise_layers(fresh, "nf4", CPU)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_libraries_say_nothing(kind: str) -> None:
-    model = f"path='toybox', quantisation={kind!r}, height=64, width=64, max_text_tokens=24, device='cpu'"
+@pytest.mark.slow
+def test_the_libraries_say_nothing() -> None:
+    """In a fresh interpreter, which imports both."""
+    model = "path='toybox', height=64, width=64, max_text_tokens=24, device='cpu'"
     code = (
         "from customized_grpo.config.schema import ModelConfig\n"
         "from customized_grpo.policies.loading import load_policy\n"
-        f"load_policy(ModelConfig({model}), seed=0)"
+        "for kind in ('nf4', 'int8'):\n"
+        f"    load_policy(ModelConfig(quantisation=kind, {model}), seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""

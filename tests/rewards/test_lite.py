@@ -77,6 +77,7 @@ def test_identity_is_the_cosine_of_what_the_classifier_pools() -> None:
     assert expected.std() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_prompt_score_is_the_expected_cosine_with_the_class_names(text_reward: LiteTextReward) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -95,14 +96,15 @@ def test_the_class_names_are_imagenets_in_its_order() -> None:
     assert {number: names[number].split(",")[0] for number in CLASS_NAMES} == CLASS_NAMES
 
 
-def test_a_prompt_is_encoded_once() -> None:
-    reward = LiteTextReward.load()
+def test_a_prompt_is_encoded_once(text_reward: LiteTextReward) -> None:
     encoded: list[int] = []
-    reward.sentences.register_forward_hook(
+    hook = text_reward.sentences.register_forward_hook(
         lambda _module, _args, kwargs, _out: encoded.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    batch = tiny.make_batch(2).select([0, 0, 1])
-    assert torch.equal(reward.score(batch), reward.score(batch)) and encoded == [1, 1]
+    prompts = ["seen by no other test", "nor is this"]
+    batch = dataclasses.replace(tiny.make_batch(2), prompts=prompts).select([0, 0, 1])
+    with hook:
+        assert torch.equal(text_reward.score(batch), text_reward.score(batch)) and encoded == [1, 1]
 
 
 def test_the_text_limit_is_where_more_words_change_nothing(text_reward: LiteTextReward) -> None:
@@ -139,6 +141,7 @@ def test_auc_counts_ties_half() -> None:
     assert lite_identity.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CGRPO_DREAMBENCH" not in os.environ, reason="CGRPO_DREAMBENCH names no folder of photos")
 def test_real_photos_are_told_apart() -> None:
     photos = lite_identity.load_photos(Path(os.environ["CGRPO_DREAMBENCH"]))
