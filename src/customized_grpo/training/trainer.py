@@ -20,7 +20,6 @@ import torch
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.data.sampler import count_repeats, prompt_indices
-from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
@@ -282,8 +281,7 @@ class Trainer:
         """Take the iteration's optimizer steps."""
         self.log.progress.phase("update")
         self.stop.check()
-        with repeatable(self.engine.device, self.config.run.deterministic):
-            return self.updater.update(trajectory, signal, self.iteration, self.record_skip)
+        return self.updater.update(trajectory, signal, self.iteration, self.record_skip)
 
     def record_skip(self, update: int) -> None:
         """Write down the prompts of an update that is left out, as one of them may be to blame."""

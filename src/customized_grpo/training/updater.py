@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average, name_average
 from customized_grpo.training.update_report import PassStatistics, UpdateReport
@@ -45,6 +46,7 @@ class Updater:
     def __init__(self, config: Config, loss: UpdateLoss, engine: Engine) -> None:
         self.train = config.train
         self.use_average = config.evaluation.use_ema
+        self.is_deterministic = config.run.deterministic
         self.ratio_tolerance = ratio_tolerance(config)
         self.loss = loss
         self.policy = loss.policy
@@ -95,7 +97,9 @@ class Updater:
             for update in range(self.train.updates_per_iteration):
                 # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
-                if not self._step(trajectory, signal, update, report, is_first=is_first):
+                with repeatable(self.engine.device, self.is_deterministic):
+                    was_taken = self._step(trajectory, signal, update, report, is_first=is_first)
+                if not was_taken:
                     on_skip(update)
                     self._skip(report)
         trajectory.graphs.clear()  # those of samples that could not be trained on
