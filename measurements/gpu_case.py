@@ -4,8 +4,10 @@
     python measurements/gpu_case.py flux1 --tiny --device cpu
 
 Transformer and autoencoder are of the published classes and sizes, with random weights made on the device:
-their speed does not depend on training. Text encoders are left out; their embeddings are random. All the rest
-is the code of `cgrpo train`: the preset's adapter, sampler, rollout and update.
+their speed does not depend on training. Text embeddings are random, and rewards are left out. On a limited
+card both take their memory all the same: the encoders are there, of any content, and swap with the
+transformer as the preset says; the rewards' bytes are set aside. All the rest is the code of `cgrpo train`:
+the preset's adapter, sampler, rollout and update.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from customized_grpo.algorithms import samplers, schedules
 from customized_grpo.config import Config, load_config
 from customized_grpo.data.examples import Example
 from customized_grpo.engine.engine import Engine
+from customized_grpo.engine.environment import prepare_cuda
 from customized_grpo.errors import UserError
 from customized_grpo.kinds import PAIR
 from customized_grpo.planning.estimate import Estimate, Planner
@@ -79,8 +82,8 @@ SHORTENED = (
     "train.prompts_per_iteration=1",  # one group
     "rollout.steps=4",
     "rollout.sde_window.size=1",  # one trained step: rollout and update then take comparable time
-    "model.text_encoders=keep",  # there are none to move between devices
 )
+WITHOUT_ENCODERS = "model.text_encoders=keep"  # there are none to move between devices
 TINY = ("model.height=64", "model.width=64", "model.max_text_tokens=16", "model.lora.rank=4")
 MATMUL = {False: 8192, True: 64}
 """Side of the square matrices whose product gives the card's rate, by whether it is tiny."""
@@ -157,12 +160,13 @@ class Bench:
         config: The recipe.
         device: Where it runs.
         meter: Counts the device's memory.
+        is_whole: Whether text encoders are there to be moved.
     """
 
-    def __init__(self, config: Config, device: torch.device, meter: Meter) -> None:
+    def __init__(self, config: Config, device: torch.device, meter: Meter, *, is_whole: bool = False) -> None:
         self.config = config
         self.meter = meter
-        self.policy = build_policy(config, device)
+        self.policy = build_policy(config, device, with_text_encoders=is_whole)
         size = (config.model.height, config.model.width)
         self.encoder = PromptEncoder(self.policy, size)
         self.sampler = build_sampler(self.policy, config.rollout, *size)
@@ -280,10 +284,11 @@ def limit_memory(card_gib: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (card_gib * GIB - CONTEXT_BYTES) / total))
 
 
-def planned(plan: Estimate, phase: str) -> int:
+def planned(plan: Estimate, phase: str, *, is_whole: bool) -> int:
     """Return the planned peak of a phase without the models that this benchmark leaves out."""
     parts = plan.memory.parts
-    return plan.memory.phases[phase] - parts["rewards"] - parts["text encoders"]
+    left_out = 0 if is_whole else parts["rewards"] + parts["text encoders"]
+    return plan.memory.phases[phase] - left_out
 
 
 def measure(config: Config, device: torch.device, card_gib: float | None = None) -> dict[str, Any]:
@@ -302,13 +307,17 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
         "train.micro_batch_size": config.train.micro_batch_size,
         "rollout.batch_size": config.rollout.batch_size,
     }
+    is_whole = card_gib is not None and device.type == "cuda"
     with metered(device) as meter, explained(config.model, batches):
-        bench = Bench(config, device, meter)
-        if card_gib is not None and device.type == "cuda":
+        bench = Bench(config, device, meter, is_whole=is_whole)
+        if card_gib is not None and is_whole:
             limit_memory(card_gib)
+            rewards = torch.empty(plan.memory.parts["rewards"], dtype=torch.uint8, device=device)
         bench.iteration()  # compiles, chooses kernels, fills the caches
         watches, deviation = bench.iteration()
         alone_s, alone_deviation = bench.one_by_one()
+        if is_whole:
+            del rewards  # until here it took what the rewards take
     seconds = watches.seconds
     prompts = plan.batches.prompts
     operations = {"rollout": plan.passes.rollout, "update": plan.passes.update}
@@ -324,7 +333,8 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
             for phase, n in operations.items()
         },
         "peaks": {
-            phase: {"measured": n, "planned": planned(plan, phase)} for phase, n in watches.peaks.items()
+            phase: {"measured": n, "planned": planned(plan, phase, is_whole=is_whole)}
+            for phase, n in watches.peaks.items()
         },
         "ratio_deviation": {"same batches": deviation, "one by one": alone_deviation},
         "one_by_one_s": alone_s,
@@ -338,10 +348,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the benchmark itself")
     options = parser.parse_args(arguments)
+    prepare_cuda(torch.__version__)
     case = CASES[options.case]
     device = torch.device(options.device)
-    settings = [*SHORTENED, f"model.device={device}", f"model.compile={str(case.compiled).lower()}"]
-    config = load_config(case.preset, [*settings, *(TINY if options.tiny else ())])
+    is_whole = case.card_gib is not None and device.type == "cuda"
+    settings = [
+        *SHORTENED,
+        *(() if is_whole else (WITHOUT_ENCODERS,)),
+        *(TINY if options.tiny else ()),
+        f"model.device={device}",
+        f"model.compile={str(case.compiled).lower()}",
+    ]
+    config = load_config(case.preset, settings)
     rate = matmul_rate(device, MATMUL[options.tiny])
     try:
         with all_shrunk() if options.tiny else nullcontext():

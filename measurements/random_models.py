@@ -86,11 +86,33 @@ def build_pipeline(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def build_policy(config: Config, device: torch.device) -> Policy:
-    """Return the recipe's policy with random weights, put together as `load_policy` does."""
+def text_encoder_shells(path: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """Return a checkpoint's text encoders on the CPU, of any content: they are there to be moved.
+
+    Args:
+        path: Hub id, one of `CHECKPOINTS`.
+        dtype: Type of the weights.
+    """
+    names = ("text_encoder", "text_encoder_2")
+    shells = {}
+    for name, part in zip(names, CHECKPOINTS[path].architecture.text_encoders, strict=False):
+        shells[name] = part.build(dtype=dtype).to_empty(device="cpu")
+    return shells
+
+
+def build_policy(config: Config, device: torch.device, *, with_text_encoders: bool = False) -> Policy:
+    """Return the recipe's policy with random weights, put together as `load_policy` does.
+
+    Args:
+        config: The recipe.
+        device: Where to run.
+        with_text_encoders: Whether there are text encoders to be moved; embeddings are drawn all the same.
+    """
     model = config.model
     dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
     pipe = build_pipeline(model.path, device, dtype)
+    if with_text_encoders:
+        pipe.register_modules(**text_encoder_shells(model.path, dtype))
     if model.quantisation is not None:
         quantise_layers(pipe.transformer, model.quantisation, device)
     return assemble_policy(pipe, model, seed=0, device=device)

@@ -34,6 +34,7 @@ class OnnxModel:
         height: Height of the image that it takes, in pixels.
         width: Width of the image that it takes, in pixels.
         sha256: Hash of the file.
+        first_operations: Types of its first eight nodes, where some models scale their input.
 
     Raises:
         UserError: onnx is missing, or the file is missing, too large, no ONNX model, reads other files,
@@ -45,7 +46,7 @@ class OnnxModel:
         self.what = what
         content = _read(path, what)
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._session = _open(content, path, what)
+        self._session, self.first_operations = _open(content, path, what)
         self._input, (self.height, self.width) = self._check_input(size)
 
     def __call__(self, image_3HW: Array) -> dict[str, Array]:
@@ -102,7 +103,8 @@ def _read(path: Path, what: str) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _open(content: bytes, path: Path, what: str) -> Any:
+def _open(content: bytes, path: Path, what: str) -> tuple[Any, list[str]]:
+    """Return a session of a model, and the types of its first eight nodes."""
     try:
         import onnx
         import onnxruntime  # type: ignore[import-untyped]
@@ -113,14 +115,16 @@ def _open(content: bytes, path: Path, what: str) -> Any:
         ) from error
     # The errors of both libraries share no base class but Exception.
     try:
-        if _reads_files(onnx.load_model_from_string(content)):
+        model = onnx.load_model_from_string(content)
+        if _reads_files(model):
             raise UserError(
                 f"{path}: its weights are in another file",
                 hint="Save it as one file: onnx.save(onnx.load(path), new, save_as_external_data=False).",
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: the exception says what is wrong
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return session, [node.op_type for node in model.graph.node[:8]]
     except UserError:
         raise
     except Exception as error:

@@ -57,3 +57,22 @@ def test_presets_are_listed_with_their_first_sentence(capsys: pytest.CaptureFixt
     run("config", "presets")
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("flux1-uno ") and "one 80 GB GPU" in line for line in lines)
+
+
+def test_a_card_gives_hours_their_assumptions_and_whether_it_fits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox", "--device", "4090", "--processes", "2", "--json", str(file))
+    out = capsys.readouterr().out
+    assert "time on GeForce RTX 4090: " in out and " hours for 100 iterations" in out
+    assert "assumed, not measured: 70% of 165.2 TFLOP/s, 80% of 1008 GB/s" in out
+    assert "fits 23.6 GiB" in out
+    assert "memory of the machine: a process takes about" in out and "2 processes on one machine: " in out
+    plan = json.loads(file.read_text())
+    assert plan["duration"]["hours_per_100"] > 0 and plan["host"]["peak"] >= plan["host"]["loading"]
+
+
+def test_an_unknown_card_is_told_before_anything_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "toybox", "--device", "h101"]) == 2
+    assert "no card of that name" in capsys.readouterr().err

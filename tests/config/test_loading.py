@@ -249,6 +249,12 @@ def test_rules_across_fields_hold_for_configs_built_in_python() -> None:
         Config.model_validate(data)
 
 
+def test_compiled_blocks_are_not_said_to_repeat() -> None:
+    assert load_config("toybox", ["run.deterministic=true"]).run.deterministic
+    with pytest.raises(UserError, match="run.deterministic: compiled blocks choose their kernels by timing"):
+        load_config("toybox", ["run.deterministic=true", "model.compile=true"])
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
     config = load_config(name, ["rollout.sde_window.size=2", "advantage.name=min", "trackers=[wandb]"])

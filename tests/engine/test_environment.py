@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from customized_grpo.engine.environment import (
     LAUNCH_VARIABLES,
     Launch,
     numeric_variables,
+    prepare_cuda,
+    raise_from_nccl,
     remove_accelerate_variables,
 )
 from customized_grpo.errors import UserError
@@ -103,3 +107,47 @@ def test_a_group_that_cannot_be_formed_is_one_message() -> None:
 def test_variables_that_change_numbers_are_read_out() -> None:
     environment = {"NVIDIA_TF32_OVERRIDE": "1", "DIFFUSERS_ATTN_BACKEND": "", "HOME": "/root"}
     assert numeric_variables(environment) == {"NVIDIA_TF32_OVERRIDE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("2.13.0+cu130", "PYTORCH_ALLOC_CONF"), ("2.8.1", "PYTORCH_CUDA_ALLOC_CONF")]
+)
+def test_cuda_is_asked_for_segments_that_grow_and_products_that_repeat(version: str, name: str) -> None:
+    environment: dict[str, str] = {}
+    prepare_cuda(version, environment)
+    assert environment == {name: "expandable_segments:True", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def test_the_users_own_variables_stay() -> None:
+    own = {
+        "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128",
+        "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+        "TORCH_NCCL_BLOCKING_WAIT": "0",
+    }
+    environment = dict(own)
+    prepare_cuda("2.13.0", environment)
+    raise_from_nccl(environment)
+    assert environment == own
+
+
+@pytest.mark.parametrize(
+    ("device", "is_sharded", "waits"), [("cuda", False, "1"), ("cuda", True, None), ("cpu", False, None)]
+)
+def test_exchanges_between_accelerators_raise_in_python_unless_passes_are_exchanges(
+    device: str, is_sharded: bool, waits: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a dead process gives the message of `_contact` and no abort from a thread of NCCL."""
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    asked: list[str | None] = []
+
+    def joined(**_: object) -> None:
+        asked.append(os.environ.get("TORCH_NCCL_BLOCKING_WAIT"))
+        raise StopIteration
+
+    monkeypatch.setattr("customized_grpo.engine.engine.Accelerator", joined)
+    with pytest.raises(StopIteration):
+        Engine(torch.device(device), is_sharded=is_sharded)
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    assert asked == [waits]

@@ -60,6 +60,7 @@ def parts(card: str) -> tuple[Any, str]:
     [
         ("black-forest-labs/FLUX.1-Kontext-dev", ("other", "flux-1-dev-non-commercial-license")),
         ("black-forest-labs/FLUX.2-klein-4B", ("apache-2.0", None)),
+        ("black-forest-labs/FLUX.2-klein-base-9B", ("other", "flux-non-commercial-license")),
         ("Qwen/Qwen-Image-Edit-2509", ("apache-2.0", None)),
         ("somebody/something", (None, None)),
     ],

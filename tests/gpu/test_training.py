@@ -61,19 +61,30 @@ def test_an_iteration_is_that_of_the_cpu(recipe: Recipe, device: torch.device, t
         "policy/grad_norm",
         "diversity/in_group",
     ):
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-2, abs=1e-4), key
+        # rewards see 8 bits a pixel, and three samples make a group: one step of a pixel can be some percent
+        assert ours[key] == pytest.approx(theirs[key], rel=5e-2, abs=1e-3), key
     # Adam's first step is the sign of the gradient: where that is nearly zero, round-off decides
     before, after = adapter(here, 1), adapter(there, 1)
     assert float((after - before).abs().max()) <= 2.01 * 3e-4
     assert float(((after - before).abs() > 1e-5).float().mean()) < 0.02
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_a_resumed_run_goes_on_from_the_same_bits(
-    recipe: Recipe, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
+    device: torch.device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deterministic: bool,
 ) -> None:
-    """Samples are the same bit for bit; gradients of attention kernels may be added up in another order."""
+    """Samples are the same bit for bit; gradients are with run.deterministic, else to round-off."""
+
+    def start(run: Path) -> int:
+        settings = (f"run.dir={run}", f"model.device={device.type}", "train.iterations=2")
+        return trainer.train(recipe(*settings, f"run.deterministic={str(deterministic).lower()}"))
+
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train(recipe, whole, device.type, 2) == 0
+    assert start(whole) == 0
     record = Trainer.record
 
     def record_and_stop(self: Trainer, *args: Any) -> None:
@@ -82,12 +93,15 @@ def test_a_resumed_run_goes_on_from_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "record", record_and_stop)
-        assert train(recipe, stopped, device.type, 2) == 143
+        assert start(stopped) == 143
     left = adapter(stopped, 1)
     assert trainer.resume(stopped) == 0
     assert torch.equal(left, adapter(stopped, 1))
-    if torch.equal(left, adapter(whole, 1)):  # then the second rollout starts from the same policy
+    same_policy = torch.equal(left, adapter(whole, 1))
+    if same_policy:  # then the second rollout starts from the same policy
         for key in ("reward/prompt", "reward/identity", "diversity/in_group"):
             assert line(stopped, 2)[key] == line(whole, 2)[key], key
     difference = adapter(stopped, 2) - adapter(whole, 2)
+    if deterministic:
+        assert same_policy and not difference.any()
     assert float((difference.abs() > 1e-5).float().mean()) < 0.02

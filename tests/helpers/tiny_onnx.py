@@ -78,13 +78,21 @@ def bias() -> NDArray[np.float32]:
     return np.linspace(-100, 100, FEATURES, dtype=np.float32)
 
 
-def save_recogniser(path: Path, seed: int = 0) -> Path:
+def save_recogniser(path: Path, seed: int = 0, *, scales: bool = False) -> Path:
+    """Write a linear recogniser; with `scales` it takes values to 255 and scales them, as mxnet's do."""
+    scaling = [
+        helper.make_node("Sub", ["input", "half"], ["centred"]),
+        helper.make_node("Mul", ["centred", "share"], ["scaled"]),
+    ]
     nodes = [
-        helper.make_node("Flatten", ["input"], ["flat"]),
+        *(scaling if scales else []),
+        helper.make_node("Flatten", ["scaled" if scales else "input"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["mapped"]),
         helper.make_node("Add", ["mapped", "bias"], ["features"]),
     ]
     constants = {"weights": weights(seed), "bias": bias()}
+    if scales:
+        constants |= {"half": np.float32([127.5]), "share": np.float32([1 / 127.5])}
     return save(path, nodes, {"features": [1, FEATURES]}, constants, 112)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from processes import run_python
+from random_models import text_encoder_shells
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +74,11 @@ def test_cases_for_which_no_time_is_left_are_told(tmp_path: Path) -> None:
     done = run_python(SCRIPT, "--tiny", "--device=cpu", "--budget=0")
     assert done.returncode == 1
     assert done.stdout.count("not run: no time was left") == 6
+
+
+def test_text_encoders_that_are_only_moved_have_the_size_of_real_ones() -> None:
+    shells = text_encoder_shells("black-forest-labs/FLUX.2-klein-base-4B", torch.bfloat16)
+    (encoder,) = shells.values()
+    weights = list(encoder.parameters())
+    assert all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)
+    assert sum(weight.numel() for weight in weights) == pytest.approx(4.02e9, rel=0.01)

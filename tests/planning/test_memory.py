@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import Planner
+from customized_grpo.planning.host import PROGRAM_BYTES, predict_host
+from customized_grpo.planning.memory import GIB, dequantised_bytes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
@@ -256,3 +259,29 @@ def test_operations_of_a_forward_pass_are_those_of_its_products_and_attention() 
         image * 128 * width * 2 + text * 96 * width + (2 * 256 + 96 + 3 * width + 2 * width) * width
     )
     assert run.flops == pytest.approx(blocks + around, rel=1e-6)
+
+
+def test_the_autoencoder_decodes_in_fp32_between_its_products_on_accelerators() -> None:
+    """CUDA's autocast normalises groups in fp32; the last block then holds, of [12, 256, 512, 512] numbers,
+    the residual in 2 bytes each, its copy in fp32 and the normalised one: 10 bytes, 7.5 GiB."""
+    config = load_config("flux1-kontext", ["model.device=cuda"])
+    run = DryRun(read_architecture(config.model), config.model, 1)
+    assert run.decode_bytes(12) == pytest.approx(7.5 * GIB, rel=0.01)
+
+
+def test_the_machine_needs_memory_for_what_is_read_and_for_what_waits() -> None:
+    run = cast(DryRun, SimpleNamespace(dtype=torch.bfloat16, base_parameters=10 * GIB))
+    parts = {"text encoders": 5 * GIB, "autoencoder": GIB, "base": 6 * GIB}
+    quantised = load_config("flux1-kontext-24gb")
+    assert quantised.model.text_encoders == "offload" and quantised.model.offload_vae
+    host = predict_host(quantised, run, parts)
+    assert host.loading == (20 + 5 + 1) * GIB + PROGRAM_BYTES == host.peak
+    assert host.training == (5 + 6 + 1) * GIB + PROGRAM_BYTES
+    kept = load_config("flux1-kontext", ["model.text_encoders=keep"])
+    assert predict_host(kept, run, parts).training == PROGRAM_BYTES
+
+
+@pytest.mark.parametrize(("kind", "n_bytes"), [(None, 0), ("nf4", 2), ("int8", 6), ("fp8", 6)])
+def test_the_largest_layer_is_unpacked_in_fp32_unless_it_is_nf4(kind: Any, n_bytes: int) -> None:
+    run = cast(DryRun, SimpleNamespace(dtype=torch.bfloat16, block_linears=[(2, 3), (10, 10)]))
+    assert dequantised_bytes(run, kind) == 100 * n_bytes

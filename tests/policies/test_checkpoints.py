@@ -25,6 +25,8 @@ SIZES = {
     "black-forest-labs/FLUX.2-dev": (32.2, 0.0840, 24.01),
     "black-forest-labs/FLUX.2-klein-4B": (3.88, 0.0840, 4.022),
     "black-forest-labs/FLUX.2-klein-base-4B": (3.88, 0.0840, 4.022),
+    "black-forest-labs/FLUX.2-klein-9B": (9.08, 0.0840, 8.191),
+    "black-forest-labs/FLUX.2-klein-base-9B": (9.08, 0.0840, 8.191),
     "Qwen/Qwen-Image-Edit-2509": (20.43, 0.1269, 8.292),
     "Qwen/Qwen-Image-Edit-2511": (20.43, 0.1269, 8.292),
 }

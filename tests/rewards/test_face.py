@@ -21,7 +21,15 @@ from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import Reward, ScoringBatch, build_reward
 from customized_grpo.rewards.face import match
-from customized_grpo.rewards.faces import TEMPLATE, FaceDetector, Faces, similarity, suppress, warp
+from customized_grpo.rewards.faces import (
+    TEMPLATE,
+    FaceDetector,
+    FaceRecogniser,
+    Faces,
+    similarity,
+    suppress,
+    warp,
+)
 
 
 @pytest.fixture
@@ -71,7 +79,9 @@ def umeyama(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray
 def sample(image: NDArray[np.uint8], landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
     """The face by Umeyama's transform and scipy's bilinear interpolation, [112, 112, 3]."""
     y, x = np.mgrid[:112, :112]
-    matrix = umeyama(TEMPLATE, landmarks)
+    forward = umeyama(landmarks, TEMPLATE)
+    turn = np.linalg.inv(forward[:, :2])
+    matrix = np.column_stack([turn, -turn @ forward[:, 2]])
     at_x, at_y = (matrix[:, :2] @ np.stack([x.ravel(), y.ravel()]).astype(float) + matrix[:, 2:]).reshape(
         2, 112, 112
     )
@@ -96,15 +106,20 @@ def test_a_turned_enlarged_and_moved_template_is_found_exactly() -> None:
     assert np.allclose(found, np.column_stack([turn, (30, -4)]))
 
 
-def test_the_warp_is_a_bilinear_sample_of_the_transform() -> None:
+@pytest.mark.parametrize("width", [1.0, 0.6])  # of the landmarks: a half profile is narrow
+def test_the_warp_is_a_bilinear_sample_of_the_transform(width: float) -> None:
     image = pixels(tiny.random_image(3, 300, 200))
     turn = 0.6 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
     noise = np.random.default_rng(0).normal(size=(5, 2))
-    landmarks = TEMPLATE @ turn.T + (90, 120) + noise
+    landmarks = (TEMPLATE * (width, 1)) @ turn.T + (90, 120) + noise
     got, wanted = warp(image, landmarks).astype(float), sample(image, landmarks)
     assert np.abs(got - wanted).max() <= 1
     shifted = sample(image, landmarks + 0.5)
     assert np.abs(shifted - wanted).max() > 1.5, "the image is too flat to show half a pixel's shift"
+
+
+def test_a_face_of_no_extent_is_black() -> None:
+    assert not warp(np.full((40, 40, 3), 255, np.uint8), np.full((5, 2), 20.0)).any()
 
 
 def test_outside_the_image_is_black() -> None:
@@ -150,6 +165,12 @@ def test_a_blue_cell_is_no_face_and_a_pale_one_depends_on_the_threshold(tmp_path
     image[32:40, 32:40] = (int(255 * 0.36), 0, 0)  # a score of .6
     assert len(FaceDetector(path, 0.7)(image)) == 0
     assert len(FaceDetector(path, 0.5)(image)) == 1
+
+
+def test_a_recogniser_that_scales_its_image_itself_is_refused(tmp_path: Path) -> None:
+    path = tiny_onnx.save_recogniser(tmp_path / "mxnet.onnx", scales=True)
+    with pytest.raises(UserError, match="scales its image itself"):
+        FaceRecogniser(path)
 
 
 def test_of_overlapping_boxes_the_surest_stays() -> None:

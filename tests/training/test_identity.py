@@ -34,6 +34,7 @@ Recipe = Callable[..., Config]
         "rewards.dino.executor={kind: thread}",
         "model.cache=elsewhere",
         "run.process_timeout_s=5.0",
+        "run.deterministic=true",
     ],
 )
 def test_what_changes_no_number_is_no_obstacle(recipe: Recipe, override: str) -> None:

@@ -32,7 +32,7 @@ from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.parts import build_policy
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.update_report import UpdateReport
-from customized_grpo.training.updater import Updater
+from customized_grpo.training.updater import Updater, ratio_tolerance
 
 Recipe = Callable[..., Config]
 GROUP, STEPS = 3, 8
@@ -179,6 +179,17 @@ def test_another_policy_than_the_one_that_drew_the_samples_is_found_out(make_par
     with pytest.raises(UserError, match="ratio 1"):
         parts.update()
     assert all(map(torch.equal, before, parts.values()))
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip_range", "tolerance"),
+    [("bf16", 1e-4, 5e-5), ("bf16", 0.2, 1e-3), ("fp32", 1e-4, 1e-5), ("fp32", 1e-6, 5e-7)],
+)
+def test_a_first_pass_may_not_come_near_the_clip_range(
+    recipe: Recipe, precision: str, clip_range: float, tolerance: float
+) -> None:
+    config = recipe(f"model.precision={precision}", f"train.clip_range={clip_range}")
+    assert ratio_tolerance(config) == pytest.approx(tolerance)
 
 
 def test_a_second_pass_moves_the_ratio_and_clips(make_parts: MakeParts) -> None:

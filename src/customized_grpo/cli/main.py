@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ from customized_grpo.cli import (
 )
 from customized_grpo.cli.output import LenientStream, lenient_output
 from customized_grpo.disk import DISK_ERRORS, disk_error
+from customized_grpo.engine.environment import prepare_cuda
 from customized_grpo.errors import UserError, is_out_of_memory
 from customized_grpo.libraries import quiet_imports
 
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     arguments = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    prepare_cuda(version("torch"))  # before a verb imports it
     with lenient_output() as output, quiet_imports():
         try:
             app(args=arguments, prog_name="cgrpo")

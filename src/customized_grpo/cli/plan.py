@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, table
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
+    from customized_grpo.planning.duration import Card, Duration
     from customized_grpo.planning.estimate import Advice, Estimate, GraphReuse
     from customized_grpo.planning.memory import Memory
 
@@ -27,27 +29,46 @@ def plan(
         float | None,
         typer.Option(min=0.001, help="10^12 operations per second that the device reaches, to see the time."),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CARD",
+            help="A card, to see hours and whether it fits: 4090, h100, ..., or TFLOP/s,GB/s of another.",
+        ),
+    ] = None,
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
     """Estimate what a recipe will cost: batches, work and memory.
 
     Reads no weights: the model runs on tensors without data. With --device-memory it says whether the recipe
-    fits, and if not, which settings would make it fit; the exit status is then 2.
+    fits, and if not, which settings would make it fit; the exit status is then 2. --device does so for a card
+    whose memory is known, and says how long 100 iterations take on it.
 
-    For example: cgrpo plan flux1-kontext --device-memory 80
+    For example: cgrpo plan flux1-kontext-24gb --device 4090
     """
     from customized_grpo.config import load_config
 
     config = load_config(recipe, overrides or ())
 
+    from customized_grpo.planning.duration import find_card
     from customized_grpo.planning.estimate import Planner
     from customized_grpo.planning.memory import GIB
 
+    card = None if device is None else find_card(device)
     planner = Planner(config, processes=processes, references=references)
     estimate = planner.estimate()
     print(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
-    write_json_file(json_file, estimate.to_json())
+    durations = {}
+    if card is not None:
+        duration = estimate.duration(card)
+        print(f"\n{duration_text(duration, card)}")
+        durations = {
+            "duration": {**asdict(card), **asdict(duration), "hours_per_100": duration.hours_per_100}
+        }
+    write_json_file(json_file, estimate.to_json() | durations)
+    if device_memory is None and card is not None:
+        device_memory = card.gib
     if device_memory is None:
         return
     if estimate.memory.needed <= device_memory * GIB:
@@ -88,6 +109,7 @@ def render(estimate: Estimate, title: str, device: str, tflops: float | None = N
         f"parameters\n{table(_parameter_rows(estimate))}",
         f"memory of one device, in GiB\n{table(_memory_rows(estimate.memory))}",
         _peak_lines(estimate.memory),
+        _host_lines(estimate),
     ]
     return "\n\n".join(parts)
 
@@ -175,6 +197,32 @@ def _peak_lines(memory: Memory) -> str:
     if memory.not_counted:
         lines.append(f"not counted: the models of the rewards {', '.join(memory.not_counted)}")
     return "\n".join(lines)
+
+
+def _host_lines(estimate: Estimate) -> str:
+    host = estimate.host
+    line = (
+        f"memory of the machine: a process takes about {_gib(host.loading)} GiB while it reads the "
+        f"generator, {_gib(host.training)} while it trains, without the data"
+    )
+    if estimate.processes > 1:
+        line += f"; {estimate.processes} processes on one machine: {_gib(estimate.processes * host.peak)}"
+    return line
+
+
+def duration_text(duration: Duration, card: Card) -> str:
+    """Return in words how long a recipe takes on a card, and what that rests on."""
+    from customized_grpo.planning.duration import BANDWIDTH_REACHED, PRODUCTS_REACHED
+
+    parts = [f"{duration.products:.3g} s of products", f"{duration.between:.3g} s between them"]
+    if duration.dequantisation:
+        parts.append(f"{duration.dequantisation:.3g} s of unpacking weights")
+    return (
+        f"time on {card.name}: {duration.hours_per_100:.3g} hours for 100 iterations\n"
+        f"an iteration is {', '.join(parts)}; assumed, not measured: {PRODUCTS_REACHED:.0%} of "
+        f"{card.tflops:g} TFLOP/s, {BANDWIDTH_REACHED:.0%} of {card.bandwidth:g} GB/s\n"
+        "not counted: encoding, decoding, rewards, transfers, evaluations"
+    )
 
 
 def _advice(advice: Advice) -> str:

@@ -74,6 +74,12 @@ def _folder_is_its_own(folder: Path) -> str | None:
     return f"{folder} would mix the run with other files; name a folder of its own"
 
 
+def _repeats(deterministic: bool, compiled: bool) -> str | None:
+    if not (deterministic and compiled):
+        return None
+    return "compiled blocks choose their kernels by timing, so that runs differ; set model.compile=false"
+
+
 def _updates_are_whole_groups(updates: int, prompts: int) -> str | None:
     if prompts % updates == 0:
         return None
@@ -169,6 +175,7 @@ def _judges_have_rows(judges: Sequence[Any], data: Mapping[str, Any]) -> str | N
 
 CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
+    Check(("run.deterministic", "model.compile"), _repeats),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
     Check(("advantage.name", "advantage.options", "train.group_size"), _rule_works),

@@ -34,7 +34,14 @@ from customized_grpo.fields import Section, expand_home
 EXTENDS = "extends"
 """Key of a recipe that names the recipe it starts from."""
 
-NOT_IN_HASH = ("run.dir", "run.overwrite", "run.process_timeout_s", "trackers", f"rewards.{ITEM}.executor")
+NOT_IN_HASH = (
+    "run.dir",
+    "run.overwrite",
+    "run.process_timeout_s",
+    "run.deterministic",
+    "trackers",
+    f"rewards.{ITEM}.executor",
+)
 """Fields that change where results go and where they are computed, but no number in them."""
 
 

@@ -58,6 +58,8 @@ class RunConfig(Section):
     """Whether a run that is already in the folder may be deleted; otherwise it is an error."""
     process_timeout_s: Positive = 1800.0
     """Seconds a process waits for the others, where there are several, before it gives up."""
+    deterministic: bool = False
+    """Whether gradients on CUDA repeat bit for bit, as they do on a CPU: its kernels are then slower ones."""
 
 
 class LoraConfig(Section):

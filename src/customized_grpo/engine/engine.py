@@ -20,7 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from customized_grpo.disk import DISK_ERRORS, disk_error
-from customized_grpo.engine.environment import Launch, remove_accelerate_variables
+from customized_grpo.engine.environment import Launch, raise_from_nccl, remove_accelerate_variables
 from customized_grpo.engine.partition import Partition
 from customized_grpo.errors import UserError
 
@@ -35,6 +35,7 @@ class Engine:
     Args:
         device: Where to run; with several processes on accelerators, each takes the one of its local rank.
         timeout_s: Seconds a process waits for the others in an exchange before it gives up.
+        is_sharded: Whether passes through the model are exchanges too, which must not hold up the CPU.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -47,12 +48,14 @@ class Engine:
         UserError: The launcher's variables do not fit, or the others cannot be joined.
     """
 
-    def __init__(self, device: torch.device, timeout_s: float = 1800.0) -> None:
+    def __init__(self, device: torch.device, timeout_s: float = 1800.0, *, is_sharded: bool = False) -> None:
         on_cpu = device.type == "cpu"
         launch = Launch.from_environment()
         self.ignored = remove_accelerate_variables()
         handlers = []
         if launch.world_size > 1:
+            if not on_cpu and not is_sharded:
+                raise_from_nccl()
             # None: accelerate takes the backend of the device, nccl on CUDA.
             backend = "gloo" if on_cpu else None
             handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))]

@@ -35,6 +35,17 @@ NUMERIC_VARIABLES = (
 )
 """Variables that give matrix products or attention another precision or order of sums."""
 
+DETERMINISTIC_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""Variable and value with which products on CUDA repeat bit for bit (NVIDIA's documentation of cuBLAS)."""
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of torch's allocator, by their name since torch 2.9 and before."""
+
+EXPANDABLE = "expandable_segments:True"
+"""Without it, parts of different sizes that take turns on a device leave gaps that none of them fits."""
+
+BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
+
 
 LAUNCHERS = "Start with torchrun or accelerate launch"
 ALONE = "For one process alone: `unset WORLD_SIZE`."
@@ -137,3 +148,26 @@ def remove_accelerate_variables(environment: MutableMapping[str, str] = os.envir
 def numeric_variables(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables in the environment by which a library computes with other numbers."""
     return {name: environment[name] for name in NUMERIC_VARIABLES if environment.get(name)}
+
+
+def prepare_cuda(torch_version: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set variables that CUDA's libraries read when they start; the user's own values stay.
+
+    Args:
+        torch_version: Of the installed torch, which decides a name.
+        environment: Where to set them.
+    """
+    environment.setdefault(*DETERMINISTIC_CUBLAS)
+    if not any(name in environment for name in ALLOCATOR_VARIABLES):
+        major, minor, *_ = torch_version.split(".")
+        is_new = (int(major), int(minor)) >= (2, 9)
+        environment[ALLOCATOR_VARIABLES[0 if is_new else 1]] = EXPANDABLE
+
+
+def raise_from_nccl(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have a broken or late exchange between accelerators raise in Python.
+
+    Otherwise a thread of NCCL ends the process, without a message that says what to do. Exchanges then hold
+    up the CPU, which does not matter where there are a few in an iteration.
+    """
+    environment.setdefault(BLOCKING_WAIT, "1")

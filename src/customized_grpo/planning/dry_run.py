@@ -112,6 +112,12 @@ class DryRun:
         two, three = self._both(lambda part: part.flops())
         return _extended(two, three, self._depths)
 
+    @cached_property
+    def moved_bytes(self) -> int:
+        """Return the bytes that one forward pass of one sample reads and writes between its products."""
+        two, three = self._both(lambda part: part.moved_bytes())
+        return _extended(two, three, self._depths)
+
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
         """Return the peak bytes of one forward pass without gradients; it does not depend on depth."""
@@ -177,6 +183,8 @@ class DryRun:
 
     @cached_property
     def _faked_vae(self) -> nn.Module:
+        if self.model.device != "cpu":
+            replay.round_norms_as_accelerators(self.vae)
         return replay.without_data(self.vae.requires_grad_(False), self.mode)
 
     def _vae_peak(self, call: Callable[[Any], Any], given: Tensor) -> int:
@@ -209,6 +217,11 @@ class _Stub:
         with self.run.mode:
             inputs = self._inputs(1)
             return replay.flops(lambda: self._velocity(inputs))
+
+    def moved_bytes(self) -> int:
+        with self.run.mode:
+            inputs = self._inputs(1)
+            return replay.moved_bytes(lambda: self._velocity(inputs))
 
     def forward_bytes(self, batch: int) -> int:
         with self.run.mode, torch.no_grad():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
+from customized_grpo.planning.duration import Card, Duration, dequantised_bytes, predict_duration
+from customized_grpo.planning.host import HostMemory, predict_host
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
@@ -89,9 +91,12 @@ class Estimate:
         trained_steps: Steps among those that are trained.
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
+        bytes_per_pass: Bytes that such a pass reads and writes between its products.
+        dequantised_bytes: Bytes that a process moves in an iteration to unpack weights.
         parameters: Numbers of parameters of the models.
         memory: Predicted bytes on one device, without graphs kept from the rollout.
         graph_reuse: What those would take.
+        host: Predicted bytes of one process on its machine.
     """
 
     source: str
@@ -103,14 +108,27 @@ class Estimate:
     trained_steps: int
     passes: Passes
     flops_per_pass: int
+    bytes_per_pass: int
+    dequantised_bytes: int
     parameters: Parameters
     memory: Memory
     graph_reuse: GraphReuse
+    host: HostMemory
 
     def seconds_per_iteration(self, tflops: float) -> float:
         """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
         passes = self.passes.iteration * self.batches.prompts_per_process
         return work.seconds(passes, self.flops_per_pass, tflops)
+
+    def duration(self, card: Card) -> Duration:
+        """Return the time of an iteration's passes through the transformer on a card."""
+        passes = self.passes.iteration * self.batches.prompts_per_process
+        return predict_duration(
+            card,
+            operations=passes * self.flops_per_pass,
+            moved=passes * self.bytes_per_pass,
+            unpacked=self.dequantised_bytes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data, bytes as whole numbers."""
@@ -119,7 +137,8 @@ class Estimate:
             "peak_phase": self.memory.peak_phase,
             "needed": self.memory.needed,
         }
-        return {**asdict(self), "memory": {**asdict(self.memory), **memory}}
+        host = {**asdict(self.host), "peak": self.host.peak}
+        return {**asdict(self), "memory": {**asdict(self.memory), **memory}, "host": host}
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,8 @@ class Planner:
         run = self.dry_run
         step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
         batches = work.batches(config, len(step_plan.trained), self.processes)
+        memory = predict(config, run, batches, len(step_plan.trained))
+        quantised = sum(rows * columns for rows, columns in run.block_linears)
         return Estimate(
             source=run.architecture.source,
             processes=self.processes,
@@ -180,11 +201,14 @@ class Planner:
             trained_steps=len(step_plan.trained),
             passes=work.passes(config, len(step_plan.trained), run.calls, _n_shared(config, step_plan)),
             flops_per_pass=run.flops,
+            bytes_per_pass=run.moved_bytes,
+            dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
             parameters=Parameters(
                 run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
             ),
-            memory=predict(config, run, batches, len(step_plan.trained)),
+            memory=memory,
             graph_reuse=self._graph_reuse(config, batches, len(step_plan.trained)),
+            host=predict_host(config, run, memory.parts),
         )
 
     def _graph_reuse(self, config: Config, batches: Batches, n_trained: int) -> GraphReuse:

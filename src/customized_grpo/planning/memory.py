@@ -177,10 +177,14 @@ def nf4_bytes(n_weights: int) -> int:
 
 
 def dequantised_bytes(run: DryRun, quantisation: Quantisation) -> int:
-    """Return the bytes of the largest quantised layer in full precision, which its product needs."""
+    """Return the bytes of the largest quantised layer while it is unpacked for its product.
+
+    nf4 is unpacked at once; the others are scaled in fp32 and then rounded.
+    """
     if quantisation is None:
         return 0
-    return run.dtype.itemsize * max(rows * columns for rows, columns in run.block_linears)
+    per_weight = run.dtype.itemsize if quantisation == "nf4" else FP32 + run.dtype.itemsize
+    return per_weight * max(rows * columns for rows, columns in run.block_linears)
 
 
 def trajectory_bytes(config: Config, run: DryRun, samples: int, n_trained: int) -> int:

@@ -94,7 +94,7 @@ def round_norms_as_accelerators(module: nn.Module) -> None:
         return (args[0].float(), *args[1:])
 
     for part in module.modules():
-        if isinstance(part, nn.LayerNorm | nn.RMSNorm):
+        if isinstance(part, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             part.float()
             part.register_forward_pre_hook(to_fp32)
 
@@ -127,6 +127,42 @@ def flops(call: Callable[[], Any]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
         call()
     return int(counter.get_total_flops())
+
+
+class MovedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A count of the bytes that operations between the products read and write.
+
+    Views move nothing. Products, convolutions and attention are left out: what they take is their operations.
+
+    Attributes:
+        total: Bytes read and written.
+    """
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "attention")
+    UNMARKED_VIEWS = ("_unsafe_view", "_reshape_alias")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        is_view = func.is_view or name in self.UNMARKED_VIEWS
+        if is_view or any(product in name for product in self.PRODUCTS):
+            return out
+        for tensor in tree_iter((args, kwargs, out)):
+            if isinstance(tensor, Tensor):
+                self.total += tensor.nbytes
+        return out
+
+
+def moved_bytes(call: Callable[[], Any]) -> int:
+    """Return the bytes that `call` reads and writes between its products."""
+    with torch.no_grad(), MovedBytes() as moved:
+        call()
+    total: int = moved.total
+    return total
 
 
 @contextmanager

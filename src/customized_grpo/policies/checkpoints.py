@@ -21,6 +21,7 @@ from customized_grpo.policies.published_sizes import (
     FLUX1,
     FLUX2_DEV,
     KLEIN_BASE_4B,
+    KLEIN_BASE_9B,
     QWEN_EDIT_2509,
     QWEN_EDIT_2511,
 )
@@ -82,8 +83,17 @@ def _flux1(hub_id: str, pipeline: str, sampling: Sampling) -> Checkpoint:
     return Checkpoint("flux1", pipeline, FLUX1, sampling, licence)
 
 
-def _klein(architecture: Architecture, sampling: Sampling) -> Checkpoint:
-    return Checkpoint("flux2", "Flux2KleinPipeline", architecture, sampling, APACHE, "Flux.2-klein-4b")
+_STEPS_OF_KLEIN = Sampling(guidance=4.0, steps=50)
+_STEPS_OF_DISTILLED_KLEIN = Sampling(guidance=1.0, steps=4)
+
+
+def _klein(architecture: Architecture, licence: Licence, modelspec: str) -> Checkpoint:
+    sampling = _STEPS_OF_DISTILLED_KLEIN if architecture.distilled else _STEPS_OF_KLEIN
+    return Checkpoint("flux2", "Flux2KleinPipeline", architecture, sampling, licence, modelspec)
+
+
+def _klein_9b(architecture: Architecture, hub_id: str) -> Checkpoint:
+    return _klein(architecture, _non_commercial("flux-non-commercial-license", hub_id), "Flux.2-klein-9b")
 
 
 def _qwen_edit(architecture: Architecture, modelspec: str | None = None) -> Checkpoint:
@@ -110,9 +120,15 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         modelspec="Flux.2-dev",
     ),
     "black-forest-labs/FLUX.2-klein-4B": _klein(
-        replace(KLEIN_BASE_4B, distilled=True), Sampling(guidance=1.0, steps=4)
+        replace(KLEIN_BASE_4B, distilled=True), APACHE, "Flux.2-klein-4b"
     ),
-    "black-forest-labs/FLUX.2-klein-base-4B": _klein(KLEIN_BASE_4B, Sampling(guidance=4.0, steps=50)),
+    "black-forest-labs/FLUX.2-klein-base-4B": _klein(KLEIN_BASE_4B, APACHE, "Flux.2-klein-4b"),
+    "black-forest-labs/FLUX.2-klein-9B": _klein_9b(
+        replace(KLEIN_BASE_9B, distilled=True), "black-forest-labs/FLUX.2-klein-9B"
+    ),
+    "black-forest-labs/FLUX.2-klein-base-9B": _klein_9b(
+        KLEIN_BASE_9B, "black-forest-labs/FLUX.2-klein-base-9B"
+    ),
     "Qwen/Qwen-Image-Edit-2509": _qwen_edit(QWEN_EDIT_2509),
     "Qwen/Qwen-Image-Edit-2511": _qwen_edit(QWEN_EDIT_2511, "Qwen-Image-Edit-2511"),
 }

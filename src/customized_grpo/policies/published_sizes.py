@@ -12,6 +12,8 @@ Sources, read in November 2026:
   config.json, of which Mistral Small 3.2 is a new training.
 * FLUX.2-klein-4B and -base-4B: hidden size 3072 = 24 x 128, 5 double and 20 single blocks, text of three
   layers of Qwen3-4B (github.com/invoke-ai/InvokeAI, backend/flux2/util.py); Qwen/Qwen3-4B's config.json.
+* FLUX.2-klein-9B and -base-9B: hidden size 4096 = 32 x 128, 8 double and 24 single blocks, text of three
+  layers of Qwen3-8B (Klein9BParams of github.com/black-forest-labs/flux2); Qwen/Qwen3-8B's config.json.
 * Qwen-Image-Edit-2509: transformer/config.json as copied by lightx2v/Qwen-Image-Lightning; 2511 differs in
   `zero_cond_t` (docs of diffusers). Qwen/Qwen2.5-VL-7B-Instruct's config.json.
 * Autoencoders: FLUX.1's ae_params (github.com/black-forest-labs/flux: 128 channels x (1, 2, 4, 4), 2 blocks,
@@ -64,6 +66,15 @@ _QWEN3_4B = Part(
         "num_key_value_heads": 8,
         "head_dim": 128,
         "tie_word_embeddings": True,
+    },
+)
+_QWEN3_8B = replace(
+    _QWEN3_4B,
+    config={
+        **_QWEN3_4B.config,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "tie_word_embeddings": False,
     },
 )
 _MISTRAL_SMALL = Part(
@@ -186,6 +197,20 @@ KLEIN_BASE_4B = Architecture(
     text_encoders=(_QWEN3_4B,),
     distilled=False,
     source=_SOURCE,
+)
+KLEIN_BASE_9B = replace(
+    KLEIN_BASE_4B,
+    transformer=replace(
+        KLEIN_BASE_4B.transformer,
+        config={
+            **KLEIN_BASE_4B.transformer.config,
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 3 * 4096,
+        },
+    ),
+    text_encoders=(_QWEN3_8B,),
 )
 QWEN_EDIT_2509 = Architecture(
     transformer=Part(

@@ -28,12 +28,14 @@ images, and transformers 5 then silently numbers them like words, not by row and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_pil
@@ -88,7 +90,8 @@ class QwenEditPolicy(Policy):
                 embeds, mask = self._embed([NEGATIVE_PROMPT] * len(prompts), small)
                 per_sample |= {"negative_embeds": embeds, "negative_mask": mask}
         per_sample["reference_tokens"] = self._all_reference_tokens(references)
-        return per_sample, {"grids": torch.tensor([image_grid, *reference_grids])}
+        # beside the other tensors: one of a cache comes back on the device, and `cat` compares the two
+        return per_sample, {"grids": torch.tensor([image_grid, *reference_grids], device=self.device)}
 
     def text_limits(self) -> list[TextLimit]:
         """Return the limit of the text alone, to which each reference adds about 200 tokens."""
@@ -189,7 +192,7 @@ class QwenEditPolicy(Policy):
     def _predict(self, x: Tensor, level: Tensor, conditioning: Conditioning, text: str) -> Tensor:
         """Call the transformer with one of the conditioning's texts, "prompt" or "negative"."""
         sample = conditioning.per_sample
-        shapes = [(1, rows, columns) for rows, columns in conditioning.shared["grids"].tolist()]
+        shapes = [(1, rows, columns) for rows, columns in self._grids(conditioning)]
         # img_shapes has an entry for each sample, though the transformer takes the first for all
         v = self._call_transformer(
             hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
@@ -201,11 +204,25 @@ class QwenEditPolicy(Policy):
         return v[:, : x.shape[1]].float()
 
     def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
-        image, *references = conditioning.shared["grids"].tolist()
+        image, *references = self._grids(conditioning)
         expected = self.grid(conditioning.height, conditioning.width)
         assert tuple(image) == expected, f"image tokens in a grid {image}, expected {expected}"
         n_places = sum(rows * columns for rows, columns in references)
         assert n_places == n_references, f"grids for {n_places} reference tokens, there are {n_references}"
+
+    def _grids(self, conditioning: Conditioning) -> list[list[int]]:
+        """Return rows and columns of the image and of each reference.
+
+        They are read from the device once for each tensor, as every reading waits for all work there.
+        """
+        tensor = conditioning.shared["grids"]
+        if tensor not in self._read_grids:
+            self._read_grids[tensor] = tensor.tolist()
+        return self._read_grids[tensor]
+
+    @cached_property
+    def _read_grids(self) -> WeakIdKeyDictionary:
+        return WeakIdKeyDictionary()
 
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
         mean, deviation = self._latent_statistics()

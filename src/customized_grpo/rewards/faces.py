@@ -110,6 +110,11 @@ class FaceRecogniser:
         shapes = [list(output.shape) for output in self.model.blank().values()]
         if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != 1:
             raise UserError(f"{path}: a face recogniser returns one array [1, D], not {shapes}")
+        if {"Sub", "Mul"} <= set(self.model.first_operations):
+            raise UserError(
+                f"{path}: this face recogniser scales its image itself, as those of mxnet do",
+                hint="Take one for RGB (x - 127.5) / 127.5, such as w600k_r50.onnx of insightface.",
+            )
 
     def __call__(self, image: Pixels, landmarks: NDArray[np.float64]) -> Array:
         """Return unit features [D] of the face with these landmarks [5, 2]."""
@@ -188,9 +193,17 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def warp(image: Pixels, landmarks: NDArray[np.float64]) -> Pixels:
-    """Return the face upright, [112, 112, 3], its landmarks as near ArcFace's as possible; black outside."""
+    """Return the face upright, [112, 112, 3], its landmarks as near ArcFace's as possible; black outside.
+
+    As in insightface's face_align.py the image is fitted to the template, and then inverted: distances count
+    in pixels of the face. The other way round a crop with noisy landmarks, or of a half profile, is smaller.
+    """
+    if np.ptp(landmarks, axis=0).max() == 0:  # all at one point: a face of no extent
+        return np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    forward = similarity(landmarks, TEMPLATE)
+    turn = np.linalg.inv(forward[:, :2])
     # From the upright face to the image: Pillow asks, for each pixel of the result, where it comes from.
-    matrix = similarity(TEMPLATE, landmarks)
+    matrix = np.column_stack([turn, -turn @ forward[:, 2]])
     # Landmarks count from the centre of the first pixel, Pillow from its corner.
     matrix[:, 2] += 0.5 - matrix[:, :2] @ (0.5, 0.5)
     warped = Image.fromarray(image).transform(

@@ -37,7 +37,7 @@ from customized_grpo.training.metrics import signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
-from customized_grpo.training.updater import RATIO_TOLERANCE
+from customized_grpo.training.updater import ratio_tolerance
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -187,7 +187,7 @@ def _diagnose(
     scores = parts.scorer.collect()
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
     deviation = _first_pass_deviation(parts, trajectory, signal)
-    tolerance = RATIO_TOLERANCE[config.model.precision]
+    tolerance = ratio_tolerance(config)
     graph_memory = GraphMemory(parts)
     graph_memory.decide(*_prompts_of_an_iteration(parts, trajectory))
     judges, judge_notes = usable_judges(parts, branched)

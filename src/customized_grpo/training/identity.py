@@ -21,6 +21,7 @@ FREE = (
     "run.dir",
     "run.overwrite",
     "run.process_timeout_s",
+    "run.deterministic",
     "trackers",
     "checkpoint",
     "model.cache",

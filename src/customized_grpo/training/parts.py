@@ -274,7 +274,8 @@ def build_engine(config: Config) -> Engine:
         UserError: The processes have different recipes or versions, the groups cannot be partitioned evenly,
             or one accelerator is named for several processes.
     """
-    engine = Engine(pick_device(config.model.device), config.run.process_timeout_s)
+    device = pick_device(config.model.device)
+    engine = Engine(device, config.run.process_timeout_s, is_sharded=config.model.shard)
     check_processes(engine, process_values(config))
     if engine.world_size > 1 and ":" in config.model.device:
         raise UserError(

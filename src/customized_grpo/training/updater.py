@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average, name_average
 from customized_grpo.training.update_report import PassStatistics, UpdateReport
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 """Largest deviation of a first-pass ratio from 1 that is still round-off (other batches: 1e-7 in fp32)."""
+
+
+def ratio_tolerance(config: Config) -> float:
+    """Return how far a first-pass ratio may be from 1: by round-off, and not so far that it is clipped."""
+    return min(RATIO_TOLERANCE[config.model.precision], config.train.clip_range / 2)
 
 
 class Updater:
@@ -40,7 +46,8 @@ class Updater:
     def __init__(self, config: Config, loss: UpdateLoss, engine: Engine) -> None:
         self.train = config.train
         self.use_average = config.evaluation.use_ema
-        self.ratio_tolerance = RATIO_TOLERANCE[config.model.precision]
+        self.is_deterministic = config.run.deterministic
+        self.ratio_tolerance = ratio_tolerance(config)
         self.loss = loss
         self.policy = loss.policy
         self.engine = engine
@@ -90,7 +97,9 @@ class Updater:
             for update in range(self.train.updates_per_iteration):
                 # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
-                if not self._step(trajectory, signal, update, report, is_first=is_first):
+                with repeatable(self.engine.device, self.is_deterministic):
+                    was_taken = self._step(trajectory, signal, update, report, is_first=is_first)
+                if not was_taken:
                     on_skip(update)
                     self._skip(report)
         trajectory.graphs.clear()  # those of samples that could not be trained on
@@ -159,7 +168,8 @@ class Updater:
                 f"an iteration's first pass must have ratio 1, but deviates by {statistics.deviation:.2e} "
                 f"(limit {self.ratio_tolerance:.0e}): "
                 "rollout and training do not compute the same transition",
-                hint="Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32.",
+                hint="Set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32. The "
+                "limit is at most half of train.clip_range, as a clipped sample teaches nothing.",
             )
 
     def _skip(self, report: UpdateReport) -> None:

@@ -1,0 +1,56 @@
+"""The memory of the machine itself that one process takes, beside that of its device.
+
+Weights are read on the CPU before they go to a device, whole and unquantised; parts that wait stay there.
+Each process reads its own copy. Mapped files may need less, as their pages can be dropped; it is not
+counted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from customized_grpo.planning.dry_run import DryRun
+
+if TYPE_CHECKING:
+    from customized_grpo.config import Config
+
+PROGRAM_BYTES = 2 * 2**30
+"""What Python, torch with CUDA and the other libraries take in every process, roughly."""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Predicted bytes of one process on its machine, data not counted.
+
+    Attributes:
+        loading: While the generator is read.
+        training: From then on.
+    """
+
+    loading: int
+    training: int
+
+    @property
+    def peak(self) -> int:
+        """Return the larger of the two."""
+        return max(self.loading, self.training)
+
+
+def predict_host(config: Config, run: DryRun, parts: Mapping[str, int]) -> HostMemory:
+    """Predict what a process takes of its machine.
+
+    Args:
+        config: The recipe.
+        run: Its models without data.
+        parts: Bytes of the parts on the device, as `memory.predict` has them.
+    """
+    model = config.model
+    encoders = parts["text encoders"]
+    unquantised = run.dtype.itemsize * run.base_parameters
+    waiting = parts["autoencoder"] if model.offload_vae else 0
+    if model.text_encoders == "offload":
+        waiting += encoders + parts["base"]  # each has a place there for while the other is on the device
+    loading = unquantised + encoders + parts["autoencoder"]
+    return HostMemory(loading=loading + PROGRAM_BYTES, training=waiting + PROGRAM_BYTES)
