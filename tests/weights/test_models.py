@@ -145,7 +145,10 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
         ({"d_model": "wide"}, "d_model"),
         ({"num_heads": None}, "num_heads"),
         ({"d_ff": -3}, "config.json describes no T5EncoderModel"),
-        ({"num_layers": 10**9}, "num_layers is 1,000,000,000"),
+        ({"num_layers": 10**9}, "num_layers asks for 1,000,000,000 layers"),
+        ({"num_decoder_blocks": [3, 2**31, "0x10"]}, "num_decoder_blocks asks for 2,147,483,648 layers"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers asks for 1,000,000,000 layers"),
+        ({"block_out_channels": [8] * 1001}, "block_out_channels asks for 1,001 layers"),
     ],
 )
 def test_a_wrong_entry_of_the_config_is_named(copy: Path, entry: dict[str, Any], message: str) -> None:

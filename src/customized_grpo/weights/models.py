@@ -17,7 +17,8 @@ from customized_grpo.weights.files import AGAIN, check_weight_files
 
 SHOWN = 3  # names in a message
 MAX_LAYERS = 1000
-_DEPTH = re.compile(r"(num_.*layers|.*depth|num_hidden_groups)")
+_DEPTH = re.compile(r"(num_.*(layers|blocks)|layers_per_block|.*depth|num_hidden_groups)")
+_LIST_OF_LAYERS = re.compile(r".*(layers|blocks|channels|types)")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -110,18 +111,31 @@ def explained(problem: str) -> Iterator[None]:
 
 def _check_config(model_class: Any, file: Path) -> None:
     """Build the model without weights, so that a mistake of the config is told from one of the weights."""
-    for key, value in read_json(file).items():
-        # a fuzzed or hostile one would build layers for hours
-        if _DEPTH.fullmatch(key) and isinstance(value, int) and value > MAX_LAYERS:
-            raise UserError(
-                f"{file}: {key} is {value:,}; a model of more than {MAX_LAYERS} layers is refused"
-            )
+    _check_depth(read_json(file), file)
     with explained(f"{file} describes no {model_class.__name__}"), torch.device("meta"):
         # transformers builds a model from an object of the class's own, diffusers from a dictionary
         if hasattr(model_class, "config_class"):
             model_class(model_class.config_class.from_pretrained(file.parent))
         else:
             model_class.from_config(model_class.load_config(file.parent))
+
+
+def _check_depth(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse more layers than a model has: a fuzzed or hostile config would build them for hours.
+
+    Counts may be lists, one for each stage of a network, and stand in configs of parts.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_depth(value, file)
+        counts = value if isinstance(value, list) else [value]
+        too_many = len(counts) if _LIST_OF_LAYERS.fullmatch(key) else 0
+        if _DEPTH.fullmatch(key):
+            too_many = max([too_many, *[count for count in counts if isinstance(count, int)]])
+        if too_many > MAX_LAYERS:
+            raise UserError(
+                f"{file}: {key} asks for {too_many:,} layers; a model of more than {MAX_LAYERS} is refused"
+            )
 
 
 def _some(names: list[str]) -> str:
