@@ -97,6 +97,7 @@ def text_encoder_shells(path: str, dtype: torch.dtype) -> dict[str, torch.nn.Mod
     shells = {}
     for name, part in zip(names, CHECKPOINTS[path].architecture.text_encoders, strict=False):
         shells[name] = part.build(dtype=dtype).to_empty(device="cpu")
+        shells[name].tie_weights()  # `to_empty` parts what shares its memory
     return shells
 
 

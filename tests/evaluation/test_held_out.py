@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +174,9 @@ def test_diversity_is_compared_with_the_base_and_is_no_image_statistic() -> None
 
 class Painter:
     """A policy that paints its initial noise, so that an image tells which noise and prompt it came from."""
+
+    device = torch.device("cpu")
+    placement = SimpleNamespace(text_encoders_wait=False)
 
     def encoding(self) -> AbstractContextManager[None]:
         return nullcontext()
