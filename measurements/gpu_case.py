@@ -284,11 +284,13 @@ def limit_memory(card_gib: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (card_gib * GIB - CONTEXT_BYTES) / total))
 
 
-def planned(plan: Estimate, phase: str, *, is_whole: bool) -> int:
+def planned(plan: Estimate, phase: str, config: Config, device: torch.device, *, is_whole: bool) -> int:
     """Return the planned peak of a phase without the models that this benchmark leaves out."""
     parts = plan.memory.parts
     left_out = 0 if is_whole else parts["rewards"] + parts["text encoders"]
-    return plan.memory.phases[phase] - left_out
+    # an autoencoder that waits on the CPU takes the memory that is measured there
+    waits = config.model.offload_vae and device.type == "cpu" and phase not in ("encode", "decode")
+    return plan.memory.phases[phase] - left_out + (parts["autoencoder"] if waits else 0)
 
 
 def measure(config: Config, device: torch.device, card_gib: float | None = None) -> dict[str, Any]:
@@ -333,7 +335,7 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
             for phase, n in operations.items()
         },
         "peaks": {
-            phase: {"measured": n, "planned": planned(plan, phase, is_whole=is_whole)}
+            phase: {"measured": n, "planned": planned(plan, phase, config, device, is_whole=is_whole)}
             for phase, n in watches.peaks.items()
         },
         "ratio_deviation": {"same batches": deviation, "one by one": alone_deviation},

@@ -131,9 +131,10 @@ def race(works: Mapping[str, Work], checkouts: Mapping[str, Path], turns: int) -
 def table(title: str, turns: Mapping[str, Sequence[Turn]]) -> list[str]:
     """Return the rows of a race as Markdown; ratios are to ours."""
     rows = []
-    medians = {name: statistics.median(turn["cpu_s"] for turn in taken) for name, taken in turns.items()}
+    seconds_of = {name: sorted(map(_cpu_seconds, taken)) for name, taken in turns.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in seconds_of.items()}
     for name, taken in turns.items():
-        seconds = sorted(turn["cpu_s"] for turn in taken)
+        seconds = seconds_of[name]
         wall = statistics.median(turn["wall_s"] for turn in taken)
         last = taken[-1]
         cells = [
@@ -147,6 +148,10 @@ def table(title: str, turns: Mapping[str, Sequence[Turn]]) -> list[str]:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _cpu_seconds(turn: Turn) -> float:
+    return turn["cpu_s"]
 
 
 HEADER = [

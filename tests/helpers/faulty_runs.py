@@ -20,12 +20,12 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from children import leave_with
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
@@ -67,21 +67,15 @@ def start(work: Callable[[], Any], environment: dict[str, str], printed: Path) -
     child = os.fork()
     if child:
         return child
-    status = 1
-    try:
+
+    def print_into_file() -> Any:
         os.environ.update(environment)
         file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        status = int(work() or 0)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        return work()
+
+    leave_with(print_into_file)
 
 
 def finish(processes: list[int], stopped: int | None) -> list[int]:

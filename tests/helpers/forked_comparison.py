@@ -11,13 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+from children import leave_with
 from forked import SERVER, command
 
 
@@ -71,17 +71,9 @@ class _Fork:
         self.pid = os.fork()
         if self.pid:
             return
-        status = 1
-        try:
-            if start_new_session:
-                os.setsid()
-            status = _become(arguments[3:], env, stdout, pass_fds)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        if start_new_session:
+            os.setsid()
+        leave_with(lambda: _become(arguments[3:], env, stdout, pass_fds))
 
     def poll(self) -> int | None:
         if self.returncode is None:

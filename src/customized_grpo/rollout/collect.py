@@ -95,10 +95,7 @@ def collect(
         repeats = count_repeats([example.id for example in examples])
     start = None
     if config.shared_noise and config.batch_size >= MIN_ROWS:
-        initial = [
-            noise_key.generator("initial", example.id, repeat * group_size)
-            for example, repeat in zip(examples, repeats, strict=True)
-        ]
+        initial = _group_generators(examples, repeats, group_size, noise_key)
         start = draw_shared_start(policy, sampler, conditionings, buckets, initial, plan, config.batch_size)
     graphs: Graphs = {}
     parts: list[_TrainedSteps] = []
@@ -167,6 +164,16 @@ def batches_with_noise(
             noise.initial.append(noise_key.generator("initial", prompt_id, start))
             noise.steps.append(noise_key.generator("steps", prompt_id, number))
         yield samples, noise
+
+
+def _group_generators(
+    examples: Sequence[Example], repeats: Sequence[int], group_size: int, noise_key: NoiseKey
+) -> list[torch.Generator]:
+    """Return the generator of each group's initial noise, which is that of its first sample, [P]."""
+    generators = []
+    for example, repeat in zip(examples, repeats, strict=True):
+        generators.append(noise_key.generator("initial", example.id, repeat * group_size))
+    return generators
 
 
 class _TrainedSteps(NamedTuple):
