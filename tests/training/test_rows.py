@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.config import Config, load_config
-from customized_grpo.config.schema import ManifestData
+from customized_grpo.config.data_sources import ManifestData
 from customized_grpo.data import checked_manifest
 from customized_grpo.errors import UserError
 from customized_grpo.training.rows import ManifestRows, open_rows

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -138,6 +138,21 @@ def check_files(paths: list[Path], option: str) -> None:
     elif any(path.parts[0] in ("http:", "https:", "s3:", "gs:") for path in paths if path.parts):
         hint = "Nothing is fetched from the network: download the file first."
     raise UserError(f"{option}: no such file: {', '.join(missing)}", hint=hint)
+
+
+def parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
+    """Return what --checkpoint names: an iteration, "best", or None for the newest.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if text is None or text == "best":
+        return "best" if text else None
+    if text.isdecimal():
+        return int(text)
+    raise UserError(
+        f"--checkpoint {text!r} is no checkpoint", hint="Write the number of its iteration, or best."
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:

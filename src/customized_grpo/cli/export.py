@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, Trust, check_run, print_note
+from customized_grpo.cli.common import Run, Trust, check_run, parse_checkpoint, print_note
 from customized_grpo.errors import UserError
 
 
@@ -42,7 +42,8 @@ def export(
         Path | None, typer.Option(help="New or empty folder; by default export/FORMAT in the run.")
     ] = None,
     checkpoint: Annotated[
-        int | None, typer.Option(min=0, help="Iteration of the checkpoint; by default the newest.")
+        str | None,
+        typer.Option(metavar="N|best", help="Iteration of the checkpoint, or best; by default the newest."),
     ] = None,
     ema: Annotated[
         bool | None,
@@ -102,7 +103,7 @@ def export(
         run,
         format.value,
         out=out,
-        step=checkpoint,
+        step=parse_checkpoint(checkpoint),
         average=ema,
         precision=None if precision is None else precision.value,
         merge=None if merge is None else Merge(merge.value, rank),

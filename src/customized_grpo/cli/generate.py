@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, print_note
+from customized_grpo.cli.common import (
+    Trust,
+    check_files,
+    check_source,
+    parse_checkpoint,
+    parse_size,
+    print_note,
+)
 from customized_grpo.errors import UserError
 
 
@@ -21,6 +28,12 @@ def generate(
     ] = None,
     lora: Annotated[
         Path | None, typer.Option(help="LoRA file or peft folder to put on a model that is not a run.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|best", help="Iteration of a run's checkpoint, or best; by default the newest."
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Use a run's model before tuning.")] = False,
     steps: Annotated[
@@ -69,7 +82,15 @@ def generate(
 
     request = Request(prompt, reference, masks, count, seed)
     paths = draw(
-        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=print_note
+        source,
+        request,
+        out=out,
+        settings=overrides,
+        lora=lora,
+        base=base,
+        step=parse_checkpoint(checkpoint),
+        grid=grid,
+        on_note=print_note,
     )
     for path in paths:
         print(path)

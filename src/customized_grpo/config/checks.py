@@ -177,10 +177,27 @@ def _drawn_images_have_no_masks(rewards: Sequence[Mapping[str, Any]]) -> str | N
     )
 
 
-def _judges_have_rows(judges: Sequence[Any], data: Mapping[str, Any]) -> str | None:
-    if not judges or data["kind"] != "manifest" or data["held_out"] is not None:
+def _prompts_are_needed(prompts: Path | None, data: Mapping[str, Any]) -> str | None:
+    if prompts is None:
         return None
-    return "there are no held-out rows to judge: set data.held_out, or leave the judges out"
+    if data["kind"] != "manifest":
+        return f"data.kind={data['kind']} holds out rows of its own; leave this out"
+    if data["held_out"] is not None:
+        return "data.held_out has rows to evaluate on already: add yours to that file, or set it to null"
+    return None
+
+
+def _best_is_measured(best: str | None, prompts: Path | None, data: Mapping[str, Any]) -> str | None:
+    if best is None or data["kind"] != "manifest" or data["held_out"] is not None or prompts is not None:
+        return None
+    return "nothing is evaluated that could be best: set data.held_out or evaluation.prompts"
+
+
+def _judges_have_rows(judges: Sequence[Any], prompts: Path | None, data: Mapping[str, Any]) -> str | None:
+    has_rows = data["kind"] != "manifest" or data["held_out"] is not None or prompts is not None
+    if not judges or has_rows:
+        return None
+    return "there are no rows to judge: set data.held_out or evaluation.prompts, or leave the judges out"
 
 
 CHECKS: tuple[Check, ...] = (
@@ -205,6 +222,8 @@ CHECKS: tuple[Check, ...] = (
     Check(("train.kl_reference", "model.start_lora", "train.kl_weight"), _reference_is_another),
     Check(("rewards",), _drawn_images_have_no_masks),
     Check(("evaluation.judges",), _drawn_images_have_no_masks),
-    Check(("evaluation.judges", "data"), _judges_have_rows),
+    Check(("evaluation.judges", "evaluation.prompts", "data"), _judges_have_rows),
+    Check(("evaluation.prompts", "data"), _prompts_are_needed),
+    Check(("checkpoint.best", "evaluation.prompts", "data"), _best_is_measured),
 )
 """Every rule."""

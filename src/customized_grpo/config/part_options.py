@@ -8,15 +8,9 @@ from typing import Any
 
 from customized_grpo import extensions
 from customized_grpo.config.choice import options_class
+from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.config.reference import knobs
-from customized_grpo.config.schema import (
-    AdvantageConfig,
-    ManifestData,
-    ModelConfig,
-    ScheduleConfig,
-    ToyboxData,
-    TwoScaleData,
-)
+from customized_grpo.config.schema import AdvantageConfig, ModelConfig, ScheduleConfig
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.fields import Section
 

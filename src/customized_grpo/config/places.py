@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from customized_grpo.config.schema import Config, ManifestData, ModelConfig, RewardConfig
+from customized_grpo.config.data_sources import ManifestData
+from customized_grpo.config.schema import Config, ModelConfig, RewardConfig
 from customized_grpo.embedded import EMBEDDED
 
 
@@ -31,7 +32,9 @@ def settle_paths(config: Config, folder: Path) -> Config:
         data = data.model_copy(update={"train": Path(settled(str(data.train))), "held_out": held_out})
     rewards = tuple(_settle_reward(reward, settled) for reward in config.rewards)
     judges = tuple(_settle_reward(judge, settled) for judge in config.evaluation.judges)
-    evaluation = config.evaluation.model_copy(update={"judges": judges})
+    prompts = config.evaluation.prompts
+    prompts = None if prompts is None else Path(settled(str(prompts)))
+    evaluation = config.evaluation.model_copy(update={"judges": judges, "prompts": prompts})
     changes = {"model": model, "data": data, "rewards": rewards, "evaluation": evaluation}
     return config.model_copy(update=changes)
 

@@ -21,6 +21,7 @@ from pydantic import (
 
 from customized_grpo.config.checks import cross_field_mistakes
 from customized_grpo.config.choice import Choice, complete_options, load_part
+from customized_grpo.config.data_sources import DataConfig, ManifestData
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
 from customized_grpo.fields import (
     Count,
@@ -172,42 +173,6 @@ class ModelConfig(Section):
         return self
 
 
-class ToyboxData(Section):
-    """The embedded world: subjects and prompts drawn from a seed, images rendered when needed."""
-
-    kind: Literal["toybox"]
-    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
-    subjects: Count = 256
-    """Number of subjects to train on."""
-    seed: Seed = 0
-    """Seed of the world: the same seed gives the same subjects and prompts for every run.seed."""
-    held_out_subjects: Annotated[int, Field(ge=2)] = 24
-    """Number of subjects used for evaluation only."""
-    held_out_prompts_per_subject: Count = 2
-    """Number of prompts each held-out subject is evaluated with."""
-
-
-class TwoScaleData(Section):
-    """The world of two scales: all of its toys in all of its scenes, a fixed quarter of them held out."""
-
-    kind: Literal["two-scale"]
-    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
-
-
-class ManifestData(Section):
-    """Your own rows: a JSONL file with prompts and image paths relative to it."""
-
-    kind: Literal["manifest"]
-    """Source of the training rows: toybox or two-scale (embedded worlds), or manifest (your files)."""
-    train: FilePath
-    """JSONL file of the rows to train on, relative to the working directory."""
-    held_out: FilePath | None = None
-    """JSONL file of the rows used for evaluation only; null means no evaluation on rows of your own."""
-
-
-DataConfig = Annotated[ToyboxData | TwoScaleData | ManifestData, Field(discriminator="kind")]
-
-
 class SdeWindowConfig(Section):
     """Noise only inside a window of steps that slides over training (MixGRPO); ODE steps elsewhere."""
 
@@ -343,6 +308,14 @@ class EvaluationConfig(Section):
     """Seed of the evaluation's initial noise: the same before, during and after training."""
     batch_size: Count = 12
     """Samples generated and judged together: a matter of memory and speed, not of results."""
+    height: Pixels | None = None
+    """Height of evaluation images, in pixels; null means model.height."""
+    width: Pixels | None = None
+    """Width of evaluation images, in pixels; null means model.width."""
+    guidance: NonNegative | None = None
+    """Guidance scale of evaluation images; null means model.guidance, with which training draws."""
+    prompts: FilePath | None = None
+    """JSONL file of your validation rows, where data.held_out is null; their subjects may be trained on."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
     judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
@@ -358,6 +331,8 @@ class CheckpointConfig(Section):
     """Iterations between checkpoints; one is also saved at the end and when the run is interrupted."""
     keep: Count = 2
     """Number of newest checkpoints that are kept; older ones are deleted after a newer one is complete."""
+    best: Text | None = None
+    """Held-out measure whose largest mean marks a checkpoint to keep as well; for example judge/identity."""
 
 
 class Config(Section):
@@ -383,6 +358,30 @@ class Config(Section):
     def evaluation_steps(self) -> int:
         """Return the number of denoising steps of an evaluation image."""
         return self.evaluation.steps or self.rollout.steps
+
+    @property
+    def evaluation_model(self) -> ModelConfig:
+        """Return the `model` section with which evaluation images are drawn."""
+        own = self.evaluation
+        given = {"height": own.height, "width": own.width, "guidance": own.guidance}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return self.model.model_copy(update=changes)
+
+    @property
+    def evaluation_rows(self) -> Path | None:
+        """Return the manifest of the rows that are evaluated; None if there is none."""
+        if not isinstance(self.data, ManifestData):
+            return None
+        return self.data.held_out or self.evaluation.prompts
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Return the settings that memory can be saved by, smaller ones needing less."""
+        return {
+            "train.micro_batch_size": self.train.micro_batch_size,
+            "rollout.batch_size": self.rollout.batch_size,
+            "evaluation.batch_size": self.evaluation.batch_size,
+        }
 
     @property
     def part_names(self) -> list[str]:

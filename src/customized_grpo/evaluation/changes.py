@@ -81,7 +81,9 @@ def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict
 
 def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
     """Return the shift of each image statistic, in standard deviations over the base's images."""
-    shifts = {}
+    shifts: dict[str, float] = {}
+    if len(base.ids) < 2:  # one image has no spread
+        return shifts
     for name in now.columns:
         if name.startswith("monitor/") and name not in OTHER_MONITORS:
             before = torch.tensor(base.columns[name])
@@ -107,7 +109,8 @@ def _scaled_gaps(
     for name, gap in train_gaps(now, train_reward).items():
         kind = name.removeprefix("gap/")
         values = torch.tensor(base.columns[f"reward/{kind}"])
-        spread = float(values[~values.isnan()].std())
+        values = values[~values.isnan()]
+        spread = float(values.std()) if len(values) > 1 else 0.0
         if spread > 0 and not math.isnan(gap):  # one image or a constant reward has no spread
             gaps[kind] = gap / spread
     return gaps

@@ -45,7 +45,7 @@ class HeldOutEvaluation:
         config: The recipe.
         engine: Joins the scores of all processes.
         policy: Evaluated as it is at the time.
-        encoder: Encodes the examples.
+        encoder: Encodes the examples, for images of the evaluation's size.
         scorer: The training rewards, to compare with the judges.
         judges: Held-out judges, if there are any for this data.
         examples: Held-out examples, those of all processes.
@@ -62,6 +62,7 @@ class HeldOutEvaluation:
         examples: Sequence[Example],
     ) -> None:
         self.settings = config.evaluation
+        self.guidance = config.evaluation_model.guidance
         self.sigmas = policy.sigmas(config.evaluation_steps, policy.n_tokens(*encoder.size))
         self.engine = engine
         self.policy = policy
@@ -89,19 +90,20 @@ class HeldOutEvaluation:
         """
         samples_per_prompt = self.settings.samples_per_prompt
         shown = self._shown()
-        own_scores, own_images = evaluate_policy(
-            self.policy,
-            self.own_examples,
-            self.scorer,
-            self.judges,
-            encoder=self.encoder,
-            sigmas=self.sigmas,
-            samples_per_prompt=samples_per_prompt,
-            seed=self.settings.seed,
-            batch_size=self.settings.batch_size,
-            kept=[place * samples_per_prompt for place in shown],
-            before_batch=before_batch,
-        )
+        with self.policy.guided(self.guidance):
+            own_scores, own_images = evaluate_policy(
+                self.policy,
+                self.own_examples,
+                self.scorer,
+                self.judges,
+                encoder=self.encoder,
+                sigmas=self.sigmas,
+                samples_per_prompt=samples_per_prompt,
+                seed=self.settings.seed,
+                batch_size=self.settings.batch_size,
+                kept=[place * samples_per_prompt for place in shown],
+                before_batch=before_batch,
+            )
         scores = own_scores.of_all_processes(self.engine.gather, self.examples, samples_per_prompt)
         first_images = torch.zeros(min(N_FIRST_IMAGES, len(self.examples)), *own_images.shape[1:])
         first_images[list(shown.values())] = own_images

@@ -14,7 +14,7 @@ from customized_grpo.config.schema import FusedLora, ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies.checkpoint_files import transformer_layers
 from customized_grpo.policies.lora import DOWN, UP
-from customized_grpo.runs.reading import run_checkpoint, run_config
+from customized_grpo.runs.reading import Step, run_checkpoint, run_config
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class RunAdapter:
     merged: tuple[FusedLora, ...] = ()
 
 
-def read_adapter(run_dir: Path, *, step: int | None = None, average: bool | None = None) -> RunAdapter:
+def read_adapter(run_dir: Path, *, step: Step = None, average: bool | None = None) -> RunAdapter:
     """Read the adapter of a run.
 
     Args:
         run_dir: Folder of the run.
-        step: Iteration of the checkpoint; None means the newest.
+        step: Iteration of the checkpoint, or "best"; None means the newest.
         average: Whether to take the moving average; None means as the run's evaluation does.
 
     Raises:

@@ -23,6 +23,7 @@ from customized_grpo.pages.page import write_page
 from customized_grpo.pages.run_data import RunData, read_run
 from customized_grpo.policies.loading import load_transformer
 from customized_grpo.policies.lora_file import FILE_NAME
+from customized_grpo.runs.reading import Step
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,7 +48,7 @@ def export_run(
     name: FormatName,
     *,
     out: Path | None = None,
-    step: int | None = None,
+    step: Step = None,
     average: bool | None = None,
     precision: Precision | None = None,
     merge: Merge | None = None,
@@ -60,7 +61,7 @@ def export_run(
         name: One of `FORMATS`; a transformer is always written for diffusers.
         out: New or empty folder; None means `export/NAME` in the run folder, NAME being the format, followed
             by "-merged" for a merged adapter, or "transformer".
-        step: Iteration of the checkpoint; None means the newest.
+        step: Iteration of the checkpoint, or "best"; None means the newest.
         average: Whether the moving average is exported; None means what the run is judged by.
         precision: Type of the numbers in the file. None means fp32 for an adapter, in which it was trained,
             and for a transformer the type in which the run held it.

@@ -30,6 +30,7 @@ from customized_grpo.pixels import to_pil
 from customized_grpo.policies.lora_file import read_header
 from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.folder import is_run_folder
+from customized_grpo.runs.reading import Step
 from customized_grpo.text_limits import cut_sentence
 
 ROW_ID = "generate"
@@ -66,6 +67,7 @@ def generate(
     settings: Sequence[str] = (),
     lora: Path | None = None,
     base: bool = False,
+    step: Step = None,
     grid: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> list[Path]:
@@ -80,6 +82,7 @@ def generate(
         settings: See `open_generator`.
         lora: See `open_generator`.
         base: See `open_generator`.
+        step: See `open_generator`.
         on_note: Gets a sentence that the user should know before images are drawn.
         grid: Whether one image of all is written as well. With an adapter it compares with the base, whose
             images are written then.
@@ -100,7 +103,7 @@ def generate(
         if note is not None:
             on_note(note)
     out = _writable(out)
-    generator = open_generator(source, settings=settings, lora=lora, base=base, with_start=grid)
+    generator = open_generator(source, settings=settings, lora=lora, base=base, step=step, with_start=grid)
     for sentence in _cut_prompts(generator.policy, request.prompts):
         on_note(sentence)
     rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]

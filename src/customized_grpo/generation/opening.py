@@ -28,7 +28,7 @@ from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
-from customized_grpo.runs.reading import load_checkpoint, run_checkpoint, run_config, warn_of_other_base
+from customized_grpo.runs.reading import Step, load_checkpoint, run_checkpoint, run_config, warn_of_other_base
 
 NO_HEADER: Mapping[str, str] = MappingProxyType({})
 
@@ -69,25 +69,29 @@ def open_generator(
     settings: Sequence[str] = (),
     lora: Path | None = None,
     base: bool = False,
+    step: Step = None,
     with_start: bool = False,
 ) -> Generator:
     """Open a generator for inference; everything cheap is checked before weights are read.
 
     Args:
-        source: Folder of a run (its newest checkpoint, or the moving average if the run is evaluated by it),
+        source: Folder of a run (a checkpoint, or its moving average if the run is evaluated by that),
             an embedded base such as "toybox", a folder in diffusers' layout, or a hub id.
         settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
             adapter's file or the checkpoint's model card says.
         lora: LoRA in any layout of `policies/lora_names.py`, a file or its folder, to put on a model that is
             not a run.
         base: Whether a run's model is opened as it was before training, for which it needs no checkpoint.
+        step: A run's checkpoint: its iteration, or "best"; None means the newest.
         with_start: Whether the policy's `start()` is needed: the file of `model.start_lora` is then read.
 
     Raises:
         UserError: The source, a setting or the adapter is wrong.
     """
     if is_run_folder(Path(source)):
-        return _open_run(Path(source), settings, lora, base, with_start)
+        return _open_run(Path(source), settings, lora, base=base, step=step, with_start=with_start)
+    if step is not None:
+        raise UserError(f"--checkpoint {step}: {source} is not a run", hint="Leave it out.")
     checked = source_settings(source, settings, NO_HEADER if lora is None else read_header(lora))
     if lora is None:
         # the policy wants an adapter; a fresh one changes nothing, and the smallest costs next to nothing
@@ -202,14 +206,20 @@ def _known_pipelines() -> list[str]:
 def _of_recipe(config: Config) -> dict[str, Any]:
     """Return what a recipe evaluates with."""
     return {
-        "model": config.model.model_dump(mode="json"),
+        "model": config.evaluation_model.model_dump(mode="json"),
         "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
     }
 
 
 def _open_run(
-    run_dir: Path, settings: Sequence[str], lora: Path | None, base: bool, with_start: bool
+    run_dir: Path,
+    settings: Sequence[str],
+    lora: Path | None,
+    *,
+    base: bool,
+    step: Step,
+    with_start: bool,
 ) -> Generator:
     config = run_config(run_dir)
     if lora is not None:
@@ -217,8 +227,10 @@ def _open_run(
             f"{run_dir} is a run, which has an adapter of its own; {lora} cannot be put on it as well",
             hint=f"Put it on the run's base model instead: {config.model.path}.",
         )
+    if base and step is not None:
+        raise UserError(f"--base --checkpoint {step}: before training there is none", hint="Leave one out.")
     checked = generator_settings(str(run_dir), _of_recipe(config), settings)
-    checkpoint = None if base else run_checkpoint(run_dir)
+    checkpoint = None if base else run_checkpoint(run_dir, step)
     # a checkpoint holds the whole adapter: what it started from may be nowhere by now
     unneeded = {} if base or with_start else {"start_lora": None}
     policy = _load(checked.model.model_copy(update=unneeded), seed=config.run.seed)

@@ -67,10 +67,15 @@ class Flux2Policy(Policy):
     def __init__(
         self, pipe: Flux2KleinPipeline | Flux2Pipeline, settings: PolicySettings, options: Flux2Options
     ) -> None:
-        self.guidance_mode = guidance_mode(pipe, settings.guidance)
+        guidance_mode(pipe, settings.guidance)  # refuses a scale that the checkpoint has no use for
         _check_text_length(pipe, settings.max_text_tokens)
         super().__init__(pipe, settings, options)
         self.text_layers = options.text_layers
+
+    @property
+    def guidance_mode(self) -> GuidanceMode:
+        """Return how the checkpoint uses the guidance scale of now."""
+        return guidance_mode(self.pipe, self.guidance)
 
     # Conditioning
 

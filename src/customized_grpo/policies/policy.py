@@ -334,6 +334,16 @@ class Policy(PolicySizes, ABC):
         lora.load_adapter_tensors(self.transformer, tensors, str(file.path))
         self._start = self.adapter_tensors()  # on the adapter's device
 
+    @contextmanager
+    def guided(self, guidance: float) -> Iterator[None]:
+        """Draw with another guidance scale inside the block; prompts must be encoded there as well."""
+        own = self.guidance
+        self.guidance = guidance
+        try:
+            yield
+        finally:
+            self.guidance = own
+
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass: same numbers, less memory, more time."""
         if enabled:

@@ -39,7 +39,7 @@ class Provenance:
     @classmethod
     def from_config(cls, config: Config) -> Provenance:
         """Return what a run's recipe says; a file of this machine is named by its last part alone."""
-        model = config.model
+        model = config.evaluation_model
         sampling = Sampling(
             guidance=model.guidance,
             steps=config.evaluation_steps,

@@ -114,7 +114,7 @@ def measure_base(prompts: int) -> dict[str, float]:
         [source[i] for i in range(prompts)],
         build_scorer(config.rewards),
         ToyBoxJudges(),
-        encoder=PromptEncoder.from_config(config, policy),
+        encoder=PromptEncoder.from_config(config.model, policy),
         sigmas=policy.sigmas(config.rollout.steps, policy.n_tokens(64, 64)),
         samples_per_prompt=1,
         seed=SEED,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from customized_grpo.policies.conditioning_cache import ConditioningCache, encoders_hash
 
 if TYPE_CHECKING:
-    from customized_grpo.config import Config
+    from customized_grpo.config.schema import ModelConfig
     from customized_grpo.data.examples import Example
     from customized_grpo.policies.conditioning import Conditioning
     from customized_grpo.policies.policy import Policy
@@ -33,13 +33,12 @@ class PromptEncoder:
         self.cache = cache
 
     @classmethod
-    def from_config(cls, config: Config, policy: Policy) -> PromptEncoder:
-        """Return the encoder of a recipe.
+    def from_config(cls, model: ModelConfig, policy: Policy) -> PromptEncoder:
+        """Return the encoder of a recipe's `model` section.
 
         Raises:
             UserError: The folder of the cache cannot be written.
         """
-        model = config.model
         cache = None
         if model.cache is not None:
             cache = ConditioningCache(model.cache, encoders_hash(policy, model))

@@ -62,6 +62,9 @@ class CheckpointStore:
         folder: Folder of the step folders; created by the first save.
         keep: How many of the newest checkpoints a save leaves behind, itself included; 0 keeps them all.
 
+    Attributes:
+        kept_step: A step that is kept as well, however old; None for none.
+
     Raises:
         ValueError: `keep` is negative.
     """
@@ -71,6 +74,7 @@ class CheckpointStore:
             raise ValueError(f"keep must be 0 (all) or positive, got {keep}")
         self.folder = folder
         self.keep = keep
+        self.kept_step: int | None = None
 
     def steps(self) -> list[int]:
         """Return the committed steps in ascending order, by scanning the folder."""
@@ -239,7 +243,8 @@ class CheckpointStore:
     def _prune(self) -> None:
         if self.keep == 0:
             return
-        for step in self.steps()[: -self.keep]:
+        older = self.steps()[: -self.keep]
+        for step in [step for step in older if step != self.kept_step]:
             path = self._path(step)
             pruned = self.folder / (PRUNED + path.name)
             try:

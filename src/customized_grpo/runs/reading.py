@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from customized_grpo import __version__
 from customized_grpo.config import Config, load_config
@@ -67,12 +68,19 @@ def _version(run_dir: Path) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
+BEST = "best.json"
+"""File of a run that says which of its checkpoints is the best, see `checkpoint.best`."""
+
+Step = int | Literal["best"] | None
+"""A checkpoint: the iteration after which it was saved, the best one, or the newest."""
+
+
+def run_checkpoint(run_dir: Path, step: Step = None) -> Checkpoint:
     """Return a checkpoint of a run, verified.
 
     Args:
         run_dir: Folder of the run.
-        step: Iteration after which it was saved; None means the newest.
+        step: Iteration after which it was saved, or "best"; None means the newest.
 
     Raises:
         UserError: There is none, or not that one, or it is damaged.
@@ -81,7 +89,22 @@ def run_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     newest = store.latest()
     if newest is None:
         raise UserError(f"{run_dir} has no complete checkpoint", hint="Train it first: cgrpo train.")
+    if step == "best":
+        step = _best_step(run_dir)
     return store.load(newest if step is None else step)
+
+
+def _best_step(run_dir: Path) -> int:
+    best = RunFolder(run_dir).read_json(BEST)
+    if best is None:
+        raise UserError(
+            f"{run_dir} knows no best checkpoint",
+            hint="Set checkpoint.best to a held-out measure, such as judge/identity, before training.",
+        )
+    step = best.get("iteration")
+    if not isinstance(step, int):
+        raise UserError(f"{run_dir / BEST} is damaged: it names no iteration")
+    return step
 
 
 def warn_of_other_base(checkpoint: Checkpoint, model: ModelConfig) -> None:

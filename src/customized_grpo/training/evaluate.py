@@ -45,7 +45,8 @@ def evaluate(
     with open_parts(config, build_engine(config)) as parts:
         if not parts.data.held_out:
             raise UserError(
-                "this recipe holds out no rows to evaluate on", hint="Set data.held_out to a manifest."
+                "this recipe holds out no rows to evaluate on",
+                hint="Set data.held_out or evaluation.prompts to a manifest.",
             )
         load_checkpoint(parts.policy, checkpoint, average=config.evaluation.use_ema)
         warn_of_other_base(checkpoint, config.model)

@@ -15,6 +15,7 @@ from customized_grpo.evaluation.scores import HeldOutScores, read_scores, summar
 from customized_grpo.reporting.closing import closing_lines
 from customized_grpo.reporting.images import SampleRow, save_samples, start_samples
 from customized_grpo.runs.folder import RunFolder
+from customized_grpo.training.best import check_measure
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.metrics import mean_health
 from customized_grpo.training.parts import Parts
@@ -112,6 +113,7 @@ class Evaluator:
         self.log.progress.evaluation(line)
         self.latest = scores
         if self.base is None:
+            check_measure(self.parts.config.checkpoint.best, scores)
             self.base = scores
             return []
         self.state.health = []

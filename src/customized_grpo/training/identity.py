@@ -46,6 +46,7 @@ CONTENT = {
     "model.start_lora": "model.files.start_lora",
     "data.train": "data.train",
     "data.held_out": "data.held_out",
+    "evaluation.prompts": "data.held_out",
 }
 """Settings that only say where something is, each with the key of its content, which counts instead."""
 

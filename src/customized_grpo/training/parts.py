@@ -6,7 +6,7 @@ The trainer, the doctor and `cgrpo evaluate` all assemble their parts here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import assert_never
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.config.schema import ManifestData, ToyboxData, TwoScaleData
+from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap
 from customized_grpo.embedded import EMBEDDED
@@ -85,7 +85,13 @@ class Parts:
     @cached_property
     def encoder(self) -> PromptEncoder:
         """The encoder of prompts and references, with the recipe's cache."""
-        return PromptEncoder.from_config(self.config, self.policy)
+        return PromptEncoder.from_config(self.config.model, self.policy)
+
+    @cached_property
+    def evaluation_encoder(self) -> PromptEncoder:
+        """The encoder of evaluation images; that of training, where both draw alike."""
+        model = self.config.evaluation_model
+        return self.encoder if model == self.config.model else PromptEncoder.from_config(model, self.policy)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -99,7 +105,7 @@ class Parts:
             self.config,
             self.engine,
             self.policy,
-            self.encoder,
+            self.evaluation_encoder,
             self.scorer,
             self.data.judges,
             self.data.held_out,
@@ -111,12 +117,17 @@ class Parts:
         Args:
             stop: Checked before every row.
         """
-        for rows in (self.data.train, self.data.held_out):
-            own_rows = padded_block(len(rows), self.engine.rank, self.engine.world_size)
-            own_examples = (rows[row] for row in own_rows)
-            self.encoder.fill_cache(own_examples, stop.batch_check(len(own_rows)))
+        self._fill_cache(self.encoder, self.data.train, stop)
+        with self.policy.guided(self.config.evaluation_model.guidance):
+            self._fill_cache(self.evaluation_encoder, self.data.held_out, stop)
         self.engine.wait_for_all()  # the cache is shared: the others' rows are in it now
         self.policy.drop_text_encoders()
+
+    def _fill_cache(
+        self, encoder: PromptEncoder, rows: Sequence[Example] | ExampleSource, stop: StopFlag
+    ) -> None:
+        own_rows = padded_block(len(rows), self.engine.rank, self.engine.world_size)
+        encoder.fill_cache((rows[row] for row in own_rows), stop.batch_check(len(own_rows)))
 
 
 @contextmanager
@@ -157,24 +168,26 @@ def build_data(config: Config, *, show: bool = False) -> Data:
     """
     data = config.data
     size = (config.model.height, config.model.width)
+    evaluation_size = (config.evaluation_model.height, config.evaluation_model.width)
     check_judge_configs(config)
     if isinstance(data, ToyboxData):
-        return _toybox(data, size)
+        return _toybox(data, (size, evaluation_size))
     if isinstance(data, TwoScaleData):
-        return _two_scale(size)
+        return _two_scale((size, evaluation_size))
     if isinstance(data, ManifestData):
         rows = open_rows(config, data, show=show)
-        if rows.n_held_out_subjects == 1:
+        if data.held_out is not None and rows.n_held_out_subjects == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
-                hint="Hold out at least two subjects (eight or more for reliable intervals).",
+                hint="Hold out at least two subjects (eight or more for reliable intervals), or name the "
+                "rows as evaluation.prompts: images and means without intervals.",
             )
         held_out = rows.held_out or ()
         if config.model.shard:
             _check_equal_work(rows)
         fit = config.model.reference_fit
         # a batch is asked for its images several times, and its first row may be of the batch before
-        examples = ManifestSource(held_out, *size, fit).on_demand(config.evaluation.batch_size + 1)
+        examples = ManifestSource(held_out, *evaluation_size, fit).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
@@ -211,11 +224,11 @@ def check_judge_configs(config: Config) -> None:
             f"evaluation.judges: data.kind={config.data.kind} brings held-out judges of its own",
             hint="Leave them out.",
         )
-    holds_out = not isinstance(config.data, ManifestData) or config.data.held_out is not None
+    holds_out = not isinstance(config.data, ManifestData) or config.evaluation_rows is not None
     if config.evaluation.on_alarm == "stop" and not holds_out:
         raise UserError(
             "evaluation.on_alarm=stop: nothing is held out, so no alarm can be raised",
-            hint="Set data.held_out to a manifest, or leave this out.",
+            hint="Set data.held_out or evaluation.prompts to a manifest, or leave this out.",
         )
     elsewhere = [judge.name for judge in judges if judge.executor.kind != "inline"]
     if elsewhere:
@@ -232,13 +245,13 @@ def check_judge_configs(config: Config) -> None:
         )
 
 
-def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
+def _toybox(data: ToyboxData, sizes: Iterable[tuple[int, int]]) -> Data:
     with quiet():
         from customized_grpo.toybox.judging import ToyBoxJudges
         from customized_grpo.toybox.models import IMAGE_SIZE
         from customized_grpo.toybox.source import TRAIN_PROMPTS_PER_SUBJECT, ToyBoxSource
 
-    _check_image_size("toybox", IMAGE_SIZE, size)
+    _check_image_size("toybox", IMAGE_SIZE, sizes)
     if data.held_out_subjects < MIN_CLUSTERS:
         raise UserError(
             "data.held_out_subjects=1: intervals resample subjects and need at least two",
@@ -253,22 +266,24 @@ def _toybox(data: ToyboxData, size: tuple[int, int]) -> Data:
     return Data(train, examples, ToyBoxJudges(), overlap=Overlap(tuple(shared)))
 
 
-def _two_scale(size: tuple[int, int]) -> Data:
+def _two_scale(sizes: Iterable[tuple[int, int]]) -> Data:
     with quiet():
         from customized_grpo.two_scale.judging import TwoScaleJudges
         from customized_grpo.two_scale.source import rows
         from customized_grpo.two_scale.world import IMAGE_SIZE
 
-    _check_image_size("two-scale", IMAGE_SIZE, size)
+    _check_image_size("two-scale", IMAGE_SIZE, sizes)
     return Data(rows(held_out=False), rows(held_out=True), TwoScaleJudges())
 
 
-def _check_image_size(kind: str, side: int, size: tuple[int, int]) -> None:
-    if size != (side, side):
-        raise UserError(
-            f"data.kind={kind} draws {side}x{side} images, the model makes {size[0]}x{size[1]}",
-            hint=f"Set model.height={side} model.width={side}, or use data.kind=manifest.",
-        )
+def _check_image_size(kind: str, side: int, sizes: Iterable[tuple[int, int]]) -> None:
+    """Refuse sizes, of training or of its evaluations, that an embedded world does not draw."""
+    for height, width in sizes:
+        if (height, width) != (side, side):
+            raise UserError(
+                f"data.kind={kind} draws {side}x{side} images, the model makes {height}x{width}",
+                hint=f"Set model.height={side} model.width={side}, or use data.kind=manifest.",
+            )
 
 
 def build_engine(config: Config) -> Engine:

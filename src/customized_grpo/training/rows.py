@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from customized_grpo.config import Config
-    from customized_grpo.config.schema import ManifestData
+    from customized_grpo.config.data_sources import ManifestData
+    from customized_grpo.config.schema import ModelConfig
     from customized_grpo.data.stored_rows import StoredRows
 
 
@@ -59,19 +60,21 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     train_masks = any(needs_masks(reward) for reward in config.rewards)
     manifests = {"train": open_manifest(data.train, require_masks=train_masks, show=show)}
     overlap = Overlap()
-    if data.held_out is not None:
+    if config.evaluation_rows is not None:
         # held-out rows are scored by the training rewards and by the judges
         masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
-        manifests["held_out"] = open_manifest(data.held_out, require_masks=masks, show=show)
+        manifests["held_out"] = open_manifest(config.evaluation_rows, require_masks=masks, show=show)
         overlap = find_overlap(manifests["train"], manifests["held_out"])
     notes: list[str] = []
     for manifest in manifests.values():
         notes += manifest.notes
-    height, width = config.model.height, config.model.width
     if config.model.reference_fit == "crop":
-        _check_masks_survive(list(manifests.values()), height, width)
-        note = cut_note(_sizes(list(manifests.values())), height, width)
-        notes += [] if note is None else [note]
+        sizes = {"train": _size(config.model), "held_out": _size(config.evaluation_model)}
+        for size in dict.fromkeys(sizes.values()):
+            of_size = [manifest for part, manifest in manifests.items() if sizes[part] == size]
+            _check_masks_survive(of_size, *size)
+            note = cut_note(_sizes(of_size), *size)
+            notes += [] if note is None else [note]
     held_out = manifests.get("held_out")
     return ManifestRows(
         train=manifests["train"].rows,
@@ -81,6 +84,10 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         fingerprints={part: manifest.fingerprint for part, manifest in manifests.items()},
         notes=[*notes, overlap.sentence()] if overlap else notes,
     )
+
+
+def _size(model: ModelConfig) -> tuple[int, int]:
+    return model.height, model.width
 
 
 def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, width: int) -> None:

@@ -34,6 +34,7 @@ from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
+from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.graph_memory import GraphMemory
@@ -132,6 +133,7 @@ class Trainer:
         self.log = RunLog(self.config, folder, self.state, self.engine)
         self.stop = StopFlag(self.engine)
         self.notes: list[tuple[str, str]] = []  # events of a resumed run, for when the log is open
+        self.best = BestCheckpoint(self.config.checkpoint.best, folder, self.store, self.engine)
         self.evaluator = Evaluator(folder, parts, self.updater, self.state, self.log, self.stop)
 
     @property
@@ -143,25 +145,21 @@ class Trainer:
 
     def run(self) -> int:
         """Train to the end and write the report, or stop at a signal; return the exit status."""
-        batches = {
-            "train.micro_batch_size": self.config.train.micro_batch_size,
-            "rollout.batch_size": self.config.rollout.batch_size,
-            "evaluation.batch_size": self.config.evaluation.batch_size,
-        }
         with disk_errors(self.folder.path):
             self.engine.from_main(self.prepare_folder)
             with self.log.open(), self.stop:
                 self.report_notes()
                 try:
-                    with explained(self.config.model, batches, first=self.graph_memory.savings):
+                    with explained(
+                        self.config.model, self.config.batch_sizes, first=self.graph_memory.savings
+                    ):
                         if self.config.model.text_encoders == "drop":
                             self.log.progress.phase("encode")
                             self.parts.encode_and_drop_encoders(self.stop)
                         self.fit()
                 except Interrupted as signal:
                     self.save()
-                    path = self.folder.path
-                    self.log.progress.message(f"interrupted; continue with: cgrpo resume {path}")
+                    self.log.progress.message(f"interrupted; continue with: cgrpo resume {self.folder.path}")
                     self.engine.close()
                     return signal.status
         if self.engine.is_main:
@@ -340,6 +338,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the policy; stop at an alarm if the recipe says so."""
         alarms = self.evaluator.evaluate()
+        self.best.offer(self.iteration, self.evaluator.latest, self.save)
         if alarms and self.config.evaluation.on_alarm == "stop":
             self.give_up(f"stopped by alarm {alarms[0].name}: {alarms[0].message}")
 
@@ -365,6 +364,7 @@ class Trainer:
         missing = self.evaluator.restore(
             restored.history, is_comparable=restored.is_comparable, allowed=allowed
         )
+        self.best.restore()
         self.notes = [*restored.notes(self.engine.world_size), *(("missing", text) for text in missing)]
 
     def give_up(self, reason: str, advice: str = "") -> None:
