@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from customized_grpo.config.schema import FusedLora, ModelConfig
+from customized_grpo.embedded import load_embedded
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.fuse import fuse_lora
+from customized_grpo.policies.loading import load_policy
 
 RANK = 2
 
@@ -128,16 +131,11 @@ def test_several_are_added_one_after_the_other_each_with_its_scale(pipe: Any, tm
 
 
 def test_a_recipe_names_several(tmp_path: Path, pipe: Any) -> None:
-    from customized_grpo.config.schema import FusedLora, ModelConfig
-    from customized_grpo.policies.loading import load_policy
-
     file = tmp_path / "uno.safetensors"
     save_file(uno_tensors(pipe.transformer), file)
     loras = (FusedLora(path=str(file), scale=0.25), FusedLora(path=str(file)))
     model = ModelConfig(path="toybox", height=64, width=64, precision="fp32", device="cpu", fuse_lora=loras)
-    from customized_grpo.toybox.models import load_base_pipeline
-
-    plain = load_base_pipeline().transformer.transformer_blocks[0].attn.to_out[0].weight
+    plain = load_embedded("toybox").transformer.transformer_blocks[0].attn.to_out[0].weight
     tensors = uno_tensors(pipe.transformer)
     name = "double_blocks.0.processor.proj_lora1"
     product = tensors[f"{name}.up.weight"] @ tensors[f"{name}.down.weight"]

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -32,7 +32,7 @@ from customized_grpo.policies.checkpoints import licence_of
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.provenance import public_lora
 
-TRANSFORMER = "transformer"
+TRANSFORMER: Final = "transformer"
 """Name of a merged transformer's folder, and what takes the place of a format for it."""
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
