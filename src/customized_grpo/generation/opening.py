@@ -233,10 +233,11 @@ def _open_run(
     checkpoint = None if base else run_checkpoint(run_dir, step)
     # a checkpoint holds the whole adapter: what it started from may be nowhere by now
     unneeded = {} if base or with_start else {"start_lora": None}
-    policy = _load(checked.model.model_copy(update=unneeded), seed=config.run.seed)
+    model = checked.model.model_copy(update=unneeded)
+    policy = _load(model, seed=config.run.seed)
     name = run_dir.resolve().name
     if checkpoint is None:  # a fresh adapter changes nothing, bit for bit
-        return Generator(policy, checked.model, checked.steps, checked.batch_size, f"{name} (base)")
+        return Generator(policy, model, checked.steps, checked.batch_size, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
-    warn_of_other_base(checkpoint, checked.model)
-    return Generator(policy, checked.model, checked.steps, checked.batch_size, name, checkpoint.step)
+    warn_of_other_base(checkpoint, model)
+    return Generator(policy, model, checked.steps, checked.batch_size, name, checkpoint.step)
