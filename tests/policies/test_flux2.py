@@ -244,6 +244,18 @@ def test_klein_base_without_guidance_is_the_pipeline_without(make_image: MakeIma
     assert close(ours(policy, [make_image(3)]), theirs(policy.pipe, [make_image(3)], guidance_scale=1.0))
 
 
+def test_another_guidance_inside_a_block_is_that_of_a_policy_with_it(make_image: MakeImage) -> None:
+    guided, plain = make_policy("klein-base"), make_policy("klein-base", guidance=1.0)
+    before = ours(guided, [make_image(3)])
+    with guided.guided(1.0):
+        assert guided.guidance_mode == "none"
+        assert torch.equal(ours(guided, [make_image(3)]), ours(plain, [make_image(3)]))
+    assert torch.equal(ours(guided, [make_image(3)]), before)
+    distilled = make_policy("klein")
+    with distilled.guided(2.0), pytest.raises(UserError, match="takes no guidance"):
+        ours(distilled, [make_image(3)])
+
+
 def test_conditionings_of_separate_calls_join_under_guidance(make_image: MakeImage) -> None:
     policy = make_policy("klein-base")
     parts = [policy.encode([prompt], [[make_image(1)]], 64, 64) for prompt in PROMPTS]
