@@ -29,7 +29,7 @@ def measure(recipe: str, overrides: list[str], repeats: int) -> dict[int, float]
     """Return the median seconds of one group's rollout, decoding included, by batch size."""
     config = load_config(recipe, overrides)
     policy = build_policy(config)
-    encoder = PromptEncoder.from_config(config, policy)
+    encoder = PromptEncoder.from_config(config.model, policy)
     sampler = build_sampler(policy, config.rollout, *encoder.size)
     example = build_data(config).train[0]
     plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)

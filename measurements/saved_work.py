@@ -50,7 +50,7 @@ class Iteration:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.policy = build_policy(config)
-        self.encoder = PromptEncoder.from_config(config, self.policy)
+        self.encoder = PromptEncoder.from_config(config.model, self.policy)
         self.sampler = build_sampler(self.policy, config.rollout, *self.encoder.size)
         rows = build_data(config).train
         self.examples = [rows[row] for row in range(config.train.prompts_per_iteration)]

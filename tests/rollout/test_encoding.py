@@ -58,7 +58,7 @@ def test_what_was_encoded_once_is_read_back_bit_for_bit(
     plain = PromptEncoder(policy, (64, 64))(examples)
     encoded.clear()
     for expected in ([e.prompt for e in examples], []):
-        cached = PromptEncoder.from_config(config, policy)(examples)
+        cached = PromptEncoder.from_config(config.model, policy)(examples)
         assert encoded == expected
         for ours, theirs in zip(cached, plain, strict=True):
             assert_same(ours, theirs)
