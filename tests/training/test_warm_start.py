@@ -55,6 +55,7 @@ def run(loras: Path, recipe: Recipe) -> Path:
 def test_training_continues_the_adapter(run: Path, loras: Path) -> None:
     lora = run_config(run).model.lora
     assert (lora.rank, lora.alpha) == (3, 6.0)
+    assert f"training continues {loras}/sft: rank 3, alpha 6" in (run / "metrics.jsonl").read_text()
     before = load_file(loras / "sft" / "pytorch_lora_weights.safetensors")
     after = run_checkpoint(run).tensors["adapter"]
     assert {f"transformer.{name}" for name in after} == before.keys()
