@@ -391,7 +391,7 @@ def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) ->
     recipe = re.search(r"<pre>(.*?)</pre>", seen.source, re.DOTALL)
     assert recipe is not None and read_yaml(recipe[1].replace("&#39;", "'")) == (results["config"], [])
     command = (
-        "cgrpo compare toybox-leaky train.iterations=60 --arms runs/compare-toybox-leaky/arms.yaml "
+        "cgrpo compare toybox train.iterations=60 --arms runs/compare-toybox/arms.yaml "
         "--first-seed 0 --seeds 5 --threads 1"
     )
     assert command in seen.text

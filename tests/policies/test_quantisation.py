@@ -257,7 +257,7 @@ def test_a_damaged_layer_is_named(load_family: Load) -> None:
 @pytest.mark.slow
 def test_the_libraries_say_nothing() -> None:
     """In a fresh interpreter, which imports both."""
-    model = "path='toybox', height=64, width=64, max_text_tokens=24, device='cpu'"
+    model = "path='toybox', height=64, width=64, max_text_tokens=18, device='cpu'"
     code = (
         "from customized_grpo.config.schema import ModelConfig\n"
         "from customized_grpo.policies.loading import load_policy\n"
