@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -71,9 +71,8 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
     try:
         with new_folder(out.resolve()) as folder:
-            found = _collect(
-                layout.read(source, options), DatasetWriter(folder, link=choices.link), choices.masks
-            )
+            writer = DatasetWriter(folder, link=choices.link)
+            found = _collect(_read(layout, source, options), writer, choices.masks)
             if found.bad and not choices.skip_bad:
                 raise UserError(
                     _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
@@ -108,11 +107,23 @@ def check_source(
         UserError: The options do not fit, or the source as a whole cannot be read.
     """
     layout.check(options)
-    found = _collect(layout.read(source, options), DatasetWriter(source, dry=True), masks)
+    found = _collect(_read(layout, source, options), DatasetWriter(source, dry=True), masks)
     problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
     if not found.rows and not problems:
         problems.append(f"no row is left{_left_out(found)}")
     return survey(found.entries, problems, found.dropped, found.ignored, size)
+
+
+def _read(layout: Layout, source: Path, options: Options) -> Iterator[Item]:
+    """Yield what a layout reads from a source.
+
+    Raises:
+        UserError: As `Layout.read`; also when the disk refuses a file or folder of the source.
+    """
+    try:
+        yield from layout.read(source, options)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or source}: {error.strerror}") from error
 
 
 def _collect(items: Iterable[Item], writer: DatasetWriter, masks: MaskChoice) -> _Collected:
@@ -130,6 +141,7 @@ def _collect(items: Iterable[Item], writer: DatasetWriter, masks: MaskChoice) ->
                 first = ids.setdefault(item.id, item.number)
                 if first != item.number:
                     raise RowProblem(f"id {item.id!r} was used by row {first} already")
+                # before the images are opened, which is the slow part
                 check_writable([item.id, item.prompt, item.subject, dict(item.meta)])
                 row, entry = _place(item, writer, masks)
             except RowProblem as problem:
