@@ -22,6 +22,7 @@ LIVE_CLASSES = frozenset({"cat", "dog"})
 
 PromptType = Literal["recontext", "accessory", "property"]
 
+# such as: 'a {0} {1} in the jungle'.format(unique_token, class_token), with either kind of quotes
 _PROMPT = re.compile(r"""^(['"])(a .*)\1\.format\(unique_token, class_token\)""")
 
 

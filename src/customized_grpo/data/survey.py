@@ -98,6 +98,7 @@ def survey(
         size: Height and width of the images that will be drawn, in pixels.
     """
     every_image = itertools.chain.from_iterable(entry.images() for entry in entries)
+    # by content: rows name the same file, and copies of it, many times
     images = {image.digest: image for image in every_image}
     sizes = Counter(f"{image.size[0]} x {image.size[1]}" for image in images.values())
     lengths = [estimated_tokens(entry.prompt) for entry in entries]
