@@ -87,6 +87,7 @@ class MetricsWriter:
             raise ValueError(f"iteration must be an integer, not {record.get('iteration')!r}")
         clean = {key: _jsonable(key, value) for key, value in record.items()}
         self._file.write(_line(clean))
+        # to the operating system: a kill of this process loses nothing; `sync` is for power cuts
         self._file.flush()
         if self._trackers is not None:
             self._trackers.log(clean)
@@ -124,6 +125,7 @@ def read_metrics(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", hint="Is this the folder of a run that has started?")
+    # at the byte of a line feed alone: str.splitlines would also cut at U+2028, which JSON leaves as it is
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
         lines.pop()

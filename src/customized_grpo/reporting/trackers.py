@@ -114,6 +114,7 @@ class Trackers:
         if unknown:
             raise ValueError(f"unknown trackers {unknown}; there are {', '.join(TRACKERS)}")
         self._active: dict[str, Tracker] = {}
+        # each once: two writers of one tracker would mix their steps
         for name in dict.fromkeys(names):
             try:
                 with _no_keyboard():
