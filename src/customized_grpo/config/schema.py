@@ -309,6 +309,7 @@ class EvaluationConfig(Section):
     """Samples generated and judged together: a matter of memory and speed, not of results."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    # not strict, here and below: YAML has lists, which are no tuples to pydantic's strict mode
     judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
     """Held-out judges of a manifest's rows: rewards that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
