@@ -157,6 +157,7 @@ def evaluate_policy(
     wanted = set(range(len(example_of_sample)) if kept is None else kept)
     columns: dict[str, list[float]] = {}
     kept_images = []
+    # torch.cat passes over an empty tensor of one dimension, whatever the shape of the others
     of_open_group = torch.empty(0)
     for samples, batch in sample_examples(
         policy,
