@@ -36,6 +36,7 @@ class Connection(H11Protocol):
         same_client = [other for other in others if other.host == self.host]
         for group, limit in ((same_client, CONNECTIONS_OF_A_CLIENT), (others, CONNECTIONS)):
             if len(group) > limit:
+                # never empty: this connection is new, and so not being answered
                 victims = [other for other in group if not other.is_being_answered]
                 min(victims, key=lambda other: other._made).transport.abort()
                 return
