@@ -139,10 +139,10 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
     name, text = _read_recipe(recipe)
     data, mistakes = read_yaml(text)
     if not isinstance(data, dict):
-        found = mistakes or [
+        reasons = mistakes or [
             Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
         ]
-        raise _refusal(recipe, found)
+        raise _refusal(recipe, reasons)
     if EXTENDS not in data:
         return name, data, mistakes
     base = data.pop(EXTENDS)
@@ -239,9 +239,9 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...
         if not equals or not all(path):
             mistakes.append(Mistake(override, "an override is written section.key=value"))
             continue
-        value, found = read_value(path, text)
-        mistakes += [Mistake(key, mistake.text) for mistake in found]
-        if not found:
+        value, wrong = read_value(path, text)
+        mistakes += [Mistake(key, mistake.text) for mistake in wrong]
+        if not wrong:
             settings.append((path, value))
     return settings, mistakes
 

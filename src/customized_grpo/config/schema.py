@@ -357,6 +357,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        if found := cross_field_mistakes(self.model_dump()):
-            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in found))
+        mistakes = cross_field_mistakes(self.model_dump())
+        if mistakes:
+            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in mistakes))
         return self

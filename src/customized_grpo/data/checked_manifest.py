@@ -197,8 +197,8 @@ def _open(
     new = [key for key in lines.files if key not in known]
     with _progress(f"checking images of {path.name}", len(new), show=show) as on_file:
         opened = open_files([(folder / name, is_mask) for name, is_mask in new], on_file)
-    found = {**known, **dict(zip(new, opened, strict=True))}
-    return [found[key] for key in lines.files]
+    by_key = {**known, **dict(zip(new, opened, strict=True))}
+    return [by_key[key] for key in lines.files]
 
 
 @contextmanager

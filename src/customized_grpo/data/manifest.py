@@ -234,14 +234,14 @@ class LineReader:
             value = item.get(key)
             # values of a wrong type are reported by `type_problems`; here they only must not raise
             names = value if isinstance(value, list) else [value] if key == "target" else []
-            found = []
+            paths = []
             for name in names:
                 if isinstance(name, str) and name:
                     try:
-                        found.append(resolve_path(self.folder, key, name))
+                        paths.append(resolve_path(self.folder, key, name))
                     except RowProblem as problem:
                         problems.append(str(problem))
-            return tuple(found)
+            return tuple(paths)
 
         target = files("target")
         row = Row(
@@ -261,7 +261,7 @@ def _check_images(inspector: ImageInspector, row: Row, *, aligned: bool) -> list
     targets = () if row.target is None else (row.target,)
     images = [inspector.image(file) for file in (*row.references, *targets)]
     masks = [inspector.mask(file) for file in row.masks]
-    problems = [found for found in (*images, *masks) if isinstance(found, str)]
+    problems = [info for info in (*images, *masks) if isinstance(info, str)]
     for file, image, mask in zip(row.masks, images, masks, strict=False) if aligned else ():
         if isinstance(image, ImageInfo) and isinstance(mask, ImageInfo) and image.size != mask.size:
             problems.append(mask_size_problem(file, mask.size, image.size))

@@ -86,6 +86,7 @@ class MetricsWriter:
         if not isinstance(record.get("iteration"), int):
             raise ValueError(f"iteration must be an integer, not {record.get('iteration')!r}")
         clean = {key: _jsonable(key, value) for key, value in record.items()}
+        # the line is complete by now: a value that is refused leaves nothing in the file
         self._file.write(_line(clean))
         # to the operating system: a kill of this process loses nothing; `sync` is for power cuts
         self._file.flush()
@@ -99,6 +100,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the file and the trackers; the file is synced to disk first."""
+        # the file first, as a tracker may take long to end
         if not self._file.closed:
             self.sync()
             self._file.close()

@@ -134,7 +134,7 @@ class RunLog:
         self.progress.message(f"{prefix}{message}")
 
     def failures(self, messages: Sequence[str]) -> None:
-        """Append why rewards have not scored, in whichever process: each gives its own messages."""
+        """Append why rewards have not scored; each process gives its own messages."""
         for of_process in self.engine.gather_json(list(messages)):
             for message in of_process:
                 self.event("reward failed", message, prefix="scores are missing: ")

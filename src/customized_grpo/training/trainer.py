@@ -378,7 +378,7 @@ class Trainer:
         raise UserError(reason, hint=hint.strip())
 
     def finish(self) -> None:
-        """Write the adapter for diffusers and the summary, and say the latter."""
+        """Write the adapter for diffusers; write the summary and show it."""
         self.evaluate_if_due()  # resumed, with train.iterations lowered to the number already finished
         self.save()
         if not self.engine.is_main:

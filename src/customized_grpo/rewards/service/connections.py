@@ -19,8 +19,8 @@ CONNECTIONS_OF_A_CLIENT = 256  # by address; a trainer needs `connections` for e
 class Connection(H11Protocol):
     """A connection that is closed if no header comes in time, or if others need its place.
 
-    One client more than there are places takes that of the oldest connection that is idle or still sends its
-    request, of the same client if that has too many. Requests that are being answered are never cut.
+    A connection beyond the limits closes the oldest one that is idle or still sends its request: of the same
+    client if that client has too many. Requests that are being answered are never cut.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
