@@ -160,6 +160,11 @@ def write_json_file(file: Path | None, value: Mapping[str, Any]) -> None:
         files.write_json(file, value)
 
 
+def print_note(note: str) -> None:
+    """Say on stderr what the user should know."""
+    print(f"note: {note}", file=sys.stderr)
+
+
 def problem_count(count: int) -> str:
     """Return for example "2 problems found"."""
     return f"{count} problem{'s' if count > 1 else ''} found"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source, parse_size
+from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, print_note
 from customized_grpo.errors import UserError
 
 
@@ -71,15 +70,10 @@ def generate(
 
     request = Request(prompt, reference, masks, count, seed)
     paths = draw(
-        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=_print_note
+        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=print_note
     )
     for path in paths:
         print(path)
-
-
-def _print_note(note: str) -> None:
-    # the standard output has the paths alone, so that a script can read it
-    print(f"note: {note}", file=sys.stderr)
 
 
 def _size_settings(size: str | None) -> list[str]:

@@ -102,7 +102,7 @@ def generate(
         if note is not None:
             on_note(note)
     _make_folder(out)
-    generator = open_generator(source, settings=settings, lora=lora, base=base)
+    generator = open_generator(source, settings=settings, lora=lora, base=base, with_start=grid)
     for sentence in _cut_prompts(generator.policy, request.prompts):
         on_note(sentence)
     rows = [Example(ROW_ID, prompt, row_references, None, None, ROW_ID) for prompt in request.prompts]
@@ -116,7 +116,7 @@ def generate(
     # without an adapter there is nothing to compare with
     has_adapter = not base and (lora is not None or "checkpoint" in facts)
     if has_adapter:
-        with torch.no_grad(), generator.policy.reference():
+        with torch.no_grad(), generator.policy.start():
             plain = [to_pil(image) for image in draw(generator, rows, request.seed, request.count)]
         files += writer.write(plain, is_base=True)
         columns = [("base", plain), ("tuned", drawn)]

@@ -99,6 +99,8 @@ def warn_of_other_base(checkpoint: Checkpoint, model: ModelConfig) -> None:
     for key, digest in checkpoint.state.get("contents", {}).items():
         if key.startswith(prefix):
             trained[key.removeprefix(prefix)] = digest
+    if model.start_lora is None:  # not loaded, because the checkpoint holds the whole adapter
+        trained.pop("start_lora", None)
     now = fingerprint_base(model) if trained else {}
     other = [name for name in sorted({*trained, *now}) if trained.get(name) != now.get(name)]
     if other:

@@ -53,7 +53,7 @@ def evaluate(
         warn_of_other_base(checkpoint, config.model)
         batches = {"evaluation.batch_size": config.evaluation.batch_size}
         with explained(config.model, batches, training=False):
-            with torch.no_grad(), parts.policy.reference():
+            with torch.no_grad(), parts.policy.start():
                 base, _ = parts.evaluation.evaluate()
             tuned, _ = parts.evaluation.evaluate()
     return summary(base, tuned)

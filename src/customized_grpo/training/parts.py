@@ -32,6 +32,7 @@ from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.start_adapter import shaped_like_start
 from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
@@ -123,9 +124,12 @@ class Parts:
 def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
     """Build the parts of a run, the cheap ones first, and close its rewards at the end of the block.
 
+    With `model.start_lora` their recipe has that adapter's rank, alpha and layers as `model.lora`.
+
     Raises:
         UserError: Something is wrong with the recipe, its data, its rewards or its model.
     """
+    config = config.model_copy(update={"model": shaped_like_start(config.model)})
     data = build_data(config, show=engine.is_main)
     if engine.is_main:
         _announce(config, engine)

@@ -64,7 +64,7 @@ def train(config: Config) -> int:
 
         def create_folder() -> None:  # after the parts: what cannot be loaded must not delete an older run
             stack.enter_context(RunLock(RunFolder.make(folder.path)))
-            RunFolder.create(config)
+            RunFolder.create(parts.config)
 
         engine.from_main(create_folder)
         return Trainer(folder, parts).run()
@@ -102,7 +102,7 @@ def resume(
         trainer = Trainer(RunFolder(run_dir), parts)
         trainer.load(step, allowed)
         if overrides:
-            engine.from_main(lambda: trainer.folder.replace_config(config))
+            engine.from_main(lambda: trainer.folder.replace_config(parts.config))
         return trainer.run()
 
 
