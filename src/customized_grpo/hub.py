@@ -83,7 +83,7 @@ def explained(path: str, name: str, what: str | None = None) -> Iterator[None]:
     Raises:
         UserError: It could not be fetched.
     """
-    _check_endpoint()
+    check_endpoint()
     try:
         yield
     except UserError:
@@ -94,8 +94,12 @@ def explained(path: str, name: str, what: str | None = None) -> Iterator[None]:
         raise _explained(error, path, name, what or f"model.path {path!r}") from error
 
 
-def _check_endpoint() -> None:
-    """Refuse an HF_ENDPOINT that is no address, before any library reads it."""
+def check_endpoint() -> None:
+    """Refuse an HF_ENDPOINT that is no address, before any library reads it.
+
+    Raises:
+        UserError: It is none.
+    """
     endpoint = os.environ.get("HF_ENDPOINT")
     if not endpoint:
         return

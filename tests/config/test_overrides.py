@@ -98,12 +98,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-PATHS = ["run.dir", "model.path", "model.fuse_lora", "model.cache", "rewards.0.path"]
+PATHS = ["run.dir", "model.path", "model.start_lora", "model.cache", "rewards.0.path"]
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_tilde_is_the_home_folder_in_every_path(path: str, home: Path) -> None:
     assert str(value(load_config("toybox", [f"{path}=~/a"]), path)) == str(home / "a")
+
+
+def test_a_fused_lora_is_a_path_or_a_list_of_paths_and_scales(home: Path) -> None:
+    one = load_config("toybox", ["model.fuse_lora=~/my loras/a #2.safetensors"]).model.fuse_lora
+    assert [lora.model_dump() for lora in one] == [
+        {"path": str(home / "my loras" / "a #2.safetensors"), "scale": 1.0}
+    ]
+    several = load_config("toybox", ["model.fuse_lora=[{path: ~/a, scale: 0.5}, owner/b:c]"])
+    assert [lora.scale for lora in several.model.fuse_lora] == [0.5, 1.0]
+    assert [lora.path for lora in several.model.fuse_lora] == [str(home / "a"), "owner/b:c"]
+    (home / "dump.yaml").write_text(dump_config(several))
+    assert load_config(str(home / "dump.yaml")) == several
+    assert load_config("toybox", ["model.fuse_lora=null"]).model.fuse_lora == ()
+    with pytest.raises(UserError, match=r"fuse_lora\.0\.scal: .*did you mean model\.fuse_lora\.0\.scale"):
+        load_config("toybox", ["model.fuse_lora=[{path: a, scal: 0.5}]"])
 
 
 def test_a_tilde_is_the_home_folder_in_a_recipe_and_in_what_it_extends(home: Path) -> None:

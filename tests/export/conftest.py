@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tiny_flux2
 import tiny_qwen_edit
+from customized_grpo.policies.start_adapter import shaped_like_start
 
 FAMILIES = ("flux1", "flux2", "qwen_edit")
 SETTINGS = {
@@ -59,17 +60,20 @@ def make_trained(
         alpha: float | None = None,
         average: bool = False,
         target: str | None = None,
+        settings: Sequence[str] = (),
         **options: Any,
     ) -> Trained:
         path = tmp_path_factory.mktemp("runs") / f"run-{family}"
-        settings = [
+        overrides = [
             f"run.dir={path}", f"model.family={family}", f"model.path={bases[family]}",
             *SETTINGS[family],
             f"model.lora.alpha={'null' if alpha is None else alpha}",
             *([] if target is None else [f"model.lora.target='{target}'"]),
             *(["train.ema_decay=0.9", "evaluation.use_ema=true"] if average else []),
+            *settings,
         ]  # fmt: skip
-        config = recipe(*settings)
+        config = recipe(*overrides)
+        config = config.model_copy(update={"model": shaped_like_start(config.model)})  # as a training does
         policy = make_adapted(config)
         policy.pipe.set_progress_bar_config(disable=True)
         shadow = [parameter.detach() / 2 for parameter in policy.trainable_parameters()]

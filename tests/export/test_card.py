@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.config.schema import FusedLora
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.export import export_run
 from customized_grpo.export.adapter import read_adapter
@@ -78,7 +79,7 @@ def test_the_front_matter_names_base_and_licence(base: str, licence: Any, traine
 
 
 def test_a_folder_of_this_machine_is_no_base_model_of_the_hub(trained: Any) -> None:
-    head = front_matter(read_adapter(trained.path))
+    head = front_matter(read_adapter(trained.path), "diffusers")
     assert "base_model" not in head and "license" not in head
     card = render_card(read_run(trained.path), read_adapter(trained.path), "diffusers", "x.safetensors")
     assert str(trained.base.parent) not in card and str(trained.path.parent) not in card
@@ -155,7 +156,7 @@ def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwi
     model = adapter.config.model.model_copy(
         update={
             "options": {"reference_ids": "uno"},
-            "fuse_lora": "bytedance-research/UNO:dit_lora.safetensors",
+            "fuse_lora": (FusedLora(path="bytedance-research/UNO:dit_lora.safetensors"),),
         }
     )
     adapter = replace(adapter, config=adapter.config.model_copy(update={"model": model}))

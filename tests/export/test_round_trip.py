@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from customized_grpo.export import export_run
+from customized_grpo.export.run import Merge
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_pipeline
 from customized_grpo.rollout.ode import sample_images
@@ -81,6 +82,48 @@ def test_a_fresh_pipeline_draws_the_trainers_image(
     after = theirs(trained.family, pipe, reference, trained.policy)
     assert torch.allclose(after, ours(trained.policy, reference), atol=2e-5, rtol=0)
     assert (after - before).abs().max() > 1e-3  # the comparison can fail
+
+
+@pytest.fixture(scope="module")
+def warm_started(make_trained: Callable[..., AnyTrained], tmp_path_factory: Any) -> AnyTrained:
+    """A run that continues one LoRA on a base with another merged into it, at half its strength."""
+    folder = tmp_path_factory.mktemp("loras")
+    make_trained("flux1", alpha=6.0).policy.save_lora(folder / "start")
+    make_trained("flux1", target=DOUBLE_BLOCKS).policy.save_lora(folder / "fused")
+    fuse = f"model.fuse_lora=[{{path: {folder}/fused, scale: 0.5}}]"
+    return make_trained("flux1", settings=[fuse, f"model.start_lora={folder}/start"])
+
+
+def test_all_that_is_on_a_base_becomes_one_adapter(
+    warm_started: AnyTrained, reference: Tensor, tmp_path: Path
+) -> None:
+    file = export_run(warm_started.path, "diffusers", out=tmp_path / "one", merge=Merge("adapter"))
+    pipe = fresh_pipeline(warm_started)
+    with quiet():
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    after = theirs("flux1", pipe, reference, warm_started.policy)
+    assert torch.allclose(after, ours(warm_started.policy, reference), atol=2e-5, rtol=0)
+    card = (file.parent / "README.md").read_text()
+    assert "which is part of it now" in card and "Without that it is of no use" not in card
+    alone = export_run(warm_started.path, "diffusers", out=tmp_path / "alone")
+    assert "Without that it is of no use" in (alone.parent / "README.md").read_text()
+    with quiet():
+        pipe.unload_lora_weights()
+        pipe.load_lora_weights(str(alone.parent), weight_name=alone.name)
+    assert (theirs("flux1", pipe, reference, warm_started.policy) - after).abs().max() > 1e-3
+
+
+def test_all_that_is_on_a_base_becomes_a_transformer(
+    warm_started: AnyTrained, reference: Tensor, tmp_path: Path
+) -> None:
+    folder = export_run(warm_started.path, "diffusers", out=tmp_path / "all", merge=Merge("transformer"))
+    pipe = fresh_pipeline(warm_started)
+    pipe.transformer = type(pipe.transformer).from_pretrained(folder).eval()
+    after = theirs("flux1", pipe, reference, warm_started.policy)
+    assert torch.allclose(after, ours(warm_started.policy, reference), atol=2e-5, rtol=0)
+    card = (folder.parent / "README.md").read_text()
+    assert f'{type(pipe.transformer).__name__}.from_pretrained(".", subfolder="transformer"' in card
+    assert "load_lora_weights" not in card
 
 
 # Original weights, by readers written from the formats' definitions

@@ -221,7 +221,7 @@ def test_flux1_dev_is_drawn_as_the_paper_trains_it_with_and_without_an_adapter()
         model = opened.model
         assert (model.guidance, model.options["reference_ids"], opened.steps) == (3.5, "uno", 25)
         assert model.mu == pytest.approx(math.log(3))
-    assert (base.model.fuse_lora, tuned.model.fuse_lora) == (None, config.model.fuse_lora)
+    assert (base.model.fuse_lora, tuned.model.fuse_lora) == ((), config.model.fuse_lora)
     assert (tuned.model.height, tuned.model.width) == (512, 512)
 
 

@@ -72,7 +72,7 @@ def test_the_papers_values_are_in_its_preset() -> None:
     config = load_config("flux1-uno")
     model, rollout, train = config.model, config.rollout, config.train
     assert (model.path, model.options["reference_ids"]) == ("black-forest-labs/FLUX.1-dev", "uno")
-    assert model.fuse_lora is not None and model.mu is not None
+    assert model.fuse_lora and model.mu is not None
     assert (model.lora.rank, model.height, model.width, model.guidance) == (512, 512, 512, 3.5)
     assert math.exp(model.mu) == pytest.approx(3)
     assert (rollout.steps, rollout.sampler, rollout.eta, rollout.shared_noise) == (25, "dance", 0.4, True)

@@ -67,8 +67,12 @@ def test_a_hub_id_is_looked_up_in_the_download_cache(tmp_path: Path, monkeypatch
 def test_a_fused_lora_counts(tmp_path: Path) -> None:
     lora = tmp_path / "lora.safetensors"
     lora.write_text("lora")
-    model = ModelConfig(path="toybox", fuse_lora=str(lora))
+    start = tmp_path / "sft" / "pytorch_lora_weights.safetensors"
+    start.parent.mkdir()
+    start.write_text("sft")
+    model = ModelConfig(path="toybox", fuse_lora=("none/such", str(lora)), start_lora=str(start.parent))
     before = fingerprint_base(model)
     lora.write_text("arol")
+    start.write_text("tfs")
     now = fingerprint_base(model)
-    assert [name for name in now if now[name] != before[name]] == ["fuse_lora"]
+    assert [name for name in now if now[name] != before[name]] == ["fuse_lora.1", "start_lora"]

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from customized_grpo.config.schema import FusedLora, ModelConfig
+from customized_grpo.embedded import load_embedded
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.fuse import fuse_lora
+from customized_grpo.policies.loading import load_policy
 
 RANK = 2
 
@@ -112,3 +115,29 @@ def test_a_file_of_the_hub_that_cannot_be_reached_is_named(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"owner/none:dit_lora.safetensors.*cannot be reached \(dit_lora"):
         fuse_lora(pipe, "owner/none:dit_lora.safetensors")
+
+
+def test_several_are_added_one_after_the_other_each_with_its_scale(pipe: Any, tmp_path: Path) -> None:
+    file = tmp_path / "uno.safetensors"
+    tensors = uno_tensors(pipe.transformer)
+    save_file(tensors, file)
+    linear = pipe.transformer.transformer_blocks[0].attn.to_out[0]
+    before = linear.weight.detach().clone()
+    fuse_lora(pipe, str(file), 0.5)
+    fuse_lora(pipe, str(file), -2.0)
+    name = "double_blocks.0.processor.proj_lora1"
+    product = tensors[f"{name}.up.weight"] @ tensors[f"{name}.down.weight"]
+    torch.testing.assert_close(linear.weight.detach(), before - 1.5 * product, atol=1e-6, rtol=0)
+
+
+def test_a_recipe_names_several(tmp_path: Path, pipe: Any) -> None:
+    file = tmp_path / "uno.safetensors"
+    save_file(uno_tensors(pipe.transformer), file)
+    loras = (FusedLora(path=str(file), scale=0.25), FusedLora(path=str(file)))
+    model = ModelConfig(path="toybox", height=64, width=64, precision="fp32", device="cpu", fuse_lora=loras)
+    plain = load_embedded("toybox").transformer.transformer_blocks[0].attn.to_out[0].weight
+    tensors = uno_tensors(pipe.transformer)
+    name = "double_blocks.0.processor.proj_lora1"
+    product = tensors[f"{name}.up.weight"] @ tensors[f"{name}.down.weight"]
+    fused = load_policy(model, seed=0).transformer.transformer_blocks[0].attn.to_out[0].weight
+    torch.testing.assert_close(fused, plain + 1.25 * product, atol=1e-6, rtol=0)

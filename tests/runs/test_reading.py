@@ -24,5 +24,8 @@ def test_an_adapter_on_another_base_is_a_warning(tmp_path: Path, capsys: pytest.
     weights.write_text("weightz")
     warn_of_other_base(checkpoint, model)
     assert f"not the one that this run was trained on: {weights.name}" in capsys.readouterr().err
+    digests["model.files.start_lora"] = "of a file that only training needs"
+    warn_of_other_base(Checkpoint(1, {}, {"contents": digests}), model)
+    assert "start_lora" not in capsys.readouterr().err
     warn_of_other_base(Checkpoint(1, {}, {}), model)
     assert capsys.readouterr().err == "", "an older checkpoint does not know"

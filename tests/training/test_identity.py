@@ -67,13 +67,21 @@ def test_a_path_whose_content_is_known_is_no_difference(recipe: Recipe) -> None:
 
 
 def test_the_file_of_a_lora_says_nothing_of_a_base_whose_files_are_unknown(recipe: Recipe) -> None:
-    contents = {"model.files.fuse_lora": "aa"}
+    contents = {"model.files.fuse_lora.0": "aa"}
     old, new = (
         recipe("model.fuse_lora=a.safetensors"),
         recipe("model.fuse_lora=b.safetensors", "model.path=x"),
     )
     assert [difference.key for difference in differing_settings(old, new, contents)] == ["model.path"]
     assert "model.fuse_lora" in {d.key for d in differing_settings(recipe(), new, {"model.files.a": "aa"})}
+
+
+def test_of_loras_the_contents_and_scales_are_compared_not_the_paths(recipe: Recipe) -> None:
+    contents = {"model.files.fuse_lora.0": "aa", "model.files.start_lora": "bb"}
+    old = recipe("model.fuse_lora=[{path: a, scale: 0.5}, c]", "model.start_lora=x")
+    new = recipe("model.fuse_lora=[{path: b, scale: 0.7}, d]", "model.start_lora=y")
+    keys = [difference.key for difference in differing_settings(old, new, contents)]
+    assert keys == ["model.fuse_lora.0.scale", "model.fuse_lora.1.path"]
 
 
 def test_a_difference_is_allowed_by_its_key_or_a_section_of_it() -> None:

@@ -63,6 +63,8 @@ def compare(
         threads=threads,
     )
 
+    # after the plan, whose mistakes should not wait for the import of torch
     from customized_grpo.comparison.run import run_comparison
 
+    # by Exit, because click ignores what a verb returns
     raise typer.Exit(run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only))

@@ -1,4 +1,4 @@
-"""`cgrpo export`: the adapter of a run as a file for other programs."""
+"""`cgrpo export`: what a run has trained as files for other programs, or on the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, Trust, check_run
+from customized_grpo.cli.common import Run, Trust, check_run, print_note
+from customized_grpo.errors import UserError
 
 
 class Format(StrEnum):
@@ -17,6 +18,13 @@ class Format(StrEnum):
     diffusers = "diffusers"
     comfyui = "comfyui"
     kohya = "kohya"
+
+
+class Into(StrEnum):
+    """What everything that a run put on its base can become."""
+
+    adapter = "adapter"
+    transformer = "transformer"
 
 
 class Precision(StrEnum):
@@ -44,11 +52,29 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        Precision,
+        Precision | None,
         typer.Option(
-            "--precision", "--dtype", help="Type of the numbers: bf16 and fp16 take half the space."
+            "--precision",
+            "--dtype",
+            help="Type of the numbers; by default fp32, a transformer's as it was held.",
         ),
-    ] = Precision.fp32,
+    ] = None,
+    merge: Annotated[
+        Into | None,
+        typer.Option(
+            help="Make one adapter of it and the LoRAs merged into its base, or a whole transformer."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut the one adapter to this rank; by default it is exact."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the hub.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a new repository; by default it is private.")
+    ] = False,
     trust: Trust = None,
 ) -> None:
     """Write a run's adapter as a file, with a model card.
@@ -56,7 +82,32 @@ def export(
     For example: cgrpo export runs/toybox --format comfyui
     """
     check_run(run)
+    if rank is not None and merge is not Into.adapter:
+        raise UserError("--rank: only a merged adapter is cut", hint="Add --merge adapter.")
+    if merge is Into.transformer and format is not Format.diffusers:
+        raise UserError(
+            f"--merge transformer --format {format}: a transformer is written for diffusers",
+            hint="Leave --format out, or use --merge adapter.",
+        )
+    if public and push is None:
+        raise UserError("--public: nothing is uploaded", hint="Add --push OWNER/NAME.")
 
-    from customized_grpo.export import export_run
+    from customized_grpo.export.push import check_login
+    from customized_grpo.export.push import push as upload
+    from customized_grpo.export.run import Merge, export_run
 
-    print(export_run(run, format.value, out=out, step=checkpoint, average=ema, precision=precision.value))
+    if push is not None:
+        check_login(push)
+    path = export_run(
+        run,
+        format.value,
+        out=out,
+        step=checkpoint,
+        average=ema,
+        precision=None if precision is None else precision.value,
+        merge=None if merge is None else Merge(merge.value, rank),
+        on_note=print_note,
+    )
+    print(path)
+    if push is not None:
+        print(upload(path.parent, push, public=public, message=f"{run.resolve().name}, by cgrpo export"))

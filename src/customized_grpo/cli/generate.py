@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_files, check_source, parse_size
+from customized_grpo.cli.common import Trust, check_files, check_source, parse_size, print_note
 from customized_grpo.errors import UserError
 
 
@@ -59,6 +58,7 @@ def generate(
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
     for text in prompt:
+        # Python's stand-ins for bytes of the command line that are not UTF-8
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"--prompt {text!r}: not UTF-8", hint="Type it in a terminal that uses UTF-8.")
     overrides = [*(settings or ()), *_size_settings(size)]
@@ -70,14 +70,10 @@ def generate(
 
     request = Request(prompt, reference, masks, count, seed)
     paths = draw(
-        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=_print_note
+        source, request, out=out, settings=overrides, lora=lora, base=base, grid=grid, on_note=print_note
     )
     for path in paths:
         print(path)
-
-
-def _print_note(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr)
 
 
 def _size_settings(size: str | None) -> list[str]:

@@ -54,7 +54,9 @@ def plan(
     from customized_grpo.planning.duration import find_card
     from customized_grpo.planning.estimate import Planner
     from customized_grpo.planning.memory import GIB
+    from customized_grpo.policies.start_adapter import shaped_like_start
 
+    config = config.model_copy(update={"model": shaped_like_start(config.model)})
     card = None if device is None else find_card(device)
     planner = Planner(config, processes=processes, references=references)
     estimate = planner.estimate()

@@ -54,6 +54,7 @@ def cross_field_mistakes(values: Mapping[str, Any], broken: frozenset[str] = fro
 def _is_broken(check: Check, broken: frozenset[str]) -> bool:
     """Return whether a field of the check, or a section it is in, is already known to be wrong."""
     for field in check.fields:
+        # with the dot: `run.di` is no section of `run.dir`
         if any(f"{field}.".startswith(f"{path}.") for path in broken):
             return True
     return False
@@ -157,6 +158,16 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
+def _reference_is_another(reference: str, start: str | None, weight: float) -> str | None:
+    if reference == "base":
+        return None
+    if start is None:
+        return "training starts from the base itself: set model.start_lora, or this to base"
+    if weight == 0:
+        return "there is no KL divergence to measure from it: set train.kl_weight, or this to base"
+    return None
+
+
 def _drawn_images_have_no_masks(rewards: Sequence[Mapping[str, Any]]) -> str | None:
     names = [reward["name"] for reward in rewards if reward["segment"] == "both"]
     if not names:
@@ -192,6 +203,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
+    Check(("train.kl_reference", "model.start_lora", "train.kl_weight"), _reference_is_another),
     Check(("rewards",), _drawn_images_have_no_masks),
     Check(("evaluation.judges",), _drawn_images_have_no_masks),
     Check(("evaluation.judges", "data"), _judges_have_rows),

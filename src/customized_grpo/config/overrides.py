@@ -26,7 +26,8 @@ def read_value(path: tuple[str, ...], text: str) -> tuple[Any, list[Mistake]]:
         text: What stands after the equals sign.
     """
     kinds = _kinds(path)
-    if "text" in kinds:
+    may_be_list = "list" in kinds and text.startswith("[")
+    if "text" in kinds and not may_be_list:
         if text in _NULL and "null" in kinds:
             return None, []
         return _unquoted(text)

@@ -22,6 +22,7 @@ def settle_paths(config: Config, folder: Path) -> Config:
     def settled(path: str) -> str:
         name, colon, rest = path.partition(":")  # a file of a LoRA may be "owner/name:file"
         place = folder / Path(name).expanduser()
+        # an empty name would be the folder itself, which exists
         return f"{place}{colon}{rest}" if name and place.exists() else path
 
     model = _settle_model(config.model, settled)
@@ -40,8 +41,11 @@ def _settle_model(model: ModelConfig, settled: Callable[[str], str]) -> ModelCon
     changes: dict[str, object] = {}
     if model.path not in EMBEDDED:
         changes["path"] = settled(model.path)
-    if model.fuse_lora is not None:
-        changes["fuse_lora"] = settled(model.fuse_lora)
+    changes["fuse_lora"] = tuple(
+        lora.model_copy(update={"path": settled(lora.path)}) for lora in model.fuse_lora
+    )
+    if model.start_lora is not None:
+        changes["start_lora"] = settled(model.start_lora)
     if model.cache is not None:
         changes["cache"] = Path(settled(str(model.cache)))
     return model.model_copy(update=changes)

@@ -115,7 +115,7 @@ def _walk(section: Schema, definitions: Schema, prefix: str, owner: str | None) 
         described = sections[0] if len(sections) == 1 else field
         sentence = field.get("description") or described.get("description", "")
         yield Knob(path, _words(field), default, sentence, bool(sections), owner)
-        inner = f"{path}.{ITEM}." if field.get("type") == "array" else f"{path}."
+        inner = f"{path}.{ITEM}." if _is_list(field) else f"{path}."
         if len(sections) == 1:
             yield from _walk(sections[0], definitions, inner, None)
         elif sections:
@@ -133,9 +133,20 @@ def _walk_kinds(sections: list[Schema], definitions: Schema, prefix: str) -> Ite
         )
 
 
+def _is_list(field: Schema) -> bool:
+    return any(choice.get("type") == "array" for choice in _alternatives(field))
+
+
+def _alternatives(field: Schema) -> list[Schema]:
+    """Return a field and what it may hold instead of one another."""
+    return [field, *field.get("anyOf", ()), *field.get("oneOf", ())]
+
+
 def _sections(field: Schema, definitions: Schema) -> list[Schema]:
     """Return the sections a field may hold, itself, as an alternative or as an item."""
-    choices = [field, *field.get("anyOf", ()), *field.get("oneOf", ()), field.get("items", {})]
+    choices = _alternatives(field)
+    for alternative in tuple(choices):
+        choices += _alternatives(alternative.get("items", {}))
     return [definitions[choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
 
 
@@ -154,7 +165,10 @@ def _words(field: Schema) -> str:
     if field["type"] == "array":
         return f"list of {_words(field['items'])}"
     bounds = [
-        f"{sign} {field[key]:g}" for key, sign in _BOUNDS.items() if abs(field.get(key, MAX_SEED)) < MAX_SEED
+        # a bound of 64 bits tells a reader nothing
+        f"{sign} {field[key]:g}"
+        for key, sign in _BOUNDS.items()
+        if abs(field.get(key, MAX_SEED)) < MAX_SEED
     ]
     return " ".join([_WORDS[field["type"]], " and ".join(bounds)]).strip()
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from customized_grpo.config.checks import cross_field_mistakes
 from customized_grpo.config.choice import Choice, complete_options, load_part
@@ -73,6 +81,30 @@ class LoraConfig(Section):
     """Regular expression for the whole name of each layer to adapt; null means the family's own."""
 
 
+class FusedLora(Section):
+    """A published LoRA that becomes part of the frozen base."""
+
+    path: WeightsPath
+    """The file, the folder of one, or "owner/name:file" of the hub."""
+    scale: float = 1.0
+    """Factor on its update; 1 adds it as strongly as it was trained."""
+
+
+def _listed_loras(value: Any) -> Any:
+    """Return fused LoRAs as a list of sections: null is none, and a path stands for itself at scale 1."""
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        return value
+    return [{"path": item} if isinstance(item, str) else item for item in values]
+
+
+FusedLoras = Annotated[
+    tuple[FusedLora, ...],
+    Field(strict=False),
+    BeforeValidator(_listed_loras, json_schema_input_type=str | list[str | FusedLora] | None),
+]
+
+
 class ModelConfig(Section):
     """The generator that is tuned."""
 
@@ -82,8 +114,10 @@ class ModelConfig(Section):
     """Weights of the pipeline: "toybox" or "two-scale" (embedded), a folder of diffusers, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)
     """Settings that only this family has, such as reference_ids of flux1; they may also stand beside it."""
-    fuse_lora: WeightsPath | None = None
-    """LoRA made part of the frozen base, such as UNO's: a file, or "owner/name:file" of the hub."""
+    fuse_lora: FusedLoras = ()
+    """LoRAs made part of the frozen base, such as UNO's: a path, or a list of paths and scales."""
+    start_lora: WeightsPath | None = None
+    """LoRA that training continues, such as your own SFT; model.lora is then taken from its file."""
     guidance: NonNegative = 2.5
     """Guidance scale, embedded or classifier-free by family; the same in rollouts, training, evaluation."""
     mu: float | None = None
@@ -275,7 +309,9 @@ class TrainConfig(Section):
     clip_range: Positive = 1e-4
     """Distance from 1 at which the ratio is clipped; small, as log-probs are means over the latent."""
     kl_weight: NonNegative = 0.0
-    """Weight of the KL divergence from the frozen base, per trained step; 0 switches it off."""
+    """Weight of the KL divergence from train.kl_reference, per trained step; 0 switches it off."""
+    kl_reference: Literal["base", "start"] = "base"
+    """Model that the KL divergence is from: the frozen base, or the one with model.start_lora."""
     ratio_normalisation: bool = False
     """Whether ratios are brought to one scale over all steps before clipping (GRPO-Guard)."""
     trained_fraction: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -309,6 +345,7 @@ class EvaluationConfig(Section):
     """Samples generated and judged together: a matter of memory and speed, not of results."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    # not strict, here and below: YAML has lists, which are no tuples to pydantic's strict mode
     judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
     """Held-out judges of a manifest's rows: rewards that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
@@ -356,6 +393,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        if found := cross_field_mistakes(self.model_dump()):
-            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in found))
+        mistakes = cross_field_mistakes(self.model_dump())
+        if mistakes:
+            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in mistakes))
         return self

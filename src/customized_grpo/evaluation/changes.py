@@ -80,12 +80,12 @@ def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict
 
 
 def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
-    """Return the shift of each image statistic, in standard deviations over the base's images."""
+    """Return the signed shift of each image statistic, in standard deviations over the base's images."""
     shifts = {}
     for name in now.columns:
         if name.startswith("monitor/") and name not in OTHER_MONITORS:
             before = torch.tensor(base.columns[name])
-            shift = (torch.tensor(now.columns[name]).mean() - before.mean()).abs()
+            shift = torch.tensor(now.columns[name]).mean() - before.mean()
             spread = before.std().clamp_min(SMALLEST_SPREAD)
             shifts[name.removeprefix("monitor/")] = float(shift / spread)
     return shifts

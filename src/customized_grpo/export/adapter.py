@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from customized_grpo.config import Config
-from customized_grpo.config.schema import ModelConfig
+from customized_grpo.config.schema import FusedLora, ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.policies.checkpoint_files import transformer_layers
 from customized_grpo.policies.lora import DOWN, UP
@@ -42,6 +42,7 @@ class RunAdapter:
         alpha: Scale times rank.
         layers: By name, such as "transformer_blocks.0.attn.to_q".
         state: State of the checkpoint, with counters and versions.
+        merged: LoRAs that were part of the run's base, and are part of these layers.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class RunAdapter:
     alpha: float
     layers: Mapping[str, Layer]
     state: Mapping[str, Any]
+    merged: tuple[FusedLora, ...] = ()
 
 
 def read_adapter(run_dir: Path, *, step: int | None = None, average: bool | None = None) -> RunAdapter:

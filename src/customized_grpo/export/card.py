@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from customized_grpo.config.schema import FusedLora
 from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.export.adapter import RunAdapter
@@ -25,21 +27,28 @@ from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.run_data import RunData
 from customized_grpo.pages.run_page import HEADLINES
 from customized_grpo.plain_text import one_line
+from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.checkpoints import licence_of
 from customized_grpo.policies.families import get_family
+from customized_grpo.policies.provenance import public_lora
+
+TRANSFORMER: Final = "transformer"
+"""Name of a merged transformer's folder, and what takes the place of a format for it."""
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
 TRAINING_SECTIONS = ("rollout", "advantage", "schedule", "train")
 
 
-def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: str) -> str:
+def render_card(
+    run: RunData, adapter: RunAdapter, name: FormatName | Literal["transformer"], file_name: str
+) -> str:
     """Return the card's text.
 
     Args:
         run: The run, for its results and alarms.
         adapter: The adapter that was exported.
-        name: The format.
-        file_name: Name of the exported file, in the folder of the card.
+        name: The format, or "transformer" if the adapter is part of the exported weights.
+        file_name: Name of the exported file or folder, in the folder of the card.
     """
     config = adapter.config
     other_programs = get_family(config.model.family).other_programs
@@ -47,7 +56,7 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
         _environment()
         .get_template("model_card.md.j2")
         .render(
-            front_matter=Markup(write_yaml(front_matter(adapter))),
+            front_matter=Markup(write_yaml(front_matter(adapter, name))),
             title=run.name,
             file=file_name,
             format=name,
@@ -58,7 +67,10 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
             licence=licence_of(config.model.path),
             pipeline=other_programs.pipeline,
             call=other_programs.call(config.model),
-            fused=config.model.fuse_lora and public_name(config.model.fuse_lora),
+            transformer=_class_of_transformer(adapter, name),
+            fused=[public_lora(lora) for lora in config.model.fuse_lora],
+            merged=[public_lora(lora) for lora in adapter.merged],
+            start=config.model.start_lora and public_name(config.model.start_lora),
             adapter=adapter,
             steps=config.evaluation_steps,
             prompt=_example_prompt(run),
@@ -74,19 +86,25 @@ def render_card(run: RunData, adapter: RunAdapter, name: FormatName, file_name: 
     )
 
 
-def front_matter(adapter: RunAdapter) -> dict[str, Any]:
+def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:
     """Return the metadata that the hub reads; facts of the base that are not known are left out."""
     path = adapter.config.model.path
     facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
     if is_hub_id(path):
-        facts |= {"base_model": path, "base_model_relation": "adapter"}
+        relation = "finetune" if name == TRANSFORMER else "adapter"
+        facts |= {"base_model": path, "base_model_relation": relation}
     licence = licence_of(path)
     if licence is not None:
         facts["license"] = licence.identifier
         if licence.name is not None:
             facts |= {"license_name": licence.name, "license_link": licence.link}
-    facts["tags"] = ["lora", "diffusers", "image-to-image", "subject-driven-generation", "customized-grpo"]
+    tags = ["diffusers", "image-to-image", "subject-driven-generation", "customized-grpo"]
+    facts["tags"] = tags if name == TRANSFORMER else ["lora", *tags]
     return facts
+
+
+def _class_of_transformer(adapter: RunAdapter, name: str) -> str | None:
+    return read_architecture(adapter.config.model).transformer.name if name == TRANSFORMER else None
 
 
 def _describes(run: RunData, adapter: RunAdapter) -> bool:
@@ -132,9 +150,17 @@ def _environment() -> Environment:
     )
     environment.filters["source"] = Markup
     environment.filters["python"] = lambda value: Markup(json.dumps(value))
+    environment.filters["loras"] = _setting_of_loras
     environment.filters["shell"] = lambda value: Markup(shlex.quote(" ".join(str(value).split())))
     environment.filters["code"] = lambda value: Markup(code(str(value)))
     return environment
+
+
+def _setting_of_loras(loras: Sequence[FusedLora]) -> str:
+    """Return `model.fuse_lora` as an override has it: one path, or a list."""
+    if len(loras) == 1 and loras[0].scale == 1:
+        return loras[0].path
+    return json.dumps([lora.model_dump() for lora in loras])
 
 
 def escape_markdown(text: str) -> str:

@@ -64,7 +64,12 @@ class Generator:
 
 
 def open_generator(
-    source: str, *, settings: Sequence[str] = (), lora: Path | None = None, base: bool = False
+    source: str,
+    *,
+    settings: Sequence[str] = (),
+    lora: Path | None = None,
+    base: bool = False,
+    with_start: bool = False,
 ) -> Generator:
     """Open a generator for inference; everything cheap is checked before weights are read.
 
@@ -75,13 +80,14 @@ def open_generator(
             adapter's file or the checkpoint's model card says.
         lora: LoRA in any layout of `policies/lora_names.py`, a file or its folder, to put on a model that is
             not a run.
-        base: Whether a run's model is opened without its adapter; it then needs no checkpoint.
+        base: Whether a run's model is opened as it was before training, for which it needs no checkpoint.
+        with_start: Whether the policy's `start()` is needed: the file of `model.start_lora` is then read.
 
     Raises:
         UserError: The source, a setting or the adapter is wrong.
     """
     if is_run_folder(Path(source)):
-        return _open_run(Path(source), settings, lora, base)
+        return _open_run(Path(source), settings, lora, base, with_start)
     checked = source_settings(source, settings, NO_HEADER if lora is None else read_header(lora))
     if lora is None:
         # the policy wants an adapter; a fresh one changes nothing, and the smallest costs next to nothing
@@ -142,16 +148,20 @@ def source_settings(
 def _of_adapter(source: str, origin: Provenance) -> dict[str, Any]:
     """Return what the run evaluated with that trained an adapter."""
     defaults = _as_settings(source, origin.family, origin.sampling)
-    if origin.fuse_lora is not None and ":" in origin.fuse_lora:  # of the hub; a file may be elsewhere here
-        defaults["model"]["fuse_lora"] = origin.fuse_lora
+    if all(":" in lora.path for lora in origin.fuse_lora):  # of the hub; a file may be elsewhere here
+        defaults["model"]["fuse_lora"] = [lora.model_dump() for lora in origin.fuse_lora]
     return defaults
 
 
 def _check_base(model: ModelConfig, origin: Provenance) -> None:
-    if origin.fuse_lora is not None and model.fuse_lora is None:
+    if origin.fuse_lora and not model.fuse_lora:
+        names = " and ".join(lora.path for lora in origin.fuse_lora)
+        places = ", ".join(
+            f"{{path: FOLDER/{lora.path}, scale: {lora.scale:g}}}" for lora in origin.fuse_lora
+        )
         raise UserError(
-            f"the adapter was trained on a base with the LoRA {origin.fuse_lora} merged into it",
-            hint=f"Say where that file is: model.fuse_lora=FOLDER/{origin.fuse_lora}.",
+            f"the adapter was trained on a base with the LoRA {names} merged into it",
+            hint=f"Say where that file is: model.fuse_lora=[{places}].",
         )
 
 
@@ -198,7 +208,9 @@ def _of_recipe(config: Config) -> dict[str, Any]:
     }
 
 
-def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: bool) -> Generator:
+def _open_run(
+    run_dir: Path, settings: Sequence[str], lora: Path | None, base: bool, with_start: bool
+) -> Generator:
     config = run_config(run_dir)
     if lora is not None:
         raise UserError(
@@ -207,10 +219,13 @@ def _open_run(run_dir: Path, settings: Sequence[str], lora: Path | None, base: b
         )
     checked = generator_settings(str(run_dir), _of_recipe(config), settings)
     checkpoint = None if base else run_checkpoint(run_dir)
-    policy = _load(checked.model, seed=config.run.seed)
+    # a checkpoint holds the whole adapter: what it started from may be nowhere by now
+    unneeded = {} if base or with_start else {"start_lora": None}
+    model = checked.model.model_copy(update=unneeded)
+    policy = _load(model, seed=config.run.seed)
     name = run_dir.resolve().name
-    if checkpoint is None:  # the fresh adapter changes nothing, bit for bit
-        return Generator(policy, checked.model, checked.steps, checked.batch_size, f"{name} (base)")
+    if checkpoint is None:  # a fresh adapter changes nothing, bit for bit
+        return Generator(policy, model, checked.steps, checked.batch_size, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
-    warn_of_other_base(checkpoint, checked.model)
-    return Generator(policy, checked.model, checked.steps, checked.batch_size, name, checkpoint.step)
+    warn_of_other_base(checkpoint, model)
+    return Generator(policy, model, checked.steps, checked.batch_size, name, checkpoint.step)

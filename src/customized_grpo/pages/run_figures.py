@@ -95,6 +95,7 @@ def _judge(run: RunData, kind: str, words: str) -> Figure | None:
     starts_at_base = run.evals[0]["iteration"] == 0
     if len(line.x) == 1:
         caption = "Higher is better. 95 % interval, resampled by subject. So far only one evaluation."
+        # the only evaluation may be that of the base, before any training
         only = replace(line, name="base" if starts_at_base else "tuned")
         return lines_figure(run, title, caption, [only], least=0.05)
     caption = (

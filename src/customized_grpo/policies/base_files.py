@@ -9,6 +9,7 @@ from customized_grpo.embedded import EMBEDDED, embedded_folder
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json, sampled_sha256
 from customized_grpo.hub import INDEX
+from customized_grpo.policies.lora_file import find_file
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -18,7 +19,9 @@ ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 
 def fingerprint_base(model: ModelConfig) -> dict[str, str]:
-    """Return a digest of every file that a base is made of, by its path in the checkpoint.
+    """Return a digest of every file that training starts from, by its path in the checkpoint.
+
+    Those of LoRAs are `fuse_lora.0`, `fuse_lora.1`, ... and `start_lora`.
 
     Sizes and sampled blocks are read, some megabytes of each file: a base of 24 GB takes a second.
 
@@ -33,8 +36,13 @@ def fingerprint_base(model: ModelConfig) -> dict[str, str]:
     """
     folder = _folder(model.path)
     files = {} if folder is None else {str(file.relative_to(folder)): file for file in _files(folder)}
-    if model.fuse_lora is not None and (lora := _lora_file(model.fuse_lora)) is not None:
-        files["fuse_lora"] = lora
+    loras = {f"fuse_lora.{number}": lora.path for number, lora in enumerate(model.fuse_lora)}
+    if model.start_lora is not None:
+        loras["start_lora"] = model.start_lora
+    for name, path in loras.items():
+        file = _lora_file(path)
+        if file is not None:
+            files[name] = file
     try:
         return {name: sampled_sha256(file) for name, file in sorted(files.items())}
     except OSError as error:
@@ -71,8 +79,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _lora_file(path: str) -> Path | None:
     file = Path(path).expanduser()
-    if file.is_file():
-        return file
+    if file.exists():
+        return find_file(file)
     repository, _, name = path.partition(":")
     return _cached(repository, name) if name else None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Settings that change nothing about what a prompt and its references are encoded to.
 IRRELEVANT = {
-    "path", "fuse_lora", "lora", "mu", "quantisation", "gradient_checkpointing", "compile",
+    "path", "fuse_lora", "start_lora", "lora", "mu", "quantisation", "gradient_checkpointing", "compile",
     "text_encoders", "offload_vae", "cache", "device",
 }  # fmt: skip
 SAMPLED = 8  # values of each weight that go into the hash of a model's encoders

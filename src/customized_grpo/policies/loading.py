@@ -7,28 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from customized_grpo.embedded import EMBEDDED, load_embedded
+from customized_grpo.embedded import EMBEDDED, embedded_folder, load_embedded
 from customized_grpo.errors import UserError
 from customized_grpo.hub import explained as explained_hub
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.checkpoint_files import find_pipeline_class
+from customized_grpo.policies.checkpoint_files import find_pipeline_class, read_architecture
 from customized_grpo.policies.families import get_family, read_options
-from customized_grpo.policies.fuse import check_fused_lora, fuse_lora
+from customized_grpo.policies.fuse import check_fused_loras, fuse_lora
 from customized_grpo.policies.out_of_memory import explained
-from customized_grpo.policies.parts import check_pipeline, check_tokenizers, load_parts
+from customized_grpo.policies.parts import check_pipeline, check_tokenizers, find_class, load_parts
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import check_quantisation, quantise_layers
 from customized_grpo.policies.settings import PolicySettings, Precision
 from customized_grpo.policies.sharding import shard
+from customized_grpo.policies.start_adapter import read_start, shaped_like_start
 from customized_grpo.weights.models import explained as explained_loading
+from customized_grpo.weights.models import load_model
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
 
 
 def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | None = None) -> Policy:
-    """Load a generator and put a fresh adapter on it.
+    """Load a generator and put an adapter on it: a fresh one, or that of `model.start_lora`.
 
     The weights are read on the CPU and a LoRA is fused there. Then layers are quantised on the device one by
     one, and the other parts follow: the device never holds more than the final model and one layer.
@@ -43,17 +46,18 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
             quantised or sharded as the recipe says, or do not fit the memory.
     """
     target = pick_device(model.device) if device is None else torch.device(device)
+    model = shaped_like_start(model)
     if model.quantisation is not None:
         check_quantisation(model.quantisation, target)
-    check_fused_lora(model)
+    check_fused_loras(model)
     with explained(model):
         return _load(model, seed, target)
 
 
 def _load(model: ModelConfig, seed: int, device: torch.device) -> Policy:
     pipe = load_pipeline(model.path, family=model.family, precision=model.precision)
-    if model.fuse_lora is not None:
-        fuse_lora(pipe, model.fuse_lora)
+    for lora in model.fuse_lora:
+        fuse_lora(pipe, lora.path, lora.scale)
     if model.quantisation is not None:
         quantise_layers(pipe.transformer, model.quantisation, device)
     if model.shard:
@@ -62,11 +66,11 @@ def _load(model: ModelConfig, seed: int, device: torch.device) -> Policy:
 
 
 def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.device) -> Policy:
-    """Return the policy of a pipeline, with a fresh adapter.
+    """Return the policy of a pipeline, with an adapter.
 
     Args:
         pipe: The pipeline, its layers quantised or sharded already if they are to be.
-        model: The recipe's `model` section.
+        model: The recipe's `model` section; with `start_lora`, shaped like that.
         seed: Seed of the adapter's weights.
         device: Where to run.
     """
@@ -76,6 +80,8 @@ def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.d
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
     policy.grid(model.height, model.width)  # refuses a size that the model cannot make
     policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=seed)
+    if model.start_lora is not None:
+        policy.start_from(read_start(model))
     policy.set_gradient_checkpointing(model.gradient_checkpointing)
     if model.compile:
         policy.compile_blocks()
@@ -105,6 +111,24 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
             pipe = pipeline_class.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **parts)
         check_tokenizers(pipe, path)
         return pipe
+
+
+def load_transformer(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """Load the frozen transformer alone, on the CPU, as it was published.
+
+    Raises:
+        UserError: See `load_policy`.
+    """
+    part = read_architecture(model).transformer
+    what = f"model.path {model.path!r}"
+    transformer_class = find_class(part.library, part.name, what)
+    path = str(embedded_folder(model.path)) if model.path in EMBEDDED else model.path
+    folder = Path(path).expanduser() / "transformer"
+    with quiet():
+        if folder.is_dir():
+            return load_model(transformer_class, str(folder), what=what, torch_dtype=dtype)
+        with explained_hub(path, "its transformer"):
+            return load_model(transformer_class, path, what=what, subfolder="transformer", torch_dtype=dtype)
 
 
 def _local_folder(pipeline_class: Any, path: str) -> Path:

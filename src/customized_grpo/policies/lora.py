@@ -186,6 +186,28 @@ def take_file(transformer: Any, file: LoraFile) -> None:
     }
 
 
+@contextmanager
+def adapter_exchanged(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have other tensors as the adapter inside the block, without gradients.
+
+    Parameters change their storage, not their values: autograd refuses a backward pass through parameters
+    that were written to after the forward pass, and graphs of the own adapter may be waiting for theirs.
+
+    Args:
+        transformer: A model with an adapter.
+        tensors: By name, as from `adapter_tensors`, in the adapter's shapes and on its device.
+    """
+    parameters = adapter_parameters(transformer)
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name]
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
+
+
 def _check_target(transformer: nn.Module, target: str) -> None:
     matching = {name: module for name, module in transformer.named_modules() if re.fullmatch(target, name)}
     if not matching:

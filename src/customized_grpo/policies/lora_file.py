@@ -127,6 +127,18 @@ class LoraFile:
             tensors[f"{name}.lora_B.weight"] = nn.functional.pad(update.up.float(), (0, missing))
         return tensors
 
+    def uniform_tensors(self) -> dict[str, Tensor]:
+        """Return `adapter_tensors` for one scale, that of `alpha`, in all layers.
+
+        Where a layer has another scale, its B takes up the quotient: the update stays the same.
+        """
+        tensors = self.adapter_tensors()
+        common = self.alpha / self.rank
+        for name, scale in self.scales().items():
+            if scale != common:
+                tensors[f"{name}.lora_B.weight"] *= scale / common
+        return tensors
+
     def scales(self) -> dict[str, float]:
         """Return alpha / rank of every layer."""
         return {name: entry.alpha / entry.rank for name, entry in self.entries.items()}

@@ -25,16 +25,16 @@ from customized_grpo.policies.conditioning import Conditioning, reference_shapes
 from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.options import NO_OPTIONS
 from customized_grpo.policies.settings import PolicySettings
+from customized_grpo.policies.sizes import PolicySizes
 from customized_grpo.policies.tokens import PATCH, Grid, pack
 from customized_grpo.text_limits import TextLimit
 
 if TYPE_CHECKING:
     from customized_grpo.fields import Section
-    from customized_grpo.policies.architecture import Architecture, CallShape
     from customized_grpo.policies.lora_file import LoraFile
 
 
-class Policy(ABC):
+class Policy(PolicySizes, ABC):
     """A generator that is tuned: a frozen diffusers pipeline and a low-rank adapter on its transformer.
 
     Callers use the public methods. A family provides the abstract ones; the others have defaults that suit
@@ -70,7 +70,8 @@ class Policy(ABC):
         self.device = torch.device(settings.device)
         self.placement = Placement(pipe, self.device, settings.offload)
         self.transformer = pipe.transformer
-        self._in_reference = False  # the adapter is off
+        self._in_reference = False  # the adapter is off, or the one that training began with
+        self._start: dict[str, Tensor] | None = None
         self._is_compiled = False
         pipe.vae.to(memory_format=self.VAE_MEMORY_FORMAT)
         for module in pipe.components.values():
@@ -279,10 +280,25 @@ class Policy(ABC):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Switch the adapter off inside the block; `velocity` then is the base's, bit for bit."""
-        assert not self._in_reference, "reference() is not reentrant"
+        with self._as_reference(lora.adapter_off(self.transformer)):
+            yield
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """Have the model with which training began inside the block: with `start_from`'s adapter, or none."""
+        if self._start is None:
+            with self.reference():
+                yield
+            return
+        with self._as_reference(lora.adapter_exchanged(self.transformer, self._start)):
+            yield
+
+    @contextmanager
+    def _as_reference(self, other: AbstractContextManager[None]) -> Iterator[None]:
+        assert not self._in_reference, "reference() and start() are not reentrant"
         self._in_reference = True
         try:
-            with lora.adapter_off(self.transformer):
+            with other:
                 yield
         finally:
             self._in_reference = False
@@ -311,6 +327,12 @@ class Policy(ABC):
     def take_lora(self, file: LoraFile) -> None:
         """Make the adapter, which is fresh and of the file's layers and rank, that of a LoRA file."""
         lora.take_file(self.transformer, file)
+
+    def start_from(self, file: LoraFile) -> None:
+        """Make the adapter, fresh and of the file's layers, rank and alpha, continue a LoRA file."""
+        tensors = file.uniform_tensors()
+        lora.load_adapter_tensors(self.transformer, tensors, str(file.path))
+        self._start = self.adapter_tensors()  # on the adapter's device
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass: same numbers, less memory, more time."""
@@ -356,45 +378,10 @@ class Policy(ABC):
             RuntimeError: Gradients are enabled inside `reference()`; its adapter would silently get none.
         """
         if self._in_reference and torch.is_grad_enabled():
-            raise RuntimeError("velocity() inside reference() needs torch.no_grad(): gradients would be lost")
+            raise RuntimeError("velocity() inside reference() or start() needs torch.no_grad()")
         n_image = self.n_tokens(conditioning.height, conditioning.width)
         assert x.dtype == torch.float32, f"x is {x.dtype}: rounding it breaks the probability ratio"
         assert len(x) == len(conditioning), f"{len(x)} samples, conditioning for {len(conditioning)}"
         assert x.shape[1] == n_image, f"{x.shape[1]} image tokens, {n_image} expected"
         n_references = conditioning.per_sample["reference_tokens"].shape[1]
         self._check_positions(conditioning, n_image, n_references)
-
-    # Sizes, from configs alone, for a plan without weights
-
-    @classmethod
-    def pixels_per_latent(cls, vae_config: Any) -> int:
-        """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
-        return 1 << (len(vae_config.block_out_channels) - 1)
-
-    @classmethod
-    def latent_channels(cls, vae_config: Any) -> int:
-        """Return the channels of a latent image."""
-        channels: int = vae_config.latent_channels
-        return channels
-
-    @classmethod
-    def calls_per_velocity(cls, architecture: Architecture, guidance: float) -> int:
-        """Return how often `velocity` calls the transformer: 2 with classifier-free guidance, else 1."""
-        return 1
-
-    @classmethod
-    def texts_per_sample(cls, architecture: Architecture, guidance: float) -> int:
-        """Return how many texts a conditioning holds for each sample; one that all share is not counted."""
-        return cls.calls_per_velocity(architecture, guidance)
-
-    @classmethod
-    def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
-        """Return arguments of the transformer as `velocity` gives them, of these sizes and any content.
-
-        Raises:
-            UserError: The family does not say.
-        """
-        raise UserError(
-            f"{cls.__name__} does not say what its transformer takes, so its memory cannot be predicted",
-            hint="Define `transformer_inputs` in it; see policies/policy.py.",
-        )

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
+from customized_grpo.config.schema import FusedLora, FusedLoras
 from customized_grpo.errors import UserError
 from customized_grpo.hub import public_name
 from customized_grpo.policies.families import read_options
@@ -25,12 +28,13 @@ class Provenance:
     Attributes:
         family: Name of its family.
         sampling: How the run's evaluation drew images.
-        fuse_lora: LoRA that was part of the base, a hub's "owner/name:file" or the name of a file; or None.
+        fuse_lora: LoRAs that were part of the base, each a section of `model.fuse_lora` whose path is a hub's
+            "owner/name:file" or the name of a file.
     """
 
     family: str
     sampling: Sampling
-    fuse_lora: str | None = None
+    fuse_lora: tuple[FusedLora, ...] = ()
 
     @classmethod
     def from_config(cls, config: Config) -> Provenance:
@@ -47,12 +51,12 @@ class Provenance:
             reference_fit=model.reference_fit,
             options=read_options(model).model_dump(mode="json", exclude_defaults=True),
         )
-        fuse_lora = None if model.fuse_lora is None else public_name(model.fuse_lora)
-        return cls(model.family, sampling, fuse_lora)
+        return cls(model.family, sampling, tuple(public_lora(lora) for lora in model.fuse_lora))
 
     def to_header(self) -> dict[str, str]:
         """Return the entry of a safetensors header."""
-        return {HEADER_KEY: json.dumps(asdict(self), sort_keys=True)}
+        loras = [lora.model_dump() for lora in self.fuse_lora]
+        return {HEADER_KEY: json.dumps(asdict(self) | {"fuse_lora": loras}, sort_keys=True)}
 
     @classmethod
     def from_header(cls, header: Mapping[str, str], source: str) -> Provenance | None:
@@ -71,9 +75,15 @@ class Provenance:
             return None
         try:
             entry = json.loads(header[HEADER_KEY])
-            return cls(entry["family"], Sampling(**entry["sampling"]), entry["fuse_lora"])
+            loras = TypeAdapter(FusedLoras).validate_python(entry["fuse_lora"])
+            return cls(entry["family"], Sampling(**entry["sampling"]), loras)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{source}: its header says in {HEADER_KEY!r} what this version cannot read: {error}",
                 hint="Use the version of customized-grpo that wrote it.",
             ) from error
+
+
+def public_lora(lora: FusedLora) -> FusedLora:
+    """Return what to call a fused LoRA in public, see `hub.public_name`."""
+    return lora.model_copy(update={"path": public_name(lora.path)})

@@ -34,6 +34,7 @@ def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{run_dir} is not the folder of a run")
     try:
         # its folder may have been moved since the recipe was written
+        # as JSON: an override would take quotes around a folder's name for its own
         where = f"run.dir={json.dumps(str(run_dir))}"
         return settled(run_dir, load_config(str(run_dir / CONFIG), [*overrides, where]))
     except UserError as error:
@@ -98,6 +99,8 @@ def warn_of_other_base(checkpoint: Checkpoint, model: ModelConfig) -> None:
     for key, digest in checkpoint.state.get("contents", {}).items():
         if key.startswith(prefix):
             trained[key.removeprefix(prefix)] = digest
+    if model.start_lora is None:  # not loaded, because the checkpoint holds the whole adapter
+        trained.pop("start_lora", None)
     now = fingerprint_base(model) if trained else {}
     other = [name for name in sorted({*trained, *now}) if trained.get(name) != now.get(name)]
     if other:

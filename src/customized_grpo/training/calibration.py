@@ -20,6 +20,7 @@ from customized_grpo.evaluation.held_out import Judges
 from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.kinds import PAIR
 from customized_grpo.policies.base_files import fingerprint_base
+from customized_grpo.policies.provenance import public_lora
 from customized_grpo.training.parts import Parts
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def calibration_file(
 
 
 def _base_files(model: ModelConfig) -> dict[str, Any]:
-    return {"fuse_lora": model.fuse_lora, "guidance": model.guidance, "files": fingerprint_base(model)}
+    loras = [public_lora(lora).model_dump() for lora in model.fuse_lora]
+    return {"fuse_lora": loras, "guidance": model.guidance, "files": fingerprint_base(model)}
 
 
 def _judges(judges: Judges | None) -> list[dict[str, Any]]:
@@ -129,6 +131,7 @@ def check_calibration(config: Config, sigmas: Tensor) -> None:
             f"schedule.path: the weights of {schedule.path} were measured with {levels}",
             hint=f"{again}, or set model.mu and the size of images as they were.",
         )
+    # None, where nothing is known, is no mistake: `calibration_notes` says it
     if schedule.any_base or other_base(schedule, config.model) is not True:
         return
     raise UserError(

@@ -37,10 +37,12 @@ def evaluate(
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
+    # before anything is drawn: the result of an hour would be lost
     check_writable(run_dir)
     changes = {"samples_per_prompt": samples_per_prompt, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=given)})
+    # before the model is loaded, as it may be missing or damaged
     checkpoint = run_checkpoint(run_dir)
     with open_parts(config, build_engine(config)) as parts:
         if not parts.data.held_out:
@@ -51,7 +53,7 @@ def evaluate(
         warn_of_other_base(checkpoint, config.model)
         batches = {"evaluation.batch_size": config.evaluation.batch_size}
         with explained(config.model, batches, training=False):
-            with torch.no_grad(), parts.policy.reference():
+            with torch.no_grad(), parts.policy.start():
                 base, _ = parts.evaluation.evaluate()
             tuned, _ = parts.evaluation.evaluate()
     return summary(base, tuned)

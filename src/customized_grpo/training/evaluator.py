@@ -66,7 +66,7 @@ class Evaluator:
         """Measure the base once, before the first iteration; a resumed run has read it back.
 
         A resumed run whose measurement of the base is lost, or can no longer be compared with, measures the
-        base again, with the adapter switched off.
+        base again, with the adapter that training began with, or none.
         """
         if not self.parts.data.held_out:
             return
@@ -77,11 +77,11 @@ class Evaluator:
         if self.state.iteration == 0:
             self.evaluate()
             return
-        with self.parts.policy.reference():
+        with self.parts.policy.start():
             scores, images = self._measure()
         self._keep(0, scores, images)
         self.log.write("eval", {**scores.metrics(), "iteration": 0, "rollouts": 0})
-        self.log.event("evaluation", "the base was measured again, with the adapter switched off")
+        self.log.event("evaluation", "the model with which training began was measured again")
         self.base = scores
         self.latest = scores
         self._rebuild_history()
@@ -105,6 +105,7 @@ class Evaluator:
             return []
         with self.updater.result():
             scores, images = self._measure()
+        # scores first, then the line: an evaluation counts by its line, see `records`
         self._keep(self.state.iteration, scores, images)
         health = mean_health(self.state.health)
         line = self.log.write("eval", {**scores.metrics(), **train_gaps(scores, health.reward)})
@@ -200,5 +201,6 @@ class Evaluator:
 
     def _read_scores(self, iteration: int) -> HeldOutScores:
         file = self.folder.path / scores_file(iteration)
+        # from the main process, because the others may be on a host without this folder
         table = self.engine.from_main(lambda: read_scores(file).to_json())
         return HeldOutScores.from_json(table)

@@ -42,7 +42,8 @@ FREE = (
 
 CONTENT = {
     "model.path": "model.files",
-    "model.fuse_lora": "model.files.fuse_lora",
+    f"model.fuse_lora.{ITEM}.path": f"model.files.fuse_lora.{ITEM}",
+    "model.start_lora": "model.files.start_lora",
     "data.train": "data.train",
     "data.held_out": "data.held_out",
 }
@@ -138,17 +139,21 @@ def differing_settings(old: Config, new: Config, contents: Mapping[str, Any]) ->
 
 
 def _has_content(key: str, contents: Mapping[str, Any]) -> bool:
-    content = CONTENT.get(key)
-    # a base without known files is compared by its path, although the file of a fused LoRA may be known
-    entries = [entry for entry in contents if entry == content or entry != CONTENT["model.fuse_lora"]]
-    return content is not None and any(_is_about(entry, [content]) for entry in entries)
+    content = CONTENT.get(generic(key))
+    if content is None:
+        return False
+    number = next((part for part in key.split(".") if part.isdecimal()), "")
+    content = content.replace(ITEM, number)
+    # a base without known files is compared by its path, although the files of LoRAs may be known
+    entries = [entry for entry in contents if entry == content or "_lora" not in entry]
+    return any(_is_about(entry, [content]) for entry in entries)
 
 
 def process_values(config: Config) -> dict[str, Any]:
     """Return what all processes of a run must have in common before anything is loaded."""
     values = {}
     for key, value in leaves(config).items():
-        if not _is_about(key, OWN_TO_A_PROCESS) and key not in CONTENT:
+        if not _is_about(key, OWN_TO_A_PROCESS) and generic(key) not in CONTENT:
             values[key] = value
     values |= _under("versions", installation())
     return values | code_values(config) | _under("environment", numeric_variables())

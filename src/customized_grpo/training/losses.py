@@ -34,8 +34,8 @@ class LossTerm:
     Attributes:
         loss: Scalar with gradient; the terms of all processes add up to the update's loss.
         policy: The clipped policy loss in it, with its ratios and counts.
-        kl: Mean KL to the base over the micro-batch's valid samples; NaN without a KL penalty, which alone
-            measures it.
+        kl: Mean KL to the reference model over the micro-batch's valid samples; NaN without a KL penalty,
+            which alone measures it.
     """
 
     loss: Tensor
@@ -56,6 +56,7 @@ class UpdateLoss:
     def __init__(self, config: Config, policy: Policy, sampler: Sampler, partition: Partition) -> None:
         self.train = config.train
         self.policy = policy
+        self.kl_reference = policy.start if config.train.kl_reference == "start" else policy.reference
         self.sampler = sampler
         self.partition = partition
         self.rule: Rule = config.advantage.build()
@@ -145,9 +146,9 @@ class UpdateLoss:
         loss = result.loss * scale
         kl = math.nan
         if self.train.kl_weight:
-            with torch.no_grad(), self.policy.reference():
+            with torch.no_grad(), self.kl_reference():
                 base_mean, _ = self.sampler.transition(self.policy, x, step, conditioning)
-            # The base's transition from the same x: one step apart, not one trajectory.
+            # The reference's transition from the same x: one step apart, not one trajectory.
             divergence = objective.gaussian_kl(mean, base_mean, std)[valid].sum() / n_terms
             loss = loss + self.train.kl_weight * divergence
             # From a share of the update's sum to the mean over this micro-batch, for the log.
