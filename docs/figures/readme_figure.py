@@ -24,7 +24,9 @@ LINE_CHARACTERS = 20
 SEED = 0
 
 
-def draw_rows(runs: Sequence[tuple[str, str]], rows: Sequence[Example]) -> list[tuple[str, list[Image.Image]]]:
+def draw_rows(
+    runs: Sequence[tuple[str, str]], rows: Sequence[Example]
+) -> list[tuple[str, list[Image.Image]]]:
     """Return a labelled row of images for the references, the base and each run, from the same noise.
 
     Args:
