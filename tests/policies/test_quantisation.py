@@ -196,7 +196,7 @@ def test_no_dequantised_weight_waits_for_the_backward_pass(
 
 
 def test_a_lora_is_fused_before_the_base_is_quantised(load_family: Load, tmp_path: Path) -> None:
-    name, inner = "transformer_blocks.0.attn.to_q", 192
+    name, inner = "transformer_blocks.0.attn.to_q", 256
     noise = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, inner, generator=noise), torch.randn(inner, 2, generator=noise)
     tensors = {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}

@@ -112,7 +112,7 @@ def _write_card(out: Path, target: Path, prompts: int) -> None:
     card["leaks"] = measure.leaks(card["rewards"], **_preset_weights(rewards))
     card["clean"] = measure.measure_base(prompts, str(out / "base-clean"))
     card["base"] = measure.measure_base(prompts)
-    card["decisions"] = measure.measure_decisions(prompts // BRANCHING_SHARE)
+    card["decisions"] = measure.measure_decisions(max(2, prompts // BRANCHING_SHARE))
     file.write_text(json.dumps(card, indent=2) + "\n")
 
 
