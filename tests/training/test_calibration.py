@@ -51,8 +51,8 @@ def test_the_file_says_where_its_weights_come_from(weights: Path) -> None:
     assert len(calibration["prompt_weights"]) == 4 and len(calibration["sigmas"]) == 5
     assert all(0.1 <= weight <= 0.9 for weight in calibration["prompt_weights"])
     assert (calibration["sampler"], calibration["eta"], calibration["noisy_steps"]) == (
-        "flow",
-        1.0,
+        "dance",
+        0.8,
         [0, 1, 2],
     )
     assert provenance["recipe"] == "toybox-smoke data.subjects=64 train.group_size=4"
