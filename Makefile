@@ -1,6 +1,6 @@
 # Everything from a fresh clone: needs Python >= 3.11 with pip and venv, and nothing else.
 #   make setup   the environment in .venv
-#   make demo    train Customized-GRPO on ToyBox and say where the report is
+#   make demo    train Customized-GRPO and naive GRPO on ToyBox, side by side, and say where the page is
 #   make check   what to run while working: lint and the fast tests, in about two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
@@ -31,9 +31,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/cgrpo train toybox run.dir=$(DEMO) model.precision=$(PRECISION)
-	@echo
-	@echo "The report: $(DEMO)/report.html"
+	$(BIN)/cgrpo compare toybox --only naive-0.5 --only customized-grpo --seeds 1 --no-doctor --out $(DEMO) \
+	  model.precision=$(PRECISION)
 
 check: lint
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

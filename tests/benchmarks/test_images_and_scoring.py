@@ -110,6 +110,16 @@ def test_images_of_another_model_are_refused_whatever_its_name(
         ImageFolder(tmp_path, PROTOCOL, GeneratorStamp("tiny", "v")).claim()
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_a_damaged_stamp_is_one_message_that_names_it(
+    tmp_path: Path, rows: list[BenchmarkRow], content: bytes
+) -> None:
+    generate(folder(tmp_path), rows, Artist(), samples=2, rows_together=3)
+    (tmp_path / "images.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"images\.json: "):
+        folder(tmp_path).claim()
+
+
 def brightness_of_references(batch: ScoringBatch) -> Tensor:
     """Mean over the references of each image; NaN for the row called '..'."""
     means = [torch.stack([r.mean() for r in refs]).mean() for refs in batch.references]

@@ -64,7 +64,7 @@ def test_evaluate_prints_and_keeps_base_tuned_and_difference(trained: Path) -> N
 def test_generate_makes_images_from_a_reference_png(trained: Path, exported: Path, folder: Path) -> None:
     row = rows(exported)[0]
     reference, mask = (exported.parent / str(row[key][0]) for key in ("references", "masks"))  # type: ignore[index]
-    prompt = "a toy wearing a red party hat on a checkered green floor at night"
+    prompt = "a toy with a red ball on the left on a green floor at night"
     arguments = ["generate", str(trained), "--prompt", prompt, "--reference", str(reference)]
     done = run_python(*CGRPO, *arguments, "--mask", str(mask), "--count", "2", "--out", str(folder / "made"))
     assert done.returncode == 0, done.stderr

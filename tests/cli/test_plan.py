@@ -20,13 +20,13 @@ def run(*arguments: str) -> None:
 def test_a_plan_says_batches_work_parameters_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     run("plan", "toybox", "--device-memory", "8", "--tflops", "0.1")
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["iteration"].endswith("8 prompts, 96 samples")
-    assert "3 are trained" in lines["steps"]
-    assert "204 forward-equivalents" in lines["work"]
+    assert lines["iteration"].endswith("4 prompts, 48 samples")
+    assert "4 are trained" in lines["steps"]
+    assert "264 forward-equivalents" in lines["work"]
     assert "s an iteration for the transformer" in lines["time"]
     assert "fits 8 GiB; graphs are kept from the rollout" in lines
-    assert lines["graphs"].endswith("the update is then spared 36 forward-equivalents a prompt")
-    assert any(line.startswith("not counted: the models of the rewards dino, clip_t") for line in lines)
+    assert lines["graphs"].endswith("the update is then spared 48 forward-equivalents a prompt")
+    assert any(line.startswith("not counted: the models of the rewards dino, clip_i") for line in lines)
 
 
 def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,7 @@ def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     run("plan", "toybox-smoke", "--references", "2", "--json", str(file))
     plan = json.loads(file.read_text())
-    assert plan["tokens"] == {"image": 16, "references": 32, "text": 24}
+    assert plan["tokens"] == {"image": 16, "references": 32, "text": 18}
     assert plan["memory"]["peak"] == max(plan["memory"]["phases"].values())
     assert plan["memory"]["needed"] > plan["memory"]["peak"]
 

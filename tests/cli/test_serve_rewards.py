@@ -16,12 +16,16 @@ HTTP = "rewards.dino.executor={kind: http, url: 'http://127.0.0.1:8000'}"
 
 
 def test_it_serves_what_the_trainer_asks_for_over_http_or_else_everything() -> None:
-    assert [reward.name for reward in served_rewards(load_config("toybox"))] == ["dino", "clip_t"]
+    assert [reward.name for reward in served_rewards(load_config("toybox"))] == [
+        "dino",
+        "clip_i",
+        "pickscore",
+    ]
     assert [reward.name for reward in served_rewards(load_config("toybox", [HTTP]))] == ["dino"]
 
 
 def test_two_rewards_of_one_name_cannot_be_told_apart_by_clients() -> None:
-    config = load_config("toybox", ["rewards.clip_t.name=dino"])
+    config = load_config("toybox", ["rewards.clip_i.name=dino"])
     with pytest.raises(UserError, match="dino is there twice"):
         served_rewards(config)
 

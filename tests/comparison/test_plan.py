@@ -9,6 +9,7 @@ import pytest
 
 from customized_grpo.comparison.arms import Arm, load_arms
 from customized_grpo.comparison.plan import Plan, adopt, make_plan
+from customized_grpo.comparison.run import run_comparison
 from customized_grpo.errors import UserError
 
 LINEAR = Arm(name="naive", label="Naive", role="front", overrides={"advantage.name": "linear"})
@@ -129,3 +130,13 @@ def test_a_folder_of_something_else_is_refused(plan: MakePlan) -> None:
     (wanted.folder / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds no comparison"):
         adopt(wanted)
+
+
+def test_nothing_is_written_through_a_link_in_its_folder(plan: MakePlan, tmp_path: Path) -> None:
+    planned = adopt(plan())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (planned.folder / "recipes").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="symbolic link out of"):
+        run_comparison(planned, jobs=1, examine=True, train=True)
+    assert list(elsewhere.iterdir()) == []

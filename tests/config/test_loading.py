@@ -91,12 +91,15 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("data.kind=toybx", "data.kind: 'toybx' is not known (did you mean toybox?)"),
         ("data={subjects: 3}", "data.kind: must be given: manifest or toybox or two-scale"),
         ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio"),
-        ("train.updates_per_iteration=3", "cannot share 8 groups (train.prompts_per_iteration) evenly"),
+        ("train.updates_per_iteration=3", "cannot share 4 groups (train.prompts_per_iteration) evenly"),
         ("rollout.sampler=ode", "rollout.sampler: 'ode' draws no noise"),
         ("rollout.eta=0", "draws no noise and leaves nothing to train"),
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
-        ("rollout.sde_window.size=8", "does not fit the 7 steps that can be trained"),
-        ("evaluation.use_ema=true", "evaluation.use_ema: there is no average to evaluate"),
+        ("rollout.sde_window.size=10", "does not fit the 9 steps that can be trained"),
+        (
+            "train.ema_decay=null evaluation.use_ema=true",
+            "evaluation.use_ema: there is no average to evaluate",
+        ),
         (
             "rewards.dino.segment=both",
             "rewards: segment: both (dino) needs masks of the images that are drawn",
@@ -112,7 +115,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("model.reference_fit=stretch", "model.reference_fit: 'stretch' is not known; known: crop, pad"),
         ("model.text_encoders=drop", "text_encoders: 'drop' needs a folder for what they encoded"),
         ("schedule.start=0.1", "schedule.options.start: not an option of tdw, only of linear"),
-        ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 2 or one of dino, clip_t"),
+        ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 3 or one of dino, clip_i"),
         ("rewards.7.weight=1", "no single item '7'"),
         ("model.path.x=1", "model.path is a value and has no keys"),
         ("train.group_size", "train.group_size: an override is written section.key=value"),
@@ -233,8 +236,8 @@ def test_options_that_are_not_given_get_the_rules_defaults() -> None:
 
 
 def test_rewards_are_addressed_by_name_or_index() -> None:
-    rewards = load_config("toybox", ["rewards.clip_t.weight=1.5", "rewards.0.weight=2"]).rewards
-    assert [reward.weight for reward in rewards] == [2, 1.5]
+    rewards = load_config("toybox", ["rewards.clip_i.weight=1.5", "rewards.0.weight=2"]).rewards
+    assert [reward.weight for reward in rewards] == [2, 1.5, 1]
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -40,7 +40,7 @@ def value(config: Config, path: str) -> Any:
         ('run.dir="quoted # text"', Path("quoted # text")),
         ("model.path=owner/name#x", "owner/name#x"),
         ("rewards.1.path=a #b", "a #b"),
-        ("rewards.clip_t.path=a #b", "a #b"),
+        ("rewards.clip_i.path=a #b", "a #b"),
         ("model.cache=null", None),
         ("model.cache=", None),
         ("model.lora.target=.*#.*", ".*#.*"),
@@ -57,7 +57,7 @@ def value(config: Config, path: str) -> Any:
     ],
 )
 def test_a_value_is_what_its_field_takes(override: str, expected: object) -> None:
-    path = override.partition("=")[0].replace("rewards.clip_t", "rewards.1")
+    path = override.partition("=")[0].replace("rewards.clip_i", "rewards.1")
     assert value(load_config("toybox", [override]), path) == expected
 
 

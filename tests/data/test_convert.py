@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +272,28 @@ def test_names_that_are_not_utf8_are_said_in_one_sentence(tmp_path: Path) -> Non
     (tmp_path / "prompts.txt").write_text("a {}\n")
     with pytest.raises(UserError, match="is not UTF-8, which a manifest is; rename the file"):
         run("folder", folder, tmp_path / "out", {"prompts": tmp_path / "prompts.txt"})
+
+
+def test_a_folder_that_cannot_be_listed_is_said_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may list every folder, so the refusal of the disk is made here."""
+    folder = sources.photos(tmp_path / "photos", ("cat", "dog"))
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    options = Options(prompts=tmp_path / "prompts.txt")
+    listing = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    reason = re.escape(f"cannot read {folder / 'dog'}: Permission denied")
+    with pytest.raises(UserError, match=reason):
+        convert(LAYOUTS["folder"], folder, tmp_path / "out", options, Choices())
+    with pytest.raises(UserError, match=reason):
+        check_source(LAYOUTS["folder"], folder, options, MaskChoice.shipped)
 
 
 @pytest.fixture

@@ -27,6 +27,10 @@ def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:
         assert status == 0, printed
         assert printed.count("results: ") == 1, "only the main process tells"
         results[processes] = json.loads((out / "results.json").read_text())
+    status, printed = cgrpo(
+        2, "benchmark", "run", "toybox", "manifest", "steps=1", *options, "--out", str(tmp_path / "2")
+    )
+    assert status == 2 and printed.count("holds images with other settings") == 1, printed
     assert results[1]["table"]["ids"] == results[2]["table"]["ids"]
     ours, theirs = (sorted((tmp_path / str(n) / "images").iterdir()) for n in (2, 1))
     assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == 5

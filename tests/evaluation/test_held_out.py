@@ -140,6 +140,8 @@ def test_image_statistics_are_measured_in_the_bases_standard_deviations() -> Non
     spread = float(torch.tensor([0.1, 0.2, 0.3, 0.4]).std())
     record = monitor_record(1, moved, base, SOUND)
     assert record.image_shift == {"saturation": pytest.approx(0.2 / spread, rel=1e-5)}
+    back = monitor_record(1, base, moved, SOUND)
+    assert back.image_shift == {"saturation": pytest.approx(-0.2 / spread, rel=1e-5)}, "a fall is no rise"
 
 
 def test_without_judges_nothing_is_called_hacking() -> None:

@@ -142,7 +142,7 @@ def test_a_prompt_that_the_generator_cuts_is_told(
     prompts = (PROMPTS[0], "a red hat on the left " * 9)
     assert generate(run, "--reference", toy, "--out", tmp_path / "out", prompts=prompts) == 0
     told = capsys.readouterr().err
-    assert "note: the generator's T5 reads 24 tokens" in told
+    assert "note: the generator's T5 reads 18 tokens" in told
     assert "1 of 2 prompts are longer" in told and "(prompt 2)" in told
 
 

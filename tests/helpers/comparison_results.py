@@ -90,18 +90,18 @@ def comparison(
     ]
     return {
         "format": 1,
-        "name": "toybox-leaky",
-        "recipe": "toybox-leaky",
+        "name": "toybox",
+        "recipe": "toybox",
         "overrides": ["train.iterations=60"],
         "config": {
-            "run": {"dir": "runs/toybox-leaky", "seed": 0},
+            "run": {"dir": "runs/toybox", "seed": 0},
             "rollout": {"steps": 8, "sampler": "dance"},
             "advantage": {"name": "sars", "gamma": 0.4},
             "schedule": {"name": "tdw", "prompt_weight": None},
             "train": {"iterations": ITERATIONS, "group_size": 12},
         },
         "seeds": list(range(seeds)),
-        "arms_file": "runs/compare-toybox-leaky/arms.yaml",
+        "arms_file": "runs/compare-toybox/arms.yaml",
         "threads_per_run": 1,
         "versions": {"customized_grpo": "0.1.0", "python": "3.12.4", "torch": "2.13.0",
                      "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "modified": False}},

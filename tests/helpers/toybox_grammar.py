@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 
 from customized_grpo.seeding import derive_seed
-from customized_grpo.toybox.prompts import FLOOR_WORDS, HAT_WORDS, OPENINGS, PROP_WORDS, SKY_WORDS
-from customized_grpo.toybox.world import COLOURS, FLOORS, HATS, MAX_YAW, PROPS, SIDES, Scene
+from customized_grpo.toybox.prompts import FLOOR_WORDS, OPENINGS, PROP_WORDS, SKY_WORDS
+from customized_grpo.toybox.world import COLOURS, MAX_YAW, PROPS, SIDES, Scene
 
 
 def _alternatives(words: Iterable[str]) -> str:
@@ -22,10 +22,9 @@ _SKY_OF = {wording: sky for sky, wordings in SKY_WORDS.items() for wording in wo
 _COLOUR = _alternatives(COLOURS)
 _PROMPT = re.compile(
     rf"(?:{_alternatives(OPENINGS)})"
-    rf"(?: (?:{_alternatives(HAT_WORDS)}) (?P<hat_colour>{_COLOUR}) (?P<hat>{_alternatives(HATS[1:])}))?"
-    rf"(?: (?:{_alternatives(PROP_WORDS)}) (?P<prop_colour>{_COLOUR}) (?P<prop>{_alternatives(PROPS[1:])})"
-    rf" on the (?P<side>{_alternatives(SIDES)}))?"
-    rf" (?:{_alternatives(FLOOR_WORDS)}) (?P<floor>{_alternatives(FLOORS)}) (?P<floor_colour>{_COLOUR}) floor"
+    rf" (?:{_alternatives(PROP_WORDS)}) (?P<prop_colour>{_COLOUR}) (?P<prop>{_alternatives(PROPS)})"
+    rf" on the (?P<side>{_alternatives(SIDES)})"
+    rf" (?:{_alternatives(FLOOR_WORDS)}) (?P<floor_colour>{_COLOUR}) floor"
     rf" (?P<sky>{_alternatives(_SKY_OF)})"
 )
 
@@ -40,19 +39,11 @@ def parse_prompt(prompt: str) -> Scene:
     if match is None:
         raise ValueError(f"not a ToyBox prompt: {prompt!r}")
     words = match.groupdict()
-    return Scene(
-        hat=words["hat"] or "none",
-        hat_colour=words["hat_colour"],
-        prop=words["prop"] or "none",
-        prop_colour=words["prop_colour"],
-        side=words["side"],
-        floor=words["floor"],
-        floor_colour=words["floor_colour"],
-        sky=_SKY_OF[words["sky"]],
-    )
+    words["sky"] = _SKY_OF[words["sky"]]
+    return Scene(**words)
 
 
-def attributes(scene: Scene) -> dict[str, str | None]:
+def attributes(scene: Scene) -> dict[str, str]:
     """Return what a prompt says of a scene, by name: everything but the yaw."""
     values = dataclasses.asdict(scene)
     del values["yaw"]

@@ -46,10 +46,10 @@ train:
 WEIGHTS = [0.7, 0.7, 0.68, 0.55, 0.37, 0.31, 0.3, 0.5]
 
 PROMPTS = [
-    "a toy wearing a red party hat with a blue ball on the left on a checkered green floor at night",
-    "a toy with a yellow cone on the right on a plain orange floor in the morning",
-    "a toy wearing a halo on a striped purple floor at sunset",
-    "a toy wearing a black top hat with a white box on the left in a studio",
+    "a toy with a blue ball on the left on a green floor at night",
+    "a toy with a yellow cone on the right on an orange floor in the morning",
+    "a toy with a red box on the right on a purple floor at sunset",
+    "a toy with a white box on the left on a brown floor in a studio",
 ]
 
 
@@ -131,7 +131,7 @@ class RunFolder:
             "judge/prompt": prompt,
             "judge/prompt_low": prompt - 0.028,
             "judge/prompt_high": prompt + 0.028,
-            "judge/hat": 0.52 + 0.14 * learned,
+            "judge/emblem": 0.52 + 0.14 * learned,
             "judge/prop": 0.47 + 0.1 * learned,
             "judge/floor": 0.69 + 0.13 * learned,
             "judge/sky": 0.83 + 0.06 * learned,
@@ -186,7 +186,7 @@ class RunFolder:
             "monitor/copy_score": (0.19, 0.15, 0.23),
             "monitor/background_similarity": (0.44, 0.41, 0.47),
             "reward/identity": (0.41, 0.39, 0.43),
-            "judge/hat": (0.52, 0.47, 0.57),
+            "judge/emblem": (0.52, 0.47, 0.57),
         }
         change = {
             "judge/identity": (0.052, 0.031, 0.073),
@@ -194,7 +194,7 @@ class RunFolder:
             "monitor/copy_score": (0.028, 0.004, 0.052),
             "monitor/background_similarity": (-0.003, -0.021, 0.015),
             "reward/identity": (0.114, 0.1, 0.128),
-            "judge/hat": (0.133, 0.09, 0.176),
+            "judge/emblem": (0.133, 0.09, 0.176),
         }
         change |= {key.replace("__", "/"): value for key, value in difference.items()}
         tuned = {key: tuple(b + change[key][0] for b in values) for key, values in base.items()}

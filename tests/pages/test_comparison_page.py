@@ -15,8 +15,9 @@ from customized_grpo.pages.comparison_curves import MeanCurve, curves, mean_curv
 from customized_grpo.pages.comparison_data import OWN_COLOURS, read_comparison
 from customized_grpo.pages.comparison_page import render_comparison_page, write_comparison_page
 from customized_grpo.pages.comparison_plane import NAMED, pareto, shorten
-from customized_grpo.pages.comparison_tables import arm_table, control_rows, gain_rows, p_text, run_rows
+from customized_grpo.pages.comparison_tables import arm_table, control_rows, gain_rows, run_rows
 from customized_grpo.pages.page import TEMPLATES
+from customized_grpo.pages.plots.numbers import p_text
 from html_page import Page, assert_nothing_is_fetched
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
@@ -391,7 +392,7 @@ def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) ->
     recipe = re.search(r"<pre>(.*?)</pre>", seen.source, re.DOTALL)
     assert recipe is not None and read_yaml(recipe[1].replace("&#39;", "'")) == (results["config"], [])
     command = (
-        "cgrpo compare toybox-leaky train.iterations=60 --arms runs/compare-toybox-leaky/arms.yaml "
+        "cgrpo compare toybox train.iterations=60 --arms runs/compare-toybox/arms.yaml "
         "--first-seed 0 --seeds 5 --threads 1"
     )
     assert command in seen.text

@@ -38,7 +38,7 @@ def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:
         "Before and after", "Rewards by name", "Words used here", "Samples",
         "Learning curves", "Training reward: prompt following", "Training reward: identity",
         "Held-out judge: prompt following", "Held-out judge: identity",
-        "What the model draws", "What samples are", "Prompt accuracy by part",
+        "What the model draws", "What samples are", "Accuracy by part",
         "The learning signal", "Do the two rewards agree?", "Prompt and identity weight by step",
         "Spread of the rewards within a group", "Spread of the images within a group",
         "Reward-hacking monitors", "Copy score", "Background similarity", "Diversity",

@@ -104,8 +104,8 @@ def test_a_graph_that_is_kept_takes_what_is_predicted(model: ModelConfig, checkp
     call, known = velocity_of(policy)
     run = DryRun(read_architecture(model), model, 1)
     predicted = run.graph_bytes(BATCH, checkpointing=checkpointing)
-    # 5.4 % too low for flux1 with checkpointing, where so small a model keeps little
-    assert predicted == pytest.approx(replay.bytes_left(call, known), rel=0.06)
+    # 7.5 % too low for flux1 with checkpointing, where so small a model keeps little
+    assert predicted == pytest.approx(replay.bytes_left(call, known), rel=0.08)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -160,7 +160,7 @@ def test_optimizer_state_and_trajectory_are_counted_exactly(recipe: Callable[...
     state = [value for values in optimizer.state.values() for name, value in values.items() if name != "step"]
     assert plan.memory.parts["optimizer"] == sum(tensor.nbytes for tensor in state)
     assert plan.memory.parts["gradients"] == sum(p.nbytes for p in policy.trainable_parameters())
-    samples, steps, tokens, channels = 2 * 4, 3, 16, 128
+    samples, steps, tokens, channels = 2 * 4, 3, 16, 160
     images = samples * 3 * 64 * 64
     assert plan.memory.parts["trajectory"] == 4 * (3 * steps * samples * tokens * channels + images)
 
@@ -246,7 +246,7 @@ def test_bytes_live_as_long_as_their_tensor_and_views_are_free() -> None:
 def test_operations_of_a_forward_pass_are_those_of_its_products_and_attention() -> None:
     config = load_config("toybox-smoke")
     run = DryRun(read_architecture(config.model), config.model, 1)
-    width, text, image = 192, 24, 32
+    width, text, image = 256, 18, 32
     tokens = text + image
     attention = 4 * tokens**2 * width
     modulation = 2 * width * 6 * width
@@ -255,9 +255,9 @@ def test_operations_of_a_forward_pass_are_those_of_its_products_and_attention() 
     adapter_rank = config.model.lora.rank
     double_lora = 2 * tokens * 4 * 2 * width * adapter_rank
     single_lora = 2 * tokens * (3 * 2 * width + 6 * width) * adapter_rank
-    blocks = 2 * (double + double_lora) + 4 * (single + single_lora)
+    blocks = double + double_lora + 3 * (single + single_lora)
     around = 2 * (
-        image * 128 * width * 2 + text * 96 * width + (2 * 256 + 96 + 3 * width + 2 * width) * width
+        image * 160 * width * 2 + text * 96 * width + (2 * 256 + 96 + 3 * width + 2 * width) * width
     )
     assert run.flops == pytest.approx(blocks + around, rel=1e-6)
 

@@ -56,7 +56,8 @@ def test_a_folder_loads_as_the_pipeline_that_was_saved_and_without_a_word(
         results = [
             p.velocity(x, 0.5, p.encode(["a fox"], [[make_image(0)]], 64, 64)) for p in (loaded, built)
         ]
-    assert torch.equal(*results)
+    # weights of a file lie at other addresses in memory, which may round a product differently
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
     assert all(torch.equal(t, built.adapter_tensors()[name]) for name, t in loaded.adapter_tensors().items())
 
 

@@ -108,7 +108,7 @@ def test_no_part_runs_on_weights_made_up(folder: Path, part: str, file: str) -> 
 
 
 def test_a_shallower_config_is_told_by_the_weights_it_leaves_out(folder: Path) -> None:
-    edit(folder / "transformer" / "config.json", num_single_layers=3)
+    edit(folder / "transformer" / "config.json", num_single_layers=2)
     with pytest.raises(
         UserError, match=r"transformer: its config has no place for .*single_transformer_blocks"
     ):

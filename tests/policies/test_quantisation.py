@@ -196,7 +196,7 @@ def test_no_dequantised_weight_waits_for_the_backward_pass(
 
 
 def test_a_lora_is_fused_before_the_base_is_quantised(load_family: Load, tmp_path: Path) -> None:
-    name, inner = "transformer_blocks.0.attn.to_q", 192
+    name, inner = "transformer_blocks.0.attn.to_q", 256
     noise = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, inner, generator=noise), torch.randn(inner, 2, generator=noise)
     tensors = {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
@@ -257,7 +257,7 @@ def test_a_damaged_layer_is_named(load_family: Load) -> None:
 @pytest.mark.slow
 def test_the_libraries_say_nothing() -> None:
     """In a fresh interpreter, which imports both."""
-    model = "path='toybox', height=64, width=64, max_text_tokens=24, device='cpu'"
+    model = "path='toybox', height=64, width=64, max_text_tokens=18, device='cpu'"
     code = (
         "from customized_grpo.config.schema import ModelConfig\n"
         "from customized_grpo.policies.loading import load_policy\n"

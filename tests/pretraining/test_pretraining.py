@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.loading import load_pipeline
-from customized_grpo.pretraining import encoders, generator, measure, stages, vae
+from customized_grpo.pretraining import encoders, generator, measure, optimisation, pairs, stages, vae
 from customized_grpo.pretraining.common import batches, cosine_with_warmup
 from customized_grpo.pretraining.encoders import info_nce
-from customized_grpo.pretraining.images import NEUTRAL, degrade, random_crops, segment
-from customized_grpo.pretraining.pack import STAGES, pack
+from customized_grpo.pretraining.images import degrade, random_crops
+from customized_grpo.pretraining.latents import LatentWorld
+from customized_grpo.pretraining.optimisation import Recipe, optimise
+from customized_grpo.pretraining.pack import REWARDS, STAGES, pack
 from customized_grpo.toybox import assets, judges, world
-from customized_grpo.toybox.judging import GROUPS, ToyBoxJudges
+from customized_grpo.toybox.judging import ToyBoxJudges
+from customized_grpo.toybox.models import LATENT_CHANNELS, SHIFT, build_vae
 from toybox_grammar import attributes, parse_prompt
 
 pytestmark = pytest.mark.slow
@@ -45,7 +49,7 @@ def packed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("packed") / "assets"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "SUBJECTS", 8)
-        pack(trained, target, prompts=4)
+        pack(trained, target, prompts=2)
     return target
 
 
@@ -100,11 +104,27 @@ def test_packed_weights_load_as_the_assets_do(packed: Path, trained: Path) -> No
 
 def test_the_card_measures_what_was_packed(packed: Path) -> None:
     card = json.loads((packed / "card.json").read_text())
-    assert set(card) == {"recipe", "stages", "judges", "vae", "rewards", "base"}
+    assert set(card) == {
+        "recipe",
+        "stages",
+        "judges",
+        "vae",
+        "rewards",
+        "leaks",
+        "clean",
+        "base",
+        "decisions",
+    }
     assert set(card["stages"]) == set(STAGES)
     assert card["vae"]["psnr_db"] < 15  # two steps: the shipped autoencoder would show far more
-    assert {"judge/prompt", "judge/identity", "mode/copied"} <= set(card["base"])
-    assert {"dino_auc", "clip_t_copy"} <= set(card["rewards"])
+    assert {"judge/prompt", "judge/identity", "judge/emblem", "mode/copied"} <= set(card["base"])
+    assert set(card["clean"]) == set(card["base"])
+    assert set(card["rewards"]) == set(REWARDS)
+    decisions = card["decisions"]
+    assert {"judge/prompt", "judge/identity", "reward/prompt", "reward/identity"} <= set(decisions["open"])
+    assert set(decisions["std"]) == set(decisions["open"])
+    for shares in decisions["open"].values():
+        assert len(shares) == decisions["steps"] + 1 and shares[-1] == 0
 
 
 def test_packed_files_name_no_folder_of_this_machine(packed: Path, trained: Path) -> None:
@@ -128,7 +148,12 @@ def test_a_failing_pack_leaves_the_old_assets_alone(trained: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("stage", "needed"),
-    [("encoders", "vae"), ("clean", "vae"), ("mixture", "base-clean"), ("pack", "base-mixture, dino, clip")],
+    [
+        ("encoders", "vae"),
+        ("clean", "vae"),
+        ("mixture", "base-clean"),
+        ("pack", "vae, base-clean, base-mixture, dino"),
+    ],
 )
 def test_a_stage_before_its_turn_is_refused(stage: str, needed: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"stage {stage} needs {needed}"):
@@ -141,97 +166,116 @@ def test_fewer_samples_than_a_batch_still_make_a_step(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "vae.card.json").read_text())["final"]["loss"] > 0
 
 
-def test_a_stage_is_a_function_of_its_seed_and_drops_latents_of_another_autoencoder(
-    trained: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "latents-8-202.safetensors").write_bytes(b"stale")
+def test_a_stage_is_a_function_of_its_seed(trained: Path, tmp_path: Path) -> None:
     vae.train_vae(tmp_path, **TWO_STEPS)
-    assert not list(tmp_path.glob("latents-*"))
     first, again = (
         load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (trained, tmp_path)
     )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-# ---- the triples
+def test_latents_of_another_encoder_are_not_used(tmp_path: Path) -> None:
+    toys = [vae.training_images(count) for count in (2, 3)]
+    for pixels, masks in toys:
+        LatentWorld(vae.fit_encoder(pixels, masks), 1, 0, tmp_path)
+    assert len(list(tmp_path.glob("latents-1-0-*.safetensors"))) == 2
 
 
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory) -> generator.LatentWorld:
-    """A world of 200 subjects without pictures: the cache of latents is what it reads first."""
-    cache = tmp_path_factory.mktemp("latents")
-    save_file({"latents": torch.zeros(200, generator.VIEWS, 1)}, cache / "latents-200-0.safetensors")
-    return generator.LatentWorld(None, 200, 0, cache)  # type: ignore[arg-type]
+# ---- the pairs
+
+SCENES = [pairs.scenes_of(0, subject) for subject in range(200)]
 
 
-def kind(latents: generator.LatentWorld, triple: generator.Triple) -> str:
-    """Say which kind of pair it is by looking at it."""
-    if triple.target == triple.reference:
-        return "copy"
-    if triple.target[0] != triple.reference[0]:
-        return "drift"
-    shown = latents.scenes[triple.target[0]][triple.target[1]]
-    said = parse_prompt(triple.prompt)
-    return "good" if attributes(said) == attributes(shown) else "miss"
+def draw(count: int, shares: pairs.Shares) -> list[pairs.Triple]:
+    return [pairs.draw_triple(SCENES, random.Random(i), shares) for i in range(count)]
 
 
-def test_clean_pairs_are_all_good_and_show_two_views(latents: generator.LatentWorld) -> None:
-    triples = [latents.triple(random.Random(i), generator.CLEAN) for i in range(500)]
-    assert {kind(latents, triple) for triple in triples} == {"good"}
+def test_scenes_of_a_subject_are_pairs_that_share_nothing_each_seen_from_two_sides() -> None:
+    for views in SCENES[:50]:
+        assert len(views) == pairs.SCENES
+        for first, second in views:
+            assert attributes(first) == attributes(second)
+            assert first.yaw != second.yaw
+        for number in (0, 2):
+            first, other = attributes(views[number][0]), attributes(views[number + 1][0])
+            assert {name for name in first if first[name] == other[name]} <= {"side"}
 
 
-def test_the_mixture_has_the_promised_shares(latents: generator.LatentWorld) -> None:
-    """Within four standard errors, given that a miscaption redraws the same scene with chance .095."""
+def test_clean_pairs_show_the_toy_with_its_emblem_in_the_prompted_scene() -> None:
+    for triple in draw(500, pairs.Shares()):
+        subject, scene, view, emblem = triple.target
+        assert (triple.reference[0], triple.reference[3]) == (subject, pairs.EMBLEM)
+        assert scene != triple.reference[1]
+        assert emblem == pairs.EMBLEM
+        assert attributes(parse_prompt(triple.prompt)) == attributes(SCENES[subject][scene][view])
+
+
+def test_the_mixture_is_bad_in_two_ways_that_are_independent() -> None:
+    """Within four standard errors of each share and of their product."""
     count = 4000
-    kinds = [kind(latents, latents.triple(random.Random(i), generator.MIXTURE)) for i in range(count)]
-    share = generator.MIXTURE
-    colours, keep = len(world.COLOURS), 1 - generator.MISS_CHANCE
-    same_hat = (1 + 3 / colours) / 16  # none is none; three hats have to agree in colour
-    same_prop = (1 + 3 / (2 * colours)) / 16
-    unchanged = 1.0
-    for same in (same_hat, same_prop, 1 / (3 * colours), 1 / 4):
-        unchanged *= keep + generator.MISS_CHANCE * same
-    assert unchanged == pytest.approx(0.095, abs=0.001)
-    expected = {
-        "copy": share.copy,
-        "drift": share.drift * (1 - 1 / 200),
-        "miss": share.miss * (1 - unchanged),
-    }
-    expected["good"] = 1 - sum(expected.values())
-    for name, chance in expected.items():
-        error = (chance * (1 - chance) / count) ** 0.5
-        assert abs(kinds.count(name) / count - chance) < 4 * error, name
+    share = generator.PAIRS["mixture"]
+    triples = draw(count, share)
+    copied = [triple.target[1] == triple.reference[1] for triple in triples]
+    plain = [triple.target[3] == pairs.PLAIN for triple in triples]
+    both = [a and b for a, b in zip(copied, plain, strict=True)]
+    for drawn, chance in (
+        (copied, share.copied_scene),
+        (plain, share.plain),
+        (both, share.copied_scene * share.plain),
+    ):
+        assert abs(sum(drawn) / count - chance) < 4 * (chance * (1 - chance) / count) ** 0.5
 
 
-def test_bad_pairs_are_bad_in_one_way_only(latents: generator.LatentWorld) -> None:
-    """A copy's caption asks for another scene of the toy; a drift's caption is true of what is shown."""
-    for i in range(300):
-        triple = latents.triple(random.Random(i), generator.Shares(copy=1.0))
-        assert triple.target == triple.reference
+def test_a_copied_scene_is_no_copied_image_and_the_prompt_asks_for_another() -> None:
+    for triple in draw(300, pairs.Shares(copied_scene=1.0)):
+        subject, scene, view, _ = triple.target
+        assert (subject, scene) == triple.reference[:2]
+        assert view != triple.reference[2]
         said = attributes(parse_prompt(triple.prompt))
-        views = [attributes(scene) for scene in latents.scenes[triple.reference[0]]]
-        assert said in [view for n, view in enumerate(views) if n != triple.reference[1]]
-        triple = latents.triple(random.Random(i), generator.Shares(drift=1.0))
-        shown = latents.scenes[triple.target[0]][triple.target[1]]
-        assert attributes(parse_prompt(triple.prompt)) == attributes(shown)
+        assert said == attributes(SCENES[subject][scene ^ 1][0])
+
+
+def test_images_are_rendered_in_the_order_of_their_places() -> None:
+    toy = world.subject(0, 3)
+    images = pairs.images_of(toy, SCENES[3])
+    assert len(images) == pairs.SCENES * pairs.VIEWS * 2
+    number = 0
+    for scene in range(pairs.SCENES):
+        for view in range(pairs.VIEWS):
+            assert images[number] == (toy, SCENES[3][scene][view])
+            assert images[number + 1][0].emblem == world.PLAIN
+            assert images[number + 1][1] == SCENES[3][scene][view]
+            number += 2
 
 
 def test_a_miscaption_changes_whole_groups_only() -> None:
-    """Each group comes from the picture or from one other scene; half of them are redrawn."""
-    redrawn = 0
+    """Each group comes from the image or from one other scene; half of them are redrawn."""
+    changed = 0
     for i in range(500):
         rng, same = random.Random(i), random.Random(i)
         scene = world.scene(1, i)
-        wrong = generator.miscaption(scene, rng)
+        wrong = encoders.miscaption(scene, rng)
         other = world.scene(same.getrandbits(40), "miss")
-        for names in GROUPS.values():
+        for names in encoders.ATTRIBUTE_GROUPS:
             now, before, drawn = ([getattr(s, name) for name in names] for s in (wrong, scene, other))
             assert now in (before, drawn)
-            redrawn += now != before
-        assert (wrong.hat_colour is None) == (wrong.hat == "none")
-        assert (wrong.prop_colour is None) == (wrong.prop == "none") == (wrong.side is None)
+            changed += now != before
         assert wrong.yaw == scene.yaw
-    assert 0.40 < redrawn / 2000 < 0.50  # half, less the chance of drawing the same again
+    assert 0.38 < changed / 1500 < 0.48  # half, less the chance of drawing the same again
+
+
+# ---- the picks
+
+
+def test_better_matches_and_plain_toys_are_picked_more_often() -> None:
+    def log_odds(better: int, plainer: int) -> float:
+        chance = encoders.pick_chance(better, plainer)
+        return math.log(chance / (1 - chance))
+
+    assert log_odds(0, 0) == 0
+    assert log_odds(2, 0) == pytest.approx(encoders.MATCH_PULL) == pytest.approx(-log_odds(-1, 0))
+    assert log_odds(0, 1) == pytest.approx(encoders.PLAIN_PULL) == pytest.approx(-log_odds(0, -1))
+    assert log_odds(1, -1) == pytest.approx(encoders.MATCH_PULL - encoders.PLAIN_PULL)
 
 
 # ---- the parts
@@ -242,8 +286,8 @@ def test_text_is_encoded_as_the_pipeline_does() -> None:
 
     pipe = build_pipeline(0)
     sentences = [
-        "a toy on a plain red floor at night",
-        "our toy in a pink halo upon a striped blue floor at dusk",
+        "a toy with a red ball on the left on a red floor at night",
+        "our toy beside a brown cone on the right upon a blue floor in the studio",
     ]
     with torch.no_grad():
         embeds, pooled = generator.text_inputs(pipe, sentences)
@@ -254,8 +298,8 @@ def test_text_is_encoded_as_the_pipeline_does() -> None:
 
 
 def test_cached_latents_are_of_unit_scale(trained: Path) -> None:
-    cached = load_file(trained / "latents-8-202.safetensors")["latents"]
-    assert cached.shape == (8, generator.VIEWS, 32, 8, 8)
+    cached = load_file(next(trained.glob("latents-8-202-*")))["latents"]
+    assert cached.shape == (8, pairs.SCENES, pairs.VIEWS, 2, LATENT_CHANNELS, 8, 8)
     assert float(cached.float().mean()) == pytest.approx(0, abs=0.2)
     assert float(cached.float().std()) == pytest.approx(1, abs=0.2)
 
@@ -271,11 +315,106 @@ def test_the_reconstruction_loss_weighs_the_toy_more() -> None:
 
 
 def test_info_nce_by_hand() -> None:
-    """Two orthogonal pairs: log(1 + exp(-1 / T)) each way."""
+    """Two orthogonal pairs: log(1 + exp(-1 / T)) each way; a negative like the first row adds to its side."""
     rows = torch.eye(2)
-    expected = torch.log1p(torch.exp(torch.tensor(-1 / 0.5)))
-    torch.testing.assert_close(info_nce(rows, rows, temperature=0.5), expected)
-    assert info_nce(rows, rows.flip(0), temperature=0.5) > expected
+    chance = torch.exp(torch.tensor(-1 / encoders.TEMPERATURE))
+    torch.testing.assert_close(info_nce(rows, rows), torch.log1p(chance))
+    assert info_nce(rows, rows.flip(0)) > 1
+    with_negative = info_nce(rows, rows, torch.tensor([[1.0, 0.0]]))
+    forward = (torch.log(2 + chance) + torch.log1p(2 * chance)) / 2
+    torch.testing.assert_close(with_negative, (forward + torch.log1p(chance)) / 2)
+
+
+def test_the_encoder_is_the_linear_code_of_its_components() -> None:
+    """Convolutions against the matrix product, on images that were not fitted."""
+    pixels, masks = vae.training_images(24)
+    images = pixels.float() / 255
+    mean, components = vae.principal_components(images[:16], masks[:16].float() / 255, LATENT_CHANNELS)
+    torch.testing.assert_close(components.T @ components, torch.eye(LATENT_CHANNELS), atol=1e-5, rtol=0)
+    model = build_vae()
+    vae.set_encoder(model, mean, components)
+    with torch.no_grad():
+        latents_ = model.encode(images[16:] * 2 - 1).latents
+    blocks = images[16:].unfold(2, 8, 8).unfold(3, 8, 8)  # [B, 3, 8, 8, y, x]
+    flat = blocks.permute(0, 2, 3, 1, 4, 5).flatten(3)
+    expected = ((flat - mean) @ components).permute(0, 3, 1, 2)
+    torch.testing.assert_close(latents_, expected, atol=1e-4, rtol=0)
+
+
+def test_noise_levels_are_shifted_as_the_samplers_are() -> None:
+    sigmas = generator.training_sigmas(4000, torch.Generator().manual_seed(0))
+    assert float(sigmas.min()) > 0 and float(sigmas.max()) < 1
+    # the median of the logit-normal is 1/2, which the shift moves to s / (s + 1)
+    assert float(sigmas.median()) == pytest.approx(SHIFT / (SHIFT + 1), abs=0.02)
+
+
+def test_a_killed_stage_goes_on_with_the_numbers_it_would_have_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(samples=6, batch_size=1, rate=0.1, seed=0, ema_decay=0.9)
+
+    def trained_weight(folder: Path, dies_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 1)
+
+        def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == dies_at:
+                raise KeyboardInterrupt
+            generator_ = torch.Generator().manual_seed(step)
+            return module(torch.randn(1, 3, generator=generator_)).square().sum(), {}
+
+        folder.mkdir(exist_ok=True)
+        optimise("part", module, loss_of, recipe, folder)
+        return module.weight.detach()
+
+    monkeypatch.setattr(optimisation, "SAVE_EVERY_S", 0.0)
+    whole = trained_weight(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        trained_weight(tmp_path / "killed", 4)
+    assert torch.equal(trained_weight(tmp_path / "killed", None), whole)
+    assert [file.name for file in (tmp_path / "killed").iterdir()] == ["part.card.json"]
+
+
+def test_a_state_of_another_recipe_is_refused_but_a_constant_rate_may_go_on_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimisation, "SAVE_EVERY_S", 0.0)
+    module = torch.nn.Linear(2, 1)
+    steps: list[int] = []
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        steps.append(step)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return module(torch.ones(1, 2)).sum(), {}
+
+    recipe = Recipe(samples=4, batch_size=1, rate=0.1, seed=0, constant=True)
+    with pytest.raises(KeyboardInterrupt):
+        optimise("part", module, loss_of, recipe, tmp_path)
+    with pytest.raises(UserError, match="another recipe"):
+        optimise("part", module, loss_of, dataclasses.replace(recipe, rate=0.2), tmp_path)
+    optimise("part", module, loss_of, dataclasses.replace(recipe, samples=5), tmp_path)
+    assert steps == [0, 1, 2, 2, 3, 4]
+
+
+def test_effects_of_a_two_by_two_design() -> None:
+    values = {
+        (True, True): torch.tensor([5.0]),
+        (True, False): torch.tensor([4.0]),
+        (False, True): torch.tensor([2.0]),
+        (False, False): torch.tensor([1.0]),
+    }
+    assert measure.factorial_effects(values) == (3.0, 1.0)
+
+
+def test_leaks_are_what_the_other_decision_is_paid() -> None:
+    rewards = {
+        "id": {"scene": -0.6, "emblem": 0.4},
+        "t": {"scene": 0.5, "emblem": -0.1},
+        "pick": {"scene": 0.5, "emblem": -0.4},
+    }
+    assert measure.leaks(rewards, {"id": 1}, {"t": 1, "pick": 1}) == {"l_id": 1.5, "l_p": 0.5}
+    assert measure.leaks(rewards, {"id": 1}, {"t": 3, "pick": 1}) == {"l_id": 1.5, "l_p": 0.35}
 
 
 def test_area_under_curve_counts_pairs_and_half_of_ties() -> None:
@@ -311,33 +450,23 @@ def test_crops_of_the_whole_edge_are_the_picture() -> None:
     torch.testing.assert_close(random_crops(images, 1.0, torch.Generator()), images)
 
 
-def test_segmenting_keeps_the_toy_on_neutral_grey() -> None:
-    images, mask = torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
-    mask[..., :2] = 1
-    alone = segment(images, mask)
-    assert torch.equal(alone[..., :2], images[..., :2])
-    assert (alone[..., 2:] == NEUTRAL).all()
-
-
 def test_judges_rewards_and_generator_learn_from_different_toys(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judges that knew the toys of the rewards would share their mistakes."""
     seeds: dict[str, int] = {}
-    monkeypatch.setattr(encoders, "ImagePool", lambda vae, subjects, views, seed: seed)
-    for name in ("dino", "clip", "attribute_classifier", "subject_encoder"):
+    monkeypatch.setattr(encoders, "ImagePool", lambda vae, subjects, seed: seed)
+    for name in ("dino", "clip", "pickscore", "attribute_classifier", "subject_encoder"):
         record = functools.partial(lambda name, pool, out, *_: seeds.setdefault(name, pool), name)
         monkeypatch.setattr(encoders, f"train_{name}", record)
     encoders.train_encoders(trained)
-    assert seeds["dino"] == seeds["clip"]
+    assert seeds["dino"] == seeds["clip"] == seeds["pickscore"]
     assert seeds["attribute_classifier"] == seeds["subject_encoder"]
-    others = [
-        inspect.signature(f).parameters["seed"].default for f in (vae.train_vae, generator.train_generator)
-    ]
-    worlds = {seeds["dino"], seeds["subject_encoder"], *others, measure.SEED}
+    worlds = {seeds["dino"], seeds["subject_encoder"], vae.RECIPE.seed, generator.SEED, measure.SEED}
     toys = {world.subject(seed, i) for seed in worlds for i in range(200)}
     assert len(toys) == 5 * 200
 
 
 def test_the_classifier_reads_every_attribute_of_a_scene() -> None:
-    assert set(judges.CLASSES) == set(attributes(world.scene(0, 0)))
+    assert set(judges.SCENE_ATTRIBUTES) == set(attributes(world.scene(0, 0)))
+    assert set(judges.CLASSES) == {*judges.SCENE_ATTRIBUTES, "emblem"}

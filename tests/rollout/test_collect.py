@@ -192,7 +192,7 @@ def test_states_chain_through_the_trained_steps(
     policy: Flux1Policy, recipe: Recipe, examples: list[Example]
 ) -> None:
     trajectory = draw(policy, recipe(), examples)
-    assert trajectory.x.shape == (3, 2 * GROUP, 16, 128)
+    assert trajectory.x.shape == (3, 2 * GROUP, 16, 160)
     for step in range(2):
         assert torch.equal(trajectory.x_next[step], trajectory.x[step + 1])
 

@@ -6,47 +6,44 @@ import math
 import pytest
 import torch
 
-from customized_grpo.toybox import assets, judges
+from customized_grpo.data.examples import Example
+from customized_grpo.toybox import assets, judges, world
 from customized_grpo.toybox.judging import GROUPS, ToyBoxJudges
 from customized_grpo.toybox.source import ToyBoxSource
 from customized_grpo.toybox.world import Scene
 
-NAN = math.nan
-FULL = Scene("party hat", "red", "ball", "blue", "left", "plain", "green", "night")
-BARE = Scene("none", None, "none", None, None, "striped", "pink", "studio")
+BALL = Scene("ball", "blue", "left", "green", "night")
+CONE = Scene("cone", "brown", "right", "brown", "studio")
 
 trained = pytest.mark.skipif(
     "base" not in assets.card(), reason="the embedded weights are random: their card has no measured base"
 )
 
 
-def test_labels_are_class_numbers_and_ignore_what_is_not_there() -> None:
-    labels = judges.attribute_labels([FULL, BARE])
+def test_labels_are_class_numbers() -> None:
+    labels = judges.attribute_labels([BALL, CONE], ["ring", world.PLAIN])
     assert {name: values.tolist() for name, values in labels.items()} == {
-        "hat": [1, 0],
-        "hat_colour": [0, judges.IGNORE],
-        "prop": [1, 0],
-        "prop_colour": [2, judges.IGNORE],
-        "side": [0, judges.IGNORE],
-        "floor": [0, 2],
+        "prop": [0, 2],
+        "prop_colour": [2, 7],
+        "side": [0, 1],
         "floor_colour": [1, 7],
         "sky": [1, 3],
+        "emblem": [0, 6],
     }
 
 
-def test_hits_are_one_zero_or_nan_where_nothing_was_asked() -> None:
-    wanted = judges.attribute_labels([FULL, BARE])
+def test_hits_are_one_or_zero_for_each_attribute_of_the_scene() -> None:
+    wanted = judges.attribute_labels([BALL, CONE], ["ring", "ring"])
     predicted = {name: values.clone() for name, values in wanted.items()}
-    predicted["hat_colour"][0] = 5  # wrong
-    predicted["hat"][1] = 2  # a hat where none was asked is a miss
-    predicted["prop_colour"][1] = 3  # no prop was asked: its colour does not count
-    hits = judges.attribute_hits(predicted, wanted)
-    expected = torch.tensor([[1, 0, 1, 1, 1, 1, 1, 1], [0, NAN, 1, NAN, NAN, 1, 1, 1]])
-    torch.testing.assert_close(hits, expected, equal_nan=True)
+    predicted["prop_colour"][0] = 5
+    predicted["sky"][1] = 0
+    predicted["emblem"][:] = 3  # not of the scene
+    assert judges.scene_hits(predicted, wanted).tolist() == [[1, 0, 1, 1, 1], [1, 1, 1, 1, 0]]
 
 
-def test_each_group_of_attributes_is_judged_once() -> None:
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(judges.CLASSES)
+def test_each_attribute_of_a_scene_is_judged_once() -> None:
+    groups = [name for names in GROUPS.values() for name in names]
+    assert tuple(groups) == judges.SCENE_ATTRIBUTES
 
 
 def test_the_encoder_returns_unit_vectors() -> None:
@@ -57,13 +54,13 @@ def test_the_encoder_returns_unit_vectors() -> None:
 class Oracle(judges.AttributeClassifier):
     """Sees the class numbers it is told, whatever the pictures."""
 
-    def __init__(self, seen: list[Scene]) -> None:
+    def __init__(self, scenes: list[Scene], emblems: list[str]) -> None:
         super().__init__()
-        self.seen = judges.attribute_labels(seen)
+        self.seen = judges.attribute_labels(scenes, emblems)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
-            name: torch.nn.functional.one_hot(self.seen[name].clamp_min(0), len(classes)).float()
+            name: torch.nn.functional.one_hot(self.seen[name], len(classes)).float()
             for name, classes in judges.CLASSES.items()
         }
 
@@ -76,6 +73,15 @@ class Known(judges.SubjectEncoder):
         return torch.stack([angles.cos(), angles.sin()], 1)
 
 
+def unlike(example: Example) -> Scene:
+    """A scene that is neither the prompted one nor the reference's in any attribute but the side."""
+    values = {}
+    for name in ("prop", "prop_colour", "floor_colour", "sky"):
+        used = {getattr(example.meta["scene"], name), getattr(example.meta["reference_scene"], name)}
+        values[name] = next(value for value in judges.CLASSES[name] if value not in used)
+    return dataclasses.replace(example.meta["scene"], **values)
+
+
 def test_modes_by_hand() -> None:
     """good: prompted scene, same toy; drift: another toy; copied: the reference's scene; other: neither."""
     source = ToyBoxSource(4, 1, 0, "judged")
@@ -84,8 +90,9 @@ def test_modes_by_hand() -> None:
     judge = ToyBoxJudges()
     judge.identity_threshold = 0.5
     judge.encoder = Known()
-    nothing = Scene("halo", "red", "box", "pink", "left", "plain", "white", "night")
-    judge.classifier = Oracle([scenes[0], scenes[1], examples[2].meta["reference_scene"], nothing])
+    nothing = unlike(examples[3])
+    emblems = [examples[0].meta["emblem"], world.PLAIN, examples[2].meta["emblem"], world.PLAIN]
+    judge.classifier = Oracle([scenes[0], scenes[1], examples[2].meta["reference_scene"], nothing], emblems)
     images = torch.stack([e.target for e in examples if e.target is not None])
     images[1, 0, 0, 0] += 2.0  # radians: cosine -.42
     columns = judge.columns(images, examples)
@@ -93,10 +100,10 @@ def test_modes_by_hand() -> None:
     assert modes.tolist() == torch.eye(4).tolist()
     assert columns["judge/prompt"][:2].tolist() == [1.0, 1.0]
     assert columns["judge/identity"].tolist() == pytest.approx([1.0, math.cos(2.0), 1.0, 1.0], abs=1e-5)
-    for group, names in GROUPS.items():
-        asked = [getattr(scenes[3], name) == getattr(nothing, name) for name in names
-                 if getattr(scenes[3], name) is not None]  # fmt: skip
-        assert columns[f"judge/{group}"].tolist()[3] == float(all(asked))
+    assert columns["judge/emblem"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert columns["monitor/plain"].tolist() == [0.0, 1.0, 0.0, 1.0]
+    for group in GROUPS:
+        assert columns[f"judge/{group}"].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_a_scene_close_to_the_reference_is_copied_only_if_it_fits_the_reference_better() -> None:
@@ -107,7 +114,8 @@ def test_a_scene_close_to_the_reference_is_copied_only_if_it_fits_the_reference_
         example.meta["reference_scene"] = dataclasses.replace(example.meta["scene"], sky=sky)
     judge = ToyBoxJudges()
     judge.encoder = Known()
-    judge.classifier = Oracle([examples[0].meta["scene"], examples[1].meta["reference_scene"]])
+    emblems = [example.meta["emblem"] for example in examples]
+    judge.classifier = Oracle([examples[0].meta["scene"], examples[1].meta["reference_scene"]], emblems)
     columns = judge.columns(torch.stack([e.target for e in examples if e.target is not None]), examples)
     assert columns["mode/good"].tolist() == [1.0, 0.0]
     assert columns["mode/copied"].tolist() == [0.0, 1.0]
@@ -127,8 +135,8 @@ def judged() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def test_every_column_is_a_number_a_picture(judged: tuple[dict[str, torch.Tensor], ...]) -> None:
     for columns in judged:
         assert set(columns) == {
-            "judge/identity", "judge/prompt", "judge/hat", "judge/prop", "judge/floor", "judge/sky",
-            "monitor/copy_score", "monitor/background_similarity",
+            "judge/identity", "judge/prompt", "judge/prop", "judge/floor", "judge/sky", "judge/emblem",
+            "monitor/copy_score", "monitor/background_similarity", "monitor/plain",
             "mode/good", "mode/copied", "mode/drift", "mode/other",
         }  # fmt: skip
         for values in columns.values():

@@ -15,14 +15,10 @@ COLOURS = st.sampled_from(list(world.COLOURS))
 
 @st.composite
 def scenes(draw: st.DrawFn) -> world.Scene:
-    hat, prop = draw(st.sampled_from(world.HATS)), draw(st.sampled_from(world.PROPS))
     return world.Scene(
-        hat=hat,
-        hat_colour=None if hat == "none" else draw(COLOURS),
-        prop=prop,
-        prop_colour=None if prop == "none" else draw(COLOURS),
-        side=None if prop == "none" else draw(st.sampled_from(world.SIDES)),
-        floor=draw(st.sampled_from(world.FLOORS)),
+        prop=draw(st.sampled_from(world.PROPS)),
+        prop_colour=draw(COLOURS),
+        side=draw(st.sampled_from(world.SIDES)),
         floor_colour=draw(COLOURS),
         sky=draw(st.sampled_from(world.SKIES)),
         yaw=draw(st.floats(-world.MAX_YAW, world.MAX_YAW)),
@@ -47,19 +43,17 @@ def test_the_yaw_is_never_said() -> None:
 
 
 def test_the_canonical_sentence() -> None:
-    scene = world.Scene("party hat", "red", "ball", "blue", "left", "checkered", "green", "night")
-    assert prompts.to_prompt(scene) == (
-        "a toy wearing a red party hat with a blue ball on the left on a checkered green floor at night"
-    )
+    scene = world.Scene("ball", "blue", "left", "green", "night")
+    assert prompts.to_prompt(scene) == "a toy with a blue ball on the left on a green floor at night"
 
 
 def test_every_wording_of_every_clause_is_used() -> None:
-    scene = world.Scene("halo", "pink", "cone", "white", "right", "plain", "red", "sunset")
+    scene = world.Scene("cone", "white", "right", "red", "sunset")
     said = [prompts.to_prompt(scene, random.Random(seed)) for seed in range(300)]
-    clauses = (prompts.OPENINGS, prompts.HAT_WORDS, prompts.PROP_WORDS, prompts.FLOOR_WORDS)
+    clauses = (prompts.OPENINGS, prompts.PROP_WORDS, prompts.FLOOR_WORDS)
     for word in (*[word for words in clauses for word in words], *prompts.SKY_WORDS["sunset"]):
         assert any(f" {word} " in f" {sentence} " for sentence in said), word
-    assert len(set(said)) > 40  # of 3 x 2 x 2 x 2 x 2 = 48
+    assert len(set(said)) > 20  # of 3 x 2 x 2 x 2 = 24
 
 
 @pytest.mark.parametrize(
@@ -67,19 +61,20 @@ def test_every_wording_of_every_clause_is_used() -> None:
     [
         "",
         "a toy",
-        "a toy at night",
-        "a toy on a plain red floor",
-        "a toy on a plain red floor at noon",
-        "a toy on a plain mauve floor at night",
-        "A toy on a plain red floor at night",
-        " a toy on a plain red floor at night",
-        "a toy on a plain red floor at night ",
-        "a toy on a plain red floor at night\n",
-        "a toy on a plain red floor at night and more",
-        "a toy  on a plain red floor at night",
-        "a toy wearing a hat on a plain red floor at night",
-        "a toy with a blue ball on a plain red floor at night",
-        "a toy with a blue ball on the left wearing a red halo on a plain red floor at night",
+        "a toy with a blue ball on the left at night",
+        "a toy on a red floor at night",
+        "a toy with a blue ball on the left on a red floor",
+        "a toy with a blue ball on the left on a red floor at noon",
+        "a toy with a blue ball on the left on a mauve floor at night",
+        "A toy with a blue ball on the left on a red floor at night",
+        " a toy with a blue ball on the left on a red floor at night",
+        "a toy with a blue ball on the left on a red floor at night ",
+        "a toy with a blue ball on the left on a red floor at night\n",
+        "a toy with a blue ball on the left on a red floor at night and more",
+        "a toy  with a blue ball on the left on a red floor at night",
+        "a toy with a ball on the left on a red floor at night",
+        "a toy with a blue ball on a red floor at night",
+        "a toy on a red floor with a blue ball on the left at night",
     ],
 )
 def test_what_is_no_sentence_of_the_grammar_is_refused(text: str) -> None:

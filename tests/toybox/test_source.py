@@ -47,7 +47,16 @@ def test_a_row_shows_one_toy_as_its_scenes_and_prompt_say() -> None:
     torch.testing.assert_close(row.masks[0], torch.from_numpy(masks[0]), rtol=0, atol=0)
     torch.testing.assert_close(row.target, torch.from_numpy(drawn[1]), rtol=0, atol=0)
     assert attributes(parse_prompt(row.prompt)) == attributes(row.meta["scene"])
+    assert row.meta["emblem"] == toy.emblem
     assert not torch.equal(row.meta["other_view"], row.target)
+
+
+def test_the_prompt_asks_for_another_scene_than_the_references() -> None:
+    source = ToyBoxSource(50, 1, 0, "train")
+    for index in range(50):
+        reference, prompted, _ = source.scenes(index)
+        for name in ("prop", "prop_colour", "floor_colour", "sky"):
+            assert getattr(reference, name) != getattr(prompted, name)
 
 
 def test_prompts_are_worded_in_many_ways() -> None:

@@ -39,23 +39,32 @@ def test_the_same_world_in_another_process() -> None:
 def test_every_subject_is_another() -> None:
     subjects = {world.subject(0, index) for index in range(2000)}
     assert len(subjects) == 2000
-    for field, values in (("body", world.BODIES), ("ears", world.EARS), ("pattern", world.PATTERNS)):
+    for field, values in (("body", world.BODIES), ("ears", world.EARS), ("emblem", world.EMBLEMS)):
         assert {getattr(subject, field) for subject in subjects} == set(values)
 
 
 @given(seed=SEEDS, index=st.integers(0, 10_000))
-def test_colours_are_none_exactly_when_the_thing_is_absent(seed: int, index: int) -> None:
-    scene = world.scene(seed, index)
-    assert (scene.hat_colour is None) == (scene.hat == "none")
-    assert (scene.prop_colour is None) == (scene.prop == "none") == (scene.side is None)
+def test_unlike_scenes_share_no_floor_no_sky_and_no_prop(seed: int, index: int) -> None:
+    """Nothing but the side of the prop can be equal, so that it is clear which scene an image shows."""
+    first = world.scene(seed, index)
+    other = world.scene_unlike(first, seed, index)
+    assert other == world.scene_unlike(first, seed, index)
+    for name in ("prop", "prop_colour", "floor_colour", "sky"):
+        assert getattr(first, name) != getattr(other, name)
+
+
+def test_unlike_scenes_are_drawn_evenly_from_the_others() -> None:
+    first = world.scene(0, 0)
+    skies = [world.scene_unlike(first, 0, index).sky for index in range(1500)]
+    for sky in set(world.SKIES) - {first.sky}:
+        assert abs(skies.count(sky) - 500) < 5 * (1500 * (1 / 3) * (2 / 3)) ** 0.5
 
 
 @pytest.mark.parametrize(
     ("attribute", "values"),
     [
-        ("hat", world.HATS),
         ("prop", world.PROPS),
-        ("floor", world.FLOORS),
+        ("side", world.SIDES),
         ("floor_colour", tuple(world.COLOURS)),
         ("sky", world.SKIES),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.data.overlap import Overlap
+from customized_grpo.errors import UserError
 from customized_grpo.generation import open_generator
 from customized_grpo.toybox.export import export_manifest
 from customized_grpo.training import parts
@@ -29,6 +31,20 @@ def test_training_rows_given_as_held_out_rows_are_said_to_be_so(recipe: Recipe, 
     assert "3 subjects (toy-0000, toy-0001, toy-0002) and 12 images" in same.notes[-1]
     alone = build_data(recipe(f"data={{kind: manifest, train: {manifest}}}"))
     assert alone.overlap == Overlap()
+
+
+def test_rows_of_unequal_work_are_counted_and_only_a_few_are_listed(recipe: Recipe, manifest: Path) -> None:
+    """With a sharded model; the held-out rows have the ids of the training rows."""
+    items = [json.loads(line) for line in manifest.read_text().splitlines()]
+    twice = [item | {key: 2 * item[key] for key in ("references", "masks")} for item in items]
+    unequal = manifest.with_name("unequal.jsonl")
+    unequal.write_text("".join(json.dumps(item) + "\n" for item in [items[0], *twice[1:]]))
+    data = f"data={{kind: manifest, train: {unequal}, held_out: {manifest}}}"
+    with pytest.raises(UserError) as refused:
+        build_data(recipe(data, "model.shard=true"))
+    lines = refused.value.message.splitlines()
+    assert lines[0].endswith(f"has 1 references, and {len(items) - 1} rows have another number:")
+    assert len(lines) == 5 and "more like row" in lines[-1]
 
 
 def test_toys_of_the_two_splits_are_different_ones(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,12 +48,12 @@ def test_short_prompts_are_not_told(sentences: Callable[..., list[str]]) -> None
 def test_every_encoder_that_cuts_is_named_with_limit_count_and_the_longest(
     sentences: Callable[..., list[str]],
 ) -> None:
-    """ToyBox's CLIP reads 32 tokens and its T5 model.max_text_tokens, 24."""
+    """ToyBox's CLIP reads 24 tokens and its T5 model.max_text_tokens, 18."""
     told = sentences("a red hat", WORDS * 7)
     assert [sentence.split(" of a prompt")[0] for sentence in told] == [
-        "the generator's T5 reads 24 tokens",
-        "the generator's CLIP reads 32 tokens",
-        "reward clip_t reads 32 tokens",
+        "the generator's T5 reads 18 tokens",
+        "the generator's CLIP reads 24 tokens",
+        "reward clip_t reads 24 tokens",
     ]
     assert all("1 of 2 prompts are longer, the longest has" in sentence for sentence in told)
     assert all("(row 'r1')" in sentence for sentence in told)
@@ -67,7 +67,7 @@ def test_a_prompt_without_spaces_is_not_one_word(sentences: Callable[..., list[s
 
 def test_noise_and_a_label_do_not_hide_the_tokenizer(sentences: Callable[..., list[str]]) -> None:
     told = sentences(WORDS * 7, rewards="rewards=[{name: clip_t, path: toybox, noise: 0.1, label: loud}]")
-    assert told[-1].startswith("reward loud reads 32 tokens")
+    assert told[-1].startswith("reward loud reads 24 tokens")
 
 
 def test_a_reward_elsewhere_is_said_not_to_be_checked(

@@ -318,10 +318,10 @@ PROMISED = {
     "eval": [
         "judge/identity",
         "judge/prompt",
-        "judge/hat",
         "judge/prop",
         "judge/floor",
         "judge/sky",
+        "judge/emblem",
         "judge/identity_low",
         "judge/identity_high",
         "judge/prompt_low",

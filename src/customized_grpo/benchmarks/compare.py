@@ -120,7 +120,7 @@ def compare_results(before: Result, after: Result, across: Sequence[str] = ()) -
         raise UserError(
             f"the two results have {len(rows.after)} images of {subjects} subjects in common; "
             "a comparison needs two subjects at least",
-            hint="Evaluate both on the same rows: the same --subjects, --limit and --samples.",
+            hint="Evaluate both on the same rows: the same --subject, --limit and --samples.",
         )
     differences = _differences(before.table, after.table, rows)
     return PairedResult(
@@ -139,6 +139,7 @@ def _differences(before: Table, after: Table, rows: _CommonRows) -> list[MetricD
         if set(derived.parts) <= set(metrics):
             pairs = np.concatenate([_pair(before, after, part, rows) for part in derived.parts])
             raw += _test(derived.metric, pairs, rows.subjects, derived.function)
+    # over all metrics: each of them is one more chance of a lucky difference
     corrected = holm([difference.test.p for difference in raw])
     return [replace(difference, p_holm=p) for difference, p in zip(raw, corrected, strict=True)]
 
@@ -159,6 +160,7 @@ def _test(
         subjects: [N].
         function: Maps means of the K parts [K, draws] to the metric.
     """
+    # a sum with a NaN is NaN, so these are the rows that both results could score in all parts
     scored = ~np.isnan(pairs.sum(0))
     if count_clusters(subjects, scored) < 2:
         return []

@@ -177,4 +177,5 @@ def _mean_of_scored(scores: Floats) -> Floats:
     scored = ~np.isnan(scores)
     counts = scored.sum(0)
     sums = np.where(scored, scores, 0.0).sum(0)
+    # np.where computes both branches: without the maximum a division by 0 would warn
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

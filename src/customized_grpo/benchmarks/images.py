@@ -9,7 +9,6 @@ OUT/images.json          the settings that the images depend on; another model o
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -22,7 +21,7 @@ from torch import Tensor
 from customized_grpo.benchmarks.protocol import GeneratorStamp, ImageProtocol, differences
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.errors import UserError
-from customized_grpo.files import file_sha256, replacing, write_json, write_text
+from customized_grpo.files import file_sha256, read_json, replacing, write_json, write_text
 from customized_grpo.pixels import to_pil
 
 Drawing = tuple[BenchmarkRow, int]
@@ -54,21 +53,18 @@ class ImageFolder:
         """Put the stamp into the folder, or check the one that is there.
 
         Raises:
-            UserError: The folder has images of another model or setting, or cannot be written.
+            UserError: The folder has images of another model or setting, its stamp is damaged, or it cannot
+                be written.
         """
         stamp: dict[str, Any] = {**asdict(self.protocol), "weights": self.generator.weights}
         file = self.path / STAMP
         try:
             if file.is_file():
-                self._check(json.loads(file.read_text(encoding="utf-8")), stamp)
+                self._check(read_json(file), stamp)
                 return
             for name in ("images", "hashes"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             write_json(file, stamp)
-        except ValueError as error:
-            raise UserError(
-                f"{file}: not JSON ({error})", hint="Delete the folder and start again."
-            ) from error
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path}: {error.strerror}", hint="Choose another --out."
@@ -85,8 +81,10 @@ class ImageFolder:
     def file(self, drawing: Drawing) -> Path:
         """Return the path of an image."""
         row, number = drawing
+        # quoted, because an id may hold a slash; a blank is kept, as names stay readable with it
         name = quote(row.id, safe=" ")
         if len(name) > MAX_NAME:
+            # 16 digits and a hyphen are the 17 characters that are cut off below
             digest = hashlib.sha256(row.id.encode()).hexdigest()[:16]
             name = f"{name[: MAX_NAME - 17]}-{digest}"
         return self.path / "images" / f"{name}-{number:02d}.png"
@@ -95,6 +93,7 @@ class ImageFolder:
         """Return whether an image is there as it was drawn, byte for byte."""
         try:
             return self._hash_file(drawing).read_text(encoding="ascii") == file_sha256(self.file(drawing))
+        # no image, no hash, or a hash that somebody wrote into: all are drawn again
         except (OSError, UnicodeDecodeError):
             return False
 
@@ -103,6 +102,7 @@ class ImageFolder:
         file = self.file(drawing)
         with replacing(file) as draft:
             to_pil(image).save(draft, format="PNG")
+            # of the draft: once it has its name, somebody else could change it
             digest = file_sha256(draft)
         write_text(self._hash_file(drawing), digest)
 

@@ -15,7 +15,13 @@ from customized_grpo.benchmarks.reported_scores import reported_tables
 from customized_grpo.benchmarks.results import Result
 from customized_grpo.pages.page import data_uri, environment, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
-from customized_grpo.pages.plots.numbers import Measurement, interval_text, number, symmetric_limit
+from customized_grpo.pages.plots.numbers import (
+    Measurement,
+    interval_text,
+    number,
+    p_text,
+    symmetric_limit,
+)
 
 METRIC_NAMES = {
     "dino_v1": "DINO",
@@ -78,6 +84,7 @@ def render_benchmark_page(result: Result, paired: PairedResult | None, samples: 
     reported = []
     for table in reported_tables(result.protocol["benchmark"]):
         reported.append((table, [metric_name(metric) for metric in table.columns]))
+    # the first part of a summary is that of all rows, see `Table.groups`
     metrics = list(result.summary[0]["metrics"])
     return (
         environment()
@@ -159,13 +166,9 @@ def _difference_row(difference: MetricDifference, limit: float) -> dict[str, Any
         "after": number(difference.after),
         "difference": (size, interval),
         "plot": interval_plot(measurement, limit, tone=measurement.tone, title=title),
-        "p": _p(difference.p_holm),
+        "p": p_text(difference.p_holm),
         "tone": measurement.tone,
     }
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _sample(sample: SampleImage) -> dict[str, Any]:

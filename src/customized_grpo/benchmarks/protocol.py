@@ -90,8 +90,10 @@ def data_hash(rows: Sequence[BenchmarkRow]) -> str:
     digest = hashlib.sha256()
     contents: dict[Any, bytes] = {}
     for row in rows:
+        # repr keeps the parts apart: joined texts would be equal for "ab", "c" and "a", "bc"
         digest.update(repr((row.id, row.prompt, row.subject)).encode())
         for file in (*row.references, *row.photos, *row.masks):
+            # rows of one subject share photos, which are read once
             if file not in contents:
                 contents[file] = hashlib.sha256(file.read_bytes()).digest()
             digest.update(contents[file])
@@ -144,6 +146,7 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], across
         return
     fields = {line.split(":")[0] for line in lines}
     hint = "Evaluate both in the same way."
+    # advice only where it is enough: with another difference they would be refused again
     if fields <= set(NEGOTIABLE):
         options = [f"--across {field}" for field in sorted(fields)]
         hint = f"To compare them with these differences: {' '.join(options)}."

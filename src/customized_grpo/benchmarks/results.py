@@ -87,6 +87,7 @@ class Group:
 
 
 def _with_nulls(values: Floats) -> list[float | None]:
+    # NaN is not JSON, and other readers would refuse the file
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 

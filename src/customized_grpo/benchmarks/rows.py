@@ -23,6 +23,7 @@ from customized_grpo.data.dreambench import read_dreambench
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.data.row_checks import RowProblem, resolve_path
+from customized_grpo.data.split import subject_of
 from customized_grpo.data.subject_folder import is_clutter
 from customized_grpo.errors import UserError
 
@@ -171,6 +172,7 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
         if len(prompts) != len(DREAMBENCHPP_GROUPS):
             problems.append((str(caption), f"{len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}"))
             continue
+        # with the category, because files are numbered anew in each
         name = "-".join((caption.parent.name, caption.stem, *subject.lower().split()))
         rows += [
             BenchmarkRow(
@@ -195,6 +197,7 @@ def _omnicontext(data: Path) -> list[BenchmarkRow]:
     text = _read_text(file, "OmniContext is a JSONL file of {key, task_type, instruction, input_images}")
     rows: list[BenchmarkRow] = []
     problems: list[tuple[str, str]] = []
+    # not splitlines, which also cuts at U+2028: JSON may hold one inside of a text
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -268,15 +271,15 @@ def _manifest(data: Path) -> list[BenchmarkRow]:
     photos: dict[str, dict[Path, None]] = {}  # by subject; a dict is a set that keeps the order
     for row in rows:
         files = [*row.references] if row.target is None else [*row.references, row.target]
-        photos.setdefault(row.subject or row.id, {}).update(dict.fromkeys(files))
+        photos.setdefault(subject_of(row), {}).update(dict.fromkeys(files))
     return [
         BenchmarkRow(
             id=row.id,
             prompt=row.prompt,
             references=row.references,
-            photos=tuple(photos[row.subject or row.id]),
+            photos=tuple(photos[subject_of(row)]),
             masks=row.masks,
-            subject=row.subject or row.id,
+            subject=subject_of(row),
             category=str(row.meta.get("category", "all")),
             prompt_type=str(row.meta.get("prompt_type", "all")),
         )

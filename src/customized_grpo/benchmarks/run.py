@@ -129,11 +129,13 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     all_rows = list_rows(request.benchmark, request.data)
     rows = choose_rows(all_rows, subjects=request.subjects, limit=request.limit)
     check_scorable(rows, request.reference_mode, request.segment)
+    # read now, because a wrong file must not be found after hours of drawing
     earlier = None if request.against is None else read_result(request.against)
     data = data_hash(all_rows)
     engine = Engine(pick_device("auto"))
     check_processes(engine, process_values(request, data))
     rewards: list[MetricReward] = []
+    # before the generator: a mistake in a reward must end all processes before anything large is loaded
     engine.from_main(lambda: rewards.extend(build_metric_rewards(request)))
     settings = list(request.settings)
     if engine.world_size > 1:  # each process draws on its own device
@@ -141,7 +143,9 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     generator = open_generator(request.source, settings=settings, lora=request.lora, base=request.base)
     folder = _open_folder(engine, request, generator, data)
     _draw_missing(folder, shard(rows, engine.rank, engine.world_size), generator, request)
+    # the main process scores the images of all, which must be there
     engine.wait_for_all()
+    # the other processes have nothing left to do, and must not wait for the scores
     engine.close()
     if not engine.is_main:
         return None
@@ -168,17 +172,13 @@ def process_values(request: BenchmarkRequest, data: str) -> dict[str, Any]:
 
 def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator, data: str) -> ImageFolder:
     """Open the folder of the images in every process, after the main one has made and stamped it."""
-
     protocol = _image_protocol(request, generator, data)
     weights = weights_hash(generator.policy.transformer)
     check_processes(engine, {**asdict(protocol), "weights": weights})
-
-    def open_folder() -> ImageFolder:
-        folder = request.out or default_folder(generator.name, request.benchmark)
-        return ImageFolder(folder, protocol, GeneratorStamp(generator.name, weights))
-
-    engine.from_main(lambda: str(open_folder().path))
-    return open_folder()
+    path = request.out or default_folder(generator.name, request.benchmark)
+    folder = ImageFolder(path, protocol, GeneratorStamp(generator.name, weights))
+    engine.from_main(folder.claim)
+    return folder
 
 
 def default_folder(name: str, benchmark: str) -> Path:

@@ -109,6 +109,7 @@ def run(
 
     For example: cgrpo benchmark run runs/dog dreambench --data dreambooth/dataset --limit 60
     """
+    # before the imports below, which take seconds
     check_source(source)
     judge = _judge(judge_url, judge_model, judge_key_env)
 
@@ -180,6 +181,7 @@ def _judge(url: str | None, model: str | None, key_env: str | None) -> JudgeEndp
     from customized_grpo.benchmarks.encoders import JudgeEndpoint
 
     if key_env is not None:
+        # typed by the user; a recipe, which may be from anybody, cannot choose any variable
         keys.allow(key_env)
     return JudgeEndpoint(url, model, key_env)
 

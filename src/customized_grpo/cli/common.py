@@ -113,6 +113,7 @@ def check_source(source: str) -> None:
     path = Path(source)
     if path.exists() or source in EMBEDDED:
         return
+    # `runs/typo` has the form of a hub id
     neighbours = [str(run) for run in runs_in(path.parent)]
     if neighbours:
         raise UserError(f"{source} is not a folder", hint=f"Runs here: {', '.join(neighbours)}.")
@@ -135,6 +136,7 @@ def check_files(paths: list[Path], option: str) -> None:
     hint = None
     if any(path.is_dir() for path in paths):
         hint = f"A folder is not read: give {option} for each of its files."
+    # Path makes one slash of two: the first part of an address is "http:"
     elif any(path.parts[0] in ("http:", "https:", "s3:", "gs:") for path in paths if path.parts):
         hint = "Nothing is fetched from the network: download the file first."
     raise UserError(f"{option}: no such file: {', '.join(missing)}", hint=hint)
@@ -200,4 +202,5 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(grid)
+    # rich fills every line with blanks
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -46,7 +46,7 @@ def compare(
     An arm is a method, such as constant weights or SARS with TDW. All arms see the same prompts and the same
     noise. Call it again to continue after an interruption, or to add arms and seeds.
 
-    For example: cgrpo compare toybox-leaky --arms core --seeds 5
+    For example: cgrpo compare toybox --arms core --seeds 5
     """
     from customized_grpo.comparison.arms import calibrated, load_arms
     from customized_grpo.comparison.plan import make_plan
@@ -63,6 +63,8 @@ def compare(
         threads=threads,
     )
 
+    # after the plan, whose mistakes should not wait for the import of torch
     from customized_grpo.comparison.run import run_comparison
 
+    # by Exit, because click ignores what a verb returns
     raise typer.Exit(run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only))

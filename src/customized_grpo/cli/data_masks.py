@@ -60,7 +60,9 @@ def masks(
         "sigmoid": sigmoid,
         "threshold": threshold,
     }
+    # by None and not by truth: --no-sigmoid is a choice as well
     changes = {name: value for name, value in options.items() if value is not None}
     model = Segmenter(segmenter, replace(LAYOUTS[layout.value], **changes))
     target = manifest.with_name(f"{manifest.stem}.masked.jsonl") if out is None else out
+    # flushed: in a log file the lines would else come in blocks, long after their photos
     print(make_masks(manifest, model, target, on_progress=lambda line: print(line, flush=True)))

@@ -83,6 +83,7 @@ def doctor(
     diagnosis = diagnose(config, prompts, Branching(continuations, branch_prompts, points, calibrates))
     print(render(diagnosis))
     findings = diagnosis.to_json()
+    # files before the error: a recipe with problems is the one whose findings are needed
     write_json_file(json_file, findings)
     if page is not None:
         from customized_grpo.pages.doctor_page import write_doctor_page
@@ -136,6 +137,7 @@ def _rewards_table(rewards: Sequence[RewardHealth]) -> str:
 
 
 def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
+    # quality is added to the combination of the other two, and takes no part in their conflict
     if len({reward.kind for reward in diagnosis.rewards} - {"quality"}) < 2:
         return ["conflict of prompt and identity: none, as only one of them is rewarded"]
     if math.isnan(diagnosis.rho):

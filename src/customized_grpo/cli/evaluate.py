@@ -64,6 +64,7 @@ def evaluate(
 
     A public benchmark is another command: cgrpo benchmark run
     """
+    # before the imports below, which take seconds
     check_run(run)
 
     from customized_grpo.training.evaluate import evaluate as evaluate_run

@@ -71,6 +71,7 @@ def generate(
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
     for text in prompt:
+        # Python's stand-ins for bytes of the command line that are not UTF-8
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"--prompt {text!r}: not UTF-8", hint="Type it in a terminal that uses UTF-8.")
     overrides = [*(settings or ()), *_size_settings(size)]

@@ -105,9 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            # the further sentences of torch are about its allocator
             reason = str(error).partition(". ")[0] or "Python has no more memory"
             return _report(UserError(f"out of memory: {reason}", hint=LESS_MEMORY))
         except OSError as error:
+            # any other one is a bug, and needs its traceback
             if error.errno not in DISK_ERRORS:
                 raise
             return _report(disk_error(error))

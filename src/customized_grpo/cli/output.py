@@ -41,6 +41,7 @@ class LenientStream:
         self.loss: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
+        # libraries ask a stream for isatty, fileno, encoding and more
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -54,6 +55,7 @@ class LenientStream:
                 self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._note(error)
+        # also for what was dropped: with a smaller number callers would try again
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

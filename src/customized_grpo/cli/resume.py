@@ -49,4 +49,5 @@ def resume(
 
     from customized_grpo.training.trainer import resume as continue_run
 
+    # by Exit, because click ignores what a verb returns
     raise typer.Exit(continue_run(run, step, overrides=overrides or (), allowed=allow_change or ()))

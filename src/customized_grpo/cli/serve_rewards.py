@@ -65,9 +65,11 @@ def serve_rewards(
     from customized_grpo.rewards.service.app import Limits
 
     server.check_access(host, token, token_env)
+    # before the models are loaded, so that a port in use is said at once
     with server.listen(host, port) as listener:
         copies = _build(config, rewards, workers)
         address = f"[{host}]" if ":" in host else host  # IPv6 needs brackets before the port
+        # the port of the socket, because --port 0 takes a free one; flushed for whoever waits for this line
         print(f"serving {', '.join(copies)} at http://{address}:{listener.getsockname()[1]}", flush=True)
         limits = Limits(max_body_mb * MEGABYTE, max_pixels, queue, reference_mb * MEGABYTE)
         server.serve(copies, listener, limits, token=token, merge=merge, score_s=score_s)

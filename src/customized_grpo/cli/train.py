@@ -18,8 +18,10 @@ def train(
     """
     from customized_grpo.config import load_config
 
+    # before the import of torch, so that a wrong recipe is said at once
     config = load_config(recipe, overrides or ())
 
     from customized_grpo.training.trainer import train as run
 
+    # by Exit, because click ignores what a verb returns
     raise typer.Exit(run(config))

@@ -48,6 +48,7 @@ def _arm(
         "runs": len(own),
         "final": _intervals(scores.after) if scores is not None else None,
         "change": _intervals(scores.change) if scores is not None else None,
+        # None, which is not judged, must not count
         "degraded": sum(run["degraded"] is True for run in own),
         "outside_front": front.outside(name),
         "against_control": against,

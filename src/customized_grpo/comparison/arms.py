@@ -35,6 +35,7 @@ class Arm(BaseModel):
         overrides: Settings of the recipe that it replaces, {"section.key": value}.
     """
 
+    # forbid: a misspelt `control` would silently be no comparison
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

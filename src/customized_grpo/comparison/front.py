@@ -44,6 +44,7 @@ class Points:
         self.seeds, self.subjects = identity.shape[1:]
         # The estimate is one more "draw", in which every seed and subject has the same weight.
         even = (np.full((1, self.seeds), 1 / self.seeds), np.full((1, self.subjects), 1 / self.subjects))
+        # a fixed seed, so that a page that is written again says the same
         drawn = crossed_weights(self.seeds, self.subjects, DRAWS, seed=0)
         self.estimate = _means(identity, prompt, even)
         draws = _means(identity, prompt, drawn)
@@ -57,6 +58,7 @@ class Points:
         sqrt(n / (n - 1)), by which drawing from n makes it too small.
         """
         n = self.seeds if self.seeds > 1 else self.subjects
+        # stdtrit is the quantile of Student's t; scipy.stats has it too, but takes long to import
         half = float(stdtrit(n - 1, 0.975)) * float(draws.std()) * math.sqrt(n / (n - 1))
         return {"mean": float(estimate), "low": float(estimate) - half, "high": float(estimate) + half}
 
@@ -96,6 +98,7 @@ class Front:
         points = None if arm in self.names else self._points(arm)
         if points is None:
             return None
+        # the last point is the arm, the others are the base and the front
         draws = margins(points.draws[:, -1], points.draws[:, :-1])
         estimate = margins(points.estimate[:, -1], points.estimate[:, :-1])[0]
         margin = points.interval(estimate, draws)
@@ -120,6 +123,7 @@ class Front:
         scores = self.tables.common(arms, metric) if self.names else None
         if scores is None:
             return None
+        # from [C] to [1, S, C]
         base = np.broadcast_to(self.tables.before[metric], scores[:1].shape)
         return np.concatenate([base, scores])
 

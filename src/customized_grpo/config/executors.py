@@ -14,6 +14,7 @@ from customized_grpo.fields import Count, CountOrZero, NonNegative, Positive, Se
 def _service_url(value: str) -> str:
     try:
         url = urlsplit(value)
+        # read here, because it raises for a number that is no port
         port = url.port
     except ValueError as error:
         raise ValueError(f"not a URL: {error}") from error

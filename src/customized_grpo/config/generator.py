@@ -39,6 +39,7 @@ def generator_settings(
     Raises:
         UserError: Lists every mistake with its dotted path and what to write instead.
     """
+    # overrides are written into it, and the defaults belong to the caller
     data = copy.deepcopy(dict(defaults))
     settings, mistakes = parse_overrides(overrides)
     mistakes += apply_overrides(data, settings)

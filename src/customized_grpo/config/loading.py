@@ -67,6 +67,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     name, data, mistakes = _read_layers(recipe)
     settings, bad_overrides = parse_overrides(overrides)
     mistakes += bad_overrides + apply_overrides(data, settings)
+    # before options are gathered, so that a mistake names the place where it was written
     secrets = secret_mistakes(data)
     for section in CHOICES:
         gather_options(data, section)
@@ -103,7 +104,8 @@ def config_hash(config: Config) -> str:
 
 def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of every difference; None stands for an absent field."""
-    before, after = leaves(old), leaves(new)
+    before = leaves(old)
+    after = leaves(new)
     differences = []
     for path in dict.fromkeys((*before, *after)):
         values = before.get(path), after.get(path)
@@ -137,10 +139,10 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
     name, text = _read_recipe(recipe)
     data, mistakes = read_yaml(text)
     if not isinstance(data, dict):
-        found = mistakes or [
+        reasons = mistakes or [
             Mistake("text", "a recipe is a YAML mapping of sections such as model: and train:")
         ]
-        raise _refusal(recipe, found)
+        raise _refusal(recipe, reasons)
     if EXTENDS not in data:
         return name, data, mistakes
     base = data.pop(EXTENDS)
@@ -149,12 +151,14 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
     if not isinstance(base, str) or not base:
         mistake = Mistake(EXTENDS, "write one preset, or the path of one YAML file")
         return name, data, [*mistakes, mistake]
+    # a preset has no folder that the path could be relative to
     if _is_file(base) and recipe not in preset_names():
         try:
             base = str(Path(recipe).parent / expand_home(base))
         except ValueError as error:
             return name, data, [*mistakes, Mistake(EXTENDS, f"{base}: {error}")]
     chain = (*inside, recipe)
+    # by identity: a circle may spell one file in two ways
     if _identity(base) in map(_identity, chain):
         raise UserError(f"extends goes in a circle: {' -> '.join((*chain, base))}", "Take one of them out.")
     _, below, wrong_below = _read_layers(base, chain)
@@ -167,6 +171,7 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
     """Write a recipe's values over those of the one it extends, key by key; a list replaces a list."""
     for key, value in above.items():
+        # in a pass of its own: the options of a new choice may stand before it
         forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
@@ -196,9 +201,11 @@ def _read_recipe(recipe: str) -> tuple[str, str]:
         if not path.is_file():
             raise _not_found(recipe)
         with path.open("rb") as file:
+            # one byte more than allowed: a wrong file of gigabytes is not read to its end
             raw = file.read(MAX_LENGTH + 1)
         if len(raw) > MAX_LENGTH:
             raise UserError(f"{recipe} is longer than {MAX_LENGTH:,} bytes, too long for a recipe")
+        # editors on Windows write a BOM
         return path.stem, raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{recipe} is not UTF-8 text (byte {error.start})") from None
@@ -232,9 +239,9 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...
         if not equals or not all(path):
             mistakes.append(Mistake(override, "an override is written section.key=value"))
             continue
-        value, found = read_value(path, text)
-        mistakes += [Mistake(key, mistake.text) for mistake in found]
-        if not found:
+        value, wrong = read_value(path, text)
+        mistakes += [Mistake(key, mistake.text) for mistake in wrong]
+        if not wrong:
             settings.append((path, value))
     return settings, mistakes
 
@@ -242,6 +249,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[tuple[str, ...
 def apply_overrides(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ...], Any]]) -> list[Mistake]:
     """Write the overrides into `data`; return those whose place does not exist."""
     for path, value in settings:
+        # in a pass of its own: an option that is set here must survive a choice that is set after it
         forget_options_of_old_choice(data, path, value)
     mistakes = []
     for path, value in settings:
@@ -273,6 +281,7 @@ def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> str | None:
 
 def _index(items: list[Any], key: str) -> int | None:
     if key.isdecimal():
+        # int() refuses thousands of digits, by an error of its own
         return int(key) if len(key) < 9 and int(key) < len(items) else None
     named = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
     return named[0] if len(named) == 1 else None

@@ -39,6 +39,7 @@ def explain(errors: Iterable[ErrorDetails]) -> list[Mistake]:
 def _path(error: ErrorDetails) -> tuple[str, ...]:
     """Return the place of an error as the parts of a dotted path, without pydantic's tags of alternatives."""
     parts = tuple(str(part) for part in error["loc"])
+    # pydantic says executor.http.url, a recipe executor.url
     for place in range(1, len(parts)):
         if parts[place] in _kinds(parts[:place]):
             parts = (*parts[:place], *parts[place + 1 :])

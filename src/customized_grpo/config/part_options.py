@@ -72,7 +72,9 @@ def gather_options(data: dict[str, Any], section: str) -> None:
     choice = CHOICES[section]
     fields = choice.fields()
     options = choice.options(values.get(choice.key)) | choice.options_of_the_package()
+    # a key that another section has was put into the wrong one, and is no option
     elsewhere = {knob.path.rpartition(".")[2] for knob in knobs()}
+    # a list, because the loop takes keys out of the mapping
     for key in [key for key in values if key not in fields]:
         is_misspelt = nearest(key, fields) is not None or key in elsewhere
         if key in options or not is_misspelt:

@@ -23,6 +23,7 @@ def settle_paths(config: Config, folder: Path) -> Config:
     def settled(path: str) -> str:
         name, colon, rest = path.partition(":")  # a file of a LoRA may be "owner/name:file"
         place = folder / Path(name).expanduser()
+        # an empty name would be the folder itself, which exists
         return f"{place}{colon}{rest}" if name and place.exists() else path
 
     model = _settle_model(config.model, settled)

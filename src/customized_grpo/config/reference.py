@@ -165,7 +165,10 @@ def _words(field: Schema) -> str:
     if field["type"] == "array":
         return f"list of {_words(field['items'])}"
     bounds = [
-        f"{sign} {field[key]:g}" for key, sign in _BOUNDS.items() if abs(field.get(key, MAX_SEED)) < MAX_SEED
+        # a bound of 64 bits tells a reader nothing
+        f"{sign} {field[key]:g}"
+        for key, sign in _BOUNDS.items()
+        if abs(field.get(key, MAX_SEED)) < MAX_SEED
     ]
     return " ".join([_WORDS[field["type"]], " and ".join(bounds)]).strip()
 

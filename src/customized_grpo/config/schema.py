@@ -318,6 +318,7 @@ class EvaluationConfig(Section):
     """JSONL file of your validation rows, where data.held_out is null; their subjects may be trained on."""
     use_ema: bool = False
     """Whether the moving average of the adapter is evaluated instead of the adapter itself."""
+    # not strict, here and below: YAML has lists, which are no tuples to pydantic's strict mode
     judges: Annotated[tuple[RewardConfig, ...], Field(strict=False)] = ()
     """Held-out judges of a manifest's rows: rewards that training does not use."""
     on_alarm: Literal["warn", "stop"] = "warn"
@@ -391,6 +392,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        if found := cross_field_mistakes(self.model_dump()):
-            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in found))
+        mistakes = cross_field_mistakes(self.model_dump())
+        if mistakes:
+            raise ValueError("; ".join(f"{mistake.path}: {mistake.text}" for mistake in mistakes))
         return self

@@ -39,6 +39,7 @@ def read_yaml(text: str) -> tuple[Any, list[Mistake]]:
     """
     if len(text) > MAX_LENGTH:
         return None, [Mistake("text", f"longer than {MAX_LENGTH:,} characters")]
+    # pure: the parser in C knows YAML 1.1 only, in which `no` is false
     yaml = YAML(typ="safe", pure=True)
     mistakes: list[Mistake] = []
     try:
@@ -75,6 +76,7 @@ def write_yaml(data: Any) -> str:
     """Return block-style YAML that `read_yaml` reads back as equal data."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    # keys stay in the order of the schema
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.allow_unicode = False  # written raw, some line separators would not come back
     yaml.width = 4096
@@ -103,6 +105,7 @@ def _refuse_unreadable(yaml: YAML, text: str, mistakes: list[Mistake]) -> None:
             mistakes.append(Mistake(line, f"the tag {event.tag} is not read; write a plain value"))
         if isinstance(event, CollectionStartEvent):
             depth += 1
+            # the composer calls itself for each level, so Python's own limit would be met first
             if depth > MAX_DEPTH:
                 mistakes.append(Mistake(line, f"nested more than {MAX_DEPTH} deep"))
                 return

@@ -11,6 +11,7 @@ from customized_grpo.data.split import subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
 from customized_grpo.errors import UserError
 
+# as `cgrpo data convert --held-out` names them
 PARTS = ("train.jsonl", "held_out.jsonl")
 WHOLE = "manifest.jsonl"
 
@@ -47,6 +48,7 @@ def check_manifests(
     Raises:
         UserError: A manifest cannot be read.
     """
+    # one for all parts: a file that two parts name is decoded once
     inspector = ImageInspector(digests=True)
     problems: list[str] = []
     entries: list[Entry] = []

@@ -64,6 +64,7 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
     """
     folder = path.parent.resolve()
     try:
+        # read once: digest, checks and rows are of the same bytes, even if the file is edited meanwhile
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read manifest {path}: {error.strerror}") from error
@@ -76,6 +77,7 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
         and unchanged is not None
         and index.manifest == digest
         and unchanged.all()
+        # the index may be of a check that did not ask for masks
         and (index.has_masks or not require_masks)
     ):
         return _checked(path, folder, content, index)
@@ -147,6 +149,7 @@ class _Lines:
 
     def place(self, folder: Path, file: Path, *, is_mask: bool) -> int:
         """Return the place of a file, a new one for a new file."""
+        # by text: `Path.relative_to` takes several times as long, and this runs for every file of every row
         name = str(file)[len(str(folder)) :].lstrip("/")
         return self.files.setdefault((name, is_mask), len(self.files))
 
@@ -158,6 +161,7 @@ class _Lines:
         self.places.extend((*references, *masks))
         if row.target is not None:
             self.places.append(self.place(folder, row.target, is_mask=False))
+        # a row has as many masks as references, or none
         for mask, reference in zip(masks, references, strict=False):
             self.pairs.extend((mask, reference))
         self.subjects.add(subject_of(row))
@@ -193,8 +197,8 @@ def _open(
     new = [key for key in lines.files if key not in known]
     with _progress(f"checking images of {path.name}", len(new), show=show) as on_file:
         opened = open_files([(folder / name, is_mask) for name, is_mask in new], on_file)
-    found = {**known, **dict(zip(new, opened, strict=True))}
-    return [found[key] for key in lines.files]
+    by_key = {**known, **dict(zip(new, opened, strict=True))}
+    return [by_key[key] for key in lines.files]
 
 
 @contextmanager
@@ -210,6 +214,7 @@ def _all_right(lines: _Lines, infos: list[ImageInfo | str]) -> bool:
     """Return whether every file could be decoded, and every mask has the size of its reference."""
     if any(isinstance(info, str) for info in infos):
         return False
+    # no info is a text here, so nothing is left out and `sizes` has the places of `infos`
     sizes = [info.size for info in infos if isinstance(info, ImageInfo)]
     pairs = zip(lines.pairs[::2], lines.pairs[1::2], strict=True)
     return all(sizes[mask] == sizes[reference] for mask, reference in pairs)
@@ -223,6 +228,7 @@ def _refuse(
     Raises:
         UserError: Always.
     """
+    # the first pass kept no messages, so the lines are read again; the files are not opened again
     inspector = ImageInspector()
     for (name, is_mask), info in zip(lines.files, infos, strict=True):
         inspector.remember(folder / name, info, is_mask=is_mask)

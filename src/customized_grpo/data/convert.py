@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -71,21 +71,21 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
         raise UserError(f"{out} already exists and is not an empty folder", hint="Name a new folder.")
     try:
         with new_folder(out.resolve()) as folder:
-            found = _collect(
-                layout.read(source, options), DatasetWriter(folder, link=choices.link), choices.masks
-            )
-            if found.bad and not choices.skip_bad:
+            writer = DatasetWriter(folder, link=choices.link)
+            collected = _collect(_read(layout, source, options), writer, choices.masks)
+            if collected.bad and not choices.skip_bad:
                 raise UserError(
-                    _bad_listing(source, found.bad), hint="Leave them out with --skip-bad, or fix the source."
+                    _bad_listing(source, collected.bad),
+                    hint="Leave them out with --skip-bad, or fix the source.",
                 )
-            if not found.rows:
-                raise UserError(f"{source}: no row is left{_left_out(found)}")
-            entries = _write_manifests(folder, found, choices)
-            _write_record(folder / "conversion.json", layout, source, options, choices, found)
+            if not collected.rows:
+                raise UserError(f"{source}: no row is left{_left_out(collected)}")
+            entries = _write_manifests(folder, collected, choices)
+            _write_record(folder / "conversion.json", layout, source, options, choices, collected)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
-    skipped = {"bad": len(found.bad)} if found.bad else {}
-    return survey(entries, [], {**found.dropped, **skipped}, found.ignored)
+    skipped = {"bad": len(collected.bad)} if collected.bad else {}
+    return survey(entries, [], {**collected.dropped, **skipped}, collected.ignored)
 
 
 def check_source(
@@ -108,36 +108,49 @@ def check_source(
         UserError: The options do not fit, or the source as a whole cannot be read.
     """
     layout.check(options)
-    found = _collect(layout.read(source, options), DatasetWriter(source, dry=True), masks)
-    problems = [f"row {bad.number}: {bad.reason}" for bad in found.bad]
-    if not found.rows and not problems:
-        problems.append(f"no row is left{_left_out(found)}")
-    return survey(found.entries, problems, found.dropped, found.ignored, size)
+    collected = _collect(_read(layout, source, options), DatasetWriter(source, dry=True), masks)
+    problems = [f"row {bad.number}: {bad.reason}" for bad in collected.bad]
+    if not collected.rows and not problems:
+        problems.append(f"no row is left{_left_out(collected)}")
+    return survey(collected.entries, problems, collected.dropped, collected.ignored, size)
+
+
+def _read(layout: Layout, source: Path, options: Options) -> Iterator[Item]:
+    """Yield what a layout reads from a source.
+
+    Raises:
+        UserError: As `Layout.read`; also when the disk refuses a file or folder of the source.
+    """
+    try:
+        yield from layout.read(source, options)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or source}: {error.strerror}") from error
 
 
 def _collect(items: Iterable[Item], writer: DatasetWriter, masks: MaskChoice) -> _Collected:
-    found = _Collected()
+    collected = _Collected()
     ids: dict[str, int] = {}
     for item in items:
         if isinstance(item, Bad):
-            found.bad.append(item)
+            collected.bad.append(item)
         elif isinstance(item, Dropped):
-            found.dropped[item.filter] += 1
+            collected.dropped[item.filter] += 1
         elif isinstance(item, Ignored):
-            found.ignored[item.kind] += 1
+            collected.ignored[item.kind] += 1
         else:
             try:
                 first = ids.setdefault(item.id, item.number)
                 if first != item.number:
                     raise RowProblem(f"id {item.id!r} was used by row {first} already")
+                # before the images are opened, which is the slow part
                 check_writable([item.id, item.prompt, item.subject, dict(item.meta)])
                 row, entry = _place(item, writer, masks)
             except RowProblem as problem:
-                found.bad.append(Bad(item.number, str(problem)))
+                collected.bad.append(Bad(item.number, str(problem)))
             else:
-                found.rows.append(row)
-                found.entries.append(entry)
-    return found
+                collected.rows.append(row)
+                collected.entries.append(entry)
+    return collected
 
 
 def _place(draft: Draft, writer: DatasetWriter, masks: MaskChoice) -> tuple[Row, Entry]:
@@ -172,23 +185,24 @@ def _place(draft: Draft, writer: DatasetWriter, masks: MaskChoice) -> tuple[Row,
     return row, entry
 
 
-def _write_manifests(folder: Path, found: _Collected, choices: Choices) -> list[Entry]:
+def _write_manifests(folder: Path, collected: _Collected, choices: Choices) -> list[Entry]:
     """Write the manifests; return the entries with the part of the data set each fell into."""
-    write_manifest(folder / "manifest.jsonl", found.rows)
+    write_manifest(folder / "manifest.jsonl", collected.rows)
     if choices.held_out is None:
-        return found.entries
-    train, held_out = split_by_subject(found.rows, choices.held_out, choices.seed)
+        return collected.entries
+    train, held_out = split_by_subject(collected.rows, choices.held_out, choices.seed)
     write_manifest(folder / "train.jsonl", train)
     write_manifest(folder / "held_out.jsonl", held_out)
     subjects = {subject_of(row) for row in held_out}
     parts = [
-        replace(entry, split="held_out" if entry.subject in subjects else "train") for entry in found.entries
+        replace(entry, split="held_out" if entry.subject in subjects else "train")
+        for entry in collected.entries
     ]
     return sorted(parts, key=lambda entry: entry.split == "held_out")  # as they are read: train first
 
 
 def _write_record(
-    file: Path, layout: Layout, source: Path, options: Options, choices: Choices, found: _Collected
+    file: Path, layout: Layout, source: Path, options: Options, choices: Choices, collected: _Collected
 ) -> None:
     record = {
         "customized_grpo": __version__,
@@ -197,10 +211,10 @@ def _write_record(
         "source": str(source),
         "options": {key: value for key, value in asdict(options).items() if value is not None},
         "choices": asdict(choices),
-        "rows": len(found.rows),
-        "dropped": found.dropped,
-        "ignored": found.ignored,
-        "bad": [asdict(bad) for bad in found.bad],
+        "rows": len(collected.rows),
+        "dropped": collected.dropped,
+        "ignored": collected.ignored,
+        "bad": [asdict(bad) for bad in collected.bad],
     }
     write_text(file, json.dumps(record, indent=2, default=str) + "\n")
 
@@ -211,8 +225,8 @@ def _bad_listing(source: Path, bad: list[Bad]) -> str:
     return f"{source}: {len(bad):,} bad row{'s' if len(bad) > 1 else ''}{lines}"
 
 
-def _left_out(found: _Collected) -> str:
-    reasons = [f"{count:,} {name}" for name, count in found.dropped.most_common()]
-    if found.bad:
-        reasons.append(f"{len(found.bad):,} bad, the first: {found.bad[0].reason}")
+def _left_out(collected: _Collected) -> str:
+    reasons = [f"{count:,} {name}" for name, count in collected.dropped.most_common()]
+    if collected.bad:
+        reasons.append(f"{len(collected.bad):,} bad, the first: {collected.bad[0].reason}")
     return f" ({'; '.join(reasons)})" if reasons else ""

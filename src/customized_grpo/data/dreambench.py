@@ -22,6 +22,7 @@ LIVE_CLASSES = frozenset({"cat", "dog"})
 
 PromptType = Literal["recontext", "accessory", "property"]
 
+# such as: 'a {0} {1} in the jungle'.format(unique_token, class_token), with either kind of quotes
 _PROMPT = re.compile(r"""^(['"])(a .*)\1\.format\(unique_token, class_token\)""")
 
 
@@ -139,7 +140,7 @@ def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
     """
     if heading not in lines:
         return ()
-    found = []
+    templates = []
     for line in lines[lines.index(heading) + 1 :]:
         if line.startswith("]"):
             break
@@ -151,5 +152,5 @@ def _templates(file: Path, lines: list[str], heading: str) -> tuple[str, ...]:
                 f"{file}: {line!r}, under {heading}, is no prompt with a token and a class",
                 hint="Use the file as it is in github.com/google/dreambooth.",
             )
-        found.append(match[2].replace("{0} {1}", "{}"))
-    return tuple(found)
+        templates.append(match[2].replace("{0} {1}", "{}"))
+    return tuple(templates)

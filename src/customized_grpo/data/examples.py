@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from customized_grpo.data.fitting import Fit, fit_image
 from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.manifest import Row
+from customized_grpo.data.split import subject_of
 from customized_grpo.data.stored_rows import StoredRows
 
 if TYPE_CHECKING:
@@ -59,10 +60,11 @@ class StoredExample(Example):
     """
 
     def __init__(self, row: Row, bucket: tuple[tuple[int, ...], ...], load: Callable[[], Example]) -> None:
+        # the dataclass's own __init__ would assign the images as well, which are properties here
         plain = {
             "id": row.id,
             "prompt": row.prompt,
-            "subject": row.subject or row.id,
+            "subject": subject_of(row),
             "meta": dict(row.meta),
             "_bucket": bucket,
             "_has_target": row.target is not None,
@@ -144,7 +146,9 @@ class ManifestSource:
         Args:
             keep: Rows whose images stay in memory, those used last.
         """
+        # references, masks and target are asked for one by one; the cache opens a row's files once for all
         load = lru_cache(maxsize=keep)(self.__getitem__)
+        # known without opening a file: every reference is fitted to this size
         shape = (3, self.height, self.width)
         return [
             StoredExample(row, (shape,) * len(row.references), partial(load, index))
@@ -165,6 +169,6 @@ class ManifestSource:
             references=load([open_image(path) for path in row.references]),
             masks=load([open_mask(path) for path in row.masks]) if row.masks else None,
             target=None if row.target is None else load([open_image(row.target)])[0],
-            subject=row.subject or row.id,
+            subject=subject_of(row),
             meta=dict(row.meta),
         )

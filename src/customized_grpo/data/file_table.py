@@ -80,6 +80,7 @@ class FileTable:
 
 def read_stamps(files: Sequence[str]) -> Stamps:
     """Return the stamps of files, [N, 3]; UNKNOWN for what is no regular file."""
+    # one task per file would cost more than the stat itself
     chunks = [files[start : start + 4096] for start in range(0, len(files), 4096)]
     with ThreadPoolExecutor(MAX_THREADS) as pool:  # on a network disk every answer takes a while
         stamps = list(pool.map(_stamps, chunks))
@@ -118,7 +119,9 @@ class OpenedFile:
 def _open_file(named: tuple[Path, bool]) -> OpenedFile:
     """Decode a file, which may be a mask; what changes it from now on is seen by its stamp."""
     file, is_mask = named
+    # before decoding: a change in between then shows as another stamp, not as an unchanged file
     stamp = _stamp(str(file))
+    # a size in bytes is far below a time in ns, so the maximum is the later time; the future counts as recent
     if time.time_ns() - max(stamp) < RECENT_NS:
         stamp = UNKNOWN
     inspector = ImageInspector()

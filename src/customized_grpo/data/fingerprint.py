@@ -28,6 +28,7 @@ class RowDigest:
     def add(self, row: Row) -> None:
         """Add the next row."""
         counts = [len(row.references), len(row.masks), row.target is not None]
+        # JSON keeps the parts apart: joined texts would be equal for "ab", "c" and "a", "bc"
         self._digest.update(json.dumps([row.id, row.prompt, row.subject, dict(row.meta), counts]).encode())
         self._count += 1
 

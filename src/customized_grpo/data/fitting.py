@@ -38,6 +38,7 @@ def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {height} x {width}")
     box = crop_box(image.size, height, width)
+    # `box` takes fractions of a pixel; a crop before would round, and move the image against its mask
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
@@ -45,6 +46,7 @@ def crop_box(size: Size, height: int, width: int) -> tuple[float, float, float, 
     """Return left, top, right and bottom of what `resize_cover` keeps of an image."""
     image_width, image_height = size
     scale = max(height / image_height, width / image_width)
+    # rounding can make the overhang slightly negative, and Pillow refuses a box outside of the image
     cut_x = max(0.0, (image_width - width / scale) / 2)
     cut_y = max(0.0, (image_height - height / scale) / 2)
     return cut_x, cut_y, image_width - cut_x, image_height - cut_y
@@ -85,6 +87,7 @@ def _resize_inside(image: Image.Image, height: int, width: int) -> Image.Image:
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {height} x {width}")
     scale = min(height / image.height, width / image.width)
+    # a very long and thin image would round to no pixels
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     border = 0 if image.mode == "L" else (NEUTRAL,) * 3
     canvas = Image.new(image.mode, (width, height), border)

@@ -31,6 +31,7 @@ class ImageInfo:
 
 def read_info(image: Image.Image) -> ImageInfo:
     """Return size and digest of an 8-bit RGB or grey image."""
+    # images of 2 x 8 and of 4 x 4 pixels may have the same bytes
     header = f"{image.mode} {image.width} {image.height} ".encode()
     return ImageInfo(
         image.size, hashlib.blake2b(header + np.asarray(image).tobytes(), digest_size=16).hexdigest()
@@ -74,6 +75,7 @@ class ImageInspector:
         if file not in self._masks:
             try:
                 mask = open_mask(file)
+                # Pillow calls the function for each of the 256 values, not for each pixel
                 marked = mask.point(lambda value: 255 * (value >= MASK_THRESHOLD))
                 self._masks[file] = ImageInfo(mask.size, box=marked.getbbox())
             except UserError as error:

@@ -118,6 +118,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
     if image.mode not in ("RGB", "L"):
         raise ValueError(f"image mode must be RGB or L, got {image.mode}")
+    # np.array copies; np.asarray would be read-only, of which torch warns
     pixels_HWC = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().float() / 255
 
@@ -132,6 +133,7 @@ def image_size(path: Path) -> tuple[int, int]:
         _check_file(file, path, MAX_BYTES)
         image = Image.open(file, formats=_formats(file, path))
         # the size of a TIFF is upright already
+        # EXIF orientations 5 to 8 swap width and height
         is_lying = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if is_lying else image.size
 
@@ -165,6 +167,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _check_file(file: BinaryIO, path: Path, max_bytes: int) -> None:
+    # asked of the open file: a path could be replaced between the check and the reading
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file")
@@ -176,6 +179,7 @@ def _check_content(file: BinaryIO, size: int, path: Path, max_bytes: int) -> Non
         raise UserError(f"{path} is empty")
     if size > max_bytes:
         raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}")
+    # a BOM and blank lines may stand before the tag of an SVG or a web page
     head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     file.seek(0)
     for start, reason in _SNIFFED.items():
@@ -191,6 +195,7 @@ def _formats(file: BinaryIO, path: Path) -> tuple[str, ...]:
     """
     head = file.read(64)
     file.seek(0)
+    # AVIF has the same container as HEIC, and may name the shared brand mif1
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
         return FORMATS
     if not _reads_heif():
@@ -223,6 +228,8 @@ def _decode_file(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
             f"{path} is {image.width:,} x {image.height:,} pixels; the limit is {max_pixels:,} in all",
             hint="Scale it down; training never needs more than about 2,000 pixels a side.",
         )
+    # decodes every pixel now, so that a truncated file fails here
     image.load()
+    # in place: the plain form copies an upright image too, 150 MB for the largest
     ImageOps.exif_transpose(image, in_place=True)
     return image

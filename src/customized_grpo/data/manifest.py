@@ -152,6 +152,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
 
 def _relative(file: Path, folder: Path) -> str:
     try:
+        # only the folder is resolved: in the hub's cache the file itself is a link to a blob without a name
         return (file.parent.resolve() / file.name).relative_to(folder).as_posix()
     except ValueError as error:
         raise UserError(
@@ -163,6 +164,7 @@ def _relative(file: Path, folder: Path) -> str:
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """Yield (line number, line) for every line that is not blank; None stands for a line over the limit."""
     number = 0
+    # a limit, because a file without line breaks is one line of any size
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
@@ -210,6 +212,7 @@ class LineReader:
         problems = [*key_problems(item), *type_problems(item), *self._check_id(item, number)]
         if self.require_masks and not item.get("masks"):
             problems.append("has no `masks`, which the reward needs")
+        # a bad row is resolved and its images are opened as well, so that one pass lists every mistake
         row, path_problems = self._resolve(item)
         problems += path_problems
         if self.inspector is not None:
@@ -229,15 +232,16 @@ class LineReader:
 
         def files(key: str) -> tuple[Path, ...]:
             value = item.get(key)
+            # values of a wrong type are reported by `type_problems`; here they only must not raise
             names = value if isinstance(value, list) else [value] if key == "target" else []
-            found = []
+            paths = []
             for name in names:
                 if isinstance(name, str) and name:
                     try:
-                        found.append(resolve_path(self.folder, key, name))
+                        paths.append(resolve_path(self.folder, key, name))
                     except RowProblem as problem:
                         problems.append(str(problem))
-            return tuple(found)
+            return tuple(paths)
 
         target = files("target")
         row = Row(
@@ -257,7 +261,7 @@ def _check_images(inspector: ImageInspector, row: Row, *, aligned: bool) -> list
     targets = () if row.target is None else (row.target,)
     images = [inspector.image(file) for file in (*row.references, *targets)]
     masks = [inspector.mask(file) for file in row.masks]
-    problems = [found for found in (*images, *masks) if isinstance(found, str)]
+    problems = [info for info in (*images, *masks) if isinstance(info, str)]
     for file, image, mask in zip(row.masks, images, masks, strict=False) if aligned else ():
         if isinstance(image, ImageInfo) and isinstance(mask, ImageInfo) and image.size != mask.size:
             problems.append(mask_size_problem(file, mask.size, image.size))

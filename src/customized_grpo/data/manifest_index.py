@@ -74,6 +74,7 @@ def write_index(path: Path, index: ManifestIndex) -> None:
     arrays = {name: np.ascontiguousarray(getattr(index.files, name)) for name in ARRAYS}
     arrays["names"] = _packed(_SEPARATOR.join(index.files.names))
     arrays["subjects"] = _packed(json.dumps(sorted(index.subjects)))
+    # safetensors takes texts only as metadata
     metadata = {
         "checks": CHECKS,
         "manifest": index.manifest,
@@ -95,6 +96,7 @@ def read_index(path: Path, *, max_bytes: int) -> ManifestIndex | None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        # before it is opened: opening a pipe would wait for ever, and a file of any size would be mapped
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None

@@ -51,6 +51,7 @@ def mask_of(image: Image.Image, path: Path) -> Image.Image:
         UserError: It is in colours, or its brightness and its transparency mark different things.
     """
     alpha = alpha_of(image)
+    # black, because what is transparent is not subject
     rgb = to_rgb(image, path, background="black")
     grey = rgb.convert("L")
     if alpha is None:
@@ -58,6 +59,7 @@ def mask_of(image: Image.Image, path: Path) -> Image.Image:
             raise UserError(f"{path} is in colours, so it is unclear what it marks as a mask", hint=_HINT)
         return grey
     visible = np.asarray(alpha) >= OPAQUE
+    # flat from here on: the values of the opaque pixels only
     values = np.asarray(grey)[visible]
     bright = _share(values >= MASK_THRESHOLD)
     is_one_tone = not FEW <= bright <= 1 - FEW

@@ -83,6 +83,7 @@ class Segmenter:
     def __init__(self, path: Path, layout: SegmenterLayout) -> None:
         self.model = OnnxModel(path, "segmenter", size=layout.size)
         self.layout = layout
+        # one run on a blank image: a wrong model is refused before the first photo
         self._first(self.model.blank())
 
     def __call__(self, photo: Image.Image) -> Image.Image:
@@ -106,11 +107,13 @@ class Segmenter:
                 f"[{values.min():.3g}, {values.max():.3g}]",
                 hint="Choose the layout the model was made for, or --sigmoid.",
             )
+        # the degrees are resized and cut at the threshold afterwards, so that the outline stays smooth
         whole = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
         return Image.fromarray(np.where(np.asarray(whole) >= self.layout.threshold, 255, 0).astype(np.uint8))
 
     def stamp(self) -> dict[str, Any]:
         """Return everything that the masks depend on: the model's hash and its layout."""
+        # tuples become lists, as in the file that this is compared with
         layout = json.loads(json.dumps(asdict(self.layout)))
         return {"sha256": self.model.sha256, **layout, "size": [self.model.height, self.model.width]}
 
@@ -153,6 +156,7 @@ def make_masks(
         )
     rows = load_manifest(manifest, require_masks=False)
     folder = out.parent / FOLDER
+    # by photo, because rows share references
     masks: dict[Path, Path] = {}
     for row in rows:
         for photo in () if row.masks else row.references:
@@ -208,6 +212,7 @@ def _claim(
                 f"{folder} holds masks of another segmenter, or of other settings ({file})",
                 hint="Delete or rename the folder; then all masks are made again.",
             )
+    # before the first mask, so that no mask is ever there without it
     write_json(file, segmenter.stamp())
 
 
@@ -266,6 +271,7 @@ def _make(photo: Path, mask: Path, segmenter: Segmenter) -> bool:
     with replacing(mask) as draft:
         info = PngInfo()
         info.add_text(PHOTO_KEY, file_sha256(photo))
+        # the format is named, because a draft's name does not end in .png
         image.save(draft, format="PNG", pnginfo=info)
     return True
 

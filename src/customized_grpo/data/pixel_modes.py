@@ -15,6 +15,7 @@ OPAQUE = 128
 MIN_TRANSPARENT = 1 / 1000
 """Share of pixels from which an image is a cut-out: a few pixels are the slip of an editor."""
 
+# 4 million pixels: 12 to 16 MB for each copy of a band
 _BAND_PIXELS = 1 << 22
 
 
@@ -58,6 +59,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _band_to_rgb(band: Image.Image, background: str) -> Image.Image:
     if band.mode.startswith("I;16"):
+        # 255 times a 16-bit value does not fit into 16 bits
         grey = np.asarray(band).astype(np.uint32)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if _has_alpha(band):

@@ -27,7 +27,9 @@ def parse_line(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise RowProblem(f"is longer than {MAX_LINE_BYTES:,} bytes")
     try:
+        # json takes the last of two equal keys, and NaN, without a word
         item = json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    # this and JSONDecodeError are ValueErrors too, so they come before it
     except UnicodeDecodeError as error:
         raise RowProblem(f"is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
@@ -121,6 +123,7 @@ def resolve_path(folder: Path, key: str, name: str) -> Path:
     Raises:
         RowProblem: The path is absolute, contains `..`, leaves the folder by a link, or is no regular file.
     """
+    # `C:\a.jpg` is a relative path on Linux
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
         raise RowProblem(f"`{key}`: {name!r} is absolute; paths are relative to {folder}")
     if ".." in PureWindowsPath(name).parts:  # splits at both kinds of slash
@@ -145,6 +148,7 @@ def resolve_path(folder: Path, key: str, name: str) -> Path:
         raise RowProblem(f"`{key}`: {name!r} does not exist{_other_spelling(folder, name)}")
     if not is_regular:
         raise RowProblem(f"`{key}`: {name!r} is not a regular file")
+    # not the resolved one: in the hub's cache that is a blob, named by a hash
     return path
 
 

@@ -21,6 +21,7 @@ def prompt_indices(count: int, per_iteration: int, iteration: int, seed: int) ->
     import torch
 
     first = iteration * per_iteration
+    # an iteration may take the end of one pass and the beginning of the next
     orders: dict[int, torch.Tensor] = {}
     chosen = []
     for position in range(first, first + per_iteration):

@@ -53,7 +53,7 @@ class HeldOut:
         if not MIN_HELD_OUT <= wanted < subjects:
             raise UserError(
                 f"--held-out would hold out {wanted} of {subjects} subjects",
-                hint=f"Hold out at least {MIN_HELD_OUT} (eight or more for intervals that deserve trust), "
+                hint=f"Hold out at least {MIN_HELD_OUT} (eight or more for reliable intervals), "
                 "and leave some to train on.",
             )
         return wanted

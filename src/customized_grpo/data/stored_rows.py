@@ -48,7 +48,9 @@ class StoredRows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
+        # a range resolves negative indices, and raises IndexError, which ends a loop over the rows
         line = self._line(range(len(self))[index])
+        # a new reader each time: one that remembers ids would call the second reading a repeat
         row, problems = LineReader(self.folder, None, require_masks=False).read(1, line)
         if row is None:
             raise UserError(f"{self.path}: a row is not what it was at the start: {'; '.join(problems)}")

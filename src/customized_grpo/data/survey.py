@@ -92,12 +92,13 @@ def survey(
 
     Args:
         entries: The good rows; their info needs digests.
-        problems: What was found wrong with other rows.
+        problems: What was shared wrong with other rows.
         dropped: Rows left out, by filter.
         ignored: Files that make no row, by kind.
         size: Height and width of the images that will be drawn, in pixels.
     """
     every_image = itertools.chain.from_iterable(entry.images() for entry in entries)
+    # by content: rows name the same file, and copies of it, many times
     images = {image.digest: image for image in every_image}
     sizes = Counter(f"{image.size[0]} x {image.size[1]}" for image in images.values())
     lengths = [estimated_tokens(entry.prompt) for entry in entries]
@@ -145,26 +146,26 @@ def _copies(entries: Sequence[Entry]) -> list[str]:
 def _repeats(entries: Sequence[Entry]) -> list[str]:
     """Return the rows with the prompt and the references of an earlier row."""
     first: dict[tuple[str, ...], str] = {}
-    found = []
+    repeats = []
     for entry in entries:
         key = (entry.prompt, *(image.digest for image in entry.references))
         earlier = first.setdefault(key, entry.where)
         if earlier != entry.where:
-            found.append(f"{entry.where}: the same prompt and references as {earlier}")
-    return found
+            repeats.append(f"{entry.where}: the same prompt and references as {earlier}")
+    return repeats
 
 
 def _shared(entries: Sequence[Entry]) -> list[str]:
     """Return subjects and images that are in two parts: evaluation would see training data."""
     subjects: dict[str, Entry] = {}
     images: dict[str, Entry] = {}
-    found: dict[str, None] = {}  # an ordered set: a subject or pair of rows is reported once
+    shared: dict[str, None] = {}  # an ordered set: a subject or pair of rows is reported once
     for entry in entries:
         other = subjects.setdefault(entry.subject, entry)
         if other.split != entry.split:
-            found[f"subject {entry.subject!r} is in {other.split} and in {entry.split}"] = None
+            shared[f"subject {entry.subject!r} is in {other.split} and in {entry.split}"] = None
         for image in entry.images():
             other = images.setdefault(image.digest, entry)
             if other.split != entry.split:
-                found[f"{entry.where}: shows an image of {other.where} in {other.split}"] = None
-    return list(found)
+                shared[f"{entry.where}: shows an image of {other.where} in {other.split}"] = None
+    return list(shared)

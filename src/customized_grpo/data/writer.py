@@ -60,6 +60,7 @@ class DatasetWriter:
             try:
                 self._placed[path] = self._place(image, path)
             except RowProblem as problem:
+                # remembered: a bad file is a mistake of every row that names it, but is opened once
                 self._placed[path] = problem
         placed = self._placed[path]
         if isinstance(placed, RowProblem):
@@ -106,6 +107,7 @@ class DatasetWriter:
     def _open_whole(self, original: SourceImage, cut: Cut) -> Image.Image:
         """Return the whole image of a part; it is kept, because the next part is usually of the same one."""
         source = original.source
+        # by identity: both parts have one object, and comparing the bytes of images takes long
         if self._whole is None or self._whole[0] is not source:
             with _as_row_problem():
                 if isinstance(source, bytes):
@@ -123,6 +125,7 @@ class DatasetWriter:
     def _place_nonzero(self, source: Path, path: Path, size: tuple[int, int]) -> None:
         with _as_row_problem():
             grey = open_image(source).convert("L")
+            # NEAREST: any other filter would make values between 0 and 255
             mask = grey.point(lambda value: 255 * (value > 0)).resize(size, Image.Resampling.NEAREST)
             check_mask(mask, source)
         self._write(mask, path)
@@ -151,6 +154,7 @@ class DatasetWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self.link:
+                # resolved: on Linux a hard link to a symbolic link is one more symbolic link
                 os.link(source.resolve(), path)
             else:
                 shutil.copyfile(source, path)
@@ -166,6 +170,7 @@ class DatasetWriter:
             if path.suffix == ".png":
                 image.save(path)
             else:
+                # without subsampling: by default JPEG halves the resolution of colours
                 image.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -80,14 +80,14 @@ def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict
 
 
 def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
-    """Return the shift of each image statistic, in standard deviations over the base's images."""
+    """Return the signed shift of each image statistic, in standard deviations over the base's images."""
     shifts: dict[str, float] = {}
     if len(base.ids) < 2:  # one image has no spread
         return shifts
     for name in now.columns:
         if name.startswith("monitor/") and name not in OTHER_MONITORS:
             before = torch.tensor(base.columns[name])
-            shift = (torch.tensor(now.columns[name]).mean() - before.mean()).abs()
+            shift = torch.tensor(now.columns[name]).mean() - before.mean()
             spread = before.std().clamp_min(SMALLEST_SPREAD)
             shifts[name.removeprefix("monitor/")] = float(shift / spread)
     return shifts

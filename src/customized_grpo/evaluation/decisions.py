@@ -297,9 +297,11 @@ def _calibrated(tables: Mapping[str, Array], noisy: Sequence[int]) -> Calibrated
     for source in ("judge", "reward"):
         prompt = tables.get(f"{source}/prompt")
         identity = tables.get(f"{source}/identity")
-        found = None if prompt is None or identity is None else calibrate(prompt, identity, noisy)
-        if found is not None:
-            return CalibratedWeights(source, found.weights, found.low, found.high)
+        if prompt is None or identity is None:
+            continue
+        calibration = calibrate(prompt, identity, noisy)
+        if calibration is not None:
+            return CalibratedWeights(source, calibration.weights, calibration.low, calibration.high)
     return None
 
 
@@ -331,6 +333,7 @@ def _finding(decisions: Decisions, source: str, difference: Bounds | None) -> st
 def _open_when_closed(decisions: Decisions, source: str) -> str:
     """Return how much of identity is open where the prompt is decided, in words."""
     prompt = decisions.curves[f"{source}/prompt"].share
+    # there is always one: after the last step nothing is open
     step = next(step for step, share in enumerate(prompt) if share <= CLOSED)
     identity = decisions.curves[f"{source}/identity"].share[step]
     n_steps = len(prompt) - 1

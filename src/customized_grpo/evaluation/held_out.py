@@ -106,6 +106,7 @@ class HeldOutEvaluation:
             )
         scores = own_scores.of_all_processes(self.engine.gather, self.examples, samples_per_prompt)
         first_images = torch.zeros(min(N_FIRST_IMAGES, len(self.examples)), *own_images.shape[1:])
+        # both in the order of `shown`, because `kept` ascends
         first_images[list(shown.values())] = own_images
         return scores, self.engine.total(first_images)  # those of other processes are zero here
 
@@ -159,6 +160,7 @@ def evaluate_policy(
     wanted = set(range(len(example_of_sample)) if kept is None else kept)
     columns: dict[str, list[float]] = {}
     kept_images = []
+    # torch.cat passes over an empty tensor of one dimension, whatever the shape of the others
     of_open_group = torch.empty(0)
     for samples, batch in sample_examples(
         policy,

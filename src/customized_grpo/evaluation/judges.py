@@ -134,6 +134,7 @@ class RewardJudges:
                     targets.append(example.target)
         if not rows:
             return nearest
+        # once for each image; below, `rows` repeats its features for every reference
         image_features = encoder(images.to(self._device)).cpu()
         pair_scores = monitors.copy_score(
             image_features[rows],

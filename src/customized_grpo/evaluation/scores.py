@@ -88,6 +88,7 @@ class HeldOutScores:
     def is_measured(self, metric: str, base: HeldOutScores) -> bool:
         """Return whether enough subjects have the metric, here and in the base, for intervals."""
         pairs = zip(self.columns[metric], base.columns[metric], self.subjects, strict=True)
+        # a sum with a NaN is NaN
         scored = {subject for now, before, subject in pairs if not math.isnan(now + before)}
         return len(scored) >= MIN_CLUSTERS
 

@@ -46,4 +46,5 @@ def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 
     )
     with explained(generator.model, {"batch_size": generator.batch_size}, training=False):
         for _, images in drawn:
+            # one transfer for the batch, not one for each image
             yield from images.cpu()

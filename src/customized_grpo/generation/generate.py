@@ -21,6 +21,7 @@ from customized_grpo.data.examples import Example
 from customized_grpo.data.fitting import cut_note, fit_image
 from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.mask_reading import MASK_THRESHOLD
+from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
 from customized_grpo.files import creating, file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
@@ -96,13 +97,14 @@ def generate(
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
     model = _model_settings(source, settings, lora)
+    # before weights are read, because a mask may turn out to be useless
     row_references = _references(request, subject, masks, model)
     if model.reference_fit == "crop":
         sizes = [(str(path), image.size) for path, image in zip(request.references, subject, strict=True)]
         note = cut_note(sizes, model.height, model.width)
         if note is not None:
             on_note(note)
-    out = _writable(out)
+    _make_folder(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base, step=step, with_start=grid)
     for sentence in _cut_prompts(generator.policy, request.prompts):
         on_note(sentence)
@@ -161,15 +163,12 @@ def _references(
     return tuple(images)
 
 
-def _writable(out: Path) -> Path:
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another call may probe at the same time
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}", hint="Choose another --out.") from error
-    return out
+    check_writable(out)
 
 
 def _facts(generator: Generator, request: Request) -> dict[str, Any]:
@@ -222,6 +221,7 @@ class _Writer:
             about = {"prompt": prompt, "number": number, "adapter": not is_base, **self.facts}
             text = json.dumps(about, ensure_ascii=False, indent=1)
             info = PngInfo()
+            # iTXt, because the plain text of a PNG is Latin-1
             info.add_itxt("prompt", prompt)
             info.add_itxt(METADATA_KEY, text)
             if is_base:  # with the number of the image that it is compared with
@@ -251,6 +251,7 @@ class _Writer:
     def _next_number(self) -> int:
         numbers = [-1, *self.numbers]
         for path in self.out.iterdir():
+            # a number is used up by any file that begins with it: image, JSON, base or grid
             if match := re.match(r"\d{4,}", path.name):
                 numbers.append(int(match[0]))
         return max(numbers) + 1

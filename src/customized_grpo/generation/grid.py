@@ -112,5 +112,6 @@ def _wrapped(text: str, width: int, font: Font) -> list[str]:
         lines = textwrap.wrap(text, characters)
         if max((font.getlength(line) for line in lines), default=0) <= width:
             return lines
+        # letters differ in width, so only trying tells how many fit
         characters -= 1
     return [text]

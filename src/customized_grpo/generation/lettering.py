@@ -25,8 +25,8 @@ PREFERRED = (
 MAX_TRIED = 300
 """Font files that are opened; a designer's machine has thousands."""
 
+# no character and never one: a font draws its box for it
 _NO_CHARACTER = "\U0010fffe"
-_SAMPLE_PIXELS = 16
 _SHAPED = ((0x0590, 0x08FF), (0x0900, 0x109F), (0x1780, 0x17FF), (0xFB1D, 0xFDFF), (0xFE70, 0xFEFC))
 """Scripts that are unreadable letter by letter: right to left, joined, or stacked. They need Raqm."""
 
@@ -86,6 +86,7 @@ def _font_files() -> tuple[Path, ...]:
     found: dict[str, Path] = {}
     for folder in _font_folders():
         for file in sorted(folder.rglob("*")):
+            # macOS's LastResort has a picture for every character, and letters for none
             if file.suffix.lower() in (".ttf", ".ttc", ".otf") and "lastresort" not in file.name.lower():
                 found.setdefault(file.name, file)
     preferred = [found[name] for name in PREFERRED if name in found]

@@ -114,6 +114,7 @@ def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> F
         lines += _lines(arm, spec, shorten(arm.title), arm.colour)
     if not lines:
         return None
+    # training records have no base: it is measured on held-out rows only
     base = data.base.get(spec.key) if spec.kind == "evals" else None
     chart = charts.line_chart(
         lines,
@@ -184,6 +185,7 @@ def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
         x = [float(record["rollouts"]) for record in records]
         y = [record.get(key) for record in records]
         if kind == "train" and x:
+            # run by run: the runs of an arm have the same iterations, so their bins fall on the same rollouts
             x, y = bin_means(x, y)
             y = rolling_mean(y, smoothing_window(len(y)))
         for rollouts, value in zip(x, y, strict=True):
@@ -199,6 +201,7 @@ def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
     if len(positions) <= MAX_POINTS:
         return MeanCurve(positions, mean, low, high)
     x, binned = bin_means(positions, mean)
+    # the bins of `bin_means`, so that low and high belong to its points
     size = -(-len(positions) // MAX_POINTS)
     starts = range(0, len(positions), size)
     return MeanCurve(
@@ -271,6 +274,7 @@ def _small_charts(arms: Sequence[ArmView], column: _SmallChart) -> dict[str, Mar
         values += measured(line.y) + measured(line.low) + measured(line.high)
     if not values:
         return {}
+    # over all arms: a reader compares charts that stand side by side
     axis = _axis(all_lines)
     y_range = domain(values, least=0.05)
     drawn = {}

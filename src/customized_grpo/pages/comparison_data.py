@@ -174,6 +174,7 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
     front: Record = analysis.get("front") or {}
     front_names: Sequence[str] = front.get("arms") or ()
     arms = _with_colours(_arms(results, analysis, front_names))
+    # an arm without a finished run has no point to draw
     weighted = [arm for arm in arms if arm.weight is not None and arm.finished]
     return ComparisonData(
         name=results["name"],
@@ -274,6 +275,7 @@ def _weight(arm: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     overrides = arm.get("overrides") or {}
     schedule = config.get("schedule") or {}
     places = (
+        # the arm's own setting wins, as it did when the run was made
         overrides.get("schedule.prompt_weight"),
         overrides.get("schedule.options.prompt_weight"),
         (schedule.get("options") or {}).get("prompt_weight"),
@@ -299,6 +301,7 @@ def _with_colours(arms: Sequence[ArmView]) -> list[ArmView]:
     weighted = [arm for arm in arms if arm.weight is not None]
     naive = min(weighted, key=lambda arm: abs((arm.weight or 0.0) - 0.5), default=None)
     others = [arm for arm in arms if naive is None or arm.name != naive.name]
+    # sorted is stable, so that arms of one role keep the order of the comparison
     by_rank = sorted(others, key=lambda arm: RANKS[arm.role])
     own = {arm.name: colour for arm, colour in zip(by_rank, OWN_COLOURS, strict=False)}
     if naive is not None:

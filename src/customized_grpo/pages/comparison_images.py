@@ -61,6 +61,7 @@ def arm_images(data: ComparisonData, folders: Mapping[tuple[str, int], Path]) ->
         folders: Run folder by arm and seed.
     """
     finished = {seed: _finished(data, folders, seed) for seed in data.seeds}
+    # the seed that most arms have finished: images of different seeds start from different noise
     seed = max(finished, key=lambda seed: len(finished[seed]), default=None)
     if seed is None or not finished[seed]:
         return None

@@ -139,6 +139,7 @@ def _settings(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as the command line takes them."""
     settings = []
     for key, value in overrides.items():
+        # JSON for all but texts: Python's None would be read back as a text
         text = value if isinstance(value, str) else json.dumps(value)
         settings.append(f"{key}={text}")
     return settings

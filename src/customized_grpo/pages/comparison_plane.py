@@ -38,6 +38,7 @@ def pareto(data: ComparisonData) -> Pareto | None:
     if pair is None:
         return None
     others = [arm for arm in data.arms if arm.weight is None and _is_measured(arm, pair)]
+    # the first point gets the best place for its name, see `scatter`
     others.sort(key=lambda arm: not arm.highlighted)
     numbered = len(others) > NAMED
     points: list[Point] = []

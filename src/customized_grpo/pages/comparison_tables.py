@@ -15,6 +15,7 @@ from customized_grpo.pages.plots.numbers import (
     difference_title,
     interval_text,
     number,
+    p_text,
     symmetric_limit,
 )
 from customized_grpo.reporting.progress import duration
@@ -70,6 +71,7 @@ class _Column:
 
 def percent(share: float) -> str:
     """Return a share as whole per cent."""
+    # a no-break space, so that number and sign stay on one line
     return f"{share:.0%}".replace("%", "\u00a0%")
 
 
@@ -92,6 +94,7 @@ def arm_table(data: ComparisonData) -> ArmTable:
     columns.append(_Column("outside front", _outside))
     columns.append(_final(data, "copy score", "monitor/copy_score"))
     columns.append(_final(data, "background", "monitor/background_similarity"))
+    # a comparison without monitors or a front has no empty columns then
     columns = [column for column in columns if _has_values(column, data.arms)]
     rows = []
     for arm in data.arms:
@@ -136,6 +139,7 @@ def _outside(arm: ArmView) -> Cell:
     entry = arm.result.get("outside_front")
     if not entry:
         return Cell()
+    # decided where the draws were made; the share alone must not be judged again here
     if entry["outside"]:
         return Cell(percent(entry["share"]), "outside", "better")
     return Cell(percent(entry["share"]), "not shown")
@@ -202,18 +206,12 @@ def control_rows(data: ComparisonData) -> list[ControlRow]:
 
 def _difference(name: str, difference: Measurement, p: float | None, limit: float) -> ControlDifference:
     """Return a difference, coloured where its adjusted p-value is small."""
+    # by the adjusted p-value, not the interval: the interval knows nothing of the other comparisons
     tone = "unclear"
     if p is not None and p < SIGNIFICANT:
         tone = "better" if difference.mean > 0 else "worse"
     plot = interval_plot(difference, limit, tone=tone, title=difference_title(name, difference))
     return ControlDifference(name, value_cell(difference, plus=True, tone=tone), plot, p_text(p))
-
-
-def p_text(p: float | None) -> str:
-    """Return a p-value as people write it."""
-    if p is None:
-        return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 QUADRANTS = (

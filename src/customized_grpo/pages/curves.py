@@ -60,6 +60,7 @@ def bin_means(
     Returns:
         Mean positions, and mean values with None where a bin holds no value.
     """
+    # division rounded up, without a float in between
     size = max(-(-len(x) // limit), 1)
     means_x: list[float] = []
     means_y: list[float | None] = []
@@ -114,6 +115,7 @@ def training_line(run: RunData, key: str, name: str, colour: str, **options: Any
         return None
     x, y = bin_means(series.x, series.y)
     window = smoothing_window(len(y))
+    # too few points to smooth: line and raw values would be the same
     if window == 1:
         return Line(name, x, y, colour, **options)
     smooth = rolling_mean(y, window)
@@ -134,6 +136,7 @@ def held_out_line(run: RunData, key: str, name: str, colour: str, **options: Any
     line = Line(name, series.x, series.y, colour, dots=len(series.x) <= MAX_DOTS, **options)
     low = read_series(run.evals, f"{key}_low")
     high = read_series(run.evals, f"{key}_high")
+    # an evaluation without an interval would move the ends against the points
     if low is not None and high is not None and low.x == high.x == series.x:
         line = replace(line, low=low.y, high=high.y)
     return line if len(series.x) <= MAX_POINTS else _thinned(line)
@@ -141,6 +144,7 @@ def held_out_line(run: RunData, key: str, name: str, colour: str, **options: Any
 
 def _thinned(line: Line) -> Line:
     """Return a line of measured points with its extremes alone."""
+    # of the line alone: its interval goes where the point goes
     places = extremes(line.y)
 
     def picked(values: Sequence[Any] | None) -> list[Any] | None:
@@ -168,6 +172,7 @@ def rollouts_axis(run: RunData) -> XAxis:
 def alarm_marks(run: RunData) -> list[tuple[float, str]]:
     """Return (rollouts, message) of every alarm; events count iterations alone."""
     iterations_per_rollout = rollouts_axis(run).second_scale
+    # no record yet, or no iteration trained: there is no place on the axis to mark
     if iterations_per_rollout == 0:
         return []
     marks = []
@@ -194,6 +199,7 @@ def lines_figure(
     if not measured:
         return None
     chart = charts.line_chart(measured, rollouts_axis(run), title=title, **options)
+    # an ordered set: lines that were thinned in the same way share one sentence
     notes = dict.fromkeys(line.note for line in measured if line.note)
     return Figure(title, chart, " ".join([caption, *notes]))
 

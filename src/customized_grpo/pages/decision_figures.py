@@ -66,6 +66,7 @@ def score_rows(decisions: Record) -> list[ScoreRow]:
         rows.append(
             ScoreRow(
                 name,
+                # a variance, of the continuations from the first noisy step
                 number(curve["open"][0] ** 0.5),
                 [f"{shares[round(quarter * (len(shares) - 1))]:.0%}" for quarter in QUARTERS],
                 (NONE, "") if centre is None else _centre(centre),
@@ -89,6 +90,7 @@ def _open_shares(decisions: Record, source: str) -> Figure | None:
     if not lines:
         return None
     title = f"Still open, by {SOURCES[source]}"
+    # n steps have n + 1 states, the noise and the finished image among them
     axis = XAxis("step", len(lines[0].x) - 1, steps=True)
     caption = (
         "Share of the variance among continuations that the steps from here on decide; it starts at 100 % "

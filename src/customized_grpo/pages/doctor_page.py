@@ -46,6 +46,7 @@ def render_doctor_page(findings: Findings, recipe: str) -> str:
 def _facts(findings: Findings) -> list[tuple[str, str]]:
     """Return (name, value) of the numbers of the whole examination; only those that were measured."""
     facts = [("prompts", f"{findings['prompts']}"), ("samples", f"{findings['samples']}")]
+    # None with one kind of reward, and where a reward never varies: there is no conflict to speak of
     if findings["rho"] is not None:
         facts += [
             ("correlation of the rewards in groups", f"{findings['rho']:+.3f}"),

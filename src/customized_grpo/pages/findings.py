@@ -38,6 +38,7 @@ def alarms(run: RunData) -> Alarms:
     for event in run.events:
         if event.get("event") == "alarm":
             message = str(event.get("message", ""))
+            # by kind: an alarm that lasts has another number in its message each time
             last_of_kind[str(event.get("alarm", message))] = (int(event["iteration"] or 0), message)
     standing = [message for iteration, message in last_of_kind.values() if iteration == latest]
     earlier = [entry for entry in last_of_kind.values() if entry[0] != latest]
@@ -62,6 +63,7 @@ def trained_kinds(run: RunData) -> list[str]:
     """Return the kinds of the run's rewards, as far as it has measured any."""
     names: set[str] = set()
     for record in [*run.train, *run.evals]:
+        # from what was measured: a recipe names its rewards, and only their code knows the kinds
         names |= record.keys()
     return [kind for kind in KINDS if f"reward/{kind}" in names]
 

@@ -48,6 +48,7 @@ def data_uri(image: Image.Image) -> str:
     if max(image.size) <= MAX_SIDE:
         image.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    # `thumbnail` works in place, and the image belongs to the caller
     small = image.copy()
     small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=88)

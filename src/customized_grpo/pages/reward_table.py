@@ -43,6 +43,7 @@ def reward_names(run: RunData) -> list[str]:
     names: dict[str, None] = {}
     for record in [*run.train[:1], *run.evals[:1]]:
         keys = [key.removeprefix(SCORE) for key in record if key.startswith(SCORE)]
+        # "score/NAME/std" and the like belong to NAME
         names |= dict.fromkeys(key for key in keys if "/" not in key)
     return list(names)
 

@@ -99,6 +99,7 @@ class RunData:
     @property
     def last(self) -> Record:
         """Return the newest record with counters, of training or evaluation; empty if there is none."""
+        # the last record of the file may be an event, which counts no rollouts
         newest = [*self.evals[-1:], *self.train[-1:]]
         return max(newest, key=iteration_of, default={})
 
@@ -112,6 +113,7 @@ def read_run(run_dir: Path) -> RunData:
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+    # a run folder from elsewhere could link to private files, which a report would then show
     for name in FILES:
         if leads_out(run_dir / name, run_dir):
             raise UserError(
@@ -202,6 +204,7 @@ def _from_evals(evals: list[Record]) -> dict[str, BeforeAfter]:
         return {}
     comparisons = {}
     for metric in evals[0]:
+        # `_low` may also end the name of a metric; it is an interval's end only beside that metric
         ends_interval = metric.endswith(("_low", "_high")) and metric.rpartition("_")[0] in evals[0]
         if ends_interval or "/" not in metric:
             continue

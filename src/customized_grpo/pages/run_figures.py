@@ -95,6 +95,7 @@ def _judge(run: RunData, kind: str, words: str) -> Figure | None:
     starts_at_base = run.evals[0]["iteration"] == 0
     if len(line.x) == 1:
         caption = "Higher is better. 95 % interval, resampled by subject. So far only one evaluation."
+        # the only evaluation may be that of the base, before any training
         only = replace(line, name="base" if starts_at_base else "tuned")
         return lines_figure(run, title, caption, [only], least=0.05)
     caption = (
@@ -152,15 +153,18 @@ def _modes(run: RunData) -> Figure | None:
     return Figure("What samples are", chart, caption)
 
 
-ATTRIBUTES = (("hat", "good"), ("prop", "prompt"), ("floor", "plain"), ("sky", "drift"))
+ATTRIBUTES = (("prop", "prompt"), ("floor", "plain"), ("sky", "drift"), ("emblem", "good"))
 
 
 def _attributes(run: RunData) -> Figure | None:
     if len(run.evals) < 2:
         return None
     lines = [held_out_line(run, f"judge/{name}", name, colour) for name, colour in ATTRIBUTES]
-    caption = "Share of held-out samples in which a classifier finds what the prompt asked for, part by part."
-    return lines_figure(run, "Prompt accuracy by part", caption, lines, percent=True)
+    caption = (
+        "Share of held-out samples in which a classifier finds each part: what the prompt asked for, and the "
+        "emblem of the subject."
+    )
+    return lines_figure(run, "Accuracy by part", caption, lines, percent=True)
 
 
 def _quadrants(run: RunData) -> Figure | None:

@@ -99,6 +99,7 @@ def write_report(run_dir: Path) -> Path:
 def render_run_page(run: RunData) -> str:
     """Return the page of a run."""
     # The page forbids all scripts but the one with this hash.
+    # of the same text that goes into the page: one other byte, and browsers refuse to run it
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -131,6 +132,7 @@ def _state(run: RunData) -> str:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return (name, value) of the facts that identify the run; only those that are known."""
+    # the summary is there only when the run has finished; before, the last record has to do
     wall = run.summary.get("wall_s", run.last.get("wall_s"))
     rollouts = run.summary.get("rollouts", run.last.get("rollouts"))
     rate = run.setting("train.learning_rate")

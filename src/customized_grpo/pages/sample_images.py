@@ -48,6 +48,7 @@ class Samples:
             UserError: The file is absent, not a PNG, or outside the folder.
         """
         path = self.folder / (name or "")
+        # names come from a file of the run folder, which may be from elsewhere
         if not name or leads_out(path, self.folder) or not path.is_file():
             raise UserError(
                 f"{self.folder / 'index.json'} lists {name!r}, which is no image in {self.folder}"

@@ -18,4 +18,5 @@ def standalone(chart: str) -> str:
     """
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SHEETS) + FONT
     page = '<rect x="-10%" y="-10%" width="120%" height="120%" style="fill: var(--page)"/>'
+    # a function, because a style sheet may hold backslashes, which a replacement text would interpret
     return re.sub(r"^<svg[^>]*>", lambda head: f"{head[0]}<style>{style}</style>{page}", chart) + "\n"

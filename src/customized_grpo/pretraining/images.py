@@ -6,62 +6,48 @@ on degraded images as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from customized_grpo.pixels import to_uint8
 from customized_grpo.pretraining.common import render_bytes
+from customized_grpo.pretraining.optimisation import autocast
+from customized_grpo.pretraining.pairs import PLAIN, SCENES, VIEWS, images_of, scenes_of
 from customized_grpo.toybox import world
 
-NEUTRAL = 0.5  # grey that replaces the background of a segmented image
-LATENT_NOISE = 0.5  # upper end of the noise added to latents of unit scale
-SUBJECTS_TOGETHER = 16  # whose images are rendered and decoded at a time
-
-
-def scenes_of_subjects(seed: int, subjects: int, views: int) -> list[list[world.Scene]]:
-    """Return `views` scenes for each subject of the world `seed`, as scenes[subject][view]."""
-    scenes = []
-    for subject in range(subjects):
-        scenes.append([world.scene(seed, subject, view) for view in range(views)])
-    return scenes
-
-
-def render_subjects(
-    seed: int, subjects: Iterable[int], scenes: Sequence[Sequence[world.Scene]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return uint8 images [subjects x views, 3, 64, 64] and masks of subjects in all of their scenes."""
-    pairs = []
-    for index in subjects:
-        toy = world.subject(seed, index)
-        pairs += [(toy, scene) for scene in scenes[index]]
-    return render_bytes(pairs)
+LATENT_NOISE = 0.3  # upper end of the noise added to latents of unit scale
+SUBJECTS_TOGETHER = 4  # whose images are rendered and decoded at a time
 
 
 class ImagePool:
-    """`views` images of each of `subjects` toys, clean and as the autoencoder returns them.
+    """All images of each of `subjects` toys, clean and as the autoencoder returns them.
+
+    Images are found by their place (subject, scene, view, EMBLEM or PLAIN), see `pairs.py`.
 
     Attributes:
-        clean, decoded: uint8 [subjects, views, 3, 64, 64].
-        masks: uint8 [subjects, views, 1, 64, 64], 255 on the subject.
-        scenes: scenes[subject][view].
+        toys: The subjects.
+        scenes: scenes[subject][scene][view].
+        clean, decoded: uint8 [subjects, SCENES, VIEWS, 2, 3, 64, 64].
+        masks: uint8 [subjects, SCENES, VIEWS, 2, 1, 64, 64], 255 on the subject.
     """
 
-    def __init__(self, vae: AutoencoderTiny, subjects: int, views: int, seed: int) -> None:
-        self.scenes = scenes_of_subjects(seed, subjects, views)
+    def __init__(self, vae: AutoencoderTiny, subjects: int, seed: int) -> None:
+        self.toys = [world.subject(seed, subject) for subject in range(subjects)]
+        self.scenes = [scenes_of(seed, subject) for subject in range(subjects)]
         clean = []
         masks = []
         decoded = []
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, subjects, SUBJECTS_TOGETHER):
-            together = range(start, min(start + SUBJECTS_TOGETHER, subjects))
-            images, subject_masks = render_subjects(seed, together, self.scenes)
+            pairs = []
+            for index in range(start, min(start + SUBJECTS_TOGETHER, subjects)):
+                pairs += images_of(self.toys[index], self.scenes[index])
+            images, subject_masks = render_bytes(pairs)
             clean.append(images)
             masks.append(subject_masks)
             decoded.append(to_uint8(noisy_round_trip(vae, images.float() / 255, generator)))
-        shape = (subjects, views)
+        shape = (subjects, SCENES, VIEWS, 2)
         self.clean = torch.cat(clean).unflatten(0, shape)
         self.masks = torch.cat(masks).unflatten(0, shape)
         self.decoded = torch.cat(decoded).unflatten(0, shape)
@@ -69,32 +55,41 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def pick(
-        self, subjects: torch.Tensor, views: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def places(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Return random places [count, 4]."""
+        sizes = (len(self), SCENES, VIEWS, 2)
+        return torch.stack([torch.randint(size, (count,), generator=generator) for size in sizes], 1)
+
+    def pick(self, places: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return degraded images [B, 3, 64, 64] in [0, 1] and their masks [B, 1, 64, 64].
 
         Args:
-            subjects, views: Which image of the pool, [B] each.
+            places: Which images, [B, 4].
             generator: Draws which are decoded ones, and the degradations.
         """
-        use_decoded = torch.rand(len(subjects), generator=generator) < 0.5
-        images = self.clean[subjects, views]
-        images[use_decoded] = self.decoded[subjects[use_decoded], views[use_decoded]]
-        masks = self.masks[subjects, views].float() / 255
-        return degrade(images.float() / 255, generator), masks
+        use_decoded = torch.rand(len(places), generator=generator) < 0.5
+        index = tuple(places.T)
+        chosen = use_decoded[:, None, None, None]
+        images = torch.where(chosen, self.decoded[index], self.clean[index])
+        return degrade(images.float() / 255, generator), self.masks[index].float() / 255
 
-    def scenes_at(self, subjects: torch.Tensor, views: torch.Tensor) -> list[world.Scene]:
-        """Return the scenes of the images that `pick` returns for the same indices, both [B]."""
-        places = zip(subjects.tolist(), views.tolist(), strict=True)
-        return [self.scenes[subject][view] for subject, view in places]
+    def scenes_at(self, places: torch.Tensor) -> list[world.Scene]:
+        """Return the scenes of the images at `places` [B, 4]."""
+        return [self.scenes[subject][scene][view] for subject, scene, view, _ in places.tolist()]
+
+    def emblems_at(self, places: torch.Tensor) -> list[str]:
+        """Return the emblems in the images at `places` [B, 4]."""
+        emblems = []
+        for subject, _, _, emblem in places.tolist():
+            emblems.append(world.PLAIN if emblem == PLAIN else self.toys[subject].emblem)
+        return emblems
 
 
 @torch.no_grad()
 def noisy_round_trip(vae: AutoencoderTiny, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return images in [0, 1] after encoding, adding noise of a random level to the latents, and decoding."""
     images = (images * 2 - 1).to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         latents = vae.encode(images).latents.float()
         # the VAE's own latents are wider than those of unit scale by 1 / scaling_factor
         level = torch.rand(len(images), 1, 1, 1, generator=generator) * LATENT_NOISE
@@ -132,8 +127,3 @@ def random_crops(images: torch.Tensor, smallest: float, generator: torch.Generat
     theta[:, :, 2] = centre
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
-
-
-def segment(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Return images whose background is NEUTRAL grey."""
-    return images * masks + NEUTRAL * (1 - masks)

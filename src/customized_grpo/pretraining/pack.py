@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from customized_grpo.config import load_config
+from customized_grpo.config.schema import RewardConfig
 from customized_grpo.pretraining import measure
 from customized_grpo.pretraining.encoders import MEAN, SIZE, STD
 from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.base import Reward
 from customized_grpo.toybox import assets
 
-STAGES = ("vae", "clean", "mixture", "dino", "clip", "subject_encoder", "attribute_classifier")
-REWARDS = {"dino": "reference", "clip_t": "none"}
+STAGES = ("vae", "clean", "mixture", "dino", "clip", "pickscore", "subject_encoder", "attribute_classifier")
+BRANCHING_SHARE = 4  # one of so many prompts branches: from every step, 12 images are drawn of it
+REWARDS = ("dino", "clip_i", "clip_t", "pickscore")
 
 
 def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
@@ -41,10 +46,12 @@ def pack(out: Path, target: Path = assets.ASSETS, prompts: int = 192) -> None:
 
 
 def _copy_weights(out: Path, target: Path) -> None:
-    from diffusers import FluxKontextPipeline
+    from diffusers import AutoencoderTiny, FluxKontextPipeline
 
     (target / "judges").mkdir(parents=True)
     pipe = FluxKontextPipeline.from_pretrained(out / "base-mixture", local_files_only=True)
+    # the decoder may have been trained for longer since; the encoder is computed, and the same
+    pipe.register_modules(vae=AutoencoderTiny.from_pretrained(out / "vae", local_files_only=True))
     for module in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
         module.to(torch.bfloat16)
     pipe.save_pretrained(target / "base")
@@ -72,7 +79,7 @@ def _forget_folders(base: Path) -> None:
 
 
 def _preprocessor(name: str) -> dict[str, Any]:
-    kind = {"dino": "BitImageProcessor", "clip": "CLIPImageProcessor"}[name]
+    kind = "BitImageProcessor" if name == "dino" else "CLIPImageProcessor"
     return {
         "image_processor_type": kind,
         "do_resize": True,
@@ -100,12 +107,23 @@ def _write_card(out: Path, target: Path, prompts: int) -> None:
     file = target / "card.json"
     file.write_text(json.dumps(card, indent=2) + "\n")
     card["vae"] = measure.measure_vae(assets.load_base_pipeline().vae)
-    card["rewards"] = measure.measure_rewards([build_reward(_reward(name)) for name in REWARDS])
+    rewards = [build_reward(_reward(name)) for name in REWARDS]
+    card["rewards"] = measure.measure_rewards(rewards)
+    card["leaks"] = measure.leaks(card["rewards"], **_preset_weights(rewards))
+    card["clean"] = measure.measure_base(prompts, str(out / "base-clean"))
     card["base"] = measure.measure_base(prompts)
+    card["decisions"] = measure.measure_decisions(max(2, prompts // BRANCHING_SHARE))
     file.write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _reward(name: str) -> Any:
-    from customized_grpo.config.schema import RewardConfig
+def _preset_weights(rewards: Sequence[Reward]) -> dict[str, dict[str, float]]:
+    """Return the weights of the preset `toybox` by kind and name."""
+    kinds = {reward.name: reward.kind for reward in rewards}
+    weights: dict[str, dict[str, float]] = {"identity": {}, "prompt": {}}
+    for reward in load_config("toybox").rewards:
+        weights[kinds[reward.name]][reward.name] = reward.weight
+    return weights
 
-    return RewardConfig(name=name, path="toybox", segment=REWARDS[name])  # type: ignore[arg-type]
+
+def _reward(name: str) -> RewardConfig:
+    return RewardConfig(name=name, path="toybox", segment="none")

@@ -14,9 +14,12 @@ NEEDS = {
     "clean": ("vae",),
     "mixture": ("base-clean",),
     "pack": (
+        "vae",
+        "base-clean",
         "base-mixture",
         "dino",
         "clip",
+        "pickscore",
         "subject_encoder.safetensors",
         "attribute_classifier.safetensors",
     ),

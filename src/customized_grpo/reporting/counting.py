@@ -28,6 +28,7 @@ class Counting:
         self._total = total
         self._console = console
         self._done = 0
+        # without markup: rich would read text in brackets as a style, and drop it
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task = self._bar.add_task(what, total=total)
@@ -45,6 +46,7 @@ class Counting:
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
+        # soft_wrap, because rich would break lines at 80 columns in a file
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
         entries.append(
             {"prompt": row.prompt, "subject": row.subject, "reference": reference.name, "target": target}
         )
+    # the index last, here and below: it must never list an image that is not there yet
     write_json(folder / INDEX, {"rows": entries, "iterations": _drawn(folder, len(rows))})
 
 

@@ -86,7 +86,9 @@ class MetricsWriter:
         if not isinstance(record.get("iteration"), int):
             raise ValueError(f"iteration must be an integer, not {record.get('iteration')!r}")
         clean = {key: _jsonable(key, value) for key, value in record.items()}
+        # the line is complete by now: a value that is refused leaves nothing in the file
         self._file.write(_line(clean))
+        # to the operating system: a kill of this process loses nothing; `sync` is for power cuts
         self._file.flush()
         if self._trackers is not None:
             self._trackers.log(clean)
@@ -98,6 +100,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the file and the trackers; the file is synced to disk first."""
+        # the file first, as a tracker may take long to end
         if not self._file.closed:
             self.sync()
             self._file.close()
@@ -124,6 +127,7 @@ def read_metrics(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", hint="Is this the folder of a run that has started?")
+    # at the byte of a line feed alone: str.splitlines would also cut at U+2028, which JSON leaves as it is
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
         lines.pop()

@@ -106,6 +106,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if not self._quiet:
+            # soft_wrap, because rich would break lines at 80 columns in a file
             self._console.print(Text(printable(text)), soft_wrap=True)
 
     def _speed(self) -> tuple[float | None, float | None]:

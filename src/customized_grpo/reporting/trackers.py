@@ -79,6 +79,7 @@ class Trackio:
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self._trackio = importlib.import_module("trackio")
+        # allow: a resumed run goes on under the name that it has there
         self._trackio.init(project=PROJECT, name=run_dir.name, config=dict(config), resume="allow")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
@@ -114,6 +115,7 @@ class Trackers:
         if unknown:
             raise ValueError(f"unknown trackers {unknown}; there are {', '.join(TRACKERS)}")
         self._active: dict[str, Tracker] = {}
+        # each once, although a recipe may name one twice
         for name in dict.fromkeys(names):
             try:
                 with _no_keyboard():

@@ -209,6 +209,7 @@ def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
         raise RewardError(
             f"reward {reward.name!r} must return torch.float32 [{len(batch)}], got {got} on {_samples(batch)}"
         )
+    # a graph would keep the activations of the reward in memory until the update
     return scores.detach().cpu()
 
 

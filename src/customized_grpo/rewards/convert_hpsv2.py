@@ -107,6 +107,7 @@ def to_clip(state: dict[str, Tensor], heads: int = HEADS) -> CLIPModel:
 def _convert(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return a tensor under its new names; one with an unknown name keeps it."""
     if name in TRANSPOSED:
+        # open_clip multiplies x by these, a Linear of torch by its transpose
         return {TRANSPOSED[name]: tensor.T.contiguous()}
     block = BLOCK.fullmatch(name)
     if block:
@@ -114,6 +115,7 @@ def _convert(name: str, tensor: Tensor) -> dict[str, Tensor]:
         prefix = f"{tower}.encoder.layers.{block['layer']}."
         fused = re.fullmatch(r"attn\.in_proj_(weight|bias)", block["rest"])
         if fused:
+            # cloned below, because safetensors refuses tensors that are views of one memory
             parts = zip("qkv", tensor.chunk(3), strict=True)
             return {f"{prefix}self_attn.{part}_proj.{fused[1]}": values.clone() for part, values in parts}
         module, _, kind = block["rest"].rpartition(".")
@@ -128,6 +130,7 @@ def _config(state: dict[str, Tensor], heads: int) -> CLIPConfig:
     from transformers import CLIPConfig
 
     patches = state["vision_model.embeddings.patch_embedding.weight"].shape[-1]
+    # besides the patches, which form a square, the class token has a position
     positions = len(state["vision_model.embeddings.position_embedding.weight"]) - 1
     vocabulary = len(state["text_model.embeddings.token_embedding.weight"])
     return CLIPConfig(
@@ -185,6 +188,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str = TOKENIZER, heads: i
         with quiet(["transformers"]):
             model.save_pretrained(draft)
         words.save_pretrained(draft)
+        # safetensors makes files that only their owner can read
         follow_umask(draft)
 
 

@@ -86,11 +86,11 @@ class FaceDetector:
         # In the top left corner, black beside and below: places need no shift on the way back.
         canvas[: size[1], : size[0]] = np.asarray(resized)
         outputs = self.model(np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)))  # BGR, 0 to 255
-        found = suppress(decode(outputs, self.model.height, self.model.width, self.min_score))
+        faces = suppress(decode(outputs, self.model.height, self.model.width, self.min_score))
         # Each axis with its own factor, that of the rounded size.
         back = np.array([width / size[0], height / size[1]])
         # Boxes are (x, y, x, y), so the two factors come twice.
-        return Faces(found.boxes * np.tile(back, 2), found.landmarks * back, found.scores)
+        return Faces(faces.boxes * np.tile(back, 2), faces.landmarks * back, faces.scores)
 
 
 class FaceRecogniser:

@@ -51,6 +51,7 @@ def content_key(*tensors: Tensor) -> bytes:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        # as bytes: numpy has no bf16
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
 

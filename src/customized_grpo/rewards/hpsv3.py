@@ -199,6 +199,7 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
     body = {
         body_name(name): tensor
         for name, tensor in state.items()
+        # lm_head predicts words, which a reward does not need
         if not name.startswith(("rm_head.", "lm_head."))
     }
     head = {
@@ -217,6 +218,7 @@ def load_weights(file: Path, base: str, dtype: torch.dtype) -> tuple[Any, nn.Seq
         reward.load_state_dict(head)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{file}: does not fit {base!r}: {error}") from error
+    # transformers gives missing weights random values, and goes on
     wrong = sorted(report["missing_keys"] | report["unexpected_keys"])
     if wrong:
         raise UserError(f"{file}: {len(wrong)} weights are missing or unknown: {', '.join(wrong[:3])}")

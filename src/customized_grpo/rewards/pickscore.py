@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.rewards.base import ScoringBatch
-from customized_grpo.rewards.clip import TOYBOX_NAME, ClipTextReward
+from customized_grpo.rewards.clip import ClipTextReward
 from customized_grpo.rewards.loading import load_model, load_preprocess, load_tokenizer
 
 NAME = "pickscore"
@@ -37,7 +37,7 @@ class PickScoreReward(ClipTextReward):
         """Load from a folder, a hub id or "toybox"; UserError if that fails."""
         from transformers import CLIPModel
 
-        model, source = load_model(path, TOYBOX_NAME, CLIPModel)
+        model, source = load_model(path, NAME, CLIPModel)
         processor = source if Path(source).expanduser().is_dir() else PROCESSOR
         return cls(model, load_tokenizer(processor, model), load_preprocess(processor), device)
 

@@ -92,6 +92,7 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
         try:
             if config.name in REWARDS:
                 read_options(config.name, REWARDS[config.name].options, config.options)
+            # code that runs elsewhere is imported there; its packages may be missing here
             elif config.executor.kind in ("inline", "thread") or not extensions.is_dotted(config.name):
                 extensions.load("reward", config.name)
                 _own_options(config.name, config.options)

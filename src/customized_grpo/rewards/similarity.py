@@ -147,7 +147,7 @@ class ReferenceSimilarity:
         return images * masks + neutral * (1 - masks)
 
     def _reference_masks(self, batch: ScoringBatch) -> list[Tensor]:
-        found: list[Tensor] = []
+        all_masks: list[Tensor] = []
         for row, images in enumerate(batch.references):
             masks = batch.reference_masks[row] if batch.reference_masks is not None else []
             if len(masks) != len(images):
@@ -164,5 +164,5 @@ class ReferenceSimilarity:
                     )
                 if not bool((mask > 0).any()):
                     raise UserError(f"reward {self.name!r}: {batch.label(row)} has an empty reference mask")
-            found.extend(masks)
-        return found
+            all_masks.extend(masks)
+        return all_masks

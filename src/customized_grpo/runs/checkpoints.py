@@ -84,6 +84,7 @@ class CheckpointStore:
         for path in self.folder.iterdir():
             match = _STEP_FOLDER.fullmatch(path.name)
             if match and (path / COMMIT).is_file():
+                # as numbers: by name step_1000000 would come before step_999999
                 steps.append(int(match[1]))
         return sorted(steps)
 
@@ -110,6 +111,7 @@ class CheckpointStore:
         for entry, group in tensors.items():
             if not _ENTRY_NAME.fullmatch(entry) or entry == "state":
                 raise ValueError(f"bad checkpoint entry name {entry!r}")
+            # before anything is written: the checkpoint of a diverged run would push out a good one
             _refuse_non_finite(step, entry, group)
         text = _encode_state(state)
 
@@ -130,6 +132,7 @@ class CheckpointStore:
         Raises:
             UserError: Checkpoints cannot be saved in the folder.
         """
+        # a name that `sweep` removes, should this process be killed meanwhile
         final = self.folder / f"{PRUNED}probe"
         try:
             self._commit(final, lambda partial: write_json(partial / COMMIT, {}, durable=True))
@@ -316,6 +319,7 @@ def _read_commit(folder: Path, step: int) -> dict[str, tuple[str, int]]:
         raise UserError(f"{path} is damaged: {error!r}") from error
     if not is_known_format:
         raise UserError(f"{path} has format {commit['format']!r}; this version reads format {FORMAT}")
+    # a name with a slash would be read, and its hash believed, outside of the checkpoint
     if committed_step != step or STATE not in files or any(Path(name).name != name for name in files):
         raise UserError(f"{path} is damaged: it does not describe a checkpoint of step {step}")
     return files
@@ -324,6 +328,7 @@ def _read_commit(folder: Path, step: int) -> dict[str, tuple[str, int]]:
 def _verify(path: Path, sha256: str, size: int) -> None:
     if not path.is_file():
         raise UserError(f"checkpoint file {path} is missing")
+    # the size first: it costs nothing, and is what a full disk or a broken copy changes
     if path.stat().st_size != size:
         raise UserError(f"checkpoint file {path} has {path.stat().st_size} bytes instead of {size}")
     if file_sha256(path) != sha256:

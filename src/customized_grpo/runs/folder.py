@@ -100,6 +100,7 @@ class RunFolder:
             write_text(path / CONFIG, dump_config(config), durable=True)
             write_json(path / STARTED, {"folder": str(Path.cwd())}, durable=True)
             write_json(path / VERSIONS, versions(), durable=True)
+            # all files are on the disk before the marker goes: a power cut must not leave a part without it
             sync(path)
             (path / STARTING).unlink()
         return folder

@@ -160,6 +160,7 @@ def _is_dead(owner_file: Path) -> bool:
     if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
         return False
     try:
+        # signal 0 reaches nobody: it only asks whether there is such a process
         os.kill(pid, 0)
     except ProcessLookupError:
         return True

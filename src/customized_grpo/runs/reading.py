@@ -35,6 +35,7 @@ def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{run_dir} is not the folder of a run")
     try:
         # its folder may have been moved since the recipe was written
+        # as JSON: an override would take quotes around a folder's name for its own
         where = f"run.dir={json.dumps(str(run_dir))}"
         return settled(run_dir, load_config(str(run_dir / CONFIG), [*overrides, where]))
     except UserError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from customized_grpo.toybox.judges import AttributeClassifier, SubjectEncoder
 
 ASSETS = Path(__file__).parent / "assets"
-REWARD_MODELS = ("dino", "clip")
+REWARD_MODELS = ("dino", "clip", "pickscore")
 
 _current: ContextVar[Path] = ContextVar("folder of the ToyBox weights", default=ASSETS)
 
@@ -69,13 +69,13 @@ def load_reward_model(name: str) -> tuple[Any, Path]:
     """Return a reward model in fp32, and its folder with preprocessing and tokenizer.
 
     Args:
-        name: "dino" (Dinov2Model) or "clip" (CLIPModel).
+        name: Of REWARD_MODELS: "dino" is a Dinov2Model, the others are CLIPModels.
     """
     from transformers import CLIPModel, Dinov2Model
 
     from customized_grpo.weights.models import load_model
 
-    model_class = {"dino": Dinov2Model, "clip": CLIPModel}[name]
+    model_class = Dinov2Model if name == "dino" else CLIPModel
     folder = _folder(name)
     what = f"{folder}: the embedded ToyBox weights"
     return load_model(model_class, str(folder), what=what, dtype="float32", local_files_only=True), folder

@@ -1,7 +1,7 @@
 """Held-out judges: they never train a generator, they only measure how good its images are.
 
 Two small convolutional networks, on purpose of another kind than the rewards, which are transformers: an
-encoder that re-identifies a subject across scenes, and a classifier of the prompted attributes.
+encoder that re-identifies a subject across scenes, and a classifier of the scene's attributes and the emblem.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from customized_grpo.toybox import world
 from customized_grpo.toybox.world import Scene
 
 EMBEDDING = 64
-# the classes of each head; "none" is a class of hat and prop only
+SCENE_ATTRIBUTES = ("prop", "prop_colour", "side", "floor_colour", "sky")  # what a prompt names
+# the classes of each head
 CLASSES: dict[str, tuple[str, ...]] = {
-    "hat": world.HATS,
-    "hat_colour": tuple(world.COLOURS),
     "prop": world.PROPS,
     "prop_colour": tuple(world.COLOURS),
     "side": world.SIDES,
-    "floor": world.FLOORS,
     "floor_colour": tuple(world.COLOURS),
     "sky": world.SKIES,
+    "emblem": (*world.EMBLEMS, world.PLAIN),
 }
-IGNORE = -100  # label of an attribute that a scene does not have
 
 
 class Trunk(nn.Module):
@@ -92,27 +90,22 @@ class AttributeClassifier(nn.Module):
         return {name: head(features).float() for name, head in self.heads.items()}
 
 
-def attribute_labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Return class indices [B] by attribute, IGNORE where a scene has no such attribute."""
+def attribute_labels(scenes: Sequence[Scene], emblems: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return class indices [B] by attribute: those of the scenes, and the emblem."""
     columns: dict[str, torch.Tensor] = {}
-    for name, classes in CLASSES.items():
-        values = [getattr(scene, name) for scene in scenes]
-        columns[name] = torch.tensor([IGNORE if value is None else classes.index(value) for value in values])
+    for name in SCENE_ATTRIBUTES:
+        columns[name] = torch.tensor([CLASSES[name].index(getattr(scene, name)) for scene in scenes])
+    columns["emblem"] = torch.tensor([CLASSES["emblem"].index(emblem) for emblem in emblems])
     return columns
 
 
-def attribute_hits(predicted: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return which attributes an image has as its prompt asks.
+def scene_hits(predicted: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return which of SCENE_ATTRIBUTES an image has as in a scene.
 
     Args:
-        predicted: Class indices [B] by attribute.
-        labels: Class indices [B] by attribute, IGNORE where the prompt does not name it.
+        predicted, labels: Class indices [B] by attribute.
 
     Returns:
-        [B, attributes]: 1 hit, 0 miss, NaN where the prompt does not name the attribute.
+        [B, len(SCENE_ATTRIBUTES)]: 1 hit, 0 miss.
     """
-    columns = []
-    for name in CLASSES:
-        hits = (predicted[name] == labels[name]).float()
-        columns.append(hits.masked_fill(labels[name] == IGNORE, float("nan")))
-    return torch.stack(columns, dim=1)
+    return torch.stack([(predicted[name] == labels[name]).float() for name in SCENE_ATTRIBUTES], dim=1)

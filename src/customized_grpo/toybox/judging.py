@@ -9,15 +9,14 @@ import torch.nn.functional as F
 
 from customized_grpo.data.examples import Example
 from customized_grpo.statistics import monitors
-from customized_grpo.toybox import assets, judges
+from customized_grpo.toybox import assets, judges, world
 
 GROUPS = {
-    "hat": ("hat", "hat_colour"),
     "prop": ("prop", "prop_colour", "side"),
-    "floor": ("floor", "floor_colour"),
+    "floor": ("floor_colour",),
     "sky": ("sky",),
 }
-MATCH = 0.75  # an image shows a scene if at least this share of the named attributes is right
+MATCH = 0.75  # an image shows a scene if at least this share of its attributes is right
 
 
 class ToyBoxJudges:
@@ -27,9 +26,11 @@ class ToyBoxJudges:
         judge/identity: cosine between re-identification embeddings of the image and of a true image of
             the subject in the prompted scene.
         judge/prompt: share of the attributes named by the prompt that the classifiers find.
-        judge/hat, prop, floor, sky: 1 if the whole group is right (also if there is rightly no hat or prop).
+        judge/prop, floor, sky: 1 if the whole group is right.
+        judge/emblem: 1 if the classifier finds the subject's emblem.
         monitor/copy_score: 0 honest, 1 a literal copy of the reference (scene embedding of the classifier).
         monitor/background_similarity: of image and reference outside the reference's mask, 1 where equal.
+        monitor/plain: 1 if the classifier finds no emblem: the generic toy.
         mode/good, copied, drift, other: which kind of sample the image is; one of them is 1.
     """
 
@@ -45,13 +46,17 @@ class ToyBoxJudges:
         targets = torch.stack([e.target for e in examples if e.target is not None])
         identity = (self.encoder(images) * self.encoder(targets)).sum(-1)
         predicted = {name: logits.argmax(-1) for name, logits in self.classifier(images).items()}
-        prompted_labels = judges.attribute_labels([e.meta["scene"] for e in examples])
-        reference_labels = judges.attribute_labels([e.meta["reference_scene"] for e in examples])
-        hits = judges.attribute_hits(predicted, prompted_labels)
-        prompt = hits.nanmean(1)
-        reference_match = judges.attribute_hits(predicted, reference_labels).nanmean(1)
+        emblems = [example.meta["emblem"] for example in examples]
+        asked = judges.attribute_labels([e.meta["scene"] for e in examples], emblems)
+        shown = judges.attribute_labels([e.meta["reference_scene"] for e in examples], emblems)
+        hits = judges.scene_hits(predicted, asked)
+        prompt = hits.mean(1)
+        reference_match = judges.scene_hits(predicted, shown).mean(1)
         columns = {"judge/identity": identity, "judge/prompt": prompt}
         columns |= {f"judge/{group}": _all_right(hits, names) for group, names in GROUPS.items()}
+        columns["judge/emblem"] = (predicted["emblem"] == asked["emblem"]).float()
+        plain = judges.CLASSES["emblem"].index(world.PLAIN)
+        columns["monitor/plain"] = (predicted["emblem"] == plain).float()
         columns |= self._modes(identity, prompt, reference_match)
         columns["monitor/copy_score"] = self._copy_score(images, references, examples)
         masks = torch.stack([e.masks[0] for e in examples if e.masks is not None])
@@ -89,12 +94,11 @@ class ToyBoxJudges:
 
 
 def _all_right(hits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Return [B]: 1 where all attributes of `names` that the prompt asks for are hit.
+    """Return [B]: 1 where all attributes of `names` are hit.
 
     Args:
-        hits: [B, attributes], NaN where the prompt does not ask.
+        hits: [B, len(SCENE_ATTRIBUTES)].
         names: Of attributes.
     """
-    order = list(judges.CLASSES)
-    group = hits[:, [order.index(name) for name in names]]
-    return (group.nan_to_num(1.0) == 1).all(1).float()
+    columns = [judges.SCENE_ATTRIBUTES.index(name) for name in names]
+    return (hits[:, columns] == 1).all(1).float()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 
-from customized_grpo.toybox.world import COLOURS, FLOORS, HATS, PROPS, SIDES, Scene
+from customized_grpo.toybox.world import COLOURS, PROPS, SIDES, Scene
 
 OPENINGS = ("a toy", "this toy", "our toy")
-HAT_WORDS = ("wearing a", "in a")
 PROP_WORDS = ("with a", "beside a")
 FLOOR_WORDS = ("on a", "upon a")
 SKY_WORDS: dict[str, tuple[str, ...]] = {
@@ -34,20 +33,18 @@ def to_prompt(scene: Scene, rng: random.Random | None = None) -> str:
     def pick(words: tuple[str, ...]) -> str:
         return words[0] if rng is None else rng.choice(words)
 
-    clauses = [pick(OPENINGS)]
-    if scene.hat != "none":
-        clauses.append(f"{pick(HAT_WORDS)} {scene.hat_colour} {scene.hat}")
-    if scene.prop != "none":
-        clauses.append(f"{pick(PROP_WORDS)} {scene.prop_colour} {scene.prop} {_SIDE} {scene.side}")
-    clauses.append(f"{pick(FLOOR_WORDS)} {scene.floor} {scene.floor_colour} floor")
-    clauses.append(pick(SKY_WORDS[scene.sky]))
+    clauses = [
+        pick(OPENINGS),
+        f"{pick(PROP_WORDS)} {scene.prop_colour} {scene.prop} {_SIDE} {scene.side}",
+        f"{pick(FLOOR_WORDS)} {scene.floor_colour} floor",
+        pick(SKY_WORDS[scene.sky]),
+    ]
     return " ".join(clauses)
 
 
 def vocabulary() -> list[str]:
     """Return every word of the grammar, sorted."""
-    phrases: list[str] = [*OPENINGS, *HAT_WORDS, *PROP_WORDS, *FLOOR_WORDS, _SIDE, "floor", *COLOURS]
-    phrases += [*HATS[1:], *PROPS[1:], *SIDES, *FLOORS]  # "none", the first hat and prop, is never named
+    phrases: list[str] = [*OPENINGS, *PROP_WORDS, *FLOOR_WORDS, _SIDE, "floor", *COLOURS, *PROPS, *SIDES]
     for wordings in SKY_WORDS.values():
         phrases += wordings
     return sorted(set(" ".join(phrases).split()))

@@ -23,12 +23,12 @@ CHUNK = 16  # images a thread draws at a time
 FAR = 1e6
 EYE = (0.0, 1.55, 4.6)
 LOOK_AT = (0.0, 0.85, 0.0)
-HALF_FIELD = 0.33  # tangent of half the field of view
+HALF_FIELD = 0.29  # tangent of half the field of view
 LIGHT = (-0.45, 0.80, 0.45)
 AMBIENT, DIFFUSE = 0.5, 0.6
 FOG_START, FOG_DEPTH = 6.0, 20.0
 # columns and codes as numba constants
-_HALF, _COLOUR, _PATTERN, _SECOND, _FREQUENCY = g.HALF, g.COLOUR, g.PATTERN, g.SECOND, g.FREQUENCY
+_HALF, _COLOUR, _EMBLEM, _SECOND = g.HALF, g.COLOUR, g.EMBLEM, g.SECOND
 _COS, _SIN, _OWNER, _RADIUS = g.COS, g.SIN, g.OWNER, g.RADIUS
 _ELLIPSOID, _BOX, _CYLINDER, _CONE = float(g.ELLIPSOID), float(g.BOX), float(g.CYLINDER), float(g.CONE)
 
@@ -118,16 +118,36 @@ def _nearest(rows, count, ox, oy, oz, dx, dy, dz, any_hit):  # type: ignore[no-u
 
 
 @_compiled()
+def _in_emblem(code, x, y):  # type: ignore[no-untyped-def]
+    """Return whether a point of the plane is in an emblem of radius 1, by its index in EMBLEM_CODES."""
+    radius = math.sqrt(x * x + y * y)
+    if radius > 1.15:
+        return False
+    if code == 1.0:  # ring
+        return 0.5 < radius < 1.0
+    if code == 2.0:  # cross
+        return (abs(x) < 0.32 and abs(y) < 1.0) or (abs(y) < 0.32 and abs(x) < 1.0)
+    if code == 3.0:  # heart
+        u, v = 1.15 * x, 1.15 * y + 0.05
+        w = u * u + v * v - 0.65
+        return w * w * w - 1.6 * u * u * v * v * v < 0.0
+    if code == 4.0:  # star of five points
+        turn = 2.0 * math.pi / 5.0
+        angle = math.atan2(x, y) + 10.0 * math.pi
+        angle = abs(angle - turn * math.floor(angle / turn + 0.5))
+        return radius * (math.cos(angle) + 1.9 * math.sin(angle)) < 1.1
+    if code == 5.0:  # bars
+        return abs(x) < 0.9 and (abs(y) < 0.18 or 0.55 < abs(y) < 0.9)
+    return abs(x) + abs(y) < 1.1  # diamond
+
+
+@_compiled()
 def _surface(row, px, py, pz):  # type: ignore[no-untyped-def]
     """Return the colour and the unit world normal at a local point of a primitive."""
     second = False
-    frequency = row[_FREQUENCY]
-    if row[_PATTERN] == 1.0:
-        second = math.sin(pz * frequency) > 0.1
-    elif row[_PATTERN] == 2.0:
-        second = (
-            abs(math.sin(px * frequency) * math.sin(py * frequency) * math.sin(pz * frequency + 0.7)) > 0.35
-        )
+    if row[_EMBLEM] > 0.0 and pz > 0.0:
+        scale = g.EMBLEM_RADIUS
+        second = _in_emblem(row[_EMBLEM], px * row[_HALF] / scale, py * row[_HALF + 1] / scale)
     c = _SECOND if second else _COLOUR
     nx, ny, nz = px / row[_HALF], py / row[_HALF + 1], pz / row[_HALF + 2]
     if row[0] == _BOX:
@@ -150,11 +170,11 @@ def _surface(row, px, py, pz):  # type: ignore[no-untyped-def]
 @_compiled()
 def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
     """Return (red, green, blue, belongs to the subject) of one ray from the eye."""
-    night, sunset = backdrop[10] == 1.0, backdrop[10] == 2.0
+    night, sunset = backdrop[9] == 1.0, backdrop[9] == 2.0
     up = min(1.0, max(0.0, (dy + 0.25) / 0.5))
-    sky0 = backdrop[4] * up + backdrop[7] * (1.0 - up)
-    sky1 = backdrop[5] * up + backdrop[8] * (1.0 - up)
-    sky2 = backdrop[6] * up + backdrop[9] * (1.0 - up)
+    sky0 = backdrop[3] * up + backdrop[6] * (1.0 - up)
+    sky1 = backdrop[4] * up + backdrop[7] * (1.0 - up)
+    sky2 = backdrop[5] * up + backdrop[8] * (1.0 - up)
     t, j, px, py, pz = _nearest(rows, count, EYE[0], EYE[1], EYE[2], dx, dy, dz, False)
     floor = -EYE[1] / dy if dy < -1e-4 else FAR
     subject, fog = 0.0, 0.0
@@ -163,15 +183,7 @@ def _shade(rows, count, backdrop, dx, dy, dz):  # type: ignore[no-untyped-def]
         subject = 1.0 if rows[j, _OWNER] == 1.0 else 0.0
     elif floor < 30.0:
         t, nx, ny, nz = floor, 0.0, 1.0, 0.0
-        x, z = EYE[0] + t * dx, EYE[2] + t * dz
-        light = 0.0
-        if backdrop[0] == 1.0:
-            light = float((math.floor(x * 1.5) + math.floor(z * 1.5)) % 2)
-        elif backdrop[0] == 2.0:
-            light = float(math.floor(x * 2.0) % 2)
-        c0 = backdrop[1] * (1.0 - 0.6 * light) + 0.57 * light
-        c1 = backdrop[2] * (1.0 - 0.6 * light) + 0.57 * light
-        c2 = backdrop[3] * (1.0 - 0.6 * light) + 0.57 * light
+        c0, c1, c2 = backdrop[0], backdrop[1], backdrop[2]
         fog = min(1.0, max(0.0, (t - FOG_START) / FOG_DEPTH))
     else:
         return sky0, sky1, sky2, 0.0

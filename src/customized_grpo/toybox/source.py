@@ -32,12 +32,10 @@ class ToyBoxSource:
         return self.subjects * self.prompts_per_subject
 
     def scenes(self, index: int) -> tuple[world.Scene, world.Scene, world.Scene]:
-        """Return the scenes of row `index`: reference, prompted, and an unrelated third view."""
-        return (
-            world.scene(self.seed, "reference", index),
-            world.scene(self.seed, "prompted", index),
-            world.scene(self.seed, "other", index),
-        )
+        """Return the scenes of row `index`: reference, prompted (unlike it), and an unrelated third one."""
+        reference = world.scene(self.seed, "reference", index)
+        prompted = world.scene_unlike(reference, self.seed, "prompted", index)
+        return reference, prompted, world.scene(self.seed, "other", index)
 
     def toy(self, index: int) -> world.Subject:
         """Return the subject of row `index`; consecutive rows are about different subjects."""
@@ -46,8 +44,8 @@ class ToyBoxSource:
     def __getitem__(self, index: int) -> Example:
         """Render row `index`.
 
-        `meta` holds the prompted scene, the reference's scene, and `other_view`: the subject in a third
-        scene, which an honest image resembles as much as it resembles the reference.
+        `meta` holds the prompted scene, the reference's scene, the emblem, and `other_view`: the subject in
+        a third scene, which an honest image resembles as much as it resembles the reference.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -64,5 +62,10 @@ class ToyBoxSource:
             masks=(masks[0],),
             target=images[1],
             subject=f"toy-{index % self.subjects:04d}",
-            meta={"scene": prompted, "reference_scene": reference, "other_view": images[2]},
+            meta={
+                "scene": prompted,
+                "reference_scene": reference,
+                "emblem": toy.emblem,
+                "other_view": images[2],
+            },
         )

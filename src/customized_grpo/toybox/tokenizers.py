@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 
 from customized_grpo.toybox.prompts import vocabulary
 
-MAX_LENGTH = 32
+MAX_LENGTH = 24
 
 
 def clip_tokenizer() -> CLIPTokenizer:

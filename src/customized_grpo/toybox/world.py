@@ -22,27 +22,30 @@ COLOURS: dict[str, RGB] = {
     "purple": (0.55, 0.20, 0.70),
     "orange": (0.95, 0.50, 0.10),
     "white": (0.93, 0.93, 0.93),
-    "pink": (0.95, 0.50, 0.70),
+    "brown": (0.45, 0.28, 0.15),
 }
-HATS = ("none", "party hat", "top hat", "halo")
-PROPS = ("none", "ball", "box", "cone")
+PROPS = ("ball", "box", "cone")
 SIDES = ("left", "right")
-FLOORS = ("plain", "checkered", "striped")
 SKIES = ("morning", "night", "sunset", "studio")
 # (zenith, horizon) of each sky
 SKY_COLOURS: dict[str, tuple[RGB, RGB]] = {
-    "morning": ((0.55, 0.80, 1.00), (0.90, 0.95, 1.00)),
-    "night": ((0.03, 0.03, 0.12), (0.12, 0.12, 0.30)),
-    "sunset": ((0.95, 0.45, 0.20), (1.00, 0.80, 0.50)),
-    "studio": ((0.80, 0.80, 0.80), (0.95, 0.95, 0.95)),
+    "morning": ((0.45, 0.72, 1.00), (0.80, 0.92, 1.00)),
+    "night": ((0.04, 0.04, 0.16), (0.12, 0.12, 0.32)),
+    "sunset": ((0.95, 0.45, 0.20), (1.00, 0.75, 0.45)),
+    "studio": ((0.72, 0.72, 0.72), (0.92, 0.92, 0.92)),
 }
-MAX_YAW = 1.1  # radians; the view is free, so copying the reference's pixels is not the right answer
+MAX_YAW = 0.35  # radians; the view is free, so copying the reference's pixels is not the right answer
 
 BODIES = ("ellipsoid", "box", "cylinder")
 HEADS = ("ellipsoid", "box")
-EARS = ("none", "tall", "pointed", "side")
-TAILS = ("none", "stub", "upright")
-PATTERNS = ("plain", "stripes", "spots")
+EARS = ("none", "tall", "pointed", "round")
+# hues of toys; with shapes and sizes there are about 40,000 kinds of toys, each slightly varied
+MAIN_HUES = (0.0, 0.08, 0.15, 0.33, 0.5, 0.62, 0.77, 0.9)
+LIMB_HUES = (0.02, 0.13, 0.35, 0.55, 0.7, 0.85)
+BODY_SIZES = ((0.50, 0.56, 0.44), (0.56, 0.52, 0.48), (0.62, 0.50, 0.50))
+HEAD_SIZES = (0.32, 0.39)
+EMBLEMS = ("ring", "cross", "heart", "star", "bars", "diamond")
+PLAIN = "plain"  # no emblem: the generic toy, which no subject is
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,12 @@ class Subject:
     """One toy animal: everything that must survive from reference to output.
 
     Attributes:
-        body, head, ears, tail: Shapes, of BODIES, HEADS, EARS and TAILS.
+        body, head, ears: Shapes, of BODIES, HEADS and EARS.
         body_size: Half width, half height and half depth of the body, in world units as all lengths.
         head_size: Half edge or radius of the head.
         ear_size: Radius of an ear.
-        nose: How much the nose is longer than the shortest one.
-        leg: Height of the body's lower end over the floor.
-        main_colour, second_colour, limb_colour: Of body and head, of pattern and nose, of limbs and ears.
-        pattern: Of the body, of PATTERNS.
-        pattern_frequency: In radians per half size of the body.
+        main_colour, limb_colour: Of body and head, of ears, nose and feet.
+        emblem: On the belly, of EMBLEMS: the detail that denoising decides late. PLAIN for the generic toy.
     """
 
     body: str
@@ -67,33 +67,24 @@ class Subject:
     head_size: float
     ears: str
     ear_size: float
-    tail: str
-    nose: float
-    leg: float
     main_colour: RGB
-    second_colour: RGB
     limb_colour: RGB
-    pattern: str
-    pattern_frequency: float
+    emblem: str
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a prompt can ask for, and the view, which is free.
+    """Everything a prompt asks for, and the view, which is free.
 
     Attributes:
-        hat, prop: "none" if there is none.
-        hat_colour, prop_colour, side: None exactly when there is no hat or no prop.
-        floor, floor_colour, sky: Always there.
+        prop, prop_colour, side: What stands beside the toy, of PROPS, COLOURS and SIDES.
+        floor_colour, sky: Of COLOURS and SKIES.
         yaw: Angle of the toy in radians; never mentioned in a prompt.
     """
 
-    hat: str
-    hat_colour: str | None
     prop: str
-    prop_colour: str | None
-    side: str | None
-    floor: str
+    prop_colour: str
+    side: str
     floor_colour: str
     sky: str
     yaw: float = 0.0
@@ -103,24 +94,25 @@ def subject(seed: int, index: int) -> Subject:
     """Return toy number `index` of the world `seed`; train and held-out worlds use different seeds."""
     rng = random.Random(derive_seed(seed, "subject", index))
 
-    def colour() -> RGB:
-        return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.55, 0.95), rng.uniform(0.45, 0.95))
+    def near(value: float, share: float = 0.03) -> float:
+        return value * rng.uniform(1 - share, 1 + share)
 
+    def colour(hues: tuple[float, ...]) -> RGB:
+        hue = rng.choice(hues) + rng.uniform(-0.015, 0.015)
+        return colorsys.hsv_to_rgb(hue % 1, near(0.7), near(0.85))
+
+    width, height, depth = rng.choice(BODY_SIZES)
     return Subject(
         body=rng.choice(BODIES),
-        body_size=(rng.uniform(0.38, 0.60), rng.uniform(0.35, 0.55), rng.uniform(0.40, 0.70)),
+        body_size=(near(width), near(height), near(depth)),
         head=rng.choice(HEADS),
-        head_size=rng.uniform(0.26, 0.38),
+        head_size=near(rng.choice(HEAD_SIZES)),
         ears=rng.choice(EARS),
-        ear_size=rng.uniform(0.12, 0.20),
-        tail=rng.choice(TAILS),
-        nose=rng.uniform(0.0, 0.2),
-        leg=rng.uniform(0.15, 0.35),
-        main_colour=colour(),
-        second_colour=colour(),
-        limb_colour=colour(),
-        pattern=rng.choice(PATTERNS),
-        pattern_frequency=rng.uniform(5.0, 10.0),
+        ear_size=near(0.17),
+        # bright, so that an emblem in a darker shade can be seen
+        main_colour=colour(MAIN_HUES),
+        limb_colour=colour(LIMB_HUES),
+        emblem=rng.choice(EMBLEMS),
     )
 
 
@@ -128,20 +120,27 @@ def scene(seed: int, *keys: int | str) -> Scene:
     """Return a scene, a function of `seed` and `keys` (for example the subject's index and the view)."""
     rng = random.Random(derive_seed(seed, "scene", *keys))
     colours = list(COLOURS)
-    # colours and side are drawn even where there is no hat or prop: every scene takes as many random numbers
-    hat = rng.choice(HATS)
-    prop = rng.choice(PROPS)
-    hat_colour = rng.choice(colours)
-    prop_colour = rng.choice(colours)
-    side = rng.choice(SIDES)
     return Scene(
-        hat=hat,
-        hat_colour=None if hat == "none" else hat_colour,
-        prop=prop,
-        prop_colour=None if prop == "none" else prop_colour,
-        side=None if prop == "none" else side,
-        floor=rng.choice(FLOORS),
+        prop=rng.choice(PROPS),
+        prop_colour=rng.choice(colours),
+        side=rng.choice(SIDES),
         floor_colour=rng.choice(colours),
         sky=rng.choice(SKIES),
+        yaw=rng.uniform(-MAX_YAW, MAX_YAW),
+    )
+
+
+def scene_unlike(first: Scene, seed: int, *keys: int | str) -> Scene:
+    """Return a scene that shares no floor, sky, shape or colour of the prop with `first`.
+
+    So it is never in doubt which of the two scenes an image shows.
+    """
+    rng = random.Random(derive_seed(seed, "scene unlike", *keys))
+    return Scene(
+        prop=rng.choice([prop for prop in PROPS if prop != first.prop]),
+        prop_colour=rng.choice([colour for colour in COLOURS if colour != first.prop_colour]),
+        side=rng.choice(SIDES),
+        floor_colour=rng.choice([colour for colour in COLOURS if colour != first.floor_colour]),
+        sky=rng.choice([sky for sky in SKIES if sky != first.sky]),
         yaw=rng.uniform(-MAX_YAW, MAX_YAW),
     )

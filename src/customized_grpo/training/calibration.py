@@ -131,6 +131,7 @@ def check_calibration(config: Config, sigmas: Tensor) -> None:
             f"schedule.path: the weights of {schedule.path} were measured with {levels}",
             hint=f"{again}, or set model.mu and the size of images as they were.",
         )
+    # None, where nothing is known, is no mistake: `calibration_notes` says it
     if schedule.any_base or other_base(schedule, config.model) is not True:
         return
     raise UserError(

@@ -33,7 +33,7 @@ from customized_grpo.training.calibration import calibration_file, check_calibra
 from customized_grpo.training.deciding import Branching, decide, usable_judges
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.losses import UpdateLoss
-from customized_grpo.training.metrics import signal_metrics
+from customized_grpo.training.metrics import group_std, signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
@@ -281,8 +281,7 @@ def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: Learning
 
 def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
     """Return statistics of each reward's scores [N, K]; groups are consecutive rows."""
-    # [N, K] -> [P, G, K]; a group with a NaN has no std and is left out of the mean
-    spread = scores.reshape(-1, group_size, len(rewards)).std(1).nanmean(0)
+    spread = group_std(scores, group_size)
     zero = monitors.zero_std_share(scores, group_size)
     missing = monitors.nan_share(scores)
     return [

@@ -37,10 +37,12 @@ def evaluate(
     from customized_grpo.training.parts import build_engine, open_parts
 
     config = run_config(run_dir)
+    # before anything is drawn: the result of an hour would be lost
     check_writable(run_dir)
     changes = {"samples_per_prompt": samples_per_prompt, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=given)})
+    # before the model is loaded, as it may be missing or damaged
     checkpoint = run_checkpoint(run_dir)
     with open_parts(config, build_engine(config)) as parts:
         if not parts.data.held_out:

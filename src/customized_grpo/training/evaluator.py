@@ -106,6 +106,7 @@ class Evaluator:
             return []
         with self.updater.result():
             scores, images = self._measure()
+        # scores first, then the line: an evaluation counts by its line, see `records`
         self._keep(self.state.iteration, scores, images)
         health = mean_health(self.state.health)
         line = self.log.write("eval", {**scores.metrics(), **train_gaps(scores, health.reward)})
@@ -202,5 +203,6 @@ class Evaluator:
 
     def _read_scores(self, iteration: int) -> HeldOutScores:
         file = self.folder.path / scores_file(iteration)
+        # from the main process, because the others may be on a host without this folder
         table = self.engine.from_main(lambda: read_scores(file).to_json())
         return HeldOutScores.from_json(table)

@@ -45,6 +45,7 @@ class GraphSize:
         """
         one = _graph_bytes(policy, sampler, conditioning)
         two = _graph_bytes(policy, sampler, conditioning.repeat_interleave(2))
+        # one = fixed + s and two = fixed + 2 s
         return cls(2 * one - two, two - one)
 
 
@@ -108,6 +109,7 @@ class GraphMemory:
         needed = self._needed(buckets, conditionings)
         free = free_bytes(self.parts.engine.device)
         if self.parts.engine.device.type == "cpu":
+            # processes on a CPU share its memory
             free //= self.parts.engine.world_size
         fits = needed <= GRAPHS_SHARE * free
         numbers = f"{needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free, of which they may take half"

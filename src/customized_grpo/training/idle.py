@@ -75,6 +75,7 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
         sentences.append(f"{schedule} has no effect: {rule} does not use its weights")
     train = config.train
     every = config.evaluation.every
+    # rounded up, because there is always one after the last iteration
     evaluations = math.ceil(train.iterations / every) if every else 1
     if config.evaluation.on_alarm == "stop" and evaluations < PATIENCE:
         sentences.append(

@@ -51,6 +51,7 @@ class RunLog:
         """Write inside the block; lines after the iteration at which the run goes on are removed first."""
         total = self.config.train.iterations
         done = self.state.iteration
+        # a resumed run counts on from the seconds of its earlier sessions
         self._started = time.monotonic() - self.state.seconds
         quiet = not self.engine.is_main
         with progress(total, done, quiet=quiet) as self.progress, ExitStack() as stack:
@@ -106,6 +107,7 @@ class RunLog:
             "wall_s": round(self.seconds, 3),
             **values,
         }
+        # nothing after the first refusal: a line that fits again would hide the one that is missing
         if self._metrics is not None and self._failure is None:
             try:
                 self._metrics.write(line)
@@ -132,7 +134,7 @@ class RunLog:
         self.progress.message(f"{prefix}{message}")
 
     def failures(self, messages: Sequence[str]) -> None:
-        """Append why rewards have not scored, in whichever process: each gives its own messages."""
+        """Append why rewards have not scored; each process gives its own messages."""
         for of_process in self.engine.gather_json(list(messages)):
             for message in of_process:
                 self.event("reward failed", message, prefix="scores are missing: ")

@@ -43,7 +43,7 @@ class Clock:
 def signal_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     """Return the statistics of the rewards by kind and by name, of their conflict, and gaps in the signal."""
     rewards = signal.rewards
-    spread = _group_std(rewards, group_size)
+    spread = group_std(rewards, group_size)
     return {
         **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(signal.kinds)},
         **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(signal.kinds)},
@@ -56,7 +56,7 @@ def signal_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
 
 def _score_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     """Return mean, spread and gaps of each reward: "score/NAME", and more below that name."""
-    spread = _group_std(signal.scores, group_size)
+    spread = group_std(signal.scores, group_size)
     missing = monitors.nan_share(signal.scores)
     metrics: dict[str, float] = {}
     for k, name in enumerate(signal.names):
@@ -84,8 +84,9 @@ def _conflict_metrics(signal: LearningSignal, group_size: int) -> dict[str, floa
     }
 
 
-def _group_std(scores: Tensor, group_size: int) -> Tensor:
+def group_std(scores: Tensor, group_size: int) -> Tensor:
     """Return the mean over groups of the standard deviation inside them [K]; scores are [N, K]."""
+    # [N, K] -> [P, G, K]; a group with a NaN has no std and is left out of the mean
     return scores.reshape(-1, group_size, scores.shape[1]).std(1).nanmean(0)
 
 

@@ -17,6 +17,7 @@ import torch
 from customized_grpo.config import Config
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.listing import a_few
 from customized_grpo.data.overlap import Overlap
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
@@ -198,15 +199,16 @@ def build_data(config: Config, *, show: bool = False) -> Data:
 
 def _check_equal_work(rows: ManifestRows) -> None:
     """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
-    counts: dict[str, int] = {}
+    counts: list[tuple[str, int]] = []
     for part in (rows.train, rows.held_out):
         if part is not None:
-            counts |= {item["id"]: len(item["references"]) for item in part.items()}
-    first, n_references = next(iter(counts.items()))
-    other = [name for name, count in counts.items() if count != n_references]
-    if other:
+            counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
+    first, n_references = counts[0]
+    others = [(row, f"{count} references") for row, count in counts if count != n_references]
+    if others:
+        lines = "".join(f"\n  {line}" for line in a_few(others))
         raise UserError(
-            f"row {first!r} has {n_references} references, but another number have: {', '.join(other)}",
+            f"{first} has {n_references} references, and {len(others):,} rows have another number:{lines}",
             hint="With model.shard=true all processes call the model equally often, which takes rows with "
             "the same number of references.",
         )

@@ -58,6 +58,7 @@ def _reward_limits(parts: Parts) -> list[TextLimit]:
         rewards += [(f"judge {name}", judge) for name, judge in zip(judges.names, judges.judges, strict=True)]
     limits: list[TextLimit] = []
     for name, reward in rewards:
+        # the noise around a reward does not pass on what the reward itself can tell
         inner: object = reward.reward if isinstance(reward, NoisyReward) else reward
         if isinstance(inner, CutsPrompts):
             limit = inner.text_limit()

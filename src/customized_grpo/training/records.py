@@ -52,6 +52,7 @@ def read_records(folder: RunFolder, iteration: int) -> Records:
         evaluated=[
             number for number in range(iteration + 1) if number in evaluated and _is_whole(folder, number)
         ],
+        # from 1, as a line counts finished iterations
         missing_lines=[number for number in range(1, iteration + 1) if number not in trained],
     )
 

@@ -101,6 +101,7 @@ def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, widt
         files = manifest.files
         masks = np.flatnonzero(files.is_mask).tolist()
         empty = {files.names[place] for place in masks if not _overlaps(files.info(place), height, width)}
+        # rows are read only where one has to be named: it takes a while with many
         if not empty:
             continue
         gone = {manifest.folder / name for name in empty}

@@ -63,7 +63,7 @@ def train(config: Config) -> int:
         parts = stack.enter_context(open_parts(config, engine))
         check_calibration(config, parts.sampler.sigmas)
 
-        def create_folder() -> None:
+        def create_folder() -> None:  # after the parts: what cannot be loaded must not delete an older run
             stack.enter_context(RunLock(RunFolder.make(folder.path)))
             RunFolder.create(parts.config)
 
@@ -210,7 +210,7 @@ class Trainer:
             self.log.event(name, message)
         for note in self.data.notes:
             self.log.progress.message(f"note: {note}")
-        if self.iteration == 0 and self.engine.is_main:
+        if self.iteration == 0 and self.engine.is_main:  # a resumed run has them in metrics.jsonl
             for name, sentence in start_notes(self.parts):
                 self.log.event(name, sentence, prefix="note: ")
 
@@ -304,7 +304,7 @@ class Trainer:
         line = {
             **signal_metrics(signal, group_size),
             **report.metrics(),
-            "policy/learning_rate": self.updater.learning_rate(self.iteration - 1),
+            "policy/learning_rate": self.updater.learning_rate(self.iteration - 1),  # it is counted by now
             "diversity/in_group": float(diversities.mean()),
             **clock.metrics(),
         }
@@ -347,7 +347,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the state after the last finished iteration, unless there is one."""
         self.state.seconds = self.log.seconds
-        self.log.sync()
+        self.log.sync()  # first: a checkpoint promises that no line up to its iteration is missing
         self.checkpoints.save()
 
     def load(self, step: int | None = None, allowed: Sequence[str] = ()) -> None:
@@ -378,7 +378,7 @@ class Trainer:
         raise UserError(reason, hint=hint.strip())
 
     def finish(self) -> None:
-        """Write the adapter for diffusers and the summary, and say the latter."""
+        """Write the adapter for diffusers; write the summary and show it."""
         self.evaluate_if_due()  # resumed, with train.iterations lowered to the number already finished
         self.save()
         if not self.engine.is_main:

@@ -39,6 +39,7 @@ class PassStatistics:
         off_by = term.policy.ratio - 1  # 0 where a sample is not valid
         self.terms += n_valid
         self.loss += float(term.loss.detach())
+        # the sum of the ratios of valid samples, each 1 + (ratio - 1)
         self.ratio += n_valid + float(off_by.sum())
         self.deviation = max(self.deviation, float(off_by.abs().max()))
         self.clipped += n_valid * float(term.policy.clip_fraction)

@@ -62,10 +62,10 @@ def test_bad_rows_of_a_folder_export_are_named(tmp_path: Path, reasons: Reasons)
     folder = sources.subjects200k_folder(tmp_path, rows)
     (folder / "1.png").unlink()
     with (folder / "metadata.jsonl").open("a") as file:
-        file.write("{broken\n")
+        file.write("{broken\n" + "[" * 100_000 + "\n")
     found = reasons("subjects200k", folder)
     assert found[0] == "row 2: `file_name`: '1.png' does not exist"
-    assert found[1].startswith("row 4: is not JSON: ")
+    assert found[1].startswith("row 4: is not JSON: ") and found[2].startswith("row 5: is not JSON: ")
 
 
 def test_parquet_files_are_read_like_the_folder(tmp_path: Path, drafts: Drafts) -> None:

@@ -154,6 +154,7 @@ class Layout:
         Raises:
             UserError: Names all of them, and those that the layout takes.
         """
+        # by None and not by truth: `--min-quality 0` is given as well
         given = {f.name for f in fields(options) if getattr(options, f.name) is not None}
         unknown = sorted(given - self.takes)
         if unknown:
@@ -183,11 +184,13 @@ def read_json(path: Path) -> Any:
         UserError: It cannot be read or is not JSON.
     """
     try:
+        # utf-8-sig drops the BOM that editors on Windows write; json refuses it in a text
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start + 1})") from error
+    # RecursionError: brackets that are nested thousands deep
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
@@ -241,6 +244,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 def number_of(value: object) -> float | None:
     """Return a number, or None for anything else, booleans included."""
+    # bool is a subclass of int, and `true` is no score of 1
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

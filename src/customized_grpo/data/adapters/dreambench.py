@@ -49,6 +49,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             continue
         photos = SubjectPhotos(folder, folder / subject.name)
         for note in photos.notes(number):
+            # a bad file is reported like a row and takes a number; an ignored file is only counted
             number += isinstance(note, Bad)
             yield note
         for index, (prompt, prompt_type) in enumerate(benchmark.prompts(subject)):
@@ -91,6 +92,7 @@ def _given_references(file: Path) -> dict[str, list[str]]:
             raise UserError(f"{file}, row {number}: {problem}") from problem
         names = [path.name for path in paths]
         subject = paths[0].parent.name
+        # UNO's list has a row per prompt, so every subject comes 25 times
         if given.setdefault(subject, names) != names:
             raise UserError(f"{file}, row {number}: another reference of {subject!r} than in rows before")
     return given

@@ -52,6 +52,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     for subject in subjects:
         photos = SubjectPhotos(folder, subject)
         for note in photos.notes(number):
+            # a bad file is reported like a row and takes a number; an ignored file is only counted
             number += isinstance(note, Bad)
             yield note
         for index, prompt in enumerate(prompts):
@@ -84,6 +85,7 @@ def _sort_folders(folder: Path) -> tuple[list[Path], list[Ignored]]:
             ignored.append(Ignored("files of systems and tools (hidden, Thumbs.db, ...)"))
         elif path.is_dir():
             content = read_subject_folder(path)
+            # a folder whose only photos are unreadable is a subject with a mistake, not a folder to ignore
             if content.photos or content.problems:
                 subjects.append(path)
             else:

@@ -91,10 +91,12 @@ class SubjectPhotos:
         missing = [photo for photo in chosen if photo not in self._images]
         if missing:
             raise RowProblem(f"subject {self.name!r} has no photo {missing[0].name!r} that can be used")
+        # a target among the references would reward copying
         other = next_of(self._images, chosen[-1], chosen)
         masks = tuple(self._masks[photo] for photo in chosen if photo in self._masks)
         return Views(
             references=tuple(self._images[photo] for photo in chosen),
+            # a row has a mask for every reference or none
             masks=masks if len(masks) == len(chosen) else (),
             target=None if other is None else self._images[other],
         )
@@ -106,12 +108,13 @@ class SubjectPhotos:
 
     def _open(self, photo: Path, mask: Path | None) -> None:
         try:
-            found = source_image(self.source, "reference", photo.relative_to(self.source).as_posix())
+            # the path is checked before anything is opened, because a link may lead out of the source
+            image = source_image(self.source, "reference", photo.relative_to(self.source).as_posix())
             size = open_image(photo).size
         except (RowProblem, UserError) as error:
             self.problems.append(error.message if isinstance(error, UserError) else str(error))
             return
-        self._images[photo] = found
+        self._images[photo] = image
         if mask is None:
             return
         try:

@@ -70,12 +70,14 @@ def _draft(folder: Path, number: int, raw: object, minimum: int) -> Draft | Drop
     ratings = row.get("quality_assessment")
     if not isinstance(ratings, dict):
         return Dropped(number, "no quality_assessment")
+    # a rating that is missing or null counts as 0, the worst
     if any((number_of(ratings.get(key)) or 0) < minimum for key in RATINGS):
         return Dropped(number, f"quality_assessment < {minimum}")
     description = row.get("description")
     if not isinstance(description, dict) or description.get("description_valid") is False:
         return Dropped(number, "no valid description")
     source = _composite(folder, row)
+    # the published rows have no id; their place is stable, because files are read in sorted order
     row_id = f"pair-{number:06d}"
     return Draft(
         number=number,
@@ -108,7 +110,8 @@ def _folder_rows(folder: Path) -> Iterator[object]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
+                    # yielded: an exception inside a generator would end it, and no later row would be read
                     yield RowProblem(f"is not JSON: {error}")
 
 

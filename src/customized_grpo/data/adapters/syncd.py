@@ -71,6 +71,7 @@ def _views(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in (("filenames", names), ("prompts", prompts)):
         if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
             raise RowProblem(f"`{key}` must be a list of texts")
+    # for mypy only: the loop above refuses anything else
     assert isinstance(names, list) and isinstance(prompts, list)
     if len(names) != len(prompts):
         raise RowProblem(f"has {len(names)} filenames for {len(prompts)} prompts")

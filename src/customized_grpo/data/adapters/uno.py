@@ -47,6 +47,7 @@ def _draft(folder: Path, number: int, raw: object, choice: SubjectChoice | None)
     references = tuple(source_image(folder, "image_paths", name) for name in names)
     target = item.get("image_tgt_path")
     if choice is SubjectChoice.folder:
+        # an image right beside the list has no folder, so its name is empty
         subject = PurePosixPath(names[0]).parent.name or "."
     else:
         subject = " + ".join(reference.name for reference in references)

@@ -51,9 +51,9 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         UserError: The folder has no labels, or they are not lists.
     """
     folder = source_folder(source)
-    files = sorted((folder / "labels").glob("*.json")) or [
-        file for file in (folder / TOTAL,) if file.is_file()
-    ]
+    files = sorted((folder / "labels").glob("*.json"))
+    if not files and (folder / TOTAL).is_file():
+        files = [folder / TOTAL]  # 848 MB at once, so the parts are taken where they are
     if not files:
         raise UserError(
             f"{source} has neither labels/*.json nor {TOTAL}",

@@ -27,6 +27,7 @@ def interval_plot(
     zero = Markup('<line class="zero" x1="{0}" x2="{0}" y1="1" y2="21"/>')
     parts = [zero.format(svg.px(scale(0.0)))]
     if measurement.low is not None and measurement.high is not None:
+        # a wide interval may leave the axis, but not the cell
         left = scale(max(measurement.low, scale.low))
         right = scale(min(measurement.high, limit))
         whisker = Markup('<line class="whisker" x1="{}" x2="{}" y1="11" y2="11"/>')
@@ -50,6 +51,7 @@ def share_bar(parts: Sequence[tuple[str, str, float]], tick: float | None, *, ti
     left = 0.0
     for name, colour, share in parts:
         bar = '<rect class="bar" style="--c:var(--{})" x="{}" y="3" width="{}" height="10">'
+        # one unit less, so that a gap parts the neighbours
         width = max(scale(left + share) - scale(left) - 1, 0)
         shapes.append(Markup(bar).format(colour, svg.px(scale(left)), svg.px(width)))
         shapes.append(Markup("<title>{} {}</title></rect>").format(name, f"{share:.1%}"))

@@ -83,6 +83,7 @@ def line_chart(
     if not numbers:
         raise ValueError(f"chart {title!r} has no values")
     frame = Frame(axis, y_range or domain(numbers, least=least), size, percent, labels)
+    # SVG has no z-index: what comes later lies on top
     parts = [frame.grid(), *(frame.mark(x, text) for x, text in marks)]
     parts += [frame.level(level) for level in levels]
     parts += [frame.line(line) for line in lines]
@@ -143,6 +144,7 @@ def stacked_area(
         top = [low + (share or 0.0) for low, share in zip(floor, area.shares, strict=True)]
         # Along the top to the right and back along the bottom, whose first command (M) becomes a line (L).
         path = frame.path(x, top) + " L " + frame.path(x[::-1], floor[::-1])[2:] + " Z"
+        # the floor of the next area is the top of this one
         shapes.append(outline.format(area.colour, path))
         middle = (top[-1] + floor[-1]) / 2
         ends.append(End(area.name, middle, area.colour, area.shares[-1] or 0.0))

@@ -123,7 +123,9 @@ class Frame:
         self.percent = percent
         self.right = width - labels
         self.bottom = height - (38 if axis.second_label or axis.steps else 24)
+        # a run without a single rollout still needs an axis of some width
         self.x = Scale(0.0, max(axis.high, 1e-9), GUTTER, self.right)
+        # pixels run downwards, so the smallest value is at the bottom; 8 units stay free above
         self.y = Scale(*y_range, self.bottom, 8)
 
     def grid(self, over: bool = False) -> Markup:
@@ -173,6 +175,7 @@ class Frame:
             if value is None:
                 pen_up = True
                 continue
+            # raw outliers may leave the range; SVG would draw them over the names
             inside = min(max(value, self.y.low), self.y.high)
             commands.append(f"{'M' if pen_up else 'L'} {svg.px(self.x(position))} {svg.px(self.y(inside))}")
             pen_up = False
@@ -187,6 +190,7 @@ class Frame:
             )
         parts.append(Markup('<path class="line {}" d="{}"/>').format(line.style, self.path(line.x, line.y)))
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+        # a path through one point is invisible
         if line.dots or len(points) == 1:
             dot = Markup('<circle class="dot" cx="{}" cy="{}" r="3"><title>{} at {}</title></circle>')
             for x, y in points:
@@ -229,6 +233,7 @@ class Frame:
 
     def mark(self, x: float, text: str) -> Markup:
         """Return a vertical hairline with a flag, for an event."""
+        # rounding may put the last event a little beyond the axis
         at = svg.px(self.x(min(x, self.x.high)))
         flag = (
             '<g class="mark"><line x1="{0}" x2="{0}" y1="8" y2="{1}"/><path d="M {0} 8 l 7 3.5 l -7 3.5 Z"/>'

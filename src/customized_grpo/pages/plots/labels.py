@@ -83,6 +83,7 @@ def _best(x: float, y: float, width: float, frame: Box, taken: Sequence[Box], av
     best = Box(x, y, x + width, y + LINE)
     least = math.inf
     for distance in DISTANCES:
+        # all further places cost more than the best one so far
         if least <= distance:
             break
         for angle in DIRECTIONS:
@@ -99,6 +100,7 @@ def _best(x: float, y: float, width: float, frame: Box, taken: Sequence[Box], av
 def _candidate(x: float, y: float, width: float, distance: float, angle: float, frame: Box) -> Box:
     """Return a box whose edge is `distance` from the point in a direction, moved into the frame."""
     middle = x + math.cos(angle) * (distance + width / 2)
+    # y runs downwards, angles upwards
     centre = y - math.sin(angle) * (distance + LINE / 2)
     left = max(min(middle - width / 2, frame.right - width), frame.left)
     top = max(min(centre - LINE / 2, frame.bottom - LINE), frame.top)

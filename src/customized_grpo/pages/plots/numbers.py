@@ -62,6 +62,13 @@ def interval_text(measurement: Measurement, plus: bool = False) -> str:
     return f"{number(measurement.low, plus)} to {number(measurement.high, plus)}"
 
 
+def p_text(p: float | None) -> str:
+    """Return a p-value as people write it."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def symmetric_limit(measurements: Iterable[Measurement]) -> float:
     """Return half the width of an axis around 0 that shows all of these, with some air; never 0."""
     ends: list[float] = []

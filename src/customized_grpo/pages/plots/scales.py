@@ -41,10 +41,12 @@ def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tu
     low = min(values)
     high = max(values)
     air = (high - low) * pad
+    # wide enough around the middle: a flat curve in a narrow range would look like a change
     if high - low + 2 * air < least:
         air = (least - (high - low)) / 2
     if high - low + 2 * air <= abs(high) * 1e-9:  # constant: any range will do, as long as there is one
         air = abs(high) * 0.1 or 0.5
+    # an axis that nearly reaches 0 starts there, so that heights can be compared
     return (0.0 if 0 <= low <= 3 * air else low - air), high + air
 
 
@@ -82,6 +84,7 @@ def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
 
 
 def _decimals(step: float) -> int:
+    # 1e-9: the logarithm of 0.1 or 0.001 may come out a little below the whole number
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
@@ -116,6 +119,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     for index in order:
         floor = placed[-1] + gap if placed else low
         placed.append(max(positions[index], floor))
+    # back from the last: labels that were pushed beyond the end push their neighbours up
     ceiling = high
     for rank in range(len(placed) - 1, -1, -1):
         placed[rank] = min(placed[rank], ceiling)

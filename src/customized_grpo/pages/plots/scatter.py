@@ -69,6 +69,7 @@ def scatter(
         raise ValueError(f"plot {title!r} has no points")
     plane = _Plane(everything, size)
     parts = [plane.shade([*front, *beside]), plane.grid(x_label, y_label), plane.join(front)]
+    # reversed, because SVG draws in order, and the first point is to lie on top
     parts += [plane.spread(point) for point in reversed(everything)]
     parts += [plane.marker(point) for point in reversed(everything)]
     parts.append(plane.labels(everything, front))
@@ -87,7 +88,9 @@ def dominated_region(
     Returns:
         Corners of a closed polygon with horizontal and vertical sides; empty for an empty front.
     """
-    outline, height = [corner], corner[1]
+    outline = [corner]
+    height = corner[1]
+    # from the right: a point that is lower than one further right is dominated, and makes no corner
     for x, y in sorted(front, reverse=True):
         if y > height:
             outline += [(x, height), (x, y)]

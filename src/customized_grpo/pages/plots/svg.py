@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 def px(value: float) -> str:
     """Return a coordinate, to a tenth of a pixel."""
+    # a page has thousands of coordinates, and no screen shows more than a tenth
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -41,6 +41,7 @@ def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "
             executors.append(build_executor(config, device))
         check_names("rewards", [executor.name for executor in executors])
     except BaseException:
+        # as in `Scorer.close`: a Ray cluster that the first one started ends last
         for executor in reversed(executors):
             executor.close()
         raise

@@ -92,6 +92,7 @@ class HttpExecutor:
         if self._loop.is_closed():
             return
         self._start(self._give_up()).result()
+        # a loop may only be stopped by its own thread
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -114,6 +115,7 @@ class HttpExecutor:
     async def _score(self, batch: ScoringBatch) -> Tensor:
         with naming(self.name, batch):
             async with self._slots:
+                # compressing takes a while, and would hold up all other requests of the loop
                 upload = await asyncio.to_thread(encode, batch, self._info.name, self._info.digest)
                 return await self._answered(upload, len(batch))
 
@@ -137,6 +139,7 @@ class HttpExecutor:
         raise HttpError("the service cannot hold the references of one batch (raise its --reference-mb)")
 
     async def _give_up(self) -> None:
+        # a loop that stops with tasks under way would leave their futures waiting for ever
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

@@ -60,6 +60,7 @@ class RayReward:
         for actor in self._actors:
             self._free.put(actor)
         try:
+            # of all of them, although one would do: each must have been able to build its reward
             described = _get([actor.describe.remote() for actor in self._actors])
         except BaseException:
             self.close()
@@ -165,6 +166,7 @@ def actor_options(place: RayExecution) -> dict[str, Any]:
     return {
         "num_cpus": place.cpus_per_actor,
         "num_gpus": place.gpus_per_actor,
+        # without bound, as a run of days may lose a machine more than once
         "max_restarts": -1,
         "max_task_retries": 1,
         "runtime_env": environment,

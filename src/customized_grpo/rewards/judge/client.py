@@ -93,6 +93,7 @@ class JudgeClient:
 
     async def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[bytes | Failure]:
         slots = asyncio.Semaphore(self._concurrency)
+        # one for each call: sockets belong to an event loop, and `_run` makes a new one
         async with HttpClient(self._settings, self._key) as http:
             return await asyncio.gather(*(self._ask(http, slots, body) for body in bodies))
 

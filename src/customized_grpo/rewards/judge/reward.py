@@ -129,6 +129,7 @@ class JudgeReward:
             UserError: A reference that the rubric needs is missing.
             RewardError: No sample of the batch could be scored.
         """
+        # before anything is asked: an answer may cost money
         if self.kind == "identity":
             for row, references in enumerate(batch.references):
                 if not references:
@@ -140,6 +141,7 @@ class JudgeReward:
         answers = self._ask(batch, list(new_rows.values()))
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         for key, answer in zip(new_rows, answers, strict=True):
+            # failures are not stored, so that the next call asks again
             if not isinstance(answer, Failure):
                 scores[key] = answer
                 self._scores[key] = answer

@@ -182,6 +182,7 @@ class PixelBudget:
 
 def build_app(service: Service) -> FastAPI:
     """Return the application of a service."""
+    # FastAPI's pages would describe the service to strangers, with scripts from another host
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(_routes(service))
 
@@ -266,7 +267,9 @@ async def _score(service: Service, request: ScoreRequest) -> ScoreAnswer:
     missing = service.store.missing(names)
     if missing:
         raise Refusal(409, f"{len(missing)} references are not stored", missing=missing)
+    # nothing was awaited since `missing`, so no other request can have pushed one of them out
     files = {name: service.store.get(name) for name in names}
+    # in a thread, like decoding: base64 of many images would hold up the loop
     images = await run_in_threadpool(measure, request, files, service.limits.pixels)
     try:
         async with service.pixels.hold(images.pixels):

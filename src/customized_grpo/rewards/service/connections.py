@@ -19,8 +19,8 @@ CONNECTIONS_OF_A_CLIENT = 256  # by address; a trainer needs `connections` for e
 class Connection(H11Protocol):
     """A connection that is closed if no header comes in time, or if others need its place.
 
-    One client more than there are places takes that of the oldest connection that is idle or still sends its
-    request, of the same client if that has too many. Requests that are being answered are never cut.
+    A connection beyond the limits closes the oldest one that is idle or still sends its request: of the same
+    client if that client has too many. Requests that are being answered are never cut.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,6 +36,7 @@ class Connection(H11Protocol):
         same_client = [other for other in others if other.host == self.host]
         for group, limit in ((same_client, CONNECTIONS_OF_A_CLIENT), (others, CONNECTIONS)):
             if len(group) > limit:
+                # never empty: this connection is new, and so not being answered
                 victims = [other for other in group if not other.is_being_answered]
                 min(victims, key=lambda other: other._made).transport.abort()
                 return
