@@ -61,9 +61,7 @@ def run_comparison(
             _examine(plan, environments[0])
         with StopFlag() as stop:
             try:
-                Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole)).run(
-                    stop
-                )
+                Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole)).run(stop)
             except Interrupted as signal:
                 _print("interrupted; call the same command to go on")
                 return signal.status
