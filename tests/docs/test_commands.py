@@ -13,7 +13,7 @@ import typer.main
 from customized_grpo.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/**/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/**/*.md"))]
 END = {"|", "||", "&", "&&", ";", ">", "<", "(", ")"}
 
 
@@ -52,7 +52,7 @@ def unknown(words: list[str]) -> list[str]:
         if name not in command.commands:
             return [name]
         command = command.commands[name]
-    options = {"--help"}
+    options = {"--help", "-h"}
     for parameter in command.params:
         options |= {*parameter.opts, *parameter.secondary_opts}
     return [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]
