@@ -29,6 +29,7 @@ from customized_grpo.cli import (
     report,
     resume,
     serve_rewards,
+    studio,
     toybox,
     train,
 )
@@ -54,6 +55,7 @@ app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.command("studio")(studio.studio)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
