@@ -47,7 +47,7 @@ class MetricsTail:
         Raises:
             UserError: A line before others is not a JSON object, or one is no record.
         """
-        if not self.path.exists():  # a named pipe in its place would be waited for
+        if not self.path.is_file():  # a named pipe in its place would be waited for
             restarted = self._offset > 0
             self._forget()
             return Change(restarted)
