@@ -71,6 +71,8 @@ def test_help_and_refusals_import_nothing_heavy() -> None:
         ["plan", "--help"],
         ["benchmark", "run", "--help"],
         ["serve-rewards", "--help"],
+        ["studio", "--help"],
+        ["studio", "no/such/folder"],
         ["data", "--help"],
         ["data", "convert", "--help"],
         ["data", "check", "data", "--json", "no/such/folder/found.json"],
@@ -112,6 +114,7 @@ def test_help_lists_every_verb_with_a_whole_sentence() -> None:
         "generate",
         "report",
         "serve-rewards",
+        "studio",
         "config",
         "data",
         "toybox",
@@ -252,20 +255,6 @@ def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
     given = ["--reference", str(image)]
     assert status(*ask, *given, *given, "--mask", str(image)) == 2
     assert "1 --mask for 2 --reference" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
-        (["toybox", "--benchmark", "dreambench", "--data", "x"], "cgrpo benchmark run"),
-        (["tuned/results.json", "--against=base/results.json"], "cgrpo benchmark compare"),
-    ],
-)
-def test_an_option_that_moved_is_answered_with_the_new_command(
-    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert status("evaluate", *arguments) == 2
-    assert command in capsys.readouterr().err
 
 
 def test_results_are_a_table_with_intervals() -> None:
