@@ -12,6 +12,8 @@ from customized_grpo.planning.host import HostMemory, predict_host
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.policies.reference_rule import reference_size_of
+from customized_grpo.reference_sizes import Size, largest_reference
 from customized_grpo.rollout.graphs import reuse_obstacle
 from customized_grpo.rollout.sampler import StepPlan, plan_steps
 from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
@@ -162,7 +164,7 @@ class Planner:
     Args:
         config: The recipe.
         processes: Number of processes, one per device.
-        references: References of a sample.
+        references: References of a sample, large square photos.
         dry_run: Of a recipe whose model, adapter, image size and precision are the same; None makes one.
 
     Raises:
@@ -174,7 +176,8 @@ class Planner:
     ) -> None:
         self.config = config
         self.processes = processes
-        self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, references)
+        sizes = [seen_size(config, references)] * references
+        self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, sizes)
 
     def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
         """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
@@ -256,6 +259,19 @@ class Planner:
                 overrides = fewer
                 memory = memory_with_fewer
         return Advice(overrides, memory, fits=True)
+
+
+def seen_size(config: Config, references: int) -> Size:
+    """Return the width and height, in pixels, at which a recipe's model sees a large square photo.
+
+    Args:
+        config: The recipe.
+        references: References of its row.
+    """
+    drawn = (config.model.width, config.model.height)
+    if config.model.reference_fit != "whole":
+        return drawn
+    return largest_reference(reference_size_of(config), references, drawn)
 
 
 def _n_shared(config: Config, step_plan: StepPlan) -> int:
