@@ -20,6 +20,7 @@ from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
+    from customized_grpo.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,12 @@ class Planner:
     ) -> None:
         self.config = config
         self.processes = processes
-        sizes = [seen_size(config, references)] * references
+        sizes = seen_sizes(config, config.model, references)
         self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, sizes)
+        self.evaluation_run = self.dry_run
+        if config.evaluation_model != config.model:
+            sizes = seen_sizes(config, config.evaluation_model, references)
+            self.evaluation_run = DryRun(self.dry_run.architecture, config.evaluation_model, sizes)
 
     def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
         """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
@@ -192,7 +197,7 @@ class Planner:
         run = self.dry_run
         step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
         batches = work.batches(config, len(step_plan.trained), self.processes)
-        memory = predict(config, run, batches, len(step_plan.trained))
+        memory = predict(config, run, self.evaluation_run, batches, len(step_plan.trained))
         quantised = sum(rows * columns for rows, columns in run.block_linears)
         return Estimate(
             source=run.architecture.source,
@@ -202,7 +207,13 @@ class Planner:
             steps=config.rollout.steps,
             noisy_steps=len(step_plan.noisy),
             trained_steps=len(step_plan.trained),
-            passes=work.passes(config, len(step_plan.trained), run.calls, _n_shared(config, step_plan)),
+            passes=work.passes(
+                config,
+                len(step_plan.trained),
+                run.calls,
+                _n_shared(config, step_plan),
+                self._evaluation_calls,
+            ),
             flops_per_pass=run.flops,
             bytes_per_pass=run.moved_bytes,
             dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
@@ -213,6 +224,14 @@ class Planner:
             graph_reuse=self._graph_reuse(config, batches, len(step_plan.trained)),
             host=predict_host(config, run, memory.parts),
         )
+
+    @property
+    def _evaluation_calls(self) -> float:
+        """Return what one velocity of an evaluation image costs, in passes of a training sample."""
+        evaluation = self.evaluation_run
+        if evaluation is self.dry_run:
+            return evaluation.calls
+        return evaluation.calls * evaluation.flops / self.dry_run.flops
 
     def _graph_reuse(self, config: Config, batches: Batches, n_trained: int) -> GraphReuse:
         obstacle = reuse_obstacle(config, batches.samples_per_process)
@@ -250,8 +269,8 @@ class Planner:
         if not fits(memory):
             return Advice(overrides, memory, fits=False)
         for override in overrides:
-            # batch sizes go together: a first ratio of 1 wants the same in both phases
-            if "batch_size" in override:
+            # these two go together: a first ratio of 1 wants the same in both phases
+            if override.startswith(("rollout.batch_size", "train.micro_batch_size")):
                 continue
             fewer = tuple(other for other in overrides if other != override)
             memory_with_fewer = self.estimate(fewer).memory
@@ -261,17 +280,18 @@ class Planner:
         return Advice(overrides, memory, fits=True)
 
 
-def seen_size(config: Config, references: int) -> Size:
-    """Return the width and height, in pixels, at which a recipe's model sees a large square photo.
+def seen_sizes(config: Config, model: ModelConfig, references: int) -> list[Size]:
+    """Return width and height, in pixels, at which the model sees each of a row's large square photos.
 
     Args:
         config: The recipe.
-        references: References of its row.
+        model: Its section `model`, or that of its evaluation.
+        references: References of the row.
     """
-    drawn = (config.model.width, config.model.height)
-    if config.model.reference_fit != "whole":
-        return drawn
-    return largest_reference(reference_size_of(config), references, drawn)
+    drawn = (model.width, model.height)
+    if model.reference_fit != "whole":
+        return [drawn] * references
+    return [largest_reference(reference_size_of(config), references, drawn)] * references
 
 
 def _n_shared(config: Config, step_plan: StepPlan) -> int:
@@ -304,6 +324,8 @@ def _steps(config: Config) -> list[tuple[str, ...]]:
     if not model.gradient_checkpointing:
         steps.append(("model.gradient_checkpointing=true",))
     batch = min(config.train.micro_batch_size, config.rollout.batch_size)
+    if config.evaluation.batch_size > batch:
+        steps.append((f"evaluation.batch_size={batch}",))
     while batch > 1:
         batch //= 2
         sections = ("rollout.batch_size", "train.micro_batch_size", "evaluation.batch_size")
