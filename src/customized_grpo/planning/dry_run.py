@@ -7,9 +7,10 @@ C channels of a token.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.tokens import PATCH
+from customized_grpo.reference_sizes import Size
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
 
 Inputs = Mapping[str, Any]
+T = TypeVar("T")
 
 STACKS = ("num_layers", "num_single_layers")
 """Keys of a transformer's config that say how many blocks of a kind it stacks."""
@@ -41,19 +44,20 @@ class DryRun:
     Args:
         architecture: What the checkpoint consists of.
         model: The recipe's `model` section.
-        references: References of a sample, each as large as the image, as the data room makes them.
+        references: Width and height, in pixels, at which the model sees each reference of a sample.
     """
 
-    def __init__(self, architecture: Architecture, model: ModelConfig, references: int) -> None:
+    def __init__(self, architecture: Architecture, model: ModelConfig, references: Sequence[Size]) -> None:
         self.architecture = architecture
         self.model = model
         self.policy_class = get_family(model.family).policy_class()
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
-        self.n_image = tokens(model.height, model.width, PATCH * self.scale_factor)
-        self.references = references
-        self.n_references = references * self.n_image
+        side = PATCH * self.scale_factor
+        self.n_image = tokens(model.height, model.width, side)
+        self.references = tuple(references)
+        self.n_references = sum(tokens(height, width, side) for width, height in references)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
         transformer = architecture.transformer.build(dtype=self.dtype)
@@ -99,29 +103,35 @@ class DryRun:
             config=self.config,
             batch=batch,
             grid=(self.model.height // side, self.model.width // side),
-            references=self.references,
+            references=tuple((height // side, width // side) for width, height in self.references),
             text_tokens=self.model.max_text_tokens,
             dtype=self.dtype,
         )
 
     # Passes of the transformer
 
-    @cached_property
+    @property
     def flops(self) -> int:
         """Return the floating-point operations of one forward pass of one sample."""
-        two, three = self._both(lambda part: part.flops())
-        return _extended(two, three, self._depths)
+        return self._work[0]
 
-    @cached_property
+    @property
     def moved_bytes(self) -> int:
         """Return the bytes that one forward pass of one sample reads and writes between its products."""
-        two, three = self._both(lambda part: part.moved_bytes())
-        return _extended(two, three, self._depths)
+        return self._work[1]
+
+    @cached_property
+    def _work(self) -> tuple[int, int]:
+        """Return operations and moved bytes, counted in one pass."""
+        two, three = self._both(lambda part: part.work())
+        flops = _extended([work[0] for work in two], [work[0] for work in three], self._depths)
+        moved = _extended([work[1] for work in two], [work[1] for work in three], self._depths)
+        return flops, moved
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
         """Return the peak bytes of one forward pass without gradients; it does not depend on depth."""
-        return max(max(peaks) for peaks in self._both(lambda part: part.forward_bytes(batch)))
+        return max(self._stub(stack, 2).forward_bytes(batch) for stack in self._stacks)
 
     @cache  # noqa: B019
     def update_bytes(self, batch: int, *, checkpointing: bool, kl: bool) -> int:
@@ -143,7 +153,7 @@ class DryRun:
     def _stacks(self) -> list[str]:
         return [stack for stack in STACKS if stack in self.config]
 
-    def _both(self, measure: Callable[[_Stub], int]) -> tuple[list[int], list[int]]:
+    def _both(self, measure: Callable[[_Stub], T]) -> tuple[list[T], list[T]]:
         """Return a measure of each stack alone, with two of its blocks and with three."""
         return (
             [measure(self._stub(stack, 2)) for stack in self._stacks],
@@ -177,8 +187,9 @@ class DryRun:
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
-        """Return the peak bytes of encoding a batch of references, in fp32."""
-        pixels = self._images(batch, 3, self.model.height, self.model.width)
+        """Return the peak bytes of encoding a batch of the largest references, in fp32."""
+        width, height = max(self.references, key=math.prod)
+        pixels = self._images(batch, 3, height, width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
     @cached_property
@@ -213,15 +224,12 @@ class _Stub:
             for parameter in lora.adapter_parameters(module).values():
                 parameter.grad = torch.empty_like(parameter)
 
-    def flops(self) -> int:
+    def work(self) -> tuple[int, int]:
         with self.run.mode:
             inputs = self._inputs(1)
-            return replay.flops(lambda: self._velocity(inputs))
-
-    def moved_bytes(self) -> int:
-        with self.run.mode:
-            inputs = self._inputs(1)
-            return replay.moved_bytes(lambda: self._velocity(inputs))
+            moved: list[int] = []
+            flops = replay.flops(lambda: moved.append(replay.moved_bytes(lambda: self._velocity(inputs))))
+            return flops, moved[0]
 
     def forward_bytes(self, batch: int) -> int:
         with self.run.mode, torch.no_grad():
