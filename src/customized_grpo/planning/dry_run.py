@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from customized_grpo.planning import replay
-from customized_grpo.planning.work import tokens
+from customized_grpo.planning.layout import RealLayout
 from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
-from customized_grpo.policies.tokens import PATCH
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -51,7 +50,8 @@ class DryRun:
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
-        self.n_image = tokens(model.height, model.width, PATCH * self.scale_factor)
+        self.grid = self.policy_class.grid_of(model.height, model.width, self.scale_factor)
+        self.n_image = self.grid[0] * self.grid[1]
         self.references = references
         self.n_references = references * self.n_image
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
@@ -88,19 +88,19 @@ class DryRun:
     def conditioning_bytes(self) -> int:
         """Return the bytes of one sample's conditioning: text, pooled text, references."""
         texts = self.policy_class.texts_per_sample(self.architecture, self.model.guidance)
-        width: int = texts * self.model.max_text_tokens * self.config.joint_attention_dim
+        width: int = texts * self.model.max_text_tokens * self.policy_class.text_channels(self.config)
         width += self.config.get("pooled_projection_dim", 0)
         return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
 
     def call_shape(self, batch: int) -> CallShape:
         """Return the sizes of a call of the transformer for a batch of samples."""
-        side = PATCH * self.scale_factor
         return CallShape(
             config=self.config,
             batch=batch,
-            grid=(self.model.height // side, self.model.width // side),
+            grid=self.grid,
             references=self.references,
             text_tokens=self.model.max_text_tokens,
+            text_channels=self.policy_class.text_channels(self.config),
             dtype=self.dtype,
         )
 
@@ -178,7 +178,7 @@ class DryRun:
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
         """Return the peak bytes of encoding a batch of references, in fp32."""
-        pixels = self._images(batch, 3, self.model.height, self.model.width)
+        pixels = self._images(batch, self.policy_class.VAE_CHANNELS, self.model.height, self.model.width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
     @cached_property
@@ -214,17 +214,17 @@ class _Stub:
                 parameter.grad = torch.empty_like(parameter)
 
     def flops(self) -> int:
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(1)
             return replay.flops(lambda: self._velocity(inputs))
 
     def moved_bytes(self) -> int:
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(1)
             return replay.moved_bytes(lambda: self._velocity(inputs))
 
     def forward_bytes(self, batch: int) -> int:
-        with self.run.mode, torch.no_grad():
+        with self.run.mode, RealLayout(), torch.no_grad():
             inputs = self._inputs(batch)
             return replay.peak_bytes(
                 lambda: [self._velocity(inputs) for _ in range(self.run.calls)],
@@ -233,7 +233,7 @@ class _Stub:
 
     def graph_bytes(self, batch: int, checkpointing: bool) -> int:
         self._set_checkpointing(checkpointing)
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(batch)
             known = [*replay.known_tensors(self.module), *_tensors(inputs)]
             return replay.bytes_left(lambda: [self._velocity(inputs) for _ in range(self.run.calls)], known)
@@ -246,7 +246,7 @@ class _Stub:
 
     def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
         self._set_checkpointing(checkpointing)
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(batch)
 
             def step() -> None:

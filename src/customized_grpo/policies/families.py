@@ -20,7 +20,7 @@ from customized_grpo.policies.other_programs import (
     embedded_guidance_call,
     flux1_place,
     flux2_place,
-    qwen_edit_place,
+    qwen_image_place,
 )
 from customized_grpo.policies.sampling import Sampling
 
@@ -87,6 +87,11 @@ def _qwen_edit_call(model: ModelConfig) -> list[str]:
     return [f"true_cfg_scale={model.guidance},", 'negative_prompt=" ",']
 
 
+def _qwen_image21_call(model: ModelConfig) -> list[str]:
+    call = ["output_resolution=round((width * height) ** 0.5),  # references are resized to this area"]
+    return [*_qwen_edit_call(model), *call] if model.guidance > 1 else call
+
+
 FLUX1 = Family(
     policy="customized_grpo.policies.flux1:Flux1Policy",
     # FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
@@ -117,11 +122,24 @@ QWEN_EDIT = Family(
     policy="customized_grpo.policies.qwen_edit:QwenEditPolicy",
     pipelines={"QwenImageEditPlusPipeline": "QwenImageEditPlusPipeline"},
     other_programs=OtherPrograms(
-        place=qwen_edit_place,
+        place=qwen_image_place,
         modelspec="Qwen-Image-Edit-Plus",
         network_module="networks.lora_qwen_image",
         base_version="qwen_image_edit",
         call=_qwen_edit_call,
+    ),
+)
+QWEN_IMAGE21 = Family(
+    policy="customized_grpo.policies.qwen_image21:QwenImage21Policy",
+    pipelines={"QwenImage21Pipeline": "QwenImage21Pipeline"},
+    sampling=Sampling(guidance=1.0, steps=40),
+    other_programs=OtherPrograms(
+        place=qwen_image_place,
+        modelspec="Qwen-Image-2.1",
+        network_module="networks.lora_qwen_image_21",
+        base_version="qwen_image_21",
+        pipeline="QwenImage21Pipeline",
+        call=_qwen_image21_call,
     ),
 )
 TWO_SCALE = Family(
@@ -133,6 +151,7 @@ FAMILIES: Mapping[str, Family] = {
     "flux1": FLUX1,
     "flux2": FLUX2,
     "qwen_edit": QWEN_EDIT,
+    "qwen_image21": QWEN_IMAGE21,
     "two_scale": TWO_SCALE,
 }
 """The package's own families by their names in recipes."""
