@@ -7,6 +7,7 @@ C channels of a token.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from customized_grpo.planning.layout import RealLayout
 from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
+from customized_grpo.policies.tokens import Grid
+from customized_grpo.reference_sizes import Size
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -40,20 +43,21 @@ class DryRun:
     Args:
         architecture: What the checkpoint consists of.
         model: The recipe's `model` section.
-        references: References of a sample, each as large as the image, as the data room makes them.
+        references: Width and height, in pixels, at which the model sees each reference of a sample.
     """
 
-    def __init__(self, architecture: Architecture, model: ModelConfig, references: int) -> None:
+    def __init__(self, architecture: Architecture, model: ModelConfig, references: Sequence[Size]) -> None:
         self.architecture = architecture
         self.model = model
         self.policy_class = get_family(model.family).policy_class()
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
-        self.grid = self.policy_class.grid_of(model.height, model.width, self.scale_factor)
-        self.n_image = self.grid[0] * self.grid[1]
-        self.references = references
-        self.n_references = references * self.n_image
+        self.references = tuple(references)
+        self.grid = self._grid(model.height, model.width)
+        self.reference_grids = tuple(self._grid(height, width) for width, height in references)
+        self.n_image = math.prod(self.grid)
+        self.n_references = sum(math.prod(grid) for grid in self.reference_grids)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
         transformer = architecture.transformer.build(dtype=self.dtype)
@@ -78,6 +82,9 @@ class DryRun:
         """Return how many pixels of an image, along a side, are one latent pixel."""
         return self.policy_class.pixels_per_latent(self.vae.config)
 
+    def _grid(self, height: int, width: int) -> Grid:
+        return self.policy_class.grid_of(height, width, self.scale_factor)
+
     @property
     def token_channels(self) -> int:
         """Return C."""
@@ -98,7 +105,7 @@ class DryRun:
             config=self.config,
             batch=batch,
             grid=self.grid,
-            references=self.references,
+            references=self.reference_grids,
             text_tokens=self.model.max_text_tokens,
             text_channels=self.policy_class.text_channels(self.config),
             dtype=self.dtype,
@@ -177,8 +184,9 @@ class DryRun:
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
-        """Return the peak bytes of encoding a batch of references, in fp32."""
-        pixels = self._images(batch, self.policy_class.VAE_CHANNELS, self.model.height, self.model.width)
+        """Return the peak bytes of encoding a batch of the largest references, in fp32."""
+        width, height = max(self.references, key=math.prod)
+        pixels = self._images(batch, self.policy_class.VAE_CHANNELS, height, width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
     @cached_property

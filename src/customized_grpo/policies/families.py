@@ -23,6 +23,7 @@ from customized_grpo.policies.other_programs import (
     qwen_image_place,
 )
 from customized_grpo.policies.sampling import Sampling
+from customized_grpo.reference_sizes import MULTIPLE, QWEN_MULTIPLE
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -39,6 +40,7 @@ class Family:
             diffusers that loads it.
         options: The family's own options, a section of a recipe.
         sampling: How images are drawn with a checkpoint that is like none in `policies/checkpoints.py`.
+        size_multiple: Sides of references are multiples of so many pixels.
         other_programs: What exports need to know.
     """
 
@@ -46,6 +48,7 @@ class Family:
     pipelines: Mapping[str, str]
     options: type[Section] = NoOptions
     sampling: Sampling = Sampling(guidance=1.0, steps=28)
+    size_multiple: int = MULTIPLE
     other_programs: OtherPrograms = OtherPrograms()
 
     def policy_class(self) -> type[Policy]:
@@ -70,8 +73,7 @@ def _flux1_call(model: ModelConfig) -> list[str] | None:
         return None  # no pipeline of diffusers places references on the diagonal
     return [
         *embedded_guidance_call(model),
-        "max_area=width * height,  # without these two the pipeline draws one megapixel",
-        "_auto_resize=False,",
+        "max_area=width * height,  # without it the pipeline draws one megapixel",
     ]
 
 
@@ -88,8 +90,7 @@ def _qwen_edit_call(model: ModelConfig) -> list[str]:
 
 
 def _qwen_image21_call(model: ModelConfig) -> list[str]:
-    call = ["output_resolution=round((width * height) ** 0.5),  # references are resized to this area"]
-    return [*_qwen_edit_call(model), *call] if model.guidance > 1 else call
+    return _qwen_edit_call(model) if model.guidance > 1 else []
 
 
 FLUX1 = Family(
@@ -104,6 +105,8 @@ FLUX1 = Family(
         base_version="flux1",
         pipeline="FluxKontextPipeline",
         call=_flux1_call,
+        reference_rule="kontext",
+        keep_size="_auto_resize=False,",
     ),
 )
 FLUX2 = Family(
@@ -116,6 +119,7 @@ FLUX2 = Family(
         network_module="networks.lora_flux_2",
         base_version="flux2",
         call=_flux2_call,
+        reference_rule="flux2",
     ),
 )
 QWEN_EDIT = Family(
@@ -127,12 +131,14 @@ QWEN_EDIT = Family(
         network_module="networks.lora_qwen_image",
         base_version="qwen_image_edit",
         call=_qwen_edit_call,
+        reference_rule="qwen_edit",
     ),
 )
 QWEN_IMAGE21 = Family(
     policy="customized_grpo.policies.qwen_image21:QwenImage21Policy",
     pipelines={"QwenImage21Pipeline": "QwenImage21Pipeline"},
     sampling=Sampling(guidance=1.0, steps=40),
+    size_multiple=QWEN_MULTIPLE,
     other_programs=OtherPrograms(
         place=qwen_image_place,
         modelspec="Qwen-Image-2.1",
@@ -140,6 +146,7 @@ QWEN_IMAGE21 = Family(
         base_version="qwen_image_21",
         pipeline="QwenImage21Pipeline",
         call=_qwen_image21_call,
+        reference_rule="qwen_edit",
     ),
 )
 TWO_SCALE = Family(

@@ -294,16 +294,14 @@ class QwenImage21Policy(Policy):
     @classmethod
     def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
         """Return the arguments that `_transform` gives, of any content, for texts of the greatest length."""
-        rows, columns = shape.grid
-        n_image = rows * columns
-        n_slots = shape.references * n_image // TOKENS_PER_SLOT
-        slots = torch.ones(n_slots, dtype=torch.bool)
+        n_image = shape.grid[0] * shape.grid[1]
+        slots = torch.ones((shape.n_tokens - n_image) // TOKENS_PER_SLOT, dtype=torch.bool)
         embeds, is_slot = sequence(shape.text(), slots, n_image)
         return {
             "hidden_states": shape.hidden_states(),
             "timestep": torch.empty(shape.batch),
             "encoder_hidden_states": embeds,
-            "img_shapes": [[(1, rows, columns)] * (1 + shape.references)] * shape.batch,
+            "img_shapes": [[(1, *grid) for grid in (*shape.references, shape.grid)]] * shape.batch,
             "img_mask": is_slot.expand(shape.batch, -1),
         }
 
