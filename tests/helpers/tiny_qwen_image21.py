@@ -143,7 +143,10 @@ def qwen3_vl(tokenizer: Any) -> Any:
         vision_start_token_id=start,
         vision_end_token_id=end,
     )
-    return Qwen3VLForConditionalGeneration(config).eval()
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    # a last norm that scales: the transformers of these families read what comes before it
+    torch.nn.init.uniform_(model.model.language_model.norm.weight, 0.5, 1.5)
+    return model
 
 
 def _as_pil(image: Tensor) -> Image.Image:
