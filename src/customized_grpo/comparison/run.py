@@ -13,7 +13,7 @@ from typing import Any
 
 from customized_grpo.comparison.analysis import analyse
 from customized_grpo.comparison.definitions import DEFINITIONS
-from customized_grpo.comparison.joined import Joined, read_joined
+from customized_grpo.comparison.joined import read_joined
 from customized_grpo.comparison.plan import Plan, adopt, union_of_arms, write_arms
 from customized_grpo.comparison.results import collect
 from customized_grpo.comparison.runner import Runner, slots
@@ -61,22 +61,20 @@ def run_comparison(
             _examine(plan, environments[0])
         with StopFlag() as stop:
             try:
-                Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole, joined)).run(
-                    stop
-                )
+                Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole)).run(stop)
             except Interrupted as signal:
                 _print("interrupted; call the same command to go on")
                 return signal.status
-    results = write(whole, joined)
+    results = write(whole)
     print("\n".join(results["analysis"]["verdicts"]))
     print(f"page: {plan.folder / PAGE}")
     return 0
 
 
-def write(plan: Plan, joined: Joined) -> dict[str, Any]:
+def write(plan: Plan) -> dict[str, Any]:
     """Write results.json and the page from the run folders and joined results, and return the results."""
     folder = RunFolder(plan.folder)
-    results = collect(plan, joined)
+    results = collect(plan, read_joined(plan.folder))
     analysis = analyse(results["arms"], results["runs"])
     results["definitions"] = list(DEFINITIONS)
     results["analysis"] = {**analysis, "verdicts": verdicts(results["arms"], results["runs"], analysis)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from customized_grpo.algorithms.rules import ignores_weights
+from customized_grpo.config.data_sources import ManifestData
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import PATIENCE
 from customized_grpo.fields import Section
@@ -73,6 +74,12 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
         )
     elif ignores_weights(config.advantage.build(), config.train.group_size):
         sentences.append(f"{schedule} has no effect: {rule} does not use its weights")
+    fit = config.model.reference_fit
+    if fit != "whole" and isinstance(config.data, ManifestData) and config.data.reference_size is not None:
+        sentences.append(
+            f"data.reference_size={config.data.reference_size} has no effect: model.reference_fit={fit} "
+            "gives references the size of the drawn image"
+        )
     train = config.train
     every = config.evaluation.every
     # rounded up, because there is always one after the last iteration
