@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
 
 Inputs = Mapping[str, Any]
+T = TypeVar("T")
 
 STACKS = ("num_layers", "num_single_layers")
 """Keys of a transformer's config that say how many blocks of a kind it stacks."""
@@ -109,22 +110,28 @@ class DryRun:
 
     # Passes of the transformer
 
-    @cached_property
+    @property
     def flops(self) -> int:
         """Return the floating-point operations of one forward pass of one sample."""
-        two, three = self._both(lambda part: part.flops())
-        return _extended(two, three, self._depths)
+        return self._work[0]
 
-    @cached_property
+    @property
     def moved_bytes(self) -> int:
         """Return the bytes that one forward pass of one sample reads and writes between its products."""
-        two, three = self._both(lambda part: part.moved_bytes())
-        return _extended(two, three, self._depths)
+        return self._work[1]
+
+    @cached_property
+    def _work(self) -> tuple[int, int]:
+        """Return operations and moved bytes, counted in one pass."""
+        two, three = self._both(lambda part: part.work())
+        flops = _extended([work[0] for work in two], [work[0] for work in three], self._depths)
+        moved = _extended([work[1] for work in two], [work[1] for work in three], self._depths)
+        return flops, moved
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
         """Return the peak bytes of one forward pass without gradients; it does not depend on depth."""
-        return max(max(peaks) for peaks in self._both(lambda part: part.forward_bytes(batch)))
+        return max(self._stub(stack, 2).forward_bytes(batch) for stack in self._stacks)
 
     @cache  # noqa: B019
     def update_bytes(self, batch: int, *, checkpointing: bool, kl: bool) -> int:
@@ -146,7 +153,7 @@ class DryRun:
     def _stacks(self) -> list[str]:
         return [stack for stack in STACKS if stack in self.config]
 
-    def _both(self, measure: Callable[[_Stub], int]) -> tuple[list[int], list[int]]:
+    def _both(self, measure: Callable[[_Stub], T]) -> tuple[list[T], list[T]]:
         """Return a measure of each stack alone, with two of its blocks and with three."""
         return (
             [measure(self._stub(stack, 2)) for stack in self._stacks],
@@ -217,15 +224,12 @@ class _Stub:
             for parameter in lora.adapter_parameters(module).values():
                 parameter.grad = torch.empty_like(parameter)
 
-    def flops(self) -> int:
+    def work(self) -> tuple[int, int]:
         with self.run.mode:
             inputs = self._inputs(1)
-            return replay.flops(lambda: self._velocity(inputs))
-
-    def moved_bytes(self) -> int:
-        with self.run.mode:
-            inputs = self._inputs(1)
-            return replay.moved_bytes(lambda: self._velocity(inputs))
+            moved: list[int] = []
+            flops = replay.flops(lambda: moved.append(replay.moved_bytes(lambda: self._velocity(inputs))))
+            return flops, moved[0]
 
     def forward_bytes(self, batch: int) -> int:
         with self.run.mode, torch.no_grad():
