@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: a red test must come from a change. New inputs are the task of `make fuzz`.
-settings.register_profile("same-examples", derandomize=True, database=None)
+# The same examples in every run, with all the time they need: a red test must come from a change, not from
+# other work on the machine. New inputs are the task of `make fuzz`.
+settings.register_profile("same-examples", derandomize=True, database=None, deadline=None)
 settings.load_profile("same-examples")
 
 # Set before torch is imported: on one thread sums have one order, so that equal means equal, and no test

@@ -87,7 +87,29 @@ def test_dreambenchpp_pairs_captions_with_images_and_groups_its_nine_prompts(tmp
     (tmp_path / "images" / "live_subject" / "animal" / "00.jpg").unlink()
     with pytest.raises(UserError) as refused:
         list_rows("dreambenchpp", tmp_path)
-    assert "1 prompts, not 9" in str(refused.value) and "is missing" in str(refused.value)
+    assert "1 prompts, not 9" in str(refused.value) and "does not exist" in str(refused.value)
+
+
+@pytest.mark.parametrize("inner", ["images/style/03.jpg", "captions/style/03.txt"])
+def test_a_link_that_leaves_dreambenchpp_is_refused(tmp_path: Path, inner: str) -> None:
+    bench = tmp_path / "bench"
+    save_photo(bench / "images" / "style" / "03.jpg", (9, 9, 9))
+    caption = bench / "captions" / "style" / "03.txt"
+    caption.parent.mkdir(parents=True)
+    caption.write_text("\n".join(["Style", *(f"prompt {n}" for n in range(9))]) + "\n")
+    assert len(list_rows("dreambenchpp", bench)) == 9
+    (bench / inner).rename(tmp_path / "secret")
+    (bench / inner).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=f"'{inner}' is a link that leaves"):
+        list_rows("dreambenchpp", bench)
+
+
+def test_a_link_that_leaves_dreambench_is_refused(dreambench: Path, tmp_path: Path) -> None:
+    photo = dreambench / "dataset" / "teapot" / "00.jpg"
+    photo.rename(tmp_path / "secret.jpg")
+    photo.symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(UserError, match="subject teapot: .*'teapot/00.jpg' is a link that leaves"):
+        list_rows("dreambench", dreambench)
 
 
 def test_omnicontext_reads_several_references_and_lists_bad_lines(tmp_path: Path) -> None:

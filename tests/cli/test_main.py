@@ -254,20 +254,6 @@ def test_generate_refuses_missing_files_and_masks_that_do_not_pair_up(
     assert "1 --mask for 2 --reference" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
-        (["toybox", "--benchmark", "dreambench", "--data", "x"], "cgrpo benchmark run"),
-        (["tuned/results.json", "--against=base/results.json"], "cgrpo benchmark compare"),
-    ],
-)
-def test_an_option_that_moved_is_answered_with_the_new_command(
-    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert status("evaluate", *arguments) == 2
-    assert command in capsys.readouterr().err
-
-
 def test_results_are_a_table_with_intervals() -> None:
     def column(mean: float) -> dict[str, dict[str, float]]:
         return {"judge/identity": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from customized_grpo.config import Config, config_hash, diff_configs, dump_config, load_config, preset_names
@@ -265,7 +265,6 @@ def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(
     # ~ and $ mean something in a path
     text=st.text(st.characters(codec="utf-8", exclude_characters="\0~$"), min_size=1),

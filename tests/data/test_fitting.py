@@ -17,7 +17,7 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(*[st.integers(1, 70)] * 4)
 def test_both_ways_give_exactly_the_asked_size(width: int, height: int, new_h: int, new_w: int) -> None:
     for fit in ("crop", "pad"):

@@ -147,7 +147,7 @@ def test_every_truncation_is_refused_or_decodes_and_names_the_file(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), data=st.data())
 def test_a_corrupted_image_opens_or_is_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject

@@ -275,7 +275,7 @@ def test_each_file_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch
 text = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(text, min_size=1, max_size=4),
     subject=st.none() | text,

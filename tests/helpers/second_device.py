@@ -317,7 +317,20 @@ def second_device() -> Iterator[SecondDevice]:
         for replaced in (*_autocast(), *_cuda(), *_package(mode)):
             stack.enter_context(replaced)
         stack.enter_context(mode)
-        yield mode
+        try:
+            yield mode
+        finally:
+            _forget_tables()
+
+
+def _forget_tables() -> None:
+    """Forget bitsandbytes' tables by device: the next block has a device of its own under the same name."""
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.backends import utils
+        from bitsandbytes.backends.default import ops
+
+        utils._code_4bit_cache.clear()
+        ops._get_4bit_quantize_bounds.cache_clear()
 
 
 @contextmanager

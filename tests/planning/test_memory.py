@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -163,6 +164,53 @@ def test_optimizer_state_and_trajectory_are_counted_exactly(recipe: Callable[...
     samples, steps, tokens, channels = 2 * 4, 3, 16, 160
     images = samples * 3 * 64 * 64
     assert plan.memory.parts["trajectory"] == 4 * (3 * steps * samples * tokens * channels + images)
+
+
+def test_evaluation_images_count_at_their_own_size_and_guidance(folders: dict[str, str]) -> None:
+    settings = [
+        "model.family=flux2",
+        f"model.path={folders['flux2']}",
+        "model.options={text_layers: [1, 2, 3]}",
+    ]
+    settings += ["model.guidance=1.0", "model.max_text_tokens=96", "model.height=64", "model.width=64"]
+    own = ["evaluation.height=128", "evaluation.width=192", "evaluation.guidance=4.0"]
+    same = Planner(load_config("toybox-smoke", settings)).estimate()
+    other = Planner(load_config("toybox-smoke", settings + own)).estimate()
+    as_model = [setting.replace("evaluation.", "model.") for setting in own]
+    large = Planner(load_config("toybox-smoke", settings + as_model)).estimate()
+    for part in ("evaluation pass", "evaluation decoding"):
+        assert same.memory.parts[part] < other.memory.parts[part] == large.memory.parts[part]
+    assert other.memory.phases["evaluate"] > same.memory.phases["evaluate"]
+    assert other.memory.phases["update"] == same.memory.phases["update"]
+    cost = large.flops_per_pass / same.flops_per_pass
+    assert cost > 2 and other.flops_per_pass == same.flops_per_pass
+    assert other.passes.evaluation == round(cost * large.passes.evaluation)
+    assert large.passes.evaluation == 2 * same.passes.evaluation
+
+
+def test_the_adapter_that_training_began_with_stays_in_memory(tmp_path: Path) -> None:
+    model = load_config("toybox-smoke").model
+    load_policy(model, seed=0).save_lora(tmp_path)
+    plain = load_config("toybox-smoke")
+    continued = load_config("toybox-smoke", [f"model.start_lora={tmp_path}"])
+    start = load_policy(continued.model, seed=0)._start
+    assert start is not None
+    copied = sum(tensor.nbytes for tensor in start.values())
+    before = Planner(plain).estimate().memory
+    after = Planner(continued).estimate().memory
+    assert (before.parts["start"], after.parts["start"]) == (0, copied)
+    for phase in before.phases:
+        assert after.phases[phase] == before.phases[phase] + copied, phase
+
+
+def test_a_large_evaluation_batch_alone_is_made_smaller() -> None:
+    small = ["rollout.batch_size=1", "train.micro_batch_size=1", "model.gradient_checkpointing=true"]
+    config = load_config("toybox-smoke", [*small, "evaluation.batch_size=500"])
+    planner = Planner(config)
+    least = planner.estimate(("evaluation.batch_size=1",)).memory
+    assert planner.estimate().memory.needed > 1.01 * least.needed
+    advice = planner.find_fit(1.005 * least.needed / GIB)
+    assert advice.fits and advice.overrides == ("evaluation.batch_size=1",)
 
 
 def test_weights_in_nf4_take_what_bitsandbytes_makes_of_them() -> None:

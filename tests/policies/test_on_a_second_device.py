@@ -94,3 +94,44 @@ def test_a_family_computes_on_the_device_what_it_computes_on_the_cpu(
         # sums are split otherwise under the mode; in bf16 that is a step of its numbers
         assert torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
     assert waits == {}, "a velocity must not wait for the device"
+
+
+@pytest.mark.parametrize("quantisation", [None, "nf4"])
+def test_a_turn_of_the_text_encoders_copies_no_frozen_weight_back(
+    load_family: Callable[..., Policy], quantisation: str | None
+) -> None:
+    load_family("flux1")  # outside the mode first, see above
+    with second_device() as second:
+        policy = stir(load_family("flux1", device="cuda", text_encoders="offload", quantisation=quantisation))
+        before = {name: tensor.detach().cpu() for name, tensor in policy.transformer.state_dict().items()}
+        with policy.encoding():  # the base, which was loaded onto the device, is copied here once
+            pass
+        second.traffic.clear()
+        with policy.encoding():
+            frozen = [one for one in policy.transformer.parameters() if not one.requires_grad]
+            assert not any(one.is_cuda for one in frozen)
+            assert all(one.is_cuda for one in policy.pipe.text_encoder_2.parameters())
+        back = second.traffic.to_cpu.total()
+        n_adapter = len(policy.trainable_parameters())
+        # nf4 keeps its scales in objects of its own, five small tensors a layer
+        n_scales = 0 if quantisation is None else 5 * sum(one.dtype == torch.uint8 for one in frozen)
+        assert back == n_adapter + n_scales
+        assert all(one.is_cuda for one in policy.transformer.parameters())
+        after = {name: tensor.detach().cpu() for name, tensor in policy.transformer.state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_frozen_weight_that_was_changed_on_the_device_keeps_its_value(
+    load_family: Callable[..., Policy],
+) -> None:
+    load_family("flux1")
+    with second_device():
+        policy = load_family("flux1", device="cuda", text_encoders="offload")
+        with policy.encoding():
+            pass
+        weight = policy.transformer.x_embedder.weight
+        with torch.no_grad():
+            weight.fill_(0.25)
+        with policy.encoding():
+            assert not weight.is_cuda and bool((weight == 0.25).all())
+        assert weight.is_cuda and bool((weight.cpu() == 0.25).all())

@@ -42,7 +42,7 @@ def expected(processor: Any, images: np.ndarray[Any, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(height=st.integers(40, 320), width=st.integers(40, 320))
 def test_equals_transformers_pillow_processors(
     name: str, tmp_path_factory: pytest.TempPathFactory, height: int, width: int

@@ -81,7 +81,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=st.dictionaries(st.text(), json_values, max_size=4))
 def test_any_json_state_comes_back_equal(tmp_path: Path, state: dict[str, Any]) -> None:
     shutil.rmtree(tmp_path / "c", ignore_errors=True)

@@ -176,7 +176,7 @@ def test_pairing_removes_what_both_arms_share() -> None:
     assert crossed_interval(after - base).mean == pytest.approx(after.mean() - base.mean())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-3, 3), shape=st.sampled_from([(1, 9), (3, 5), (5, 12)]))
 def test_p_is_below_alpha_exactly_when_the_interval_excludes_zero(
     seed: int, shift: float, shape: tuple[int, int]
@@ -190,7 +190,7 @@ def test_p_is_below_alpha_exactly_when_the_interval_excludes_zero(
     assert min(abs(at_p.low), abs(at_p.high)) == pytest.approx(0, abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 99), shift=st.floats(-10, 10), scale=st.floats(0.1, 10))
 def test_the_interval_moves_and_scales_with_the_values_in_any_order(
     seed: int, shift: float, scale: float
@@ -316,7 +316,6 @@ def test_holm_by_hand() -> None:
     assert holm([0.0, 1.0]) == [0.0, 1.0]
 
 
-@settings(deadline=None)
 @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_closed_testing_with_bonferroni(p_values: list[float]) -> None:
     # A hypothesis falls when Bonferroni rejects every set of hypotheses that it belongs to.

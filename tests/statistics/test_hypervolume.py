@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -40,7 +40,6 @@ def test_the_area_is_that_of_the_dominated_cells(seed: int) -> None:
     assert hypervolume(points, reference) == pytest.approx(area_by_cells(points, reference), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(points=point_sets)
 def test_the_area_is_exact_with_ties_and_duplicates(points: list[tuple[float, float]]) -> None:
     table = np.array(points).reshape(-1, 2)
@@ -56,7 +55,6 @@ def test_known_areas() -> None:
     assert hypervolume([(5.0, 0.0), (-1.0, 4.0), (0.0, 0.0)]) == 0.0
 
 
-@settings(deadline=None)
 @given(points=point_sets, new=point)
 def test_a_point_adds_area_exactly_when_it_margins(
     points: list[tuple[float, float]], new: tuple[float, float]
@@ -81,14 +79,12 @@ def test_a_dominated_point_adds_exactly_nothing_whatever_the_rounding() -> None:
         assert hypervolume(points[pareto_front(points)]) == hypervolume(points)
 
 
-@settings(deadline=None)
 @given(points=st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), max_size=10), seed=st.integers(0, 99))
 def test_order_does_not_matter(points: list[tuple[float, float]], seed: int) -> None:
     table = np.array(points).reshape(-1, 2)
     assert hypervolume(np.random.default_rng(seed).permutation(table)) == hypervolume(table)
 
 
-@settings(deadline=None)
 @given(points=point_sets, by=st.tuples(st.sampled_from([0.25, 1.0, 8.0]), st.sampled_from([0.5, 2.0])))
 def test_the_area_scales_with_both_units(points: list[tuple[float, float]], by: tuple[float, float]) -> None:
     scaled = np.array(points).reshape(-1, 2) * by
@@ -103,7 +99,6 @@ def test_a_batch_equals_one_by_one() -> None:
     np.testing.assert_array_equal(hypervolumes(np.zeros((3, 0, 2))), np.zeros(3))
 
 
-@settings(deadline=None)
 @given(points=point_sets)
 def test_the_front_is_what_nobody_dominates(points: list[tuple[float, float]]) -> None:
     front = pareto_front(points)

@@ -84,7 +84,7 @@ def test_same_seed_same_interval_whatever_the_order_of_the_rows() -> None:
     assert clustered_bootstrap(values, index, seed=4) != first
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shift=st.floats(-100, 100), scale=st.floats(0.1, 100), seed=st.integers(0, 9), level=st.floats(0.5, 0.99)
 )

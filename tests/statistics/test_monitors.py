@@ -89,7 +89,7 @@ def test_no_copy_score_for_zero_or_broken_embeddings() -> None:
         copy_score(good[:1], good, good)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), width=st.integers(2, 40), scale=st.floats(1e-3, 1e3))
 def test_the_copy_score_stays_within_one_and_ignores_length(seed: int, width: int, scale: float) -> None:
     generated, reference, target = torch.randn(3, 16, width, generator=rng(seed))

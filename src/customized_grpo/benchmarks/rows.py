@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.data.dreambench import read_dreambench
+from customized_grpo.data.dreambench import dreambench_folder, read_dreambench
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.data.row_checks import RowProblem, resolve_path
@@ -130,8 +130,11 @@ def _spread(rows: Sequence[BenchmarkRow], limit: int) -> list[BenchmarkRow]:
 
 def _dreambench(data: Path) -> list[BenchmarkRow]:
     bench = read_dreambench(data)
+    folder = dreambench_folder(data)
     rows = []
+    problems: list[tuple[str, str]] = []
     for subject in bench.subjects:
+        problems += _file_problems(folder, f"subject {subject.name}", subject.photos)
         for number, (prompt, kind) in enumerate(bench.prompts(subject)):
             rows.append(
                 BenchmarkRow(
@@ -145,6 +148,8 @@ def _dreambench(data: Path) -> list[BenchmarkRow]:
                     prompt_type=kind,
                 )
             )
+    if problems:
+        raise UserError(f"{data} cannot be used:\n  " + "\n  ".join(a_few(problems)))
     return rows
 
 
@@ -162,13 +167,14 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
     rows: list[BenchmarkRow] = []
     problems: list[tuple[str, str]] = []
     for caption in captions:
-        inner = caption.relative_to(data / "captions").with_suffix(".jpg")
-        image = (data / "images" / inner).resolve()
+        image = data / "images" / caption.relative_to(folder).with_suffix(".jpg")
+        unusable = _file_problems(data, str(caption), (caption, image))
+        problems += unusable
+        if unusable:
+            continue
         lines = _read_text(caption, "a caption is a text in UTF-8").split("\n")
         subject = lines[0].strip()
         prompts = [line.strip() for line in lines[1:] if line.strip()]
-        if not image.is_file():
-            problems.append((str(caption), f"its image {image} is missing"))
         if len(prompts) != len(DREAMBENCHPP_GROUPS):
             problems.append((str(caption), f"{len(prompts)} prompts, not {len(DREAMBENCHPP_GROUPS)}"))
             continue
@@ -178,8 +184,8 @@ def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
             BenchmarkRow(
                 id=f"{name}-{number}",
                 prompt=prompt,
-                references=(image,),
-                photos=(image,),
+                references=(image.resolve(),),
+                photos=(image.resolve(),),
                 masks=(),
                 subject=name,
                 category=caption.parent.name,
@@ -250,6 +256,17 @@ def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow:
         category=category,
         prompt_type=kind,
     )
+
+
+def _file_problems(folder: Path, name: str, files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) for each file that is missing or that a link leads out of the folder."""
+    problems = []
+    for file in files:
+        try:
+            resolve_path(folder.resolve(), "file", str(file.relative_to(folder)))
+        except RowProblem as problem:
+            problems.append((name, str(problem)))
+    return problems
 
 
 def _read_text(file: Path, form: str) -> str:

@@ -33,6 +33,13 @@ def compare(
         int, typer.Option(min=1, help="Threads of each run on a CPU; part of what makes a run repeatable.")
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare-RECIPE.")] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="results.json or results.json.gz of another comparison of this recipe: its runs join the "
+            "page and are not trained again; repeatable."
+        ),
+    ] = None,
     doctor: Annotated[
         bool, typer.Option(help="Let `cgrpo doctor` examine the recipe before the first run.")
     ] = True,
@@ -67,4 +74,5 @@ def compare(
     from customized_grpo.comparison.run import run_comparison
 
     # by Exit, because click ignores what a verb returns
-    raise typer.Exit(run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only))
+    status = run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only, also=also or ())
+    raise typer.Exit(status)

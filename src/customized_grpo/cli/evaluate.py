@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from customized_grpo.cli.common import Run, Trust, check_run, table
-from customized_grpo.errors import UserError
 
 Intervals = Mapping[str, Mapping[str, float]]
 """{metric: {"mean", "low", "high"}}, low and high bounding the 95 % interval."""
-
-MOVED = {
-    "--benchmark": "cgrpo benchmark run SOURCE NAME --data DATA",
-    "--against": "cgrpo benchmark compare BEFORE AFTER",
-}
-"""{option that `evaluate` had until benchmarks got a verb of their own: the command that replaces it}."""
-
-
-class EvaluateCommand(TyperCommand):
-    """The verb's parser, which names the new command to somebody who types an option that moved."""
-
-    # typer carries its own copy of click from some version on, so the type of the context has no one name
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments of the verb.
-
-        Raises:
-            UserError: One of them is an option in `MOVED`.
-        """
-        for argument in args:
-            option = argument.partition("=")[0]
-            if option in MOVED:
-                raise UserError(f"evaluate {option} is now `{MOVED[option]}`")
-        return super().parse_args(ctx, args)
 
 
 def evaluate(

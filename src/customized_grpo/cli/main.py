@@ -22,6 +22,7 @@ from customized_grpo.cli import (
     config,
     data,
     doctor,
+    env,
     evaluate,
     export,
     generate,
@@ -39,8 +40,8 @@ from customized_grpo.errors import UserError, is_out_of_memory
 from customized_grpo.libraries import quiet_imports
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # verbs inherit it
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
@@ -49,11 +50,12 @@ app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("train")(train.train)
 app.command("resume")(resume.resume)
-app.command("evaluate", cls=evaluate.EvaluateCommand)(evaluate.evaluate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.command("env")(env.env)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

@@ -73,6 +73,7 @@ class Plan:
         configs: The recipe of each arm, by its name.
         seeds: Values of run.seed.
         threads: Of every run on a CPU. They change the last bits of a sum, so they belong to the plan.
+        elsewhere: Arm and seed of the runs that another comparison has trained, see `joined`.
     """
 
     recipe: str
@@ -83,6 +84,7 @@ class Plan:
     configs: dict[str, Config]
     seeds: Sequence[int]
     threads: int
+    elsewhere: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def name(self) -> str:
@@ -90,13 +92,17 @@ class Plan:
         return Path(self.recipe).stem
 
     def runs(self) -> list[PlannedRun]:
-        """Return all runs, every arm of a seed before the next seed.
+        """Return the runs to train here, every arm of a seed before the next seed.
 
-        So the arms can be compared as soon as the first seed is done.
+        So the arms can be compared as soon as the first seed is done. A run that has begun here stays in the
+        list when another comparison has trained it too.
         """
         runs = []
         for seed in self.seeds:
-            runs += [self._run(arm.name, seed) for arm in self.arms]
+            for arm in self.arms:
+                run = self._run(arm.name, seed)
+                if (arm.name, seed) not in self.elsewhere or run.folder.path.exists():
+                    runs.append(run)
         return runs
 
     def _run(self, arm: str, seed: int) -> PlannedRun:
@@ -172,9 +178,14 @@ def adopt(plan: Plan) -> Plan:
         )
     whole = plan if before is None else _merge(before, plan)
     folder.write_json(PLAN, whole.to_json())
-    arms = [arm.model_dump(mode="json", exclude_none=True) for arm in whole.arms]
-    write_text(plan.folder / ARMS, write_yaml({"arms": arms}))
+    write_arms(plan.folder, whole.arms)
     return whole
+
+
+def write_arms(folder: Path, arms: Sequence[Arm]) -> None:
+    """Write the arms of a comparison as `cgrpo compare --arms` reads them."""
+    entries = [arm.model_dump(mode="json", exclude_none=True) for arm in arms]
+    write_text(folder / ARMS, write_yaml({"arms": entries}))
 
 
 class _PlanFile(BaseModel):
@@ -211,36 +222,58 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
         UserError: Recipe, threads or the overrides of an arm differ.
     """
     planned_before = _read_plan(before, plan.folder / PLAN)
-    base = planned_before.config
-    changed = [
-        f"{path}: {old} there, {new} now"
-        for path, old, new in diff_configs(base, plan.base)
-        # folder and seed of a run are the plan's
-        if not path.startswith("run.")
-    ]
-    if planned_before.threads_per_run != plan.threads:
-        changed.append(f"threads of a run: {planned_before.threads_per_run} there, {plan.threads} now")
     planned_arms = planned_before.arms
-    planned = {arm.name: arm for arm in planned_arms}
-    for arm in plan.arms:
-        earlier = planned.get(arm.name)
-        if earlier is not None and earlier.overrides != arm.overrides:
-            changed.append(f"arm {arm.name!r}: {earlier.overrides} there, {arm.overrides} now")
+    changed = different_settings(planned_before.config, planned_arms, planned_before.threads_per_run, plan)
     if changed:
         raise UserError(
             f"{plan.folder} holds a comparison with other settings:\n  " + "\n  ".join(changed),
             hint="Its runs and new ones could not be compared; choose another folder with --out.",
         )
-    # An arm loses its control when it was chosen without it (--only); a later call may give it back.
-    now = {arm.name: arm for arm in plan.arms}
-    earlier_arms = [arm if arm.control is not None else now.get(arm.name, arm) for arm in planned_arms]
-    new_arms = [arm for arm in plan.arms if arm.name not in planned]
     return make_plan(
         plan.recipe,
         plan.overrides,
-        [*earlier_arms, *new_arms],
+        union_of_arms(planned_arms, plan.arms),
         # sorted, so that the order of the runs does not depend on that of the calls
         sorted({*planned_before.seeds, *plan.seeds}),
         folder=plan.folder,
         threads=plan.threads,
     )
+
+
+def different_settings(config: Config, arms: Sequence[Arm], threads: int, plan: Plan) -> list[str]:
+    """Return what keeps the runs of an earlier comparison from being compared with those of a plan.
+
+    Args:
+        config: Its recipe without an arm.
+        arms: Its arms.
+        threads: Of each of its runs on a CPU.
+        plan: The plan.
+
+    Returns:
+        A line for each setting: what it is there, and what it is now.
+    """
+    changed = [
+        f"{path}: {old} there, {new} now"
+        for path, old, new in diff_configs(config, plan.base)
+        # folder and seed of a run are the plan's
+        if not path.startswith("run.")
+    ]
+    if threads != plan.threads:
+        changed.append(f"threads of a run: {threads} there, {plan.threads} now")
+    earlier = {arm.name: arm for arm in arms}
+    for arm in plan.arms:
+        other = earlier.get(arm.name)
+        if other is not None and other.overrides != arm.overrides:
+            changed.append(f"arm {arm.name!r}: {other.overrides} there, {arm.overrides} now")
+    return changed
+
+
+def union_of_arms(earlier: Sequence[Arm], later: Sequence[Arm]) -> list[Arm]:
+    """Return all arms, the earlier ones first.
+
+    An arm loses its control when it was chosen without it (`--only`); a later call may give it back.
+    """
+    now = {arm.name: arm for arm in later}
+    names = {arm.name for arm in earlier}
+    with_controls = [arm if arm.control is not None else now.get(arm.name, arm) for arm in earlier]
+    return [*with_controls, *(arm for arm in later if arm.name not in names)]

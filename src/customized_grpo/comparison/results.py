@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.comparison.definitions import METRICS
-from customized_grpo.comparison.plan import Plan, PlannedRun
+from customized_grpo.comparison.joined import Joined, unique_runs
+from customized_grpo.comparison.plan import Plan, PlannedRun, union_of_arms
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.scores import HeldOutScores, read_scores
 from customized_grpo.reporting.metrics import Record, read_metrics
@@ -30,23 +31,30 @@ DIGITS = 6
 """Significant digits of every number: far below any interval, and the file stays small."""
 
 
-def collect(plan: Plan) -> dict[str, Any]:
-    """Return the plan and one entry per run.
+def collect(plan: Plan, joined: Joined) -> dict[str, Any]:
+    """Return the plan and one entry per run, with the arms, seeds and runs of joined results.
 
     A finished run has its curves and `subjects`, the mean of every subject before and after training
     ([C] for each metric), which all statistics are made of.
 
     Raises:
-        UserError: Finished runs were judged on different prompts.
+        UserError: Finished runs were judged on different prompts or subjects, or a run is there twice with
+            different scores.
     """
     runs = [_entry(run) for run in plan.runs()]
     _check_prompts([run for run in runs if run["state"] == "finished"])
     for run in runs:
         del run["prompts"]
+    runs = unique_runs([*runs, *joined.runs])
+    _check_subjects([run for run in runs if "subjects" in run])
+    arms = union_of_arms(plan.arms, joined.arms)
     return {
         "format": 1,
         **plan.to_json(),
+        "arms": [arm.model_dump(mode="json") for arm in arms],
+        "seeds": sorted({run["seed"] for run in runs}),
         "versions": _versions(plan.runs()),
+        "joined": joined.sources,
         "runs": runs,
     }
 
@@ -59,6 +67,17 @@ def _check_prompts(finished: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(
                 f"{run['arm']} (seed {run['seed']}) and {first['arm']} were judged on different held-out "
                 "prompts, so they cannot be paired"
+            )
+
+
+def _check_subjects(judged: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that were judged on different subjects; joined ones do not say their prompts."""
+    for run in judged:
+        first = judged[0]
+        if run["subjects"] != first["subjects"]:
+            raise UserError(
+                f"{run['arm']} (seed {run['seed']}) and {first['arm']} (seed {first['seed']}) were judged on "
+                "different held-out subjects, so they cannot be paired"
             )
 
 

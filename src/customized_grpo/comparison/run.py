@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from customized_grpo.comparison.analysis import analyse
 from customized_grpo.comparison.definitions import DEFINITIONS
-from customized_grpo.comparison.plan import Plan, adopt
+from customized_grpo.comparison.joined import read_joined
+from customized_grpo.comparison.plan import Plan, adopt, union_of_arms, write_arms
 from customized_grpo.comparison.results import collect
 from customized_grpo.comparison.runner import Runner, slots
 from customized_grpo.comparison.verdicts import verdicts
@@ -29,7 +32,9 @@ PAGE = "comparison.html"
 DOCTOR = "doctor.json"
 
 
-def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) -> int:
+def run_comparison(
+    plan: Plan, *, jobs: int | None, examine: bool, train: bool, also: Sequence[Path] = ()
+) -> int:
     """Run a plan and return the exit status: 0, or 128 plus the number of a signal.
 
     Args:
@@ -37,11 +42,18 @@ def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) 
         jobs: Runs side by side; None means one per GPU, or as many as the cores have room for.
         examine: Whether `cgrpo doctor` examines the recipe first, unless it already has.
         train: False trains nothing and writes the page of the runs that are there.
+        also: results.json of other comparisons of the recipe; their runs count as done.
 
     Raises:
-        UserError: The folder belongs to another comparison, the recipe is not healthy, or runs failed.
+        UserError: The folder belongs to another comparison, results of `also` do not fit, the recipe is not
+            healthy, or runs failed.
     """
-    whole = adopt(plan)
+    joined = read_joined(plan.folder, also)
+    joined.check(plan)
+    plan = replace(plan, elsewhere=joined.done)
+    whole = replace(adopt(plan), elsewhere=joined.done)
+    joined.keep(plan.folder)
+    write_arms(plan.folder, union_of_arms(whole.arms, joined.arms))
     if train:
         check_folders_stay_inside(plan.folder)
         environments = _environments(plan, jobs)
@@ -60,9 +72,9 @@ def run_comparison(plan: Plan, *, jobs: int | None, examine: bool, train: bool) 
 
 
 def write(plan: Plan) -> dict[str, Any]:
-    """Write results.json and the page from the run folders, and return the results."""
+    """Write results.json and the page from the run folders and joined results, and return the results."""
     folder = RunFolder(plan.folder)
-    results = collect(plan)
+    results = collect(plan, read_joined(plan.folder))
     analysis = analyse(results["arms"], results["runs"])
     results["definitions"] = list(DEFINITIONS)
     results["analysis"] = {**analysis, "verdicts": verdicts(results["arms"], results["runs"], analysis)}

@@ -126,6 +126,7 @@ class ComparisonData:
         reference: The corner from which it is measured.
         gains: (arm, hypervolume that it adds to the front).
         decisions: When each quality is decided; empty when it was not measured.
+        joined: Results of other comparisons that gave runs, each with `runs` and `versions`.
     """
 
     name: str
@@ -145,6 +146,7 @@ class ComparisonData:
     reference: Sequence[float] = (0, 0)
     gains: Sequence[tuple[ArmView, Measurement]] = ()
     decisions: Record = field(default_factory=dict)
+    joined: Sequence[Record] = ()
 
     @property
     def runs(self) -> list[Record]:
@@ -194,6 +196,7 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
         reference=front.get("reference") or (0, 0),
         gains=_gains(analysis, arms),
         decisions=results.get("decisions") or {},
+        joined=results.get("joined") or (),
     )
 
 

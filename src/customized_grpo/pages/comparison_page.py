@@ -103,6 +103,7 @@ def _facts(data: ComparisonData) -> list[tuple[str, str]]:
         ("median run", duration(statistics.median(times)) if times else None),
         ("threads per run", data.threads),
         ("commit", _commit(data.versions)),
+        ("runs of other comparisons", _joined(data.joined)),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]
 
@@ -115,6 +116,15 @@ def _rollouts(finished: Sequence[Mapping[str, Any]]) -> str | None:
     least = min(counts)
     most = max(counts)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _joined(sources: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return how many runs were joined from earlier results, and who made them; None without any."""
+    words = []
+    for source in sources:
+        commit = _commit(source["versions"])
+        words.append(f"{source['runs']} by {commit}" if commit else str(source["runs"]))
+    return "; ".join(words) or None
 
 
 def _commit(versions: Mapping[str, Any]) -> str | None:

@@ -177,6 +177,9 @@ class Planner:
         self.config = config
         self.processes = processes
         self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, references)
+        self.evaluation_run = self.dry_run
+        if config.evaluation_model != config.model:
+            self.evaluation_run = DryRun(self.dry_run.architecture, config.evaluation_model, references)
 
     def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
         """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
@@ -193,7 +196,7 @@ class Planner:
         is_grpo = config.train.algorithm == "grpo"
         n_trained = len(step_plan.trained) if is_grpo else config.train.forward.levels
         batches = work.batches(config, n_trained, self.processes)
-        memory = predict(config, run, batches, n_trained)
+        memory = predict(config, run, self.evaluation_run, batches, n_trained)
         quantised = sum(rows * columns for rows, columns in run.block_linears)
         return Estimate(
             algorithm=config.train.algorithm,
@@ -204,7 +207,9 @@ class Planner:
             steps=config.rollout.steps,
             noisy_steps=len(step_plan.noisy),
             trained_steps=n_trained,
-            passes=work.passes(config, n_trained, run.calls, _n_shared(config, step_plan)),
+            passes=work.passes(
+                config, n_trained, run.calls, _n_shared(config, step_plan), self._evaluation_calls
+            ),
             flops_per_pass=run.flops,
             bytes_per_pass=run.moved_bytes,
             dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
@@ -215,6 +220,14 @@ class Planner:
             graph_reuse=self._graph_reuse(config, batches, n_trained),
             host=predict_host(config, run, memory.parts),
         )
+
+    @property
+    def _evaluation_calls(self) -> float:
+        """Return what one velocity of an evaluation image costs, in passes of a training sample."""
+        evaluation = self.evaluation_run
+        if evaluation is self.dry_run:
+            return evaluation.calls
+        return evaluation.calls * evaluation.flops / self.dry_run.flops
 
     def _graph_reuse(self, config: Config, batches: Batches, n_trained: int) -> GraphReuse:
         obstacle = reuse_obstacle(config, batches.samples_per_process)
@@ -252,8 +265,8 @@ class Planner:
         if not fits(memory):
             return Advice(overrides, memory, fits=False)
         for override in overrides:
-            # batch sizes go together: a first ratio of 1 wants the same in both phases
-            if "batch_size" in override:
+            # these two go together: a first ratio of 1 wants the same in both phases
+            if override.startswith(("rollout.batch_size", "train.micro_batch_size")):
                 continue
             fewer = tuple(other for other in overrides if other != override)
             memory_with_fewer = self.estimate(fewer).memory
@@ -293,6 +306,8 @@ def _steps(config: Config) -> list[tuple[str, ...]]:
     if not model.gradient_checkpointing:
         steps.append(("model.gradient_checkpointing=true",))
     batch = min(config.train.micro_batch_size, config.rollout.batch_size)
+    if config.evaluation.batch_size > batch:
+        steps.append((f"evaluation.batch_size={batch}",))
     while batch > 1:
         batch //= 2
         sections = ("rollout.batch_size", "train.micro_batch_size", "evaluation.batch_size")

@@ -77,12 +77,13 @@ class Memory:
         return int(self.peak * (1 + FRAGMENTATION)) + CONTEXT_BYTES
 
 
-def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Memory:
+def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n_trained: int) -> Memory:
     """Predict the memory of a run.
 
     Args:
         config: The recipe.
         run: Its models without data.
+        evaluation: The same at the size of evaluation images.
         batches: How its samples are divided.
         n_trained: Steps, or noise levels, at which a sample is trained.
     """
@@ -104,6 +105,7 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
         "optimizer": 2 * adapter,  # AdamW's two moments, fp32
         "average": adapter if train.ema_decay else 0,
         "old policy": 0 if train.algorithm == "grpo" else adapter,
+        "start": adapter if model.start_lora else 0,  # a copy that stays: the base is measured with it
         "text encoders": encoders,
         "autoencoder": vae,
         "rewards": rewards,
@@ -113,10 +115,10 @@ def predict(config: Config, run: DryRun, batches: Batches, n_trained: int) -> Me
         "rollout pass": dequantised + run.rollout_bytes(rollout_batch),
         "update pass": dequantised
         + run.update_bytes(update_batch, checkpointing=model.gradient_checkpointing, kl=train.kl_weight > 0),
-        "evaluation pass": dequantised + run.rollout_bytes(evaluation_batch),
+        "evaluation pass": dequantised + evaluation.rollout_bytes(evaluation_batch),
         "encoding": run.encode_bytes(1),  # a prompt at a time
         "decoding": run.decode_bytes(rollout_batch),
-        "evaluation decoding": run.decode_bytes(evaluation_batch),
+        "evaluation decoding": evaluation.decode_bytes(evaluation_batch),
     }
     return Memory(parts, _phases(config, parts), not_counted)
 
@@ -134,14 +136,16 @@ def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:
     model = config.model
     keeps_text = model.text_encoders == "keep"
     optimised = 0 if model.text_encoders == "drop" else total("optimizer", "average")
-    trained = total("adapter", "gradients", "optimizer", "average", "old policy")
+    trained = total("adapter", "gradients", "optimizer", "average", "old policy", "start")
     others = parts["rewards"] + (0 if model.offload_vae else parts["autoencoder"])
     held = others + parts["base"] + (parts["text encoders"] if keeps_text else 0)
     visiting_vae = parts["autoencoder"] if model.offload_vae else 0
     samples = total("conditioning", "trajectory")
-    text_alone = 0 if keeps_text else others + optimised + total("text encoders", "conditioning")
+    text_alone = 0
+    if not keeps_text:
+        text_alone = others + optimised + total("start", "text encoders", "conditioning")
     return {
-        "load": held + parts["adapter"],
+        "load": held + total("adapter", "start"),
         "encode": max(text_alone, held + trained + visiting_vae + total("conditioning", "encoding")),
         "rollout": held + trained + samples + parts["rollout pass"],
         "decode": held + trained + samples + visiting_vae + parts["decoding"],

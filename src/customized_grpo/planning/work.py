@@ -96,7 +96,9 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
     )
 
 
-def passes(config: Config, n_trained: int, calls: int, n_shared: int = 0) -> Passes:
+def passes(
+    config: Config, n_trained: int, calls: int, n_shared: int = 0, evaluation_calls: float | None = None
+) -> Passes:
     """Count forward-equivalents.
 
     Args:
@@ -104,7 +106,10 @@ def passes(config: Config, n_trained: int, calls: int, n_shared: int = 0) -> Pas
         n_trained: Steps, or noise levels, at which a sample is trained.
         calls: Calls of the transformer for one velocity: 2 with classifier-free guidance, else 1.
         n_shared: First steps of the rollout that are drawn once for a group.
+        evaluation_calls: Forward-equivalents of one velocity of an evaluation image, which may be of another
+            size and guidance; None: `calls`.
     """
+    per_evaluation_step = calls if evaluation_calls is None else evaluation_calls
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
     # NFT and AWM ask the old policy as well, which may be the one that the KL is from
@@ -113,7 +118,9 @@ def passes(config: Config, n_trained: int, calls: int, n_shared: int = 0) -> Pas
     return Passes(
         rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
-        evaluation=calls * config.evaluation.samples_per_prompt * config.evaluation_steps,
+        evaluation=round(
+            per_evaluation_step * config.evaluation.samples_per_prompt * config.evaluation_steps
+        ),
     )
 
 

@@ -6,7 +6,7 @@ together with its transformer, 10 GiB even in nf4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from customized_grpo.errors import UserError
+from customized_grpo.policies.host_copy import CPU, HostCopy
 from customized_grpo.policies.sharding import is_sharded
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,10 @@ class Placement:
         self.offload = offload
         self._dropped = False
         self._encoding = False
+        self._copies: dict[str, HostCopy] = {}
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
+                self._copies[name] = HostCopy(part, device)
                 part.to(CPU if self._waits(name) else device)
 
     @property
@@ -79,39 +80,42 @@ class Placement:
             yield
             return
         self._encoding = True
-        encoders = [getattr(self._pipe, name) for name in self._text_encoder_names()]
         stays = is_sharded(self._pipe.transformer)  # small enough, and its parts cannot be moved
         if not stays:
             # Out of the way first: encoders and transformer together may not fit.
-            self._pipe.transformer.to(CPU)
+            self._copies["transformer"].leave()
         try:
-            with self._visiting(encoders):
+            with self._visiting(self._text_encoder_names()):
                 yield
         finally:
             self._encoding = False
             if not stays:
-                self._pipe.transformer.to(self._device)
+                self._copies["transformer"].come()
 
     @contextmanager
     def vae(self) -> Iterator[None]:
         """Have the autoencoder on the device inside the block."""
-        with self._visiting([self._pipe.vae] if self.offload.vae else []):
+        with self._visiting(["vae"] if self.offload.vae else []):
             yield
 
     def drop_text_encoders(self) -> None:
         """Free the text encoders; they cannot come back."""
-        self._pipe.register_modules(**dict.fromkeys(self._text_encoder_names()))
+        names = self._text_encoder_names()
+        self._pipe.register_modules(**dict.fromkeys(names))
+        for name in names:
+            del self._copies[name]
         self._dropped = True
 
     @contextmanager
-    def _visiting(self, parts: list[nn.Module]) -> Iterator[None]:
+    def _visiting(self, names: Sequence[str]) -> Iterator[None]:
+        parts = [self._copies[name] for name in names]
         try:
             for part in parts:
-                part.to(self._device)
+                part.come()
             yield
         finally:
             for part in parts:
-                part.to(CPU)
+                part.leave()
 
     def _waits(self, name: str) -> bool:
         if name in self._text_encoder_names():

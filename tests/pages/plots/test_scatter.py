@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from customized_grpo.pages.plots.labels import MARKER, Box, place_labels
@@ -181,7 +181,6 @@ def test_every_text_is_escaped() -> None:
     assert ElementTree.fromstring(chart).get("aria-label") == hostile
 
 
-@settings(deadline=None)
 @given(st.lists(PLACES, min_size=1, max_size=30))
 def test_labels_cover_neither_each_other_nor_a_point(places: list[tuple[float, float]]) -> None:
     boxes = place_labels(places, [str(index) for index in range(len(places))], FRAME)

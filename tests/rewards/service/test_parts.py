@@ -32,7 +32,7 @@ def test_an_image_survives_the_wire_bit_for_bit(channels: int, height: int, widt
         pixel_count(data, 4 - channels)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 180))
 def test_damaged_bytes_are_an_image_error_or_an_image(junk: bytes, place: int) -> None:
     data = bytearray(encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)))
