@@ -33,7 +33,7 @@ class NftConfig(Section):
 class AwmConfig(Section):
     """What only awm has."""
 
-    weighting: Literal["uniform", "sigma", "sigma_squared"] = "uniform"
+    weighting: Literal["uniform", "sigma", "sigma_squared"] = "sigma_squared"
     """Weight of a noise level in the log-probability, as a function of sigma."""
     clip_range: Positive = 1.0
     """Distance from 1 at which the ratio is clipped."""
