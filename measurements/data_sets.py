@@ -137,6 +137,7 @@ class Painter:
 def evaluate(folder: Path, n_rows: int, size: int, samples_per_prompt: int) -> dict[str, float]:
     """Evaluate the painter; return its memory beyond that of a process that evaluated one batch."""
     from customized_grpo.data.examples import ManifestSource
+    from customized_grpo.data.fitting import Fitting
     from customized_grpo.data.manifest import load_manifest
     from customized_grpo.evaluation.held_out import evaluate_policy
     from customized_grpo.rewards import FunctionReward
@@ -144,7 +145,7 @@ def evaluate(folder: Path, n_rows: int, size: int, samples_per_prompt: int) -> d
     from customized_grpo.rollout.encoding import PromptEncoder
 
     rows = load_manifest(folder / "held_out.jsonl", require_masks=False)
-    examples = ManifestSource(rows, size, size).on_demand(9)
+    examples = ManifestSource(rows, Fitting(size, size)).on_demand(9)
     scorer = Scorer.inline([FunctionReward("level", "prompt", lambda batch: batch.images.mean((1, 2, 3)))])
     policy: Any = Painter()
 

@@ -112,7 +112,10 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
             "data={kind: manifest, train: a} evaluation.judges=[{name: clip_i, segment: none}]",
             "evaluation.judges: there are no rows to judge: set data.held_out or evaluation.prompts",
         ),
-        ("model.reference_fit=stretch", "model.reference_fit: 'stretch' is not known; known: crop, pad"),
+        (
+            "model.reference_fit=stretch",
+            "model.reference_fit: 'stretch' is not known; known: whole, crop, pad",
+        ),
         ("model.text_encoders=drop", "text_encoders: 'drop' needs a folder for what they encoded"),
         ("schedule.start=0.1", "schedule.options.start: not an option of tdw, only of linear"),
         ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 3 or one of dino, clip_i"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from customized_grpo.data import examples as examples_module
 from customized_grpo.data.examples import ManifestSource
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.manifest import Row
 
 
@@ -25,7 +26,7 @@ def source(tmp_path: Path) -> ManifestSource:
         references = (files[0],) if number % 2 else (files[0], files[1])
         masks = (files[2],) * len(references)
         rows.append(Row(f"r{number}", f"prompt {number}", references, masks, files[3], None, {"n": number}))
-    return ManifestSource(rows, 8, 8)
+    return ManifestSource(rows, Fitting(16, 16, "crop"))
 
 
 def test_examples_on_demand_are_those_of_the_source(source: ManifestSource) -> None:
@@ -51,7 +52,7 @@ def test_nothing_is_opened_before_it_is_asked_for_and_few_rows_are_kept(
     real: Callable[[Path], Image.Image] = examples_module.open_image
     monkeypatch.setattr(examples_module, "open_image", lambda file: opened.append(file.name) or real(file))
     stored = source.on_demand(keep=2)
-    assert [example.bucket for example in stored][1] == ((3, 8, 8),) and stored[0].has_target and not opened
+    assert [example.bucket for example in stored][1] == ((3, 16, 16),) and stored[0].has_target and not opened
     for _ in range(3):  # encoder, rewards and judges ask for a batch of two
         for example in stored[:2]:
             assert example.references and example.target is not None

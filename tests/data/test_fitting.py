@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.fitting import cut_note, fit_image, lost_share, resize_cover
+from customized_grpo.data.fitting import Fitting, cut_note, lost_share, resize_cover
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -21,7 +21,7 @@ def gradient(width: int, height: int) -> Image.Image:
 @given(*[st.integers(1, 70)] * 4)
 def test_both_ways_give_exactly_the_asked_size(width: int, height: int, new_h: int, new_w: int) -> None:
     for fit in ("crop", "pad"):
-        assert fit_image(gradient(width, height), new_h, new_w, fit).size == (new_w, new_h)  # type: ignore[arg-type]
+        assert Fitting(new_h, new_w, fit).apply(gradient(width, height)).size == (new_w, new_h)  # type: ignore[arg-type]
 
 
 def test_resize_cover_keeps_the_middle_and_the_aspect_ratio() -> None:
@@ -36,13 +36,13 @@ def test_resize_cover_keeps_the_middle_and_the_aspect_ratio() -> None:
 
 def test_a_padded_image_is_whole_in_a_neutral_border_and_its_mask_stays_aligned() -> None:
     image = Image.new("RGB", (40, 10), "red")
-    padded = np.asarray(fit_image(image, 20, 20, "pad"))
+    padded = np.asarray(Fitting(20, 20, "pad").apply(image))
     assert (padded[8:12] == (255, 0, 0)).all(-1).mean() == 1  # 40 x 10 becomes 20 x 5
     assert (padded[:7] == 128).all() and (padded[13:] == 128).all()
-    mask = np.asarray(fit_image(Image.new("L", (40, 10), 255), 20, 20, "pad"))
+    mask = np.asarray(Fitting(20, 20, "pad").apply(Image.new("L", (40, 10), 255)))
     assert np.array_equal(mask == 255, (padded == (255, 0, 0)).all(-1)) and set(np.unique(mask)) == {0, 255}
     with pytest.raises(ValueError, match="positive"):
-        fit_image(image, 0, 5, "pad")
+        Fitting(0, 5, "pad").apply(image)
 
 
 def test_the_loss_is_the_share_of_the_area_that_is_cut() -> None:
@@ -56,5 +56,5 @@ def test_references_that_are_cut_are_counted_and_the_worst_is_named() -> None:
     sizes = [("a.jpg", (512, 500)), ("b.jpg", (1536, 1024)), ("c.jpg", (640, 480))]
     note = cut_note(sizes, 512, 512)
     assert note is not None and note.startswith("2 of 3 references lose more than 5% of their area")
-    assert "most of all b.jpg (1024 x 1536): 33%; model.reference_fit=pad" in note
+    assert "most of all b.jpg (1024 x 1536): 33%; model.reference_fit=whole" in note
     assert cut_note(sizes[:1], 512, 512) is None and cut_note([], 512, 512) is None

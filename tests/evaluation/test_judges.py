@@ -18,7 +18,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.judges import RewardJudges, build_judges
+from customized_grpo.evaluation.judges import RewardJudges, build_judges, in_shape
 from customized_grpo.rewards import FunctionReward, Reward, ScoringBatch, build_reward
 from customized_grpo.toybox.export import export_manifest
 from customized_grpo.toybox.source import ToyBoxSource
@@ -199,3 +199,13 @@ def test_judges_are_checked_with_the_data_and_against_the_rewards(
     config = recipe(*overrides(manifest, tmp_path / "copy"))
     with pytest.raises(UserError, match="has the weights of a training reward"):
         check_held_out(build_data(config), build_scorer(config))
+
+
+def test_a_photo_of_another_shape_is_compared_around_its_middle() -> None:
+    photo = torch.zeros(3, 32, 64)
+    photo[:, :, 16:48] = 1.0
+    torch.testing.assert_close(in_shape(photo, (16, 16)), torch.ones(3, 16, 16))
+    high = torch.zeros(3, 64, 32)
+    high[:, 16:48] = 1.0
+    torch.testing.assert_close(in_shape(high, (8, 8)), torch.ones(3, 8, 8))
+    assert in_shape(photo, (32, 64)) is photo

@@ -164,3 +164,17 @@ def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwi
     assert "```python" not in card and "cgrpo generate black-forest-labs/FLUX.1-dev --lora ." in card
     assert "--set model.fuse_lora=bytedance-research/UNO:dit_lora.safetensors" in card
     assert "merged into the base" in card
+
+
+def test_the_snippet_leaves_the_size_of_the_reference_to_a_pipeline_that_has_the_rule_of_training(
+    trained: Any,
+) -> None:
+    adapter = on_base(trained, "black-forest-labs/FLUX.1-Kontext-dev")
+    card = render_card(read_run(trained.path), adapter, "diffusers", "x.safetensors")
+    assert 'reference = load_image("reference.png")  # the pipeline brings it' in card
+    assert "_auto_resize" not in card and "ImageOps" not in card and "resize(" not in card
+    for fit, words in (("crop", "ImageOps.fit("), ("pad", "ImageOps.pad(")):
+        model = adapter.config.model.model_copy(update={"reference_fit": fit})
+        other = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
+        card = render_card(read_run(trained.path), other, "diffusers", "x.safetensors")
+        assert words in card and "_auto_resize=False," in card

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.cli.main import main
-from customized_grpo.config.schema import ModelConfig
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.images import open_image, to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.generation import lettering
@@ -245,22 +245,23 @@ def test_a_subject_that_the_cut_removes_is_said(toy: Path, tmp_path: Path) -> No
     mask.paste(255, (0, 0, 8, 16))
     mask.save(tmp_path / "m.png")
     photo = Image.new("RGB", (64, 16))
-    model = ModelConfig(path="toybox", height=16, width=16)
-    with pytest.raises(UserError, match=r"m.png: nothing of the subject is left when .*toy.png is cut"):
-        _references(request(toy, tmp_path / "m.png"), [photo], [mask], model)
-    wide = model.model_copy(update={"width": 64})
-    padded = model.model_copy(update={"reference_fit": "pad"})
-    for settings in (wide, padded):
-        assert len(_references(request(toy, tmp_path / "m.png"), [photo], [mask], settings)) == 1
+    crop = Fitting(16, 16, "crop")
+    with pytest.raises(
+        UserError, match=r"m.png: nothing of the subject is left when .*toy.png gets its size"
+    ):
+        _references(request(toy, tmp_path / "m.png"), [photo], [mask], crop)
+    for fitting in (Fitting(16, 64, "crop"), Fitting(16, 16, "pad"), Fitting(16, 16)):
+        assert len(_references(request(toy, tmp_path / "m.png"), [photo], [mask], fitting)) == 1
 
 
 def test_a_reference_that_is_cut_is_noted_before_anything_is_drawn(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (96, 64), "red").save(tmp_path / "wide.png")
-    assert generate(run, "--reference", tmp_path / "wide.png", "--out", tmp_path / "a") == 0
+    crop = ["--set", "model.reference_fit=crop"]
+    assert generate(run, "--reference", tmp_path / "wide.png", *crop, "--out", tmp_path / "a") == 0
     note = capsys.readouterr().err
-    assert "note: 1 of 1 references lose" in note and "(64 x 96): 33%; model.reference_fit=pad" in note
+    assert "note: 1 of 1 references lose" in note and "(64 x 96): 33%; model.reference_fit=whole" in note
     pad = ["--set", "model.reference_fit=pad"]
     assert generate(run, "--reference", tmp_path / "wide.png", *pad, "--out", tmp_path / "b") == 0
     assert "note:" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from customized_grpo.config import Config, dump_config, load_config
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.export import export_run
 from customized_grpo.export.formats import FORMAT_NAMES
 from customized_grpo.generation import draw, open_generator
-from customized_grpo.generation.opening import source_settings
+from customized_grpo.generation.opening import fitting_of, source_settings
 from customized_grpo.policies.provenance import HEADER_KEY, Provenance
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.rollout.encoding import PromptEncoder
@@ -173,7 +175,7 @@ def test_a_saved_adapter_is_put_on_a_model_with_its_own_rank_and_scale(
     )
     saved = policy.save_lora(folder / f"saved-{alpha}")
     generator = open_generator("toybox", settings=SMOKE, lora=saved.parent)
-    expected = images(type(generator)(policy, generator.model, 4, 2, ""), examples)
+    expected = images(replace(generator, policy=policy, name=""), examples)
     assert torch.equal(images(generator, examples), expected)
     assert generator.model.lora.rank == 3
 
@@ -268,3 +270,20 @@ def test_a_run_draws_the_same_image_from_each_of_its_exported_files(
         file = export_run(run, name, out=folder / f"scaled-{name}")
         opened = open_generator("toybox", lora=file, settings=batch)
         torch.testing.assert_close(images(opened, examples), expected, atol=2e-5, rtol=0)
+
+
+def test_references_have_the_size_of_training(tmp_path: Path, recipe: Recipe) -> None:
+    kontext = "black-forest-labs/FLUX.1-Kontext-dev"
+    assert source_settings(kontext).reference_size == "kontext"
+    assert source_settings("toybox").reference_size == "image"
+    data = f"data={{kind: manifest, train: {tmp_path}/rows.jsonl, reference_size: 320}}"
+    header = Provenance.from_config(recipe(data)).to_header()
+    opened = source_settings("toybox", [], header)
+    assert fitting_of(opened) == Fitting(64, 64, "whole", 320)
+    assert source_settings("toybox", ["reference_size=uno"], header).reference_size == "uno"
+    # an adapter of an earlier version, which knew cut references only, is drawn as it was trained
+    entry = json.loads(header[HEADER_KEY])
+    del entry["sampling"]["reference_size"]
+    entry["sampling"]["reference_fit"] = "crop"
+    earlier = source_settings("toybox", [], {HEADER_KEY: json.dumps(entry)})
+    assert fitting_of(earlier) == Fitting(64, 64, "crop")

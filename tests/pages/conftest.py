@@ -171,7 +171,7 @@ class RunFolder:
     def samples(self, iterations: tuple[int, ...] = (0, 20, 60, 120, 200), side: int = 64) -> None:
         folder = self.path / "samples"
         rows = [
-            SampleRow(prompt, _scene(side, i), f"subject {i:02d}", _scene(side, i + 40))
+            SampleRow(prompt, [_scene(side, i)], f"subject {i:02d}", _scene(side, i + 40))
             for i, prompt in enumerate(PROMPTS)
         ]
         start_samples(folder, rows)

@@ -22,7 +22,7 @@ Folders = Mapping[tuple[str, int], Path]
 def draw(folder: Path, rows: int = 2, iterations: tuple[int, ...] = ITERATIONS) -> None:
     """Write the images of a run: all pixels of an image are iteration / 100."""
     blank = torch.zeros(3, 4, 4)
-    prompts = [SampleRow(f"prompt {row}", blank, f"toy {row}") for row in range(rows)]
+    prompts = [SampleRow(f"prompt {row}", [blank], f"toy {row}") for row in range(rows)]
     start_samples(folder / "samples", prompts)
     for iteration in iterations:
         save_samples(folder / "samples", iteration, torch.full((rows, 3, 4, 4), iteration / 100))

@@ -91,7 +91,7 @@ def saved_bytes(call: Callable[[], Tensor], known: list[Tensor]) -> int:
 def test_activations_of_a_backward_pass_are_as_predicted(model: ModelConfig, precision: str) -> None:
     model = model.model_copy(update={"precision": precision})
     call, known = velocity_of(load_policy(model, seed=0))
-    run = DryRun(read_architecture(model), model, 1)
+    run = DryRun(read_architecture(model), model, [(model.width, model.height)])
     predicted = run.update_bytes(BATCH, checkpointing=False, kl=False)
     kept = saved_bytes(call, known)
     # the rest is the working memory of a layer: 6 to 19 % in these models, below 1 % in those of 57 blocks
@@ -103,7 +103,7 @@ def test_activations_of_a_backward_pass_are_as_predicted(model: ModelConfig, pre
 def test_a_graph_that_is_kept_takes_what_is_predicted(model: ModelConfig, checkpointing: bool) -> None:
     policy = load_policy(model.model_copy(update={"gradient_checkpointing": checkpointing}), seed=0)
     call, known = velocity_of(policy)
-    run = DryRun(read_architecture(model), model, 1)
+    run = DryRun(read_architecture(model), model, [(model.width, model.height)])
     predicted = run.graph_bytes(BATCH, checkpointing=checkpointing)
     # 7.5 % too low for flux1 with checkpointing, where so small a model keeps little
     assert predicted == pytest.approx(replay.bytes_left(call, known), rel=0.08)
@@ -114,7 +114,7 @@ def test_the_peak_of_a_real_backward_pass_is_as_predicted(model: ModelConfig, ch
     policy = load_policy(model.model_copy(update={"gradient_checkpointing": checkpointing}), seed=0)
     call, known = velocity_of(policy)
     measured = replay.peak_bytes(lambda: call().square().mean().backward(), known)  # type: ignore[no-untyped-call]
-    run = DryRun(read_architecture(model), model, 1)
+    run = DryRun(read_architecture(model), model, [(model.width, model.height)])
     predicted = run.update_bytes(BATCH, checkpointing=checkpointing, kl=False)
     assert predicted == pytest.approx(measured, rel=TOLERANCE)
 
@@ -123,14 +123,14 @@ def test_the_peak_of_a_rollout_is_as_predicted_and_below_that_of_training(model:
     call, known = velocity_of(load_policy(model, seed=0))
     with torch.no_grad():
         measured = replay.peak_bytes(call, known)
-    run = DryRun(read_architecture(model), model, 1)
+    run = DryRun(read_architecture(model), model, [(model.width, model.height)])
     assert run.rollout_bytes(BATCH) == pytest.approx(measured, rel=TOLERANCE)
     assert run.rollout_bytes(BATCH) < run.update_bytes(BATCH, checkpointing=False, kl=False)
 
 
 def test_parameters_and_conditioning_are_counted_exactly(model: ModelConfig) -> None:
     policy = load_policy(model, seed=0)
-    run = DryRun(read_architecture(model), model, 1)
+    run = DryRun(read_architecture(model), model, [(model.width, model.height)])
     adapter = policy.trainable_parameters()
     assert run.adapter_parameters == sum(parameter.numel() for parameter in adapter)
     everything = sum(parameter.numel() for parameter in policy.transformer.parameters())
@@ -293,7 +293,7 @@ def test_bytes_live_as_long_as_their_tensor_and_views_are_free() -> None:
 
 def test_operations_of_a_forward_pass_are_those_of_its_products_and_attention() -> None:
     config = load_config("toybox-smoke")
-    run = DryRun(read_architecture(config.model), config.model, 1)
+    run = DryRun(read_architecture(config.model), config.model, [(config.model.width, config.model.height)])
     width, text, image = 256, 18, 32
     tokens = text + image
     attention = 4 * tokens**2 * width
@@ -314,7 +314,7 @@ def test_the_autoencoder_decodes_in_fp32_between_its_products_on_accelerators() 
     """CUDA's autocast normalises groups in fp32; the last block then holds, of [12, 256, 512, 512] numbers,
     the residual in 2 bytes each, its copy in fp32 and the normalised one: 10 bytes, 7.5 GiB."""
     config = load_config("flux1-kontext", ["model.device=cuda"])
-    run = DryRun(read_architecture(config.model), config.model, 1)
+    run = DryRun(read_architecture(config.model), config.model, [(config.model.width, config.model.height)])
     assert run.decode_bytes(12) == pytest.approx(7.5 * GIB, rel=0.01)
 
 

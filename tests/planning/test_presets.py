@@ -15,6 +15,7 @@ from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.duration import CARDS
 from customized_grpo.planning.estimate import Planner
 from customized_grpo.planning.memory import GIB
+from customized_grpo.policies.reference_rule import reference_size_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +25,14 @@ REAL = [name for name in preset_names() if not name.startswith(tuple(EMBEDDED))]
 # Settings of the model that a dry run does not depend on: where weights are, and in which form.
 PLACEMENT = {
     *("quantisation", "gradient_checkpointing", "text_encoders", "offload_vae", "shard", "compile", "cache"),
-    *("fuse_lora", "reference_fit"),
+    "fuse_lora",
 }
 DRY_RUNS: dict[str, DryRun] = {}
 
 
 def planner(config: Config, processes: int = 1) -> Planner:
     """Return a planner; those of one model share its dry run, which takes half a minute."""
-    key = config.model.model_dump_json(exclude=PLACEMENT)
+    key = f"{config.model.model_dump_json(exclude=PLACEMENT)} {reference_size_of(config)}"
     made = Planner(config, processes=processes, dry_run=DRY_RUNS.get(key))
     DRY_RUNS[key] = made.dry_run
     return made

@@ -38,7 +38,7 @@ def test_height_width_and_channels_keep_their_places(tmp_path: Path) -> None:
 
 
 def rows(count: int) -> list[SampleRow]:
-    return [SampleRow(f"prompt {i}", torch.full((3, 4, 4), 0.1 * i), target=None) for i in range(count)]
+    return [SampleRow(f"prompt {i}", [torch.full((3, 4, 4), 0.1 * i)], target=None) for i in range(count)]
 
 
 def index(folder: Path) -> dict[str, object]:
@@ -47,7 +47,8 @@ def index(folder: Path) -> dict[str, object]:
 
 
 def test_samples_lie_where_the_index_says(tmp_path: Path) -> None:
-    start_samples(tmp_path, [*rows(1), SampleRow("p", torch.zeros(3, 4, 4), "cat", torch.ones(3, 4, 4))])
+    references = [torch.zeros(3, 4, 4), torch.ones(3, 2, 6)]
+    start_samples(tmp_path, [*rows(1), SampleRow("p", references, "cat", torch.ones(3, 4, 4))])
     paths = save_samples(tmp_path, 10, torch.rand(2, 3, 4, 4))
     assert [str(path.relative_to(tmp_path)) for path in paths] == [
         "iteration_000010/00.png",
@@ -61,6 +62,7 @@ def test_samples_lie_where_the_index_says(tmp_path: Path) -> None:
         "iterations": [10],
     }
     assert all(path.is_file() for path in [*paths, tmp_path / "target_01.png"])
+    assert Image.open(tmp_path / "reference_01_1.png").size == (6, 2)
 
 
 def test_iterations_are_listed_once_in_order_also_after_a_resume(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from customized_grpo.data.examples import ManifestSource
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.manifest import load_manifest
 from customized_grpo.errors import UserError
 from customized_grpo.toybox.export import PROMPTS_PER_SUBJECT, export_manifest
@@ -19,7 +20,7 @@ def eight_bit(image: torch.Tensor) -> torch.Tensor:
 
 def test_an_exported_world_is_read_back_by_the_ordinary_loader(tmp_path: Path) -> None:
     manifest = export_manifest(tmp_path / "new" / "folder", 3, 5)
-    loaded = ManifestSource(load_manifest(manifest, require_masks=True), 64, 64)
+    loaded = ManifestSource(load_manifest(manifest, require_masks=True), Fitting(64, 64))
     source = ToyBoxSource(3, PROMPTS_PER_SUBJECT, 5, "train")
     assert len(loaded) == len(source) == 6
     for index in range(6):

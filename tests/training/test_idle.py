@@ -146,3 +146,10 @@ def test_a_stop_at_alarms_that_cannot_be_raised_is_refused(recipe: Recipe) -> No
     config = recipe("data={kind: manifest, train: rows.jsonl}", "evaluation.on_alarm=stop")
     with pytest.raises(UserError, match="evaluation.on_alarm=stop: nothing is held out"):
         check_judge_configs(config)
+
+
+def test_a_size_of_references_that_get_the_shape_of_the_image_is_said_to_do_nothing() -> None:
+    both = rewards("identity", "prompt")
+    (sentence,) = idle_settings(load_config("flux2-klein", ["model.reference_fit=pad"]), both)
+    assert sentence.startswith("data.reference_size=flux2 has no effect: model.reference_fit=pad gives")
+    assert idle_settings(load_config("flux2-klein"), both) == []

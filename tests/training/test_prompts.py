@@ -10,6 +10,7 @@ import pytest
 
 from customized_grpo.config import Config
 from customized_grpo.data.examples import ManifestSource
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.manifest import Row
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rewards.executors import build_scorer
@@ -34,7 +35,7 @@ def sentences(policy: Policy, recipe: Recipe) -> Callable[..., list[str]]:
             Row(id=f"r{k}", prompt=prompt, references=(Path("x.png"),)) for k, prompt in enumerate(prompts)
         ]
         with build_scorer(config.rewards) as scorer:
-            data = Data(ManifestSource(rows, 64, 64), [], None)
+            data = Data(ManifestSource(rows, Fitting(64, 64)), [], None)
             engine: Any = None
             return prompt_lengths(Parts(config, engine, data, scorer, policy))
 
@@ -76,7 +77,7 @@ def test_a_reward_elsewhere_is_said_not_to_be_checked(
     config = recipe("rewards=[{name: clip_t, path: toybox}]")
     with build_scorer(config.rewards) as scorer:
         remote = recipe("rewards=[{name: clip_t, executor: {kind: ray}}]")
-        data = Data(ManifestSource([], 64, 64), [], None)
+        data = Data(ManifestSource([], Fitting(64, 64)), [], None)
         engine: Any = None
         (sentence,) = prompt_lengths(Parts(remote, engine, data, scorer, policy))
     assert "reward clip_t cuts long prompts was not checked: it runs elsewhere (ray)" in sentence

@@ -45,21 +45,22 @@ def opened(config: Config, *, show: bool = False) -> ManifestRows:
 
 
 def test_references_that_are_cut_are_noted(folder: Path) -> None:
-    rows = opened(recipe(folder, masks=None))
+    rows = opened(recipe(folder, "model.reference_fit=crop", masks=None))
     assert len(rows.train) == 2 and rows.held_out is not None and len(rows.held_out) == 1
     (note,) = rows.notes
     assert note.startswith("2 of 3 references lose more than 5%") and f"{folder}/2.png (64 x 96): 33%" in note
     assert opened(recipe(folder, "model.reference_fit=pad", masks=None)).notes == []
-    assert opened(recipe(folder, "model.height=32", "model.width=48", masks=None)).notes
+    crop = "model.reference_fit=crop"
+    assert opened(recipe(folder, crop, "model.height=32", "model.width=48", masks=None)).notes
 
 
 def test_a_mask_that_the_cut_empties_is_found_before_training(folder: Path) -> None:
     with pytest.raises(UserError, match="nothing is left of the subject of 1 references") as caught:
-        opened(recipe(folder))
+        opened(recipe(folder, "model.reference_fit=crop"))
     assert (
         "row 'train-2': " in caught.value.message and "2.mask.png marks only what is" in caught.value.message
     )
-    assert caught.value.hint is not None and "model.reference_fit=pad" in caught.value.hint
+    assert caught.value.hint is not None and "model.reference_fit=whole" in caught.value.hint
     assert len(opened(recipe(folder, "model.reference_fit=pad")).train) == 2
 
 

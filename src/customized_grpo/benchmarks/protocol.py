@@ -14,11 +14,12 @@ from typing import Any, Literal
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.data.fitting import Fit
 from customized_grpo.errors import UserError
+from customized_grpo.reference_sizes import ReferenceSize
 
 ReferenceMode = Literal["single", "all"]
 Segment = Literal["reference", "none"]
 
-NEGOTIABLE = ("steps", "guidance", "height", "width", "seed", "reference_fit")
+NEGOTIABLE = ("steps", "guidance", "height", "width", "seed", "reference_fit", "reference_size")
 """Fields in which results may differ if the user says so: settings that belong to a generator."""
 
 
@@ -47,7 +48,8 @@ class ImageProtocol:
         height: Height of the images in pixels.
         width: Width of the images in pixels.
         seed: Seed of the initial noise, together with the row's id and the number of the image.
-        reference_fit: Whether references of another shape were cut, or got a border.
+        reference_fit: Whether references kept their aspect, were cut, or got a border.
+        reference_size: Size of those that kept their aspect.
     """
 
     benchmark: str
@@ -57,7 +59,9 @@ class ImageProtocol:
     height: int
     width: int
     seed: int
+    # as results of earlier versions, which lack these two, were drawn
     reference_fit: Fit = "crop"
+    reference_size: ReferenceSize = "image"
 
 
 @dataclass(frozen=True)

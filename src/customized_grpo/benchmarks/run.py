@@ -39,7 +39,7 @@ from customized_grpo.benchmarks.results import Result, Table, make_result, read_
 from customized_grpo.benchmarks.rows import BenchmarkRow, choose_rows, list_rows, shard
 from customized_grpo.benchmarks.scoring import PREPROCESSING, check_scorable, score_images
 from customized_grpo.data.examples import Example
-from customized_grpo.data.fitting import Fit, cut_note, fit_image
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.images import image_size, open_image, to_tensor
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.engine import Engine
@@ -223,28 +223,28 @@ def _image_protocol(request: BenchmarkRequest, generator: Generator, data: str) 
         height,
         width,
         request.seed,
-        generator.model.reference_fit,
+        generator.fitting.fit,
+        generator.fitting.size,
     )
 
 
 def _draw_missing(
     folder: ImageFolder, rows: Sequence[BenchmarkRow], generator: Generator, request: BenchmarkRequest
 ) -> None:
-    height, width = generator.size
+    fitting = generator.fitting
 
     def draw_rows(part: Sequence[BenchmarkRow]) -> Iterator[Tensor]:
-        examples = [_example(row, height, width, generator.model.reference_fit) for row in part]
+        examples = [_example(row, fitting) for row in part]
         return draw(generator, examples, request.seed, request.samples)
 
     total = len(rows) * request.samples
     with closing(counting("drawing", total)) as counter:
-        if generator.model.reference_fit == "crop":
-            files: dict[Path, None] = {}  # an ordered set
-            for row in rows:
-                files |= dict.fromkeys(row.references)
-            note = cut_note([(str(file), image_size(file)) for file in files], height, width)
-            if note is not None:
-                counter.note(f"note: {note}")
+        files: dict[Path, None] = {}  # an ordered set
+        for row in rows:
+            files |= dict.fromkeys(row.references)
+        note = fitting.note([(str(file), image_size(file)) for file in files])
+        if note is not None:
+            counter.note(f"note: {note}")
 
         def say_foreign(foreign: list[Path]) -> None:
             counter.note(
@@ -265,9 +265,9 @@ def _draw_missing(
         counter.note(f"{count} images drawn, {total - count} were there already")
 
 
-def _example(row: BenchmarkRow, height: int, width: int, fit: Fit) -> Example:
+def _example(row: BenchmarkRow, fitting: Fitting) -> Example:
     images = [open_image(file) for file in row.references]
-    references = tuple(to_tensor(fit_image(image, height, width, fit)) for image in images)
+    references = tuple(to_tensor(fitting.apply(image, len(images))) for image in images)
     return Example(row.id, row.prompt, references, None, None, row.subject)
 
 

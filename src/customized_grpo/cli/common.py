@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import sys
@@ -130,6 +131,22 @@ def check_source(source: str) -> None:
             f"{source} is neither a folder nor a hub id",
             hint='Give the folder of a run or of a model, "toybox", or a hub id such as "owner/name".',
         )
+
+
+def check_web(verb: str) -> None:
+    """Refuse a verb that serves pages where the web framework is not installed.
+
+    Raises:
+        UserError: Says how to install it.
+    """
+    for package in ("fastapi", "uvicorn"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"{verb} needs {package}, which is not installed",
+                hint="Install it with `pip install 'customized-grpo[serve]'`.",
+            ) from error
 
 
 def check_files(paths: list[Path], option: str) -> None:

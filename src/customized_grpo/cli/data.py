@@ -127,9 +127,11 @@ def check(
     min_quality: MinQuality = None,
     subject: Subject = None,
     size: Annotated[
-        str,
-        typer.Option(metavar="HxW", help="Pixels of the images to be drawn: how much of references is cut."),
-    ] = "512x512",
+        str | None,
+        typer.Option(
+            metavar="HxW", help="Say what model.reference_fit=crop cuts of references at this size."
+        ),
+    ] = None,
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
@@ -141,7 +143,7 @@ def check(
     For example: cgrpo data check data/dreambench
     """
     options = _options(images, prompts, reference, min_score, min_quality, subject)
-    shape = parse_size(size)
+    shape = None if size is None else parse_size(size)
     if layout is None:
         survey = _check_manifests(source, held_out, require_masks, options, masks, shape)
     else:
@@ -166,7 +168,7 @@ def _check_manifests(
     require_masks: bool,
     options: Options,
     masks: MaskChoice,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
 ) -> Survey:
     from customized_grpo.data.adapters.base import Options
     from customized_grpo.data.check import check_manifests, find_manifests

@@ -30,6 +30,7 @@ from customized_grpo.cli import (
     report,
     resume,
     serve_rewards,
+    studio,
     toybox,
     train,
 )
@@ -55,6 +56,7 @@ app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.command("studio")(studio.studio)
 app.command("env")(env.env)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")

@@ -136,7 +136,11 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
             "steps",
             f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, " + _trained(estimate),
         ],
-        ["tokens", f"{tokens.image} image, {tokens.references} references, {tokens.text} text a sample"],
+        [
+            "tokens",
+            f"{tokens.image} image, {tokens.references} references (each a large square photo), "
+            f"{tokens.text} text a sample",
+        ],
     ]
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from customized_grpo.fields import Count, FilePath, Section, Seed
+from customized_grpo.fields import Count, FilePath, Pixels, Section, Seed
+from customized_grpo.reference_sizes import ReferenceRule
 
 
 class ToyboxData(Section):
@@ -40,6 +41,8 @@ class ManifestData(Section):
     """JSONL file of the rows to train on, relative to the working directory."""
     held_out: FilePath | None = None
     """JSONL file of the rows used for evaluation only; null means no evaluation on rows of your own."""
+    reference_size: ReferenceRule | Pixels | None = None
+    """Size of references for the model: a rule of docs/data.md, or N for N x N pixels; null: its own rule."""
 
 
 DataConfig = Annotated[ToyboxData | TwoScaleData | ManifestData, Field(discriminator="kind")]

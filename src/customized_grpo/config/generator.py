@@ -1,4 +1,4 @@
-"""Settings of a generator that only generates: a recipe's `model` section, and steps and batch size."""
+"""Settings of a generator that only generates: a recipe's `model` section, and how it draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.part_options import gather_options
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
-from customized_grpo.fields import Count, Section
+from customized_grpo.fields import Count, Pixels, Section
+from customized_grpo.reference_sizes import ReferenceRule
 
 
 class GeneratorSettings(Section):
@@ -24,6 +25,8 @@ class GeneratorSettings(Section):
     """Denoising steps of an image, all without noise."""
     batch_size: Count
     """Images drawn together: a matter of memory and speed, not of results."""
+    reference_size: ReferenceRule | Pixels = "image"
+    """Size at which the model sees references, as in `data.reference_size` of a recipe."""
 
 
 def generator_settings(
@@ -33,8 +36,9 @@ def generator_settings(
 
     Args:
         source: What is opened, for the message.
-        defaults: Its own settings, as plain values: {"model": {...}, "steps": ..., "batch_size": ...}.
-        overrides: Each `model.key=value`, `steps=value` or `batch_size=value`, the value in YAML.
+        defaults: Its own settings, as plain values: {"model": {...}, "steps": ..., "batch_size": ...,
+            "reference_size": ...}.
+        overrides: Each `model.key=value`, or `steps=value` and so on, the value in YAML.
 
     Raises:
         UserError: Lists every mistake with its dotted path and what to write instead.
@@ -52,6 +56,7 @@ def generator_settings(
     if checked is None or mistakes:
         raise UserError(
             f"the settings of {source} do not hold:\n{listed(mistakes)}",
-            "Settings are model.KEY=VALUE, steps=N and batch_size=N; `cgrpo config schema` lists the keys.",
+            "Settings are model.KEY=VALUE, steps=N, batch_size=N and reference_size=RULE; "
+            "`cgrpo config schema` lists the keys.",
         )
     return checked

@@ -127,8 +127,8 @@ class ModelConfig(Section):
     """Height of generated images, in pixels, a multiple of 16."""
     width: Pixels = 512
     """Width of generated images, in pixels, a multiple of 16."""
-    reference_fit: Literal["crop", "pad"] = "crop"
-    """How references get the shape of the image: crop cuts what sticks out, pad adds a grey border."""
+    reference_fit: Literal["whole", "crop", "pad"] = "whole"
+    """whole: references keep their aspect; crop, pad: cut to the shape of the image, or bordered by grey."""
     max_text_tokens: Count = 512
     """Length to which prompts are padded or cut, in tokens."""
     lora: LoraConfig = LoraConfig()

@@ -36,14 +36,14 @@ def find_manifests(path: Path) -> list[Path]:
 
 
 def check_manifests(
-    manifests: Sequence[Path], *, require_masks: bool, size: tuple[int, int] = (512, 512)
+    manifests: Sequence[Path], *, require_masks: bool, size: tuple[int, int] | None = None
 ) -> Survey:
     """Read manifests as training would, and compare them with each other.
 
     Args:
         manifests: Parts of one data set, which must not share subjects or images.
         require_masks: Whether a row without masks is a problem.
-        size: Height and width of the images that will be drawn, in pixels.
+        size: Height and width of the images that references shall be cut to, in pixels; None: nothing is cut.
 
     Raises:
         UserError: A manifest cannot be read.

@@ -93,7 +93,7 @@ def check_source(
     source: Path,
     options: Options,
     masks: MaskChoice,
-    size: tuple[int, int] = (512, 512),
+    size: tuple[int, int] | None = None,
 ) -> Survey:
     """Return the survey of what a conversion would write, bad rows as problems; nothing is written.
 
@@ -102,7 +102,7 @@ def check_source(
         source: The source.
         options: Options of the layout.
         masks: Where masks come from.
-        size: Height and width of the images that will be drawn, in pixels.
+        size: Height and width of the images that references shall be cut to, in pixels; None: nothing is cut.
 
     Raises:
         UserError: The options do not fit, or the source as a whole cannot be read.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from customized_grpo.data.fitting import Fit, fit_image
-from customized_grpo.data.images import open_image, open_mask, to_tensor
+from customized_grpo.data.fitting import Fitting
+from customized_grpo.data.images import image_size, open_image, open_mask, to_tensor
 from customized_grpo.data.manifest import Row
 from customized_grpo.data.split import subject_of
 from customized_grpo.data.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     import torch
+
+Bucket = tuple[tuple[int, ...], ...]
+"""Shapes (3, height, width) of the references of an example."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def bucket(self) -> tuple[tuple[int, ...], ...]:
+    def bucket(self) -> Bucket:
         """Return the shapes of the references: only examples that agree can be in one call of a policy."""
         return tuple(tuple(image.shape) for image in self.references)
 
@@ -55,18 +58,18 @@ class StoredExample(Example):
 
     Args:
         row: The row.
-        bucket: Shapes of its references.
+        bucket: Returns the shapes of its references; called when they are asked for first.
         load: Opens all images of the row, or has them from before.
     """
 
-    def __init__(self, row: Row, bucket: tuple[tuple[int, ...], ...], load: Callable[[], Example]) -> None:
+    def __init__(self, row: Row, bucket: Callable[[], Bucket], load: Callable[[], Example]) -> None:
         # the dataclass's own __init__ would assign the images as well, which are properties here
         plain = {
             "id": row.id,
             "prompt": row.prompt,
             "subject": subject_of(row),
             "meta": dict(row.meta),
-            "_bucket": bucket,
+            "_find_bucket": cache(bucket),
             "_has_target": row.target is not None,
             "_load": load,
         }
@@ -89,16 +92,16 @@ class StoredExample(Example):
         return self._load().target
 
     @property
-    def bucket(self) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of the references; none is opened."""
-        return self._bucket
+    def bucket(self) -> Bucket:
+        """Return the shapes of the references; of their files the headers are read at most."""
+        return self._find_bucket()
 
     @property
     def has_target(self) -> bool:
         """Return whether there is a target; none is opened."""
         return self._has_target
 
-    _bucket: tuple[tuple[int, ...], ...]
+    _find_bucket: Callable[[], Bucket]
     _has_target: bool
     _load: Callable[[], Example]
 
@@ -120,16 +123,12 @@ class ManifestSource:
 
     Args:
         rows: Checked rows.
-        height: Height to which images are brought, in pixels.
-        width: Width to which images are brought, in pixels.
-        fit: Whether images of another shape are cut or get a border.
+        fitting: The size and shape that references, masks and targets get.
     """
 
-    def __init__(self, rows: Sequence[Row], height: int, width: int, fit: Fit = "crop") -> None:
+    def __init__(self, rows: Sequence[Row], fitting: Fitting) -> None:
         self.rows = rows
-        self.height = height
-        self.width = width
-        self.fit = fit
+        self.fitting = fitting
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,19 +147,28 @@ class ManifestSource:
         """
         # references, masks and target are asked for one by one; the cache opens a row's files once for all
         load = lru_cache(maxsize=keep)(self.__getitem__)
-        # known without opening a file: every reference is fitted to this size
-        shape = (3, self.height, self.width)
         return [
-            StoredExample(row, (shape,) * len(row.references), partial(load, index))
+            StoredExample(row, partial(self._bucket, row), partial(load, index))
             for index, row in enumerate(self.rows)
         ]
+
+    def _bucket(self, row: Row) -> Bucket:
+        n_references = len(row.references)
+        if self.fitting.fit != "whole":  # known without a look at the files
+            return ((3, self.fitting.height, self.fitting.width),) * n_references
+        shapes = []
+        for file in row.references:
+            width, height = self.fitting.size_of(image_size(file), n_references)
+            shapes.append((3, height, width))
+        return tuple(shapes)
 
     def __getitem__(self, index: int) -> Example:
         """Open the images of row `index`."""
         row = self.rows[index]
+        n_references = len(row.references)
 
         def load(images: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-            fitted = [fit_image(image, self.height, self.width, self.fit) for image in images]
+            fitted = [self.fitting.apply(image, n_references) for image in images]
             return tuple(map(to_tensor, fitted))
 
         return Example(

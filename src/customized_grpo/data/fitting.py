@@ -1,15 +1,16 @@
-"""How a reference gets the shape of the image that is drawn: cut, or whole inside a border."""
+"""How a reference gets the size at which a generator sees it: whole, or in the shape of the drawn image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
 
-Fit = Literal["crop", "pad"]
-Size = tuple[int, int]
-"""Width and height, as Pillow has them."""
+from customized_grpo.reference_sizes import ReferenceSize, Size, changed_aspect, reference_size
+
+Fit = Literal["whole", "crop", "pad"]
 
 NEUTRAL = 128
 """Grey of the border; the border of a mask is 0, not the subject."""
@@ -17,14 +18,76 @@ NEUTRAL = 128
 NOTED_LOSS = 0.05
 """Share of its area that a reference may lose without a word."""
 
+NOTED_STRETCH = 0.1
+"""Share by which the aspect of a whole reference may change without a word."""
 
-def fit_image(image: Image.Image, height: int, width: int, fit: Fit) -> Image.Image:
-    """Return an image or a mask ("L") in exactly height x width; an image and its mask stay aligned.
 
-    Raises:
-        ValueError: height or width is not positive.
+@dataclass(frozen=True)
+class Fitting:
+    """The size and shape that references get.
+
+    Attributes:
+        height: Height of the drawn images, in pixels.
+        width: Width of the drawn images, in pixels.
+        fit: "whole": references keep their own aspect. "crop" and "pad": they get the shape of the drawn
+            image, cut or inside a border.
+        size: Size of whole references, see `reference_sizes.reference_size`.
     """
-    return resize_cover(image, height, width) if fit == "crop" else _resize_inside(image, height, width)
+
+    height: int
+    width: int
+    fit: Fit = "whole"
+    size: ReferenceSize = "image"
+
+    def size_of(self, photo: Size, n_references: int = 1) -> Size:
+        """Return the width and height that a photo gets as one of `n_references` of its row."""
+        if self.fit != "whole":
+            return self.width, self.height
+        return reference_size(photo, self.size, n_references, (self.width, self.height))
+
+    def apply(self, image: Image.Image, n_references: int = 1) -> Image.Image:
+        """Return an image or a mask ("L") in that size; an image and its mask stay aligned."""
+        match self.fit:
+            case "whole":
+                # the filter of the published pipelines: their references are the same, bit for bit
+                size = self.size_of(image.size, n_references)
+                return image.resize(size, Image.Resampling.LANCZOS)
+            case "crop":
+                return resize_cover(image, self.height, self.width)
+            case "pad":
+                return _resize_inside(image, self.height, self.width)
+
+    def note(self, references: Iterable[tuple[str, Size]]) -> str | None:
+        """Return a sentence about references that are not seen as they are; None without any.
+
+        Args:
+            references: Name, and width and height, of each.
+        """
+        match self.fit:
+            case "whole":
+                return self._stretch_note(references)
+            case "crop":
+                return cut_note(references, self.height, self.width)
+            case "pad":
+                return None
+
+    def _stretch_note(self, references: Iterable[tuple[str, Size]]) -> str | None:
+        total = 0
+        stretched: list[tuple[float, str, Size]] = []
+        for name, size in references:
+            total += 1
+            change = changed_aspect(size, self.size_of(size))
+            if change > NOTED_STRETCH:
+                stretched.append((change, name, size))
+        if not stretched:
+            return None
+        _, name, size = max(stretched)
+        width, height = self.size_of(size)
+        return (
+            f"{len(stretched):,} of {total:,} references change their aspect by more than "
+            f"{NOTED_STRETCH:.0%} at the size in which the model sees them, most of all {name}: "
+            f"{size[1]} x {size[0]} becomes {height} x {width} (height x width)"
+        )
 
 
 def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -79,7 +142,7 @@ def cut_note(references: Iterable[tuple[str, Size]], height: int, width: int) ->
     return (
         f"{len(cut):,} of {total:,} references lose more than {NOTED_LOSS:.0%} of their area when they are "
         f"cut to the shape of the drawn image ({height} x {width}, height x width), most of all {name} "
-        f"({size[1]} x {size[0]}): {lost:.0%}; model.reference_fit=pad keeps them whole, in a grey border"
+        f"({size[1]} x {size[0]}): {lost:.0%}; model.reference_fit=whole keeps them as they are"
     )
 
 

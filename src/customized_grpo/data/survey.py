@@ -86,7 +86,7 @@ def survey(
     problems: Sequence[str],
     dropped: Mapping[str, int] | None = None,
     ignored: Mapping[str, int] | None = None,
-    size: tuple[int, int] = (512, 512),
+    size: tuple[int, int] | None = None,
 ) -> Survey:
     """Count what there is, and add to the problems of single rows those between rows.
 
@@ -95,7 +95,7 @@ def survey(
         problems: What was shared wrong with other rows.
         dropped: Rows left out, by filter.
         ignored: Files that make no row, by kind.
-        size: Height and width of the images that will be drawn, in pixels.
+        size: Height and width of the images that references shall be cut to, in pixels; None: nothing is cut.
     """
     every_image = itertools.chain.from_iterable(entry.images() for entry in entries)
     # by content: rows name the same file, and copies of it, many times
@@ -124,7 +124,9 @@ def survey(
     )
 
 
-def _notes(entries: Sequence[Entry], size: tuple[int, int]) -> list[str]:
+def _notes(entries: Sequence[Entry], size: tuple[int, int] | None) -> list[str]:
+    if size is None:
+        return []
     references: dict[str, tuple[str, tuple[int, int]]] = {}
     for entry in entries:
         for image in entry.references:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from customized_grpo.errors import UserError
 from customized_grpo.kinds import KINDS
@@ -176,14 +177,36 @@ def build_judges(
     )
 
 
+def in_shape(photo: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a photo or mask [C, h, w] as the monitor compares it with an image, [C, H, W].
+
+    One that has the shape already stays as it is. Another is cut to the image's aspect around its middle.
+
+    Args:
+        photo: As the model sees it.
+        shape: H and W.
+    """
+    if tuple(photo.shape[1:]) == shape:
+        return photo
+    height, width = photo.shape[1:]
+    scale = min(height / shape[0], width / shape[1])
+    kept_height = max(1, round(shape[0] * scale))
+    kept_width = max(1, round(shape[1] * scale))
+    top = (height - kept_height) // 2
+    left = (width - kept_width) // 2
+    kept = photo[None, :, top : top + kept_height, left : left + kept_width]
+    return functional.interpolate(kept, shape, mode="bilinear", antialias=True)[0]
+
+
 def _background(images: Tensor, examples: Sequence[Example]) -> Tensor:
     """Return the background similarity of each image [B]; NaN where its example has no masks."""
     similarity = torch.full((len(images),), math.nan)
     rows = [n for n, e in enumerate(examples) if e.masks is not None]
     if not rows:
         return similarity
-    masks = torch.stack([e.masks[0] for e in examples if e.masks is not None])
-    references = torch.stack([examples[n].references[0] for n in rows])
+    shape = (images.shape[2], images.shape[3])
+    masks = torch.stack([in_shape(e.masks[0], shape) for e in examples if e.masks is not None])
+    references = torch.stack([in_shape(examples[n].references[0], shape) for n in rows])
     similarity[rows] = monitors.background_similarity(images[rows], references, masks, masks)
     return similarity
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from customized_grpo.config import Config
 from customized_grpo.config.schema import FusedLora
 from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.embedded import EMBEDDED
@@ -31,6 +32,7 @@ from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.checkpoints import licence_of
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.provenance import public_lora
+from customized_grpo.policies.reference_rule import reference_size_of
 
 TRANSFORMER: Final = "transformer"
 """Name of a merged transformer's folder, and what takes the place of a format for it."""
@@ -66,7 +68,8 @@ def render_card(
             embedded=EMBEDDED.get(config.model.path),
             licence=licence_of(config.model.path),
             pipeline=other_programs.pipeline,
-            call=other_programs.call(config.evaluation_model),
+            call=_call(config),
+            reference_area=_reference_area(config),
             transformer=_class_of_transformer(adapter, name),
             fused=[public_lora(lora) for lora in config.model.fuse_lora],
             merged=[public_lora(lora) for lora in adapter.merged],
@@ -85,6 +88,33 @@ def render_card(
             versions=run.versions,
         )
     )
+
+
+def _call(config: Config) -> list[str] | None:
+    """Return the arguments of the family's pipeline; None if it cannot draw as the policy does."""
+    other_programs = get_family(config.model.family).other_programs
+    call = other_programs.call(config.evaluation_model)
+    if call is None or _pipeline_resizes(config):
+        return call
+    if config.model.reference_fit == "whole" and _reference_area(config) is None:
+        return None  # a rule of another family
+    return call if other_programs.keep_size is None else [*call, other_programs.keep_size]
+
+
+def _pipeline_resizes(config: Config) -> bool:
+    """Return whether the pipeline brings references to the size of the training by itself."""
+    rule = get_family(config.model.family).other_programs.reference_rule
+    return config.model.reference_fit == "whole" and reference_size_of(config) == rule
+
+
+def _reference_area(config: Config) -> int | None:
+    """Return the pixels to which a whole reference is brought before the call; None: the pipeline does it."""
+    size = reference_size_of(config)
+    if config.model.reference_fit != "whole" or _pipeline_resizes(config):
+        return None
+    if size == "image":
+        return config.evaluation_model.width * config.evaluation_model.height
+    return size * size if isinstance(size, int) else None
 
 
 def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from customized_grpo import __version__
-from customized_grpo.config.schema import ModelConfig
+from customized_grpo.config.generator import GeneratorSettings
 from customized_grpo.data.examples import Example
-from customized_grpo.data.fitting import cut_note, fit_image
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.images import open_image, open_mask, to_tensor
 from customized_grpo.data.mask_reading import MASK_THRESHOLD
 from customized_grpo.disk import check_writable
@@ -26,7 +26,13 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import creating, file_sha256, replacing, write_text
 from customized_grpo.generation.drawing import draw
 from customized_grpo.generation.grid import GridRow, compose_grid
-from customized_grpo.generation.opening import NO_HEADER, Generator, open_generator, source_settings
+from customized_grpo.generation.opening import (
+    NO_HEADER,
+    Generator,
+    fitting_of,
+    open_generator,
+    source_settings,
+)
 from customized_grpo.pixels import to_pil
 from customized_grpo.policies.lora_file import read_header
 from customized_grpo.policies.policy import Policy
@@ -96,14 +102,13 @@ def generate(
     """
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
-    model = _model_settings(source, settings, lora)
+    fitting = fitting_of(_settings(source, settings, lora))
     # before weights are read, because a mask may turn out to be useless
-    row_references = _references(request, subject, masks, model)
-    if model.reference_fit == "crop":
-        sizes = [(str(path), image.size) for path, image in zip(request.references, subject, strict=True)]
-        note = cut_note(sizes, model.height, model.width)
-        if note is not None:
-            on_note(note)
+    row_references = _references(request, subject, masks, fitting)
+    sizes = [(str(path), image.size) for path, image in zip(request.references, subject, strict=True)]
+    note = fitting.note(sizes)
+    if note is not None:
+        on_note(note)
     _make_folder(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base, step=step, with_start=grid)
     for sentence in _cut_prompts(generator.policy, request.prompts):
@@ -133,30 +138,29 @@ def _cut_prompts(policy: Policy, prompts: Sequence[str]) -> list[str]:
     return [sentence for sentence in sentences if sentence is not None]
 
 
-def _model_settings(source: str, settings: Sequence[str], lora: Path | None) -> ModelConfig:
-    """Return the settings of the model; reads small files only."""
+def _settings(source: str, settings: Sequence[str], lora: Path | None) -> GeneratorSettings:
+    """Return the settings of the generator; reads small files only."""
     is_run = is_run_folder(Path(source))  # has an adapter of its own; `open_generator` refuses another
     header = NO_HEADER if lora is None or is_run else read_header(lora)
-    return source_settings(source, settings, header).model
+    return source_settings(source, settings, header)
 
 
 def _references(
-    request: Request, subject: Sequence[Image.Image], masks: Sequence[Image.Image], model: ModelConfig
+    request: Request, subject: Sequence[Image.Image], masks: Sequence[Image.Image], fitting: Fitting
 ) -> tuple[Tensor, ...]:
     """Return the references as training sees them, [3, H, W] in [0, 1] each.
 
     Raises:
-        UserError: What a mask marks is cut away when its reference gets the shape of the image.
+        UserError: What a mask marks is cut away when its reference gets its size.
     """
-    shape = (model.height, model.width, model.reference_fit)
-    images = [to_tensor(fit_image(image, *shape)) for image in subject]
+    images = [to_tensor(fitting.apply(image, len(subject))) for image in subject]
     for number, mask in enumerate(masks):
-        cut = fit_image(mask, *shape)
+        cut = fitting.apply(mask, len(subject))
         if int(np.asarray(cut).max()) < MASK_THRESHOLD:
             raise UserError(
                 f"{request.masks[number]}: nothing of the subject is left when {request.references[number]} "
-                f"is cut to the shape of the image, {model.height} x {model.width} (height x width)",
-                hint="Use --set model.reference_fit=pad or another --size, or cut the reference yourself.",
+                f"gets its size, {cut.height} x {cut.width} (height x width)",
+                hint="Use --set model.reference_fit=whole or another --size, or cut the reference yourself.",
             )
         inside = to_tensor(cut)
         images[number] = images[number] * inside + BACKGROUND * (1 - inside)

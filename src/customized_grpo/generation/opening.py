@@ -14,6 +14,7 @@ from customized_grpo.config import Config
 from customized_grpo.config.generator import GeneratorSettings, generator_settings
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.schema import ModelConfig
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.device import announce
 from customized_grpo.errors import UserError
@@ -26,6 +27,7 @@ from customized_grpo.policies.lora_file import read_header
 from customized_grpo.policies.lora_reader import read_lora_file
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.provenance import Provenance
+from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.policies.sampling import Sampling
 from customized_grpo.runs.folder import is_run_folder
 from customized_grpo.runs.reading import Step, load_checkpoint, run_checkpoint, run_config, warn_of_other_base
@@ -42,6 +44,7 @@ class Generator:
         model: Its settings; height and width are those of the images, in pixels.
         steps: Denoising steps of an image, all without noise.
         batch_size: Images drawn together.
+        fitting: The size and shape that references get.
         name: Name of the run or folder, or the hub id, for tables and files.
         checkpoint: Iteration of a run's checkpoint; None for a model that is not a run, and for a run's base.
     """
@@ -50,6 +53,7 @@ class Generator:
     model: ModelConfig
     steps: int
     batch_size: int
+    fitting: Fitting
     name: str
     checkpoint: int | None = None
 
@@ -77,8 +81,8 @@ def open_generator(
     Args:
         source: Folder of a run (a checkpoint, or its moving average if the run is evaluated by that),
             an embedded base such as "toybox", a folder in diffusers' layout, or a hub id.
-        settings: Each `model.KEY=VALUE`, `steps=N` or `batch_size=N`, replacing what the run's recipe, the
-            adapter's file or the checkpoint's model card says.
+        settings: Each `model.KEY=VALUE`, `steps=N`, `batch_size=N` or `reference_size=RULE`, replacing what
+            the run's recipe, the adapter's file or the checkpoint's model card says.
         lora: LoRA in any layout of `policies/lora_names.py`, a file or its folder, to put on a model that is
             not a run.
         base: Whether a run's model is opened as it was before training, for which it needs no checkpoint.
@@ -97,13 +101,20 @@ def open_generator(
         # the policy wants an adapter; a fresh one changes nothing, and the smallest costs next to nothing
         model = _with_adapter(checked.model, rank=1, alpha=None)
         policy = _load(model, seed=0)
-        return Generator(policy, model, checked.steps, checked.batch_size, source)
+        return Generator(policy, model, checked.steps, checked.batch_size, fitting_of(checked), source)
     place = get_family(checked.model.family).other_programs.place
     file = read_lora_file(lora, empty_transformer(checked.model), place)
     model = _with_adapter(checked.model, rank=file.rank, alpha=file.alpha, target=file.target)
     policy = _load(model, seed=0)
     policy.take_lora(file)
-    return Generator(policy, model, checked.steps, checked.batch_size, f"{source} + {lora.name}")
+    name = f"{source} + {lora.name}"
+    return Generator(policy, model, checked.steps, checked.batch_size, fitting_of(checked), name)
+
+
+def fitting_of(settings: GeneratorSettings) -> Fitting:
+    """Return the size and shape that references get with the settings of a generator."""
+    model = settings.model
+    return Fitting(model.height, model.width, model.reference_fit, settings.reference_size)
 
 
 def _load(model: ModelConfig, seed: int) -> Policy:
@@ -193,7 +204,8 @@ def _as_settings(source: str, family: str, sampling: Sampling) -> dict[str, Any]
     """Return settings as `generator_settings` takes them."""
     model = {"path": source, "family": family, **asdict(sampling)}
     steps = model.pop("steps")
-    return {"model": model, "steps": steps, "batch_size": 1}
+    size = model.pop("reference_size")
+    return {"model": model, "steps": steps, "batch_size": 1, "reference_size": size}
 
 
 def _known_pipelines() -> list[str]:
@@ -209,6 +221,7 @@ def _of_recipe(config: Config) -> dict[str, Any]:
         "model": config.evaluation_model.model_dump(mode="json"),
         "steps": config.evaluation_steps,
         "batch_size": config.evaluation.batch_size,
+        "reference_size": reference_size_of(config),
     }
 
 
@@ -236,8 +249,9 @@ def _open_run(
     model = checked.model.model_copy(update=unneeded)
     policy = _load(model, seed=config.run.seed)
     name = run_dir.resolve().name
+    fitting = fitting_of(checked)
     if checkpoint is None:  # a fresh adapter changes nothing, bit for bit
-        return Generator(policy, model, checked.steps, checked.batch_size, f"{name} (base)")
+        return Generator(policy, model, checked.steps, checked.batch_size, fitting, f"{name} (base)")
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
     warn_of_other_base(checkpoint, model)
-    return Generator(policy, model, checked.steps, checked.batch_size, name, checkpoint.step)
+    return Generator(policy, model, checked.steps, checked.batch_size, fitting, name, checkpoint.step)

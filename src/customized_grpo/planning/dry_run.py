@@ -7,6 +7,7 @@ C channels of a token.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.tokens import PATCH
+from customized_grpo.reference_sizes import Size
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -41,19 +43,20 @@ class DryRun:
     Args:
         architecture: What the checkpoint consists of.
         model: The recipe's `model` section.
-        references: References of a sample, each as large as the image, as the data room makes them.
+        references: Width and height, in pixels, at which the model sees each reference of a sample.
     """
 
-    def __init__(self, architecture: Architecture, model: ModelConfig, references: int) -> None:
+    def __init__(self, architecture: Architecture, model: ModelConfig, references: Sequence[Size]) -> None:
         self.architecture = architecture
         self.model = model
         self.policy_class = get_family(model.family).policy_class()
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
-        self.n_image = tokens(model.height, model.width, PATCH * self.scale_factor)
-        self.references = references
-        self.n_references = references * self.n_image
+        side = PATCH * self.scale_factor
+        self.n_image = tokens(model.height, model.width, side)
+        self.references = tuple(references)
+        self.n_references = sum(tokens(height, width, side) for width, height in references)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
         transformer = architecture.transformer.build(dtype=self.dtype)
@@ -99,7 +102,7 @@ class DryRun:
             config=self.config,
             batch=batch,
             grid=(self.model.height // side, self.model.width // side),
-            references=self.references,
+            references=tuple((height // side, width // side) for width, height in self.references),
             text_tokens=self.model.max_text_tokens,
             dtype=self.dtype,
         )
@@ -177,8 +180,9 @@ class DryRun:
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
-        """Return the peak bytes of encoding a batch of references, in fp32."""
-        pixels = self._images(batch, 3, self.model.height, self.model.width)
+        """Return the peak bytes of encoding a batch of the largest references, in fp32."""
+        width, height = max(self.references, key=math.prod)
+        pixels = self._images(batch, 3, height, width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
     @cached_property

@@ -12,12 +12,15 @@ from customized_grpo.planning.host import HostMemory, predict_host
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.policies.reference_rule import reference_size_of
+from customized_grpo.reference_sizes import Size, largest_reference
 from customized_grpo.rollout.graphs import reuse_obstacle
 from customized_grpo.rollout.sampler import StepPlan, plan_iteration
 from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
+    from customized_grpo.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Planner:
     Args:
         config: The recipe.
         processes: Number of processes, one per device.
-        references: References of a sample.
+        references: References of a sample, large square photos.
         dry_run: Of a recipe whose model, adapter, image size and precision are the same; None makes one.
 
     Raises:
@@ -176,10 +179,12 @@ class Planner:
     ) -> None:
         self.config = config
         self.processes = processes
-        self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, references)
+        sizes = seen_sizes(config, config.model, references)
+        self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, sizes)
         self.evaluation_run = self.dry_run
         if config.evaluation_model != config.model:
-            self.evaluation_run = DryRun(self.dry_run.architecture, config.evaluation_model, references)
+            sizes = seen_sizes(config, config.evaluation_model, references)
+            self.evaluation_run = DryRun(self.dry_run.architecture, config.evaluation_model, sizes)
 
     def estimate(self, overrides: tuple[str, ...] = ()) -> Estimate:
         """Return what the recipe costs, from its settings and the configs of its model; no weights are read.
@@ -274,6 +279,20 @@ class Planner:
                 overrides = fewer
                 memory = memory_with_fewer
         return Advice(overrides, memory, fits=True)
+
+
+def seen_sizes(config: Config, model: ModelConfig, references: int) -> list[Size]:
+    """Return width and height, in pixels, at which the model sees each of a row's large square photos.
+
+    Args:
+        config: The recipe.
+        model: Its section `model`, or that of its evaluation.
+        references: References of the row.
+    """
+    drawn = (model.width, model.height)
+    if model.reference_fit != "whole":
+        return [drawn] * references
+    return [largest_reference(reference_size_of(config), references, drawn)] * references
 
 
 def _n_shared(config: Config, step_plan: StepPlan) -> int:

@@ -71,7 +71,7 @@ class CallShape:
         config: The transformer's config.
         batch: B.
         grid: Rows and columns of an image's tokens.
-        references: References of a sample, each as large as the image.
+        references: Rows and columns of the tokens of each of a sample's references.
         text_tokens: T.
         dtype: Type of the text embeddings.
     """
@@ -79,15 +79,14 @@ class CallShape:
     config: Any
     batch: int
     grid: Grid
-    references: int
+    references: tuple[Grid, ...]
     text_tokens: int
     dtype: torch.dtype
 
     @property
     def n_tokens(self) -> int:
         """Return N + R."""
-        rows, columns = self.grid
-        return rows * columns * (1 + self.references)
+        return sum(rows * columns for rows, columns in (self.grid, *self.references))
 
     def hidden_states(self) -> Tensor:
         """Return image and reference tokens [B, N + R, C], fp32, of any content."""

@@ -83,8 +83,8 @@ def _flux1(hub_id: str, pipeline: str, sampling: Sampling) -> Checkpoint:
     return Checkpoint("flux1", pipeline, FLUX1, sampling, licence)
 
 
-_STEPS_OF_KLEIN = Sampling(guidance=4.0, steps=50)
-_STEPS_OF_DISTILLED_KLEIN = Sampling(guidance=1.0, steps=4)
+_STEPS_OF_KLEIN = Sampling(guidance=4.0, steps=50, reference_size="flux2")
+_STEPS_OF_DISTILLED_KLEIN = Sampling(guidance=1.0, steps=4, reference_size="flux2")
 
 
 def _klein(architecture: Architecture, licence: Licence, modelspec: str) -> Checkpoint:
@@ -98,22 +98,26 @@ def _klein_9b(architecture: Architecture, hub_id: str) -> Checkpoint:
 
 def _qwen_edit(architecture: Architecture, modelspec: str | None = None) -> Checkpoint:
     # a prompt shares its tokens with about 200 of each reference; padding changes no result
-    sampling = Sampling(guidance=4.0, steps=40, max_text_tokens=1024)
+    sampling = Sampling(guidance=4.0, steps=40, max_text_tokens=1024, reference_size="qwen_edit")
     return Checkpoint("qwen_edit", "QwenImageEditPlusPipeline", architecture, sampling, APACHE, modelspec)
 
 
-_AS_IN_THE_PAPER = Sampling(guidance=3.5, steps=25, mu=math.log(3), options={"reference_ids": "uno"})
+_AS_IN_THE_PAPER = Sampling(
+    guidance=3.5, steps=25, mu=math.log(3), reference_size="uno", options={"reference_ids": "uno"}
+)
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     "black-forest-labs/FLUX.1-dev": _flux1("black-forest-labs/FLUX.1-dev", "FluxPipeline", _AS_IN_THE_PAPER),
     "black-forest-labs/FLUX.1-Kontext-dev": _flux1(
-        "black-forest-labs/FLUX.1-Kontext-dev", "FluxKontextPipeline", Sampling(guidance=2.5, steps=28)
+        "black-forest-labs/FLUX.1-Kontext-dev",
+        "FluxKontextPipeline",
+        Sampling(guidance=2.5, steps=28, reference_size="kontext"),
     ),
     "black-forest-labs/FLUX.2-dev": Checkpoint(
         family="flux2",
         pipeline="Flux2Pipeline",
         architecture=FLUX2_DEV,
-        sampling=Sampling(guidance=4.0, steps=28),
+        sampling=Sampling(guidance=4.0, steps=28, reference_size="flux2"),
         licence=_non_commercial(
             "flux-dev-non-commercial-license", "black-forest-labs/FLUX.2-dev", "LICENSE.txt"
         ),

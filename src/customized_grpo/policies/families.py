@@ -70,8 +70,7 @@ def _flux1_call(model: ModelConfig) -> list[str] | None:
         return None  # no pipeline of diffusers places references on the diagonal
     return [
         *embedded_guidance_call(model),
-        "max_area=width * height,  # without these two the pipeline draws one megapixel",
-        "_auto_resize=False,",
+        "max_area=width * height,  # without it the pipeline draws one megapixel",
     ]
 
 
@@ -99,6 +98,8 @@ FLUX1 = Family(
         base_version="flux1",
         pipeline="FluxKontextPipeline",
         call=_flux1_call,
+        reference_rule="kontext",
+        keep_size="_auto_resize=False,",
     ),
 )
 FLUX2 = Family(
@@ -111,6 +112,7 @@ FLUX2 = Family(
         network_module="networks.lora_flux_2",
         base_version="flux2",
         call=_flux2_call,
+        reference_rule="flux2",
     ),
 )
 QWEN_EDIT = Family(
@@ -122,6 +124,7 @@ QWEN_EDIT = Family(
         network_module="networks.lora_qwen_image",
         base_version="qwen_image_edit",
         call=_qwen_edit_call,
+        reference_rule="qwen_edit",
     ),
 )
 TWO_SCALE = Family(

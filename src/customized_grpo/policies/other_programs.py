@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from customized_grpo.reference_sizes import ReferenceRule
+
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
 
@@ -157,6 +159,8 @@ class OtherPrograms:
         pipeline: The class of diffusers with which a model card loads the base.
         call: Maps a recipe's `model` section to lines of Python, the arguments with which that pipeline draws
             as the policy does, apart from prompt, image, size, steps and generator; None if no pipeline can.
+        reference_rule: The rule by which that pipeline brings a reference to its size; None: it does not.
+        keep_size: The argument with which it takes a reference as it is in spite of that; None: it has none.
     """
 
     place: Callable[[str], Place | None] = no_place
@@ -165,3 +169,5 @@ class OtherPrograms:
     base_version: str | None = None
     pipeline: str = "DiffusionPipeline"
     call: Callable[[ModelConfig], list[str] | None] = embedded_guidance_call
+    reference_rule: ReferenceRule | None = None
+    keep_size: str | None = None

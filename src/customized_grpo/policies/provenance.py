@@ -13,6 +13,7 @@ from customized_grpo.config.schema import FusedLora, FusedLoras
 from customized_grpo.errors import UserError
 from customized_grpo.hub import public_name
 from customized_grpo.policies.families import read_options
+from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.policies.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Provenance:
             width=model.width,
             precision=model.precision,
             reference_fit=model.reference_fit,
+            reference_size=reference_size_of(config),
             options=read_options(model).model_dump(mode="json", exclude_defaults=True),
         )
         return cls(model.family, sampling, tuple(public_lora(lora) for lora in model.fuse_lora))

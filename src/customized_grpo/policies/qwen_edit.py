@@ -261,7 +261,7 @@ class QwenEditPolicy(Policy):
     @classmethod
     def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
         """Return the arguments that `_predict` gives, of any content."""
-        grids = [(1, *shape.grid)] * (1 + shape.references)
+        grids = [(1, *grid) for grid in (shape.grid, *shape.references)]
         return {
             "hidden_states": shape.hidden_states(),
             "timestep": torch.empty(shape.batch),

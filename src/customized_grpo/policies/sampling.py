@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from customized_grpo.reference_sizes import ReferenceSize
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,7 +21,8 @@ class Sampling:
         height: Of an image, in pixels.
         width: Of an image, in pixels.
         precision: Type of the products in the transformer and in decoding.
-        reference_fit: Whether references are cut to the shape of an image, or get a border.
+        reference_fit: Whether references keep their aspect, are cut to that of an image, or get a border.
+        reference_size: Size of those that keep their aspect.
         options: The family's own options that are not at their defaults.
     """
 
@@ -30,5 +33,6 @@ class Sampling:
     height: int = 1024
     width: int = 1024
     precision: Literal["fp32", "bf16"] = "bf16"
-    reference_fit: Literal["crop", "pad"] = "crop"
+    reference_fit: Literal["whole", "crop", "pad"] = "whole"
+    reference_size: ReferenceSize = "image"
     options: Mapping[str, Any] = field(default_factory=dict)

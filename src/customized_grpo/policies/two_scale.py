@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.errors import UserError
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.tokens import Grid, pack, unpack
@@ -30,6 +31,11 @@ class TwoScalePolicy(Policy):
         image_grid: Grid,
         reference_grids: Sequence[Grid],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if any(grid != image_grid for grid in reference_grids):
+            raise UserError(
+                "this model takes references of the size of the image alone",
+                hint="Set model.reference_fit=crop or model.reference_fit=pad.",
+            )
         scenes = [world.prompted_scene(prompt) for prompt in prompts]
         tokens = self._all_reference_tokens(references)
         return {"scene": torch.tensor(scenes, device=self.device), "reference_tokens": tokens}, {}

@@ -1,7 +1,9 @@
 """Sample images of a run: tensors to PNG, and the `samples/` folder with its index.
 
 samples/index.json               {"rows": [{"prompt", "subject", "reference", "target"}], "iterations": [0]}
-samples/reference_00.png         row 0's reference; target_00.png another true view of its subject, if known
+samples/reference_00.png         row 0's reference, in the pixels that the model sees; further ones are
+                                 reference_00_1.png, ...
+samples/target_00.png            another true view of row 0's subject, if known
 samples/iteration_000010/00.png  what the model drew for row 0 after 10 iterations (0 = base)
 """
 
@@ -28,13 +30,13 @@ class SampleRow:
 
     Attributes:
         prompt: The prompt.
-        reference: The reference image, [3, H, W] in [0, 1].
+        references: The reference images as the model sees them, each [3, H, W] in [0, 1]; at least one.
         subject: The subject's name or class, if it has one.
         target: A true image of the subject in the prompted scene, [3, H, W] in [0, 1], if there is one.
     """
 
     prompt: str
-    reference: torch.Tensor
+    references: Sequence[torch.Tensor]
     subject: str | None = None
     target: torch.Tensor | None = None
 
@@ -48,7 +50,9 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
     """Write references, targets and index. Iterations already drawn stay listed (a resumed run)."""
     entries: list[dict[str, str | None]] = []
     for number, row in enumerate(rows):
-        reference = save_image(folder / f"reference_{number:02d}.png", row.reference)
+        reference = save_image(folder / f"reference_{number:02d}.png", row.references[0])
+        for place, image in enumerate(row.references[1:], start=1):
+            save_image(folder / f"reference_{number:02d}_{place}.png", image)
         target = None
         if row.target is not None:
             target = save_image(folder / f"target_{number:02d}.png", row.target).name

@@ -89,7 +89,7 @@ class Evaluator:
 
     def _write_rows(self) -> None:
         rows = [
-            SampleRow(example.prompt, example.references[0], example.subject, example.target)
+            SampleRow(example.prompt, example.references, example.subject, example.target)
             for example in self.parts.data.held_out[:N_FIRST_IMAGES]
         ]
         start_samples(self.folder.path / "samples", rows)

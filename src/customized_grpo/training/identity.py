@@ -53,7 +53,10 @@ CONTENT = {
 OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.device")
 """Settings that may differ between the processes of one run."""
 
-SCORES_DEPEND_ON = ("model", "data.held_out", "rewards", "evaluation", "rollout.steps", "code", "environment")
+SCORES_DEPEND_ON = (
+    *("model", "data.held_out", "data.reference_size", "rewards", "evaluation", "rollout.steps"),
+    *("code", "environment"),
+)
 """Keys on which the scores of an evaluation depend: across a change, evaluations cannot be compared."""
 
 

@@ -14,6 +14,7 @@ import torch
 
 from customized_grpo.algorithms.advantages import group_advantages
 from customized_grpo.algorithms.rules import combine, ignores_weights
+from customized_grpo.config.data_sources import ManifestData
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import PATIENCE
 from customized_grpo.fields import Section
@@ -79,6 +80,12 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
     if set(PAIR) <= set(kinds) and _is_changed(config.advantage, "std") and _ignores_advantages(config):
         sentences.append(
             f"advantage.std={config.advantage.std} has no effect: {rule} normalises raw rewards itself"
+        )
+    fit = config.model.reference_fit
+    if fit != "whole" and isinstance(config.data, ManifestData) and config.data.reference_size is not None:
+        sentences.append(
+            f"data.reference_size={config.data.reference_size} has no effect: model.reference_fit={fit} "
+            "gives references the size of the drawn image"
         )
     train = config.train
     every = config.evaluation.every

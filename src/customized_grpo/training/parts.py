@@ -16,9 +16,11 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
-from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.examples import Bucket, Example, ExampleSource, ManifestSource
+from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.overlap import Overlap
+from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
@@ -39,7 +41,7 @@ from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
-from customized_grpo.training.rows import ManifestRows, open_rows
+from customized_grpo.training.rows import fitting_of, open_rows
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,12 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         UserError: Lists every bad row at once.
     """
     data = config.data
-    size = (config.model.height, config.model.width)
-    evaluation_size = (config.evaluation_model.height, config.evaluation_model.width)
+    models = (config.model, config.evaluation_model)
     check_judge_configs(config)
     if isinstance(data, ToyboxData):
-        return _toybox(data, (size, evaluation_size))
+        return _toybox(data, [(model.height, model.width) for model in models])
     if isinstance(data, TwoScaleData):
-        return _two_scale((size, evaluation_size))
+        return _two_scale([(model.height, model.width) for model in models])
     if isinstance(data, ManifestData):
         rows = open_rows(config, data, show=show)
         if data.held_out is not None and rows.n_held_out_subjects == 1:
@@ -184,23 +185,24 @@ def build_data(config: Config, *, show: bool = False) -> Data:
                 "rows as evaluation.prompts: images and means without intervals.",
             )
         held_out = rows.held_out or ()
+        fitting = fitting_of(config, config.model)
+        evaluation_fitting = fitting_of(config, config.evaluation_model)
         if config.model.shard:
-            _check_equal_work(rows)
-        fit = config.model.reference_fit
+            _check_equal_work({rows.train: fitting, rows.held_out: evaluation_fitting})
         # a batch is asked for its images several times, and its first row may be of the batch before
-        examples = ManifestSource(held_out, *evaluation_size, fit).on_demand(config.evaluation.batch_size + 1)
+        examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        train = ManifestSource(rows.train, *size, fit)
+        train = ManifestSource(rows.train, fitting)
         return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints)
     assert_never(data)
 
 
-def _check_equal_work(rows: ManifestRows) -> None:
+def _check_equal_work(parts: Mapping[StoredRows | None, Fitting]) -> None:
     """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
     counts: list[tuple[str, int]] = []
-    for part in (rows.train, rows.held_out):
+    for part in parts:
         if part is not None:
             counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
     first, n_references = counts[0]
@@ -212,6 +214,32 @@ def _check_equal_work(rows: ManifestRows) -> None:
             hint="With model.shard=true all processes call the model equally often, which takes rows with "
             "the same number of references.",
         )
+    for part, fitting in parts.items():
+        if part is not None and fitting.fit == "whole":
+            _check_equal_sizes(part, fitting)
+
+
+def _check_equal_sizes(rows: StoredRows, fitting: Fitting) -> None:
+    """Refuse rows of a sharded model whose references the model sees in different sizes."""
+    first: tuple[str, Bucket] | None = None
+    others: list[tuple[str, str]] = []
+    for example in ManifestSource(rows, fitting).on_demand(keep=1):
+        if first is None:
+            first = (example.id, example.bucket)
+        elif example.bucket != first[1]:
+            others.append((f"row {example.id!r}", _shapes_text(example.bucket)))
+    if first is not None and others:
+        lines = "".join(f"\n  {line}" for line in a_few(others))
+        raise UserError(
+            f"the model sees the references of row {first[0]!r} at {_shapes_text(first[1])} pixels, and "
+            f"those of {len(others):,} rows at other sizes:{lines}",
+            hint="With model.shard=true all processes call the model equally often, which takes references "
+            "of one size: set model.reference_fit=pad, or cut them with model.reference_fit=crop.",
+        )
+
+
+def _shapes_text(bucket: Bucket) -> str:
+    return ", ".join(f"{height} x {width}" for _, height, width in bucket)
 
 
 def check_judge_configs(config: Config) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from customized_grpo.data.checked_manifest import CheckedManifest, open_manifest
-from customized_grpo.data.fitting import crop_box, cut_note
+from customized_grpo.data.fitting import Fitting, crop_box
 from customized_grpo.data.image_info import ImageInfo
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.overlap import Overlap, find_overlap
 from customized_grpo.errors import UserError
+from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.rewards import needs_masks
 
 if TYPE_CHECKING:
@@ -68,13 +69,16 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     notes: list[str] = []
     for manifest in manifests.values():
         notes += manifest.notes
-    if config.model.reference_fit == "crop":
-        sizes = {"train": _size(config.model), "held_out": _size(config.evaluation_model)}
-        for size in dict.fromkeys(sizes.values()):
-            of_size = [manifest for part, manifest in manifests.items() if sizes[part] == size]
-            _check_masks_survive(of_size, *size)
-            note = cut_note(_sizes(of_size), *size)
-            notes += [] if note is None else [note]
+    fittings = {
+        "train": fitting_of(config, config.model),
+        "held_out": fitting_of(config, config.evaluation_model),
+    }
+    for fitting in dict.fromkeys(fittings.values()):
+        of_fitting = [manifest for part, manifest in manifests.items() if fittings[part] == fitting]
+        if fitting.fit == "crop":
+            _check_masks_survive(of_fitting, fitting.height, fitting.width)
+        note = fitting.note(_sizes(of_fitting))
+        notes += [] if note is None else [note]
     held_out = manifests.get("held_out")
     return ManifestRows(
         train=manifests["train"].rows,
@@ -86,8 +90,14 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     )
 
 
-def _size(model: ModelConfig) -> tuple[int, int]:
-    return model.height, model.width
+def fitting_of(config: Config, model: ModelConfig) -> Fitting:
+    """Return the size and shape that references get for images of a recipe's training or evaluation.
+
+    Args:
+        config: The recipe.
+        model: Its section `model`, or that of its evaluation.
+    """
+    return Fitting(model.height, model.width, model.reference_fit, reference_size_of(config))
 
 
 def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, width: int) -> None:
@@ -113,7 +123,7 @@ def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, widt
         raise UserError(
             f"nothing is left of the subject of {len(lost):,} references when they are cut to the shape of "
             f"the drawn image ({height} x {width}, height x width):{lines}",
-            hint="Set model.reference_fit=pad, another model.height and model.width, or cut these yourself.",
+            hint="Set model.reference_fit=whole, another model.height or model.width, or cut these yourself.",
         )
 
 
