@@ -12,6 +12,7 @@ from customized_grpo.planning.host import HostMemory, predict_host
 from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.reference_sizes import Size, largest_reference
 from customized_grpo.rollout.graphs import reuse_obstacle
@@ -292,7 +293,8 @@ def seen_sizes(config: Config, model: ModelConfig, references: int) -> list[Size
     drawn = (model.width, model.height)
     if model.reference_fit != "whole":
         return [drawn] * references
-    return [largest_reference(reference_size_of(config), references, drawn)] * references
+    multiple = get_family(model.family).size_multiple
+    return [largest_reference(reference_size_of(config), references, drawn, multiple)] * references
 
 
 def _n_shared(config: Config, step_plan: StepPlan) -> int:

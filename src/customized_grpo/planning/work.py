@@ -133,19 +133,3 @@ def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:
         tflops: Rate that the device reaches on this model, in 10^12 operations per second.
     """
     return passes * flops_per_pass / (tflops * 1e12)
-
-
-def tokens(height: int, width: int, side: int) -> int:
-    """Return the tokens of an image.
-
-    Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        side: Side of a token, in pixels.
-
-    Raises:
-        UserError: The size is not a multiple of the side.
-    """
-    if height % side or width % side:
-        raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
-    return height // side * (width // side)
