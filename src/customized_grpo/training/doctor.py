@@ -20,6 +20,7 @@ from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.decisions import Decisions
 from customized_grpo.policies.out_of_memory import explained
@@ -192,7 +193,10 @@ def _diagnose(
     graph_memory.decide(*_prompts_of_an_iteration(parts, trajectory))
     judges, judge_notes = usable_judges(parts, branched)
     decisions = None
-    if branching.n_points:
+    groupwise = [reward.name for reward in parts.scorer.rewards if reward.groupwise]
+    if groupwise:
+        judge_notes = [*judge_notes, _no_decisions(groupwise, branching)]
+    elif branching.n_points:
         decisions = decide(parts, branched, judges, branching, signal.weights)
     calibration = None
     if branching.calibrates is not None and decisions is not None:
@@ -226,6 +230,21 @@ def _diagnose(
     )
 
 
+def _no_decisions(groupwise: Sequence[str], branching: Branching) -> str:
+    """Return why nothing is said about when qualities are decided.
+
+    Raises:
+        UserError: A calibration was asked for, which needs it.
+    """
+    reason = (
+        f"when each quality is decided was not measured: {', '.join(groupwise)} compares the images of a "
+        "group, and continuations are scored one by one"
+    )
+    if branching.calibrates is not None:
+        raise UserError(reason, hint="Leave the groupwise reward out for the calibration.")
+    return reason
+
+
 def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
     """Draw the samples of training's first iteration, and hand each batch of images to the rewards."""
     config = parts.config
@@ -233,7 +252,7 @@ def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
     example_of_sample = repeat_examples(examples, group_size)
 
     def submit(samples: slice, images: Tensor) -> None:
-        parts.scorer.submit(scoring_batch(images, example_of_sample[samples]))
+        parts.scorer.submit(scoring_batch(images, example_of_sample[samples]), group_size)
 
     return collect(
         parts.policy,

@@ -237,7 +237,7 @@ class Trainer:
 
         def submit(samples: slice, images: torch.Tensor) -> None:
             with clock.phase("reward"):
-                self.scorer.submit(scoring_batch(images, example_of_sample[samples]))
+                self.scorer.submit(scoring_batch(images, example_of_sample[samples]), group_size)
 
         n_batches = count_batches(examples, group_size, config.rollout.batch_size)
         return collect(

@@ -49,7 +49,8 @@ class Scorer:
         self.rewards = tuple(rewards)
         self.on_failure = tuple(on_failure)
         self.weights = (1.0,) * len(rewards) if weights is None else tuple(weights)
-        self._pending: list[tuple[ScoringBatch, list[Future[Tensor]]]] = []
+        self._pending = self._nothing_pending()
+        self._open: ScoringBatch | None = None  # of a group whose other images are not there yet
         self._dropped: list[str] = []
 
     @classmethod
@@ -57,11 +58,37 @@ class Scorer:
         """Return a scorer of rewards that run in this process, each of which stops the run when it fails."""
         return cls([InlineExecutor(reward) for reward in rewards], ["stop"] * len(rewards))
 
-    def submit(self, batch: ScoringBatch) -> None:
-        """Begin to score a batch; returns at once unless a reward runs inline."""
+    def submit(self, batch: ScoringBatch, group_size: int = 1) -> None:
+        """Begin to score a batch; returns at once unless a reward runs inline.
+
+        Args:
+            batch: Samples; those of a group follow each other, and may come in several batches.
+            group_size: Samples of a group, for rewards that need it whole.
+        """
         batch = in_8_bits(batch)
         # All are asked before any is waited for: rewards in threads and elsewhere run side by side.
-        self._pending.append((batch, [reward.submit(batch) for reward in self.rewards]))
+        for k, reward in enumerate(self.rewards):
+            if not reward.groupwise:
+                self._ask(k, batch)
+        if any(reward.groupwise for reward in self.rewards):
+            self._ask_about_whole_groups(batch, group_size)
+
+    def _ask_about_whole_groups(self, batch: ScoringBatch, group_size: int) -> None:
+        samples = batch if self._open is None else ScoringBatch.join([self._open, batch])
+        n_whole = len(samples) // group_size * group_size
+        for start in range(0, n_whole, group_size):
+            group = samples.select(range(start, start + group_size))
+            for k, reward in enumerate(self.rewards):
+                if reward.groupwise:
+                    self._ask(k, group)
+        self._open = samples.select(range(n_whole, len(samples))) if n_whole < len(samples) else None
+
+    def _ask(self, k: int, batch: ScoringBatch) -> None:
+        self._pending[k].append((batch, self.rewards[k].submit(batch)))
+
+    def _nothing_pending(self) -> list[list[tuple[ScoringBatch, Future[Tensor]]]]:
+        """Return no questions for each of the K rewards."""
+        return [[] for _ in self.rewards]
 
     def collect(self, on_wait: Callable[[], None] = lambda: None) -> Tensor:
         """Wait for everything submitted.
@@ -76,12 +103,15 @@ class Scorer:
         Raises:
             UserError: A reward refused a batch, for a reason that the user can fix.
             RewardError: A reward with "stop" failed; names it and the samples.
+            ValueError: The last group is not whole, and a reward needs it.
         """
         pending = self._pending
-        self._pending = []
+        self._pending = self._nothing_pending()
+        unfinished = self._open
+        self._open = None
         futures: list[Future[Tensor]] = []
-        for _, columns in pending:
-            futures += columns
+        for questions in pending:
+            futures += [future for _, future in questions]
         try:
             while wait(futures, timeout=POLL_S).not_done:
                 on_wait()
@@ -89,16 +119,20 @@ class Scorer:
             for future in futures:
                 # no effect on those that are done
                 future.cancel()
-        parts = []
-        for batch, columns in pending:
-            parts.append(as_scores([self._column(k, future, batch) for k, future in enumerate(columns)]))
-        return torch.cat(parts) if parts else torch.empty(0, len(self.rewards))
+        if unfinished is not None:
+            raise ValueError(f"{len(unfinished)} samples at the end are no whole group")
+        if not futures:
+            return torch.empty(0, len(self.rewards))
+        columns = []
+        for k, questions in enumerate(pending):
+            columns.append(torch.cat([self._column(k, future, batch) for batch, future in questions]))
+        return as_scores(columns)
 
-    def score(self, batch: ScoringBatch) -> Tensor:
+    def score(self, batch: ScoringBatch, group_size: int = 1) -> Tensor:
         """Submit one batch and collect it: scores [B, K]."""
-        if self._pending:
+        if any(self._pending) or self._open is not None:
             raise ValueError("collect what was submitted first")
-        self.submit(batch)
+        self.submit(batch, group_size)
         return self.collect()
 
     def by_kind(self, scores: Tensor) -> dict[str, Tensor]:
