@@ -20,7 +20,8 @@ from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import ScoringBatch, build_reward
 from customized_grpo.rewards.service.app import Limits, Service
 from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
-from customized_grpo.rewards.service.server import Server, listen
+from customized_grpo.rewards.service.server import Server
+from customized_grpo.serving.access import listen
 from processes import CGRPO, PATIENCE_S, child_environment
 
 LIMITS = Limits(body_bytes=4 * 2**20, pixels=10**6, waiting=8, reference_bytes=10**6)

@@ -18,7 +18,7 @@ import pytest
 
 from customized_grpo.errors import UserError
 from customized_grpo.runs.folder import is_unused
-from customized_grpo.runs.lock import Held, RunLock
+from customized_grpo.runs.lock import Held, Holder, RunLock, last_holder
 
 HOLDER = """
 import sys, time
@@ -137,3 +137,47 @@ def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="Input/output error") as refused, RunLock(tmp_path):
         pass
     assert not isinstance(refused.value, Held)
+
+
+def holder_of(folder: Path, **changes: object) -> Holder | None:
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": "2999-01-01T00:00:00+00:00"}
+    (folder / "lock").write_text(json.dumps({**owner, **changes}))
+    return last_holder(folder)
+
+
+def test_the_holder_of_a_lock_is_known_without_taking_it(tmp_path: Path) -> None:
+    assert last_holder(tmp_path) is None
+    with RunLock(tmp_path):
+        assert last_holder(tmp_path) == Holder(os.getpid(), socket.gethostname(), True, True)
+
+
+def test_a_holder_that_has_ended_is_not_alive(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"held\n"
+    alive = last_holder(tmp_path)
+    assert alive is not None and alive.is_alive and alive.pid == child.pid
+    child.kill()
+    child.communicate()
+    ended = last_holder(tmp_path)
+    assert ended is not None and ended.is_alive is False
+
+
+def test_a_process_that_was_born_after_the_lock_was_taken_is_not_its_holder(tmp_path: Path) -> None:
+    later = holder_of(tmp_path, started="2001-01-01T00:00:00+00:00")
+    assert later is not None and later.is_alive is False
+    same = holder_of(tmp_path)
+    assert same is not None and same.is_alive is True
+
+
+def test_a_holder_elsewhere_cannot_be_asked(tmp_path: Path) -> None:
+    assert holder_of(tmp_path, host="gpu7") == Holder(os.getpid(), "gpu7", False, None)
+
+
+@pytest.mark.parametrize("changes", [{"pid": "1"}, {"host": None}, {"started": "soon"}])
+def test_a_lock_file_that_does_not_say_has_no_holder(tmp_path: Path, changes: dict[str, object]) -> None:
+    assert holder_of(tmp_path, **changes) is None
+
+
+def test_a_foreign_pid_below_zero_is_nobody(tmp_path: Path) -> None:
+    holder = holder_of(tmp_path, pid=-1)
+    assert holder is not None and holder.is_alive is False

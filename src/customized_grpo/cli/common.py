@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import sys
@@ -19,7 +20,15 @@ from customized_grpo.plain_text import one_line
 
 UNBROKEN = 100_000  # columns, more than any line needs
 
-Recipe = Annotated[str, typer.Argument(help="Preset, or path of a YAML file.")]
+
+def _presets(typed: str) -> list[str]:
+    """Return the presets that a shell can complete; it knows files itself."""
+    from customized_grpo.config.loading import preset_names
+
+    return [name for name in preset_names() if name.startswith(typed)]
+
+
+Recipe = Annotated[str, typer.Argument(help="Preset, or path of a YAML file.", autocompletion=_presets)]
 
 Overrides = Annotated[
     list[str] | None,
@@ -122,6 +131,22 @@ def check_source(source: str) -> None:
             f"{source} is neither a folder nor a hub id",
             hint='Give the folder of a run or of a model, "toybox", or a hub id such as "owner/name".',
         )
+
+
+def check_web(verb: str) -> None:
+    """Refuse a verb that serves pages where the web framework is not installed.
+
+    Raises:
+        UserError: Says how to install it.
+    """
+    for package in ("fastapi", "uvicorn"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"{verb} needs {package}, which is not installed",
+                hint="Install it with `pip install 'customized-grpo[serve]'`.",
+            ) from error
 
 
 def check_files(paths: list[Path], option: str) -> None:

@@ -22,6 +22,7 @@ from customized_grpo.cli import (
     config,
     data,
     doctor,
+    env,
     evaluate,
     export,
     generate,
@@ -29,6 +30,7 @@ from customized_grpo.cli import (
     report,
     resume,
     serve_rewards,
+    studio,
     toybox,
     train,
 )
@@ -39,8 +41,8 @@ from customized_grpo.errors import UserError, is_out_of_memory
 from customized_grpo.libraries import quiet_imports
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # verbs inherit it
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
@@ -54,6 +56,8 @@ app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.command("studio")(studio.studio)
+app.command("env")(env.env)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import Overrides, Recipe, Trust
+from customized_grpo.cli.common import Overrides, Recipe, Trust, check_web
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,15 +57,16 @@ def serve_rewards(
 
     config = load_config(recipe, overrides or ())
     rewards = served_rewards(config)
-    _check_installed()
+    check_web("serve-rewards")
     token = os.environ.get(token_env) or None
 
     from customized_grpo.rewards.service import server
     from customized_grpo.rewards.service.app import Limits
+    from customized_grpo.serving.access import check_access, listen
 
-    server.check_access(host, token, token_env)
+    check_access(host, token, token_env)
     # before the models are loaded, so that a port in use is said at once
-    with server.listen(host, port) as listener:
+    with listen(host, port) as listener:
         copies = _build(config, rewards, workers)
         address = f"[{host}]" if ":" in host else host  # IPv6 needs brackets before the port
         # the port of the socket, because --port 0 takes a free one; flushed for whoever waits for this line
@@ -91,17 +91,6 @@ def served_rewards(config: Config) -> Sequence[RewardConfig]:
             hint="Serve each from a recipe of its own.",
         )
     return rewards
-
-
-def _check_installed() -> None:
-    for package in ("fastapi", "uvicorn"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"serve-rewards needs {package}, which is not installed",
-                hint="Install it with `pip install 'customized-grpo[serve]'`.",
-            ) from error
 
 
 def _build(config: Config, rewards: Sequence[RewardConfig], workers: int) -> dict[str, list[Reward]]:

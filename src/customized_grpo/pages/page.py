@@ -23,10 +23,14 @@ MAX_SIDE = 256
 """Pixels; larger samples become small JPEGs, because a page full of 1024-pixel PNGs would not open."""
 
 
-def environment() -> Environment:
-    """Return the template engine: it escapes by default, and a name that a template misses is an error."""
+def environment(*folders: Path) -> Environment:
+    """Return the template engine: it escapes by default, and a name that a template misses is an error.
+
+    Args:
+        *folders: Where templates are looked for before those of this room.
+    """
     return Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -106,20 +106,27 @@ def render_run_page(run: RunData) -> str:
         environment()
         .get_template("report.html.j2")
         .render(
-            run=run,
-            state=_state(run),
-            facts=_facts(run),
-            alarms=alarms(run),
-            findings=findings(run),
-            headline=_headline(run),
-            rest=_rest(run),
-            rewards=reward_rows(run),
-            sections=sections(run),
+            **numbers_of(run),
             samples=_samples(run.samples) if run.samples is not None else None,
             script=Markup(script),
             script_hash=digest,
         )
     )
+
+
+def numbers_of(run: RunData) -> dict[str, Any]:
+    """Return what the templates of a run show of its numbers, by the names that they use."""
+    return {
+        "run": run,
+        "state": _state(run),
+        "facts": _facts(run),
+        "alarms": alarms(run),
+        "findings": findings(run),
+        "headline": _headline(run),
+        "rest": _rest(run),
+        "rewards": reward_rows(run),
+        "sections": sections(run),
+    }
 
 
 def _state(run: RunData) -> str:

@@ -30,35 +30,60 @@ class Samples:
 
     def reference(self, row: int) -> str:
         """Return the reference image of a row as a data URI."""
-        return self._image(self.rows[row].get("reference"))
+        return self._image(self.reference_path(row))
 
     def target(self, row: int) -> str | None:
         """Return the true image of a row as a data URI; None when there is none."""
-        name = self.rows[row].get("target")
-        return self._image(name) if name else None
+        path = self.target_path(row)
+        return self._image(path) if path is not None else None
 
     def drawn(self, row: int, iteration: int) -> str:
         """Return what the model drew for a row after `iteration` iterations, as a data URI."""
-        return self._image(f"iteration_{iteration:06d}/{row:02d}.png")
+        return self._image(self.drawn_path(row, iteration))
 
-    def _image(self, name: str | None) -> str:
-        """Return a PNG of the folder as a data URI, scaled down where it is large.
+    def reference_path(self, row: int) -> Path:
+        """Return the file of the reference image of a row.
 
         Raises:
-            UserError: The file is absent, not a PNG, or outside the folder.
+            UserError: The file is absent or outside the folder; so for the next two.
         """
+        return self._path(self.rows[row].get("reference"))
+
+    def target_path(self, row: int) -> Path | None:
+        """Return the file of the true image of a row; None when there is none."""
+        name = self.rows[row].get("target")
+        return self._path(name) if name else None
+
+    def drawn_path(self, row: int, iteration: int) -> Path:
+        """Return the file of what the model drew for a row after `iteration` iterations."""
+        return self._path(f"iteration_{iteration:06d}/{row:02d}.png")
+
+    def _path(self, name: str | None) -> Path:
         path = self.folder / (name or "")
         # names come from a file of the run folder, which may be from elsewhere
         if not name or leads_out(path, self.folder) or not path.is_file():
             raise UserError(
                 f"{self.folder / 'index.json'} lists {name!r}, which is no image in {self.folder}"
             )
-        try:
-            with Image.open(path, formats=["PNG"]) as image:
-                return data_uri(image.convert("RGB"))
-        # Pillow says ValueError or SyntaxError of some damaged chunks
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} cannot be read as PNG: {error}") from error
+        return path
+
+    def _image(self, path: Path) -> str:
+        """Return a PNG as a data URI, scaled down where it is large."""
+        return data_uri(read_png(path))
+
+
+def read_png(path: Path) -> Image.Image:
+    """Return a PNG as RGB.
+
+    Raises:
+        UserError: It is not one, or damaged.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
+    # Pillow says ValueError or SyntaxError of some damaged chunks
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as PNG: {error}") from error
 
 
 def read_samples(folder: Path) -> Samples | None:

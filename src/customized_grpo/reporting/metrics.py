@@ -131,16 +131,16 @@ def read_metrics(path: Path) -> list[Record]:
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    parsed = [_parse(line) for line in lines]
+    parsed = [parse_line(line) for line in lines]
     while parsed and parsed[-1] is None:
         parsed.pop()
     records: list[Record] = []
     for number, record in enumerate(parsed, start=1):
         if record is None:
-            raise UserError(f"{path}, line {number}: not a JSON object", hint=_DAMAGED)
-        problem = _problem(record)
+            raise UserError(f"{path}, line {number}: not a JSON object", hint=DAMAGED)
+        problem = problem_of(record)
         if problem is not None:
-            raise UserError(f"{path}, line {number}: {problem}", hint=_DAMAGED)
+            raise UserError(f"{path}, line {number}: {problem}", hint=DAMAGED)
         records.append(record)
     return records
 
@@ -150,8 +150,8 @@ def iteration_of(record: Record) -> int:
     return cast(int, record["iteration"])
 
 
-def _parse(line: bytes) -> Record | None:
-    """Return the record of a line; None if it is not a JSON object."""
+def parse_line(line: bytes) -> Record | None:
+    """Return the record of a line; None if it is not a JSON object, as a torn line is not."""
     try:
         # NaN and Infinity are no JSON and never written: "not measured", as null is
         record = json.loads(line, parse_constant=lambda name: None)
@@ -160,7 +160,7 @@ def _parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def _problem(record: Record) -> str | None:
+def problem_of(record: Record) -> str | None:
     """Return why `MetricsWriter` cannot have written this; None if it can."""
     iteration = record.get("iteration")
     if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
@@ -171,7 +171,7 @@ def _problem(record: Record) -> str | None:
     return None
 
 
-_DAMAGED = "Only lines at the end may be torn by a crash; the file was edited or the disk damaged it."
+DAMAGED = "Only lines at the end may be torn by a crash; the file was edited or the disk damaged it."
 
 
 def _is_evaluation(record: Record, iterations: Collection[int]) -> bool:

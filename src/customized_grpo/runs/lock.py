@@ -15,15 +15,21 @@ import json
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import check_folders_stay_inside, open_in_place
 
 logger = logging.getLogger(__name__)
+
+START_TOLERANCE_S = 2.0
+"""A lock file says the second in which its owner took it; the owner was born before."""
 
 FILE = "lock"
 OWNER = "lock.owner"
@@ -148,6 +154,54 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has taken the lock of a folder last.
+
+    Attributes:
+        pid: Its process.
+        host: Name of its machine.
+        is_here: Whether that is this machine.
+        is_alive: Whether the process still runs; None on another machine, which cannot be asked.
+    """
+
+    pid: int
+    host: str
+    is_here: bool
+    is_alive: bool | None
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """Return who has taken the lock of a folder last; None if nobody did, or the file does not say.
+
+    It only reads: taking the lock, even for an instant, could turn a trainer away. So a process that has
+    given the lock back and goes on with something else counts as its holder.
+    """
+    file = folder / FILE
+    try:
+        owner = read_json(file) if file.is_file() else {}
+        started = datetime.fromisoformat(str(owner.get("started")))
+    except (UserError, ValueError):  # just being written
+        return None
+    pid = owner.get("pid")
+    host = owner.get("host")
+    if not isinstance(pid, int) or not isinstance(host, str):
+        return None
+    is_here = host == socket.gethostname()
+    return Holder(pid, host, is_here, _runs_since(pid, started) if is_here else None)
+
+
+def _runs_since(pid: int, moment: datetime) -> bool:
+    """Return whether a process is alive and was so at a moment: after its end its number goes to others."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.create_time() <= moment.timestamp() + START_TOLERANCE_S
+    except (psutil.Error, ValueError):  # ValueError: a pid below 0, from a foreign file
+        return False
 
 
 def _is_dead(owner_file: Path) -> bool:

@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 import serving
-from customized_grpo.rewards.service import app, connections, server
+from customized_grpo.rewards.service import app, server
 from customized_grpo.rewards.service.app import Limits, PixelBudget
 from customized_grpo.rewards.service.parsing import Refusal, measure, parse
 from customized_grpo.rewards.service.png import PngError, decode_png, size
 from customized_grpo.rewards.service.protocol import Sample, ScoreRequest, to_base64
+from customized_grpo.serving import connections
 from service_requests import HEAD, JSON, MOODY, ask, is_problem, png
 
 

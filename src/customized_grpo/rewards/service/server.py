@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -14,15 +13,13 @@ from types import FrameType
 
 import uvicorn
 
-from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.service.app import Limits, Service, build_app
-from customized_grpo.rewards.service.connections import Connection
 from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
+from customized_grpo.serving.connections import Connection
 
 logger = logging.getLogger(__name__)
 
-MIN_TOKEN = 16  # characters
 DRAIN_S = 15.0  # for accepted requests after a signal; cluster managers kill 30 s after it
 CLOSE_S = 2.0  # for connections, and then for the threads of the rewards
 WATCH_TICKS = 5  # of a tenth of a second, between looks at rewards that may hang
@@ -60,45 +57,6 @@ def serve(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # an exit that waits for nobody; a thread in the middle of torch would crash any other
-
-
-def check_access(host: str, token: str | None, token_env: str) -> None:
-    """Refuse to listen to other machines without a token, and refuse a token that can be guessed.
-
-    Raises:
-        UserError: Says which variable to set.
-    """
-    fix = f"Set {token_env}, for example: export {token_env}=$(openssl rand -hex 32)"
-    if token is None and not _is_loopback(host):
-        raise UserError(f"--host {host} can be reached from other machines, and there is no token", hint=fix)
-    if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
-        raise UserError(f"the token in {token_env} is not {MIN_TOKEN} or more printable characters", hint=fix)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the socket; port 0 takes any free one.
-
-    Raises:
-        UserError: The address is unknown or taken.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.create_server(address[:2], family=family, backlog=256)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}", hint="Choose another --host or --port."
-        ) from error
-    listener.set_inheritable(False)
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Server(uvicorn.Server):

@@ -1,0 +1,1 @@
+"""`cgrpo studio`: runs in a browser while they train; see README.md."""
