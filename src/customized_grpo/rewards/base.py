@@ -8,7 +8,7 @@ score. A groupwise reward gets the images of one prompt, all of its group, in on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -20,6 +20,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.text_limits import TextLimit
 
 Item = TypeVar("Item")
+
+NOT_ASKED = float("inf")
+"""Score of a sample whose row did not choose the reward; a reward's own infinite scores become NaN."""
 
 Kind = Literal["prompt", "identity", "quality"]
 """One of `kinds.KINDS`."""
@@ -222,6 +225,12 @@ def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
     if not rewards:
         raise ValueError("no rewards")
     return as_scores([checked_scores(reward, batch) for reward in rewards])
+
+
+def is_asked(name: str, meta: Mapping[str, Any]) -> bool:
+    """Return whether a row is to be scored by a reward: by all, or by those that its `meta.rewards` lists."""
+    chosen = meta.get("rewards")
+    return chosen is None or name in chosen
 
 
 def as_scores(columns: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
-from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.data.mixture import draw_rows
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.decisions import Decisions
@@ -29,12 +29,11 @@ from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
-from customized_grpo.statistics import monitors
 from customized_grpo.training.calibration import calibration_file, check_calibration, refuse_calibration
 from customized_grpo.training.deciding import Branching, decide, usable_judges
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.losses import UpdateLoss
-from customized_grpo.training.metrics import group_std, signal_metrics
+from customized_grpo.training.metrics import group_std, nan_share, signal_metrics, zero_std_share
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
@@ -169,7 +168,7 @@ def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
         n_rows = len(parts.data.train)
         # one draw for both: the shorter list is the beginning of the longer
         count = max(prompts, branching.n_prompts)
-        rows = prompt_indices(n_rows, min(count, n_rows), 0, config.run.seed)
+        rows = draw_rows(parts.data.train, min(count, n_rows), 0, config.run.seed)
         batches = {
             "train.micro_batch_size": config.train.micro_batch_size,
             "rollout.batch_size": config.rollout.batch_size,
@@ -201,7 +200,7 @@ def _diagnose(
     calibration = None
     if branching.calibrates is not None and decisions is not None:
         calibration = calibration_file(parts, branching.calibrates, decisions, branched, judges)
-    health = reward_health(parts.scorer.rewards, scores, group_size)
+    health = reward_health(parts.scorer.rewards, signal, group_size)
     metrics = signal_metrics(signal, group_size)
     rho = metrics.get("advantage/rho", math.nan)
     return Diagnosis(
@@ -298,11 +297,12 @@ def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: Learning
 # Findings
 
 
-def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
-    """Return statistics of each reward's scores [N, K]; groups are consecutive rows."""
+def reward_health(rewards: Sequence[HasKind], signal: LearningSignal, group_size: int) -> list[RewardHealth]:
+    """Return statistics of each reward's scores, over the samples whose rows chose it."""
+    scores = signal.scores
     spread = group_std(scores, group_size)
-    zero = monitors.zero_std_share(scores, group_size)
-    missing = monitors.nan_share(scores)
+    zero = zero_std_share(scores, signal.asked, group_size)
+    missing = nan_share(scores, signal.asked)
     return [
         RewardHealth(
             name=reward.name,

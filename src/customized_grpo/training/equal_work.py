@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
 from customized_grpo.data.examples import Bucket, ManifestSource
 from customized_grpo.data.fitting import Fitting
@@ -11,17 +11,20 @@ from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.errors import UserError
 
 
-def check_equal_work(parts: Mapping[StoredRows | None, Fitting]) -> None:
+def check_equal_work(
+    train: Sequence[tuple[StoredRows, Fitting]], held_out: tuple[StoredRows | None, Fitting]
+) -> None:
     """Refuse rows that would make the processes of a sharded model wait for each other for ever.
 
     Args:
-        parts: The rows to train on and those to evaluate on, each with the size of their references.
+        train: The rows to train on, by manifest, with the size of their references.
+        held_out: Those to evaluate on, if there are any.
 
     Raises:
         UserError: Rows differ in the number of references, or in the sizes at which the model sees them.
     """
     counts: list[tuple[str, int]] = []
-    for part in parts:
+    for part in (*[rows for rows, _ in train], held_out[0]):
         if part is not None:
             counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
     first, n_references = counts[0]
@@ -33,20 +36,20 @@ def check_equal_work(parts: Mapping[StoredRows | None, Fitting]) -> None:
             hint="With model.shard=true all processes call the model equally often, which takes rows with "
             "the same number of references.",
         )
-    for part, fitting in parts.items():
-        if part is not None and fitting.fit == "whole":
-            _check_equal_sizes(part, fitting)
+    _check_equal_sizes(train)
+    if held_out[0] is not None:
+        _check_equal_sizes([(held_out[0], held_out[1])])
 
 
-def _check_equal_sizes(rows: StoredRows, fitting: Fitting) -> None:
+def _check_equal_sizes(parts: Sequence[tuple[StoredRows, Fitting]]) -> None:
     """Refuse rows of a sharded model whose references the model sees in different sizes."""
     first: tuple[str, Bucket] | None = None
     others: list[tuple[str, str]] = []
-    for example in ManifestSource(rows, fitting).on_demand(keep=1):
+    for name, bucket in _buckets(parts):
         if first is None:
-            first = (example.id, example.bucket)
-        elif example.bucket != first[1]:
-            others.append((f"row {example.id!r}", _shapes_text(example.bucket)))
+            first = (name, bucket)
+        elif bucket != first[1]:
+            others.append((f"row {name!r}", _shapes_text(bucket)))
     if first is not None and others:
         lines = "".join(f"\n  {line}" for line in a_few(others))
         raise UserError(
@@ -55,6 +58,14 @@ def _check_equal_sizes(rows: StoredRows, fitting: Fitting) -> None:
             hint="With model.shard=true all processes call the model equally often, which takes references "
             "of one size: set model.reference_fit=pad, or cut them with model.reference_fit=crop.",
         )
+
+
+def _buckets(parts: Sequence[tuple[StoredRows, Fitting]]) -> Iterator[tuple[str, Bucket]]:
+    """Yield id and bucket of every row; of files the headers are read at most."""
+    for rows, fitting in parts:
+        if fitting.fit == "whole":  # otherwise all have the size of the drawn image
+            for example in ManifestSource(rows, fitting).on_demand(keep=1):
+                yield example.id, example.bucket
 
 
 def _shapes_text(bucket: Bucket) -> str:

@@ -37,10 +37,11 @@ from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
+from customized_grpo.training.choices import check_choices
 from customized_grpo.training.equal_work import check_equal_work
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
-from customized_grpo.training.rows import fitting_of, open_rows
+from customized_grpo.training.rows import fitting_of, mixed, open_rows
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
         _announce(config, engine)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
+        check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
         if data.held_out:
             check_whole_groups(config.evaluation, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
@@ -189,13 +191,15 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         fitting = fitting_of(config, config.model)
         evaluation_fitting = fitting_of(config, config.evaluation_model)
         if config.model.shard:
-            check_equal_work({rows.train: fitting, rows.held_out: evaluation_fitting})
+            check_equal_work(
+                [(part, fitting) for part in (rows.train, *rows.mix)], (rows.held_out, evaluation_fitting)
+            )
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        train = ManifestSource(rows.train, fitting)
+        train = mixed(data, rows, fitting)
         return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints)
     assert_never(data)
 

@@ -19,7 +19,8 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
-from customized_grpo.data.sampler import count_repeats, prompt_indices
+from customized_grpo.data.mixture import draw_rows
+from customized_grpo.data.sampler import count_repeats
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
@@ -218,8 +219,9 @@ class Trainer:
 
     def prompt_rows(self) -> list[int]:
         """Return the training rows of this iteration's prompts, those of all processes."""
-        n_prompts = self.config.train.prompts_per_iteration
-        return prompt_indices(len(self.data.train), n_prompts, self.iteration, self.config.run.seed)
+        config = self.config
+        count = config.train.prompts_per_iteration
+        return draw_rows(self.data.train, count, self.iteration, config.run.seed)
 
     def next_examples(self) -> list[Example]:
         """Return this process's prompts of this iteration."""

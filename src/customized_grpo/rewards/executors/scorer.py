@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -13,12 +14,29 @@ from torch import Tensor
 from customized_grpo.algorithms import advantages as adv
 from customized_grpo.kinds import kinds_of
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, as_scores
+from customized_grpo.rewards.base import NOT_ASKED, Reward, RewardError, ScoringBatch, is_asked
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 
 OnFailure = Literal["stop", "drop"]
 POLL_S = 0.2  # between two calls of `on_wait`
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What one reward was asked at a time.
+
+    Attributes:
+        batch: The samples that it scores.
+        rows: Their places among all samples.
+        n_samples: Number of all samples.
+        future: Its scores; None where it has none to score.
+    """
+
+    batch: ScoringBatch
+    rows: list[int]
+    n_samples: int
+    future: Future[Tensor] | None
 
 
 class Scorer:
@@ -84,9 +102,18 @@ class Scorer:
         self._open = samples.select(range(n_whole, len(samples))) if n_whole < len(samples) else None
 
     def _ask(self, k: int, batch: ScoringBatch) -> None:
-        self._pending[k].append((batch, self.rewards[k].submit(batch)))
+        """Ask a reward about those samples of a batch whose rows chose it."""
+        reward = self.rewards[k]
+        rows = [row for row, meta in enumerate(batch.meta) if is_asked(reward.name, meta)]
+        if len(rows) < len(batch):
+            n_samples = len(batch)
+            batch = batch.select(rows)
+        else:
+            n_samples = len(rows)
+        future = reward.submit(batch) if rows else None
+        self._pending[k].append(_Question(batch, rows, n_samples, future))
 
-    def _nothing_pending(self) -> list[list[tuple[ScoringBatch, Future[Tensor]]]]:
+    def _nothing_pending(self) -> list[list[_Question]]:
         """Return no questions for each of the K rewards."""
         return [[] for _ in self.rewards]
 
@@ -98,7 +125,7 @@ class Scorer:
 
         Returns:
             Scores [N, K] of the N samples submitted since the last call, in their order, as `score_all` gives
-            them.
+            them; NOT_ASKED where the sample's row did not choose the reward.
 
         Raises:
             UserError: A reward refused a batch, for a reason that the user can fix.
@@ -111,7 +138,7 @@ class Scorer:
         self._open = None
         futures: list[Future[Tensor]] = []
         for questions in pending:
-            futures += [future for _, future in questions]
+            futures += [question.future for question in questions if question.future is not None]
         try:
             while wait(futures, timeout=POLL_S).not_done:
                 on_wait()
@@ -121,12 +148,12 @@ class Scorer:
                 future.cancel()
         if unfinished is not None:
             raise ValueError(f"{len(unfinished)} samples at the end are no whole group")
-        if not futures:
+        if not any(pending):
             return torch.empty(0, len(self.rewards))
         columns = []
         for k, questions in enumerate(pending):
-            columns.append(torch.cat([self._column(k, future, batch) for batch, future in questions]))
-        return as_scores(columns)
+            columns.append(torch.cat([self._column(k, question) for question in questions]))
+        return torch.stack(columns, dim=1)
 
     def score(self, batch: ScoringBatch, group_size: int = 1) -> Tensor:
         """Submit one batch and collect it: scores [B, K]."""
@@ -139,14 +166,17 @@ class Scorer:
         """Return scores [N, K] reduced to one column [N] per kind: the weighted mean of its rewards.
 
         Only kinds that have a reward are there, in the order of `kinds.KINDS`. A NaN among a sample's
-        scores of one kind makes that mean NaN, and leaves the other kinds alone.
+        scores of one kind makes that mean NaN, and leaves the other kinds alone. It is over the rewards that
+        the sample's row chose; NaN where that is none.
         """
         kinds = [reward.kind for reward in self.rewards]
-        means = adv.by_kind(scores, kinds, self.weights)
+        asked = scores != NOT_ASKED
+        means = adv.by_kind(scores, kinds, self.weights, None if bool(asked.all()) else asked)
         return dict(zip(kinds_of(kinds), means.unbind(1), strict=True))
 
     def by_name(self, scores: Tensor) -> dict[str, Tensor]:
-        """Return scores [N, K] as one column [N] per reward, by its name."""
+        """Return scores [N, K] as one column [N] per reward, by its name; NaN where it was not asked."""
+        scores = scores.masked_fill(scores == NOT_ASKED, float("nan"))
         return dict(zip([reward.name for reward in self.rewards], scores.unbind(1), strict=True))
 
     def take_dropped(self) -> list[str]:
@@ -172,7 +202,15 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _column(self, k: int, future: Future[Tensor], batch: ScoringBatch) -> Tensor:
+    def _column(self, k: int, question: _Question) -> Tensor:
+        """Return the scores of all samples of a question."""
+        column = torch.full((question.n_samples,), NOT_ASKED)
+        if question.future is not None:
+            answer = self._answer(k, question.future, question.batch)
+            column[question.rows] = answer.masked_fill(answer.isinf(), float("nan"))
+        return column
+
+    def _answer(self, k: int, future: Future[Tensor], batch: ScoringBatch) -> Tensor:
         try:
             return future.result()
         except RewardError as error:
