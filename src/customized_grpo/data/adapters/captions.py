@@ -1,4 +1,4 @@
-"""Photos with a caption beside each, as trainers of LoRAs take them: a photo is the target of its own caption.
+"""Photos with a caption beside each, as trainers of LoRAs take them: a photo is the target of its caption.
 
     photos/my_dog/01.jpg   01.txt: my dog sleeping on a red sofa
     photos/my_dog/02.jpg   02.txt: my dog in the snow          02.mask.png
