@@ -36,6 +36,7 @@ from customized_grpo.errors import UserError
 from fuzzing.targets import TARGETS, Target
 
 WARM_UP = 50  # inputs before memory is measured: imports and caches come first
+PROGRESS = 500  # inputs after which the figures so far are shown, on stderr
 MIB_IN_KIB = 1024
 STARVED = 10  # times as long as allowed: then it hangs, however little of the processor it got
 
@@ -101,6 +102,9 @@ def fuzz(
                 outcome = "grew"
             figures.growth = _peak_mib() - peak
             figures.outcomes[outcome] += 1
+            if (number + 1) % PROGRESS == 0:
+                figures.seconds = time.monotonic() - begin
+                print(f"so far: {row(figures)}", file=sys.stderr, flush=True)
             if outcome in ("taken", "refused"):
                 continue
             last_line = text.strip().splitlines()[-1] if text.strip() else outcome

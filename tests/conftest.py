@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+# The search for garbage would walk over all modules again and again while they are imported.
+gc.disable()
 
 # The same examples in every run, with all the time they need: a red test must come from a change, not from
 # other work on the machine. New inputs are the task of `make fuzz`.
@@ -44,6 +48,12 @@ MakeAdapted = Callable[["Config"], "Flux1Policy"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slow tests first: started last, one of them would keep one worker while the other waits."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_runtestloop() -> None:
+    """Search for garbage again, but no more among what the collection imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,7 @@ class ModelFolders(Target):
         paths = [path for path in self.base.rglob("*") if path.is_file()]
         self.contents = {path: path.read_bytes() for path in sorted(paths)}
         self.changed: Path | None = None
+        self.model = load_config("toybox-smoke", [f"model.path={self.base}"]).model
 
     def _make(self, draw: random.Random) -> Callable[[], int]:
         if self.changed is not None:
@@ -222,8 +223,7 @@ class ModelFolders(Target):
     def _load(self) -> int:
         from customized_grpo.policies.loading import load_policy
 
-        config = load_config("toybox-smoke", [f"model.path={self.base}"])
-        load_policy(config.model, seed=0)
+        load_policy(self.model, seed=0)
         return 0
 
 

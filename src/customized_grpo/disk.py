@@ -31,17 +31,21 @@ def disk_error(error: OSError) -> UserError:
     """Return an error of `DISK_ERRORS` as one message that says what can be done."""
     path = Path(error.filename) if isinstance(error.filename, str) else None
     message = f"{path or 'the disk'}: {error.strerror}"
+    if error.errno in FULL and path is not None:
+        message += f" ({_free_bytes(path):,} bytes are free there)"
+    hint = f"{way_out(error)} Files that are there are whole; call the same command again."
+    return UserError(message, hint=hint)
+
+
+def way_out(error: OSError) -> str:
+    """Return what can be done where the disk refuses to be written to, a sentence or two."""
     if error.errno in FULL:
-        if path is not None:
-            message += f" ({_free_bytes(path):,} bytes are free there)"
-        hint = "Free some space, or choose another place."
-    elif error.errno in FORBIDDEN:
-        hint = "Choose another place, or change the permissions or the mount."
-    elif error.errno in BROKEN:
-        hint = "The disk or the connection to it fails; see to that first."
-    else:
-        hint = "Choose another place."
-    return UserError(message, hint=f"{hint} Files that are there are whole; call the same command again.")
+        return "Free some space, or choose another place."
+    if error.errno in FORBIDDEN:
+        return "Choose another place, or change the permissions or the mount."
+    if error.errno in BROKEN:
+        return "The disk or the connection to it fails; see to that first."
+    return "Choose another place."
 
 
 def _free_bytes(path: Path) -> int:

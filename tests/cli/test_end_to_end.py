@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import forked
 from commands import run_here, status
 from processes import CGRPO, run_python
 
@@ -66,7 +67,9 @@ def test_generate_makes_images_from_a_reference_png(trained: Path, exported: Pat
     reference, mask = (exported.parent / str(row[key][0]) for key in ("references", "masks"))  # type: ignore[index]
     prompt = "a toy with a red ball on the left on a green floor at night"
     arguments = ["generate", str(trained), "--prompt", prompt, "--reference", str(reference)]
-    done = run_python(*CGRPO, *arguments, "--mask", str(mask), "--count", "2", "--out", str(folder / "made"))
+    done = forked.python(
+        *CGRPO, *arguments, "--mask", str(mask), "--count", "2", "--out", str(folder / "made")
+    )
     assert done.returncode == 0, done.stderr
     made = [Path(line) for line in done.stdout.splitlines()]
     assert made == [folder / "made" / "0000.png", folder / "made" / "0001.png"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from customized_grpo.config import Config, config_hash, diff_configs, dump_config, load_config, preset_names
-from customized_grpo.config.yaml_text import MAX_LENGTH
+from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml
 from customized_grpo.errors import UserError
 
 RECIPE = """
@@ -102,11 +102,11 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ),
         (
             "rewards.dino.segment=both",
-            "rewards: segment: both (dino) needs masks of the images that are drawn",
+            "rewards: segment: both or options.match (dino) needs masks of the images",
         ),
         (
             "data={kind: manifest, train: a, held_out: b} evaluation.judges=[{name: clip_i, segment: both}]",
-            "evaluation.judges: segment: both (clip_i) needs masks of the images that are drawn",
+            "evaluation.judges: segment: both or options.match (clip_i) needs masks of the images",
         ),
         (
             "data={kind: manifest, train: a} evaluation.judges=[{name: clip_i, segment: none}]",
@@ -340,3 +340,12 @@ def test_where_a_reward_runs_is_not_part_of_the_hash_but_what_its_failure_does_i
 def test_an_executor_survives_the_way_through_yaml(tmp_path: Path) -> None:
     config = load_config("toybox", [HTTP])
     assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_a_text_that_is_read_again_is_not_what_the_last_reader_made_of_it() -> None:
+    text = "train: {iterations: 3, iterations: 4}\n"
+    for _ in range(2):
+        data, mistakes = read_yaml(text)
+        assert data == {"train": {"iterations": 3}} and len(mistakes) == 1
+        data["train"]["iterations"] = 5
+        mistakes.clear()

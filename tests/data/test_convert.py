@@ -113,6 +113,34 @@ def test_a_file_system_that_cannot_link_says_so_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"published"}
 
 
+@pytest.mark.parametrize(
+    ("call", "link", "code", "hint"),
+    [
+        ("shutil.copyfile", False, errno.ENOSPC, "Free some space, or choose another place."),
+        ("os.link", True, errno.ENOSPC, "Free some space, or choose another place."),
+        ("os.mkdir", False, errno.EROFS, "Choose another place, or change the permissions or the mount."),
+    ],
+)
+def test_a_disk_that_refuses_is_one_message_with_a_way_out(
+    tmp_path: Path,
+    published: dict[str, tuple[Path, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    link: bool,
+    code: int,
+    hint: str,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    source, options = published["folder"]
+    with monkeypatch.context() as patched:
+        patched.setattr(call, refuse)
+        with pytest.raises(UserError, match=rf"cannot write .*: {os.strerror(code)}") as caught:
+            run("folder", source, tmp_path / "out", options, link=link)
+    assert caught.value.hint == hint
+
+
 def test_held_out_subjects_are_ready_for_training(
     tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:

@@ -13,14 +13,24 @@ import typer.main
 from customized_grpo.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/**/*.md"))]
+PAGES = sorted(
+    {
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("src/**/*.md"),
+    }
+)
 END = {"|", "||", "&", "&&", ";", ">", "<", "(", ")"}
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of every command in the code blocks of a page."""
+    """Return the words of every command in the code blocks of a page, and of those in its sentences."""
+    text = page.read_text(encoding="utf-8")
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for block in [*blocks, *re.findall(r"`(cgrpo (?!\.\.\.)[^`]*)`", sentences)]:
         for line in block.replace("\\\n", " ").splitlines():
             words: list[str] | None = None
             for word in split(line):
@@ -52,13 +62,13 @@ def unknown(words: list[str]) -> list[str]:
         if name not in command.commands:
             return [name]
         command = command.commands[name]
-    options = {"--help"}
+    options = {"--help", "-h"}
     for parameter in command.params:
         options |= {*parameter.opts, *parameter.secondary_opts}
     return [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_name_what_exists(page: Path) -> None:
     wrong = [(words, unknown(words)) for words in commands(page) if unknown(words)]
     assert wrong == []

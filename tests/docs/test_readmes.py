@@ -1,4 +1,4 @@
-"""Every room of the package has a README, and the files that pages name are there."""
+"""Every room of the package has a README, and the files and tests that pages name are there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pages() -> list[Path]:
 def files_named(page: Path) -> set[str]:
     """Return the Python files in backticks and the targets of links inside the repository."""
     text = page.read_text(encoding="utf-8")
-    quoted = re.findall(r"`([\w./-]+\.py)`", text)
+    quoted = re.findall(r"`([\w./-]+\.py)(?:`|::)", text)
     links = re.findall(r"\]\(([\w./-]+)[)#]", text)
     return {*quoted, *links} - OF_USERS
 
@@ -51,3 +51,13 @@ def test_a_room_has_a_readme(room: str) -> None:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_files_that_a_page_names_are_there(page: Path) -> None:
     assert [name for name in sorted(files_named(page)) if not exists(name, page)] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`([\w./-]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    missing = []
+    for file, test in named:
+        if f"def {test}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8"):
+            missing.append(f"{file}::{test}")
+    assert missing == []

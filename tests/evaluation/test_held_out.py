@@ -303,6 +303,8 @@ def test_rewards_of_a_kind_are_averaged_by_their_weights() -> None:
     expected = 0.75 * images[:, 0, 0, 0] + 0.25 * images[:, 2, 7, 7]
     assert table.columns["reward/prompt"] == pytest.approx(expected.tolist(), rel=1e-6)
     assert table.columns["reward/identity"] == pytest.approx(images[:, 2, 7, 7].tolist(), rel=1e-6)
+    for name, own in (("first", images[:, 0, 0, 0]), ("last", images[:, 2, 7, 7])):  # and each by its name
+        assert table.columns[f"score/{name}"] == pytest.approx(own.tolist(), rel=1e-6)
 
 
 def test_an_evaluation_can_be_stopped_before_every_batch() -> None:

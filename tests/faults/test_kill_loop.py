@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_script
+import forked
 from same_run import steps
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_killed_in_its_saves_and_resumed_each_time_a_run_loses_nothing(tmp_path: Path) -> None:
     """`make soak` kills 500 times, at the start and anywhere too."""
-    counts = json.loads(run_script("kill_loop.py", tmp_path).splitlines()[-1])
+    counts = json.loads(forked.script("kill_loop.py", tmp_path).splitlines()[-1])
     print(counts)
     assert counts["kills"] >= 15
     assert counts["before_commit"] >= 5 and counts["after_commit"] >= 5

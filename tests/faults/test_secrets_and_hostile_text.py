@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from customized_grpo.cli.main import main
-from processes import run_python
 
 SECRET = "hf_MustNotBeSeen0123456789"
 HOSTILE = "<script>alert(1)</script>"
@@ -75,7 +75,7 @@ def test_a_run_with_secrets_a_failing_service_and_hostile_text(hostile_rows: Pat
     data = f"data={{kind: manifest, train: {hostile_rows}, held_out: {hostile_rows}}}"
     secrets = {name: SECRET for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY_PASSWORD")}
     arguments = [f"run.dir={json.dumps(str(run))}", "trackers=[wandb]", "train.iterations=2"]
-    done = run_python("-c", TRACKER, sent, "train", "toybox-smoke", data, *arguments, **secrets)
+    done = forked.python("-c", TRACKER, sent, "train", "toybox-smoke", data, *arguments, **secrets)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("tracker wandb is off for this run (ConnectionError)") == 1
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+import forked
 from forked import free_port, launcher_variables
-from processes import PATIENCE_S, child_environment, run_script
+from processes import PATIENCE_S, child_environment
 from same_run import assert_same_run, events, lines
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ SCENARIOS = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "plan.json").write_text(json.dumps(SCENARIOS))
-    run_script("faulty_runs.py", folder / "plan.json", folder)
+    forked.script("faulty_runs.py", folder / "plan.json", folder)
     return folder
 
 

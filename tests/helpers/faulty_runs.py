@@ -8,8 +8,7 @@ what it printed, and how long the session took.
 
 The processes find each other by RANK, WORLD_SIZE and MASTER_*, as under any launcher, but nobody watches
 them: no agent ends those that a dead one leaves behind. A fault is a signal that a process sends to itself
-in the middle of a phase, so that nothing depends on timing, or an infinite loss. Imports are paid for once,
-before forking.
+in the middle of a phase, so that nothing depends on timing, or an infinite loss.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import preloaded  # noqa: F401 what the forks would else import again
 from children import leave_with
 from customized_grpo.cli.main import main
-from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.runs.checkpoints import CheckpointStore
-from customized_grpo.training import parts as components
 from customized_grpo.training.losses import LossTerm, UpdateLoss
 from forked import free_port, launcher_variables
 from interrupted_train import install
@@ -147,8 +145,5 @@ def run(scenario: dict[str, Any], root: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     plan, root = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    config = load_config("toybox-smoke")
-    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
-    parts = components.build_data(config).train[0], components.build_policy(config)
     results = {scenario["name"]: run(scenario, root) for scenario in plan}
     (root / "results.json").write_text(json.dumps(results))

@@ -9,19 +9,33 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PATIENCE_S = 900
-"""Seconds after which a command hangs; a busy machine is ten times slower than a quiet one."""
+from processes import PATIENCE_S, child_environment
 
-# What every training imports; nothing here starts a thread, which a fork would lose.
-PRELOADED = ["forked", "forked_comparison", "customized_grpo.cli.main", "customized_grpo.training.trainer"]
-COMMANDS = ["customized_grpo.comparison.run", "customized_grpo.toybox.models"]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([*PRELOADED, *COMMANDS])
+SERVER.set_forkserver_preload(["preloaded", "forked", "forked_comparison"])
+
+
+def process(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Return a process of the server, not yet started, which will call `target` with these arguments."""
+    path = os.environ.get("PYTHONPATH")
+    # Old versions hand no sys.path to the server, which leaves out in silence what it cannot import.
+    os.environ["PYTHONPATH"] = child_environment()["PYTHONPATH"]
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+    return SERVER.Process(target=target, args=arguments)
 
 
 def cgrpo(processes: int, *arguments: str) -> tuple[int, str]:
@@ -34,9 +48,26 @@ def cgrpo(processes: int, *arguments: str) -> tuple[int, str]:
 def script(path: Path | str, *arguments: object) -> str:
     """Run a script, one of this folder or any other, which must succeed; return what it printed."""
     file = str(Path(__file__).parent / path)
-    status, printed = _run(_script, (file, *map(str, arguments)), [{}])
+    status, printed = _run(_python, (file, *map(str, arguments)), [{}])
     assert status == 0, printed
     return printed
+
+
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script, or what `-c` or `-m` say, as `processes.run_python` does in a fresh interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, errors = Path(folder) / "printed.txt", Path(folder) / "errors.txt"
+        words = list(map(str, arguments))
+        own = {**child_environment(**environment), "PWD": str(Path.cwd())}
+        child = process(_python, words, own, str(printed), str(errors))
+        child.start()
+        child.join(PATIENCE_S)
+        if child.is_alive():
+            child.kill()
+            child.join()
+            raise AssertionError(f"it hangs:\n{printed.read_text()}\n{errors.read_text()}")
+        assert child.exitcode is not None
+        return subprocess.CompletedProcess(words, child.exitcode, printed.read_text(), errors.read_text())
 
 
 def _run(
@@ -50,7 +81,7 @@ def _run(
         for own, file in zip(environments, files, strict=True):
             # The server was started in another folder than this process may be in by now.
             environment = {**os.environ, "PWD": str(Path.cwd()), **own}
-            children.append(SERVER.Process(target=target, args=(arguments, environment, str(file))))
+            children.append(process(target, arguments, environment, str(file)))
         for child in children:
             child.start()
         for child in children:
@@ -87,17 +118,29 @@ def command(arguments: Sequence[str], environment: dict[str, str], printed: str)
     sys.exit(main(arguments))
 
 
-def _script(arguments: Sequence[str], environment: dict[str, str], printed: str) -> None:
-    settle(environment, printed)
-    sys.argv = list(arguments)
-    runpy.run_path(arguments[0], run_name="__main__")
+def _python(
+    arguments: Sequence[str], environment: dict[str, str], printed: str, errors: str | None = None
+) -> None:
+    settle(environment, printed, errors)
+    option, *rest = arguments
+    if option == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(rest[0], {"__name__": "__main__"})
+    elif option == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(arguments)
+        sys.path.insert(0, str(Path(option).parent))
+        runpy.run_path(option, run_name="__main__")
 
 
-def settle(environment: Mapping[str, str], printed: str) -> None:
-    """Take over an environment with its working directory, and print into a file."""
+def settle(environment: Mapping[str, str], printed: str, errors: str | None = None) -> None:
+    """Take over an environment with its working directory; print into a file, what goes to stderr too."""
+    assert "preloaded" in sys.modules, "the server could not import it, and each child pays for its imports"
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(environment["PWD"])
     file = os.open(printed, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
-    os.dup2(file, 2)
+    os.dup2(file if errors is None else os.open(errors, os.O_WRONLY | os.O_CREAT), 2)

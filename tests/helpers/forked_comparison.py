@@ -18,18 +18,16 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 from children import leave_with
-from forked import SERVER, command
+from forked import command, process
 
 
 def start(folder: Path, *arguments: str) -> tuple[BaseProcess, Path]:
     """Start `cgrpo` with these arguments; return its process and the file of what it prints."""
     printed = folder / "printed.txt"
     printed.unlink(missing_ok=True)
-    process = SERVER.Process(
-        target=_compare, args=(arguments, {**os.environ, "PWD": str(Path.cwd())}, str(printed))
-    )
-    process.start()
-    return process, printed
+    child = process(_compare, arguments, {**os.environ, "PWD": str(Path.cwd())}, str(printed))
+    child.start()
+    return child, printed
 
 
 def _compare(arguments: Sequence[str], environment: dict[str, str], printed: str) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import preloaded  # noqa: F401 what the forks would else import again
 from customized_grpo.cli.main import main
-from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
-from customized_grpo.training import parts as components
 from customized_grpo.training import trainer
 
 # name: (signal, iteration, method of Trainer that is the phase, what is called several times or once in it)
@@ -74,8 +73,5 @@ def train(name: str, folder: Path, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     root, arguments = Path(sys.argv[1]), sys.argv[2:]
-    config = load_config("toybox-smoke")
-    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
-    parts = components.build_data(config).train[0], components.build_policy(config)
     statuses = {name: in_child(lambda name=name: train(name, root, arguments)) for name in PLACES}  # type: ignore[misc]
     (root / "statuses.json").write_text(json.dumps(statuses))

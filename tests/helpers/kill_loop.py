@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import kill_child
+import preloaded  # noqa: F401 what the forks would else import again
 from customized_grpo.cli.main import main
-from customized_grpo.config import load_config
 from customized_grpo.runs.checkpoints import CheckpointStore
-from customized_grpo.training import parts as components
 from faulty_runs import start
 from same_run import assert_same_run
 
@@ -165,9 +164,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    # Imports and compiles for all children; nothing here starts a thread, which a fork would lose.
-    config = load_config("toybox-smoke")
-    parts = components.build_data(config).train[0], components.build_policy(config)
     counts = kill_loop(options.folder, options.kills, options.seed)
     print(json.dumps({**counts, "cpu_s": round(sum(os.times()[:4]))}))
     sys.exit(int(bool(counts["lost"] or counts["stuck"] or counts["different"])))

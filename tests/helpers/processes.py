@@ -36,13 +36,6 @@ def run_python(
     )
 
 
-def run_script(name: str, *arguments: Any) -> str:
-    """Run a script of this folder, which must succeed, and return what it printed."""
-    done = run_python(HELPERS / name, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def torchrun(processes: int, *arguments: Any, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start torchrun on a free port; `arguments` are a script's path or "-m" and a module, and its own."""
     return subprocess.Popen(

@@ -15,9 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded  # noqa: F401 what the forks would else import again
 from customized_grpo.cli.main import main
-from customized_grpo.config import load_config
-from customized_grpo.training import parts
 from customized_grpo.training.trainer import Trainer
 from interrupted_train import in_child
 
@@ -39,9 +38,6 @@ def train(folder: Path, seconds: str) -> int:
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    config = load_config("toybox-smoke")
-    # imports and compiles for all children; nothing here starts a thread, which a fork would lose
-    loaded = parts.build_data(config).train[0], parts.build_policy(config)
     statuses = {}
     for seconds in sys.argv[2:]:
         statuses[seconds] = in_child(lambda seconds=seconds: train(root, seconds))  # type: ignore[misc]

@@ -18,6 +18,7 @@ import httpx
 
 from customized_grpo.serving.access import listen
 from customized_grpo.studio.app import Studio
+from customized_grpo.studio.control import Control
 from customized_grpo.studio.guard import rules_for
 from customized_grpo.studio.library import Library
 from customized_grpo.studio.server import Server
@@ -32,6 +33,9 @@ class Running:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=PATIENCE_S, **options)
 
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE_S, **options)
+
     def json(self, path: str) -> Any:
         answer = self.get(path)
         assert answer.status_code == 200, answer.text
@@ -43,9 +47,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*folders: Path, token: str | None = None) -> Iterator[Running]:
+def running(*folders: Path, token: str | None = None, control: bool = False) -> Iterator[Running]:
     """Serve folders in a thread until the end of the block."""
-    studio = Studio(Library(folders), rules_for("127.0.0.1", token, is_loopback=True))
+    library = Library(folders)
+    rules = rules_for("127.0.0.1", token, is_loopback=True)
+    studio = Studio(library, rules, Control(library) if control else None)
     with listen("127.0.0.1", 0) as listener:
         server = Server(studio)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
@@ -63,7 +69,7 @@ def running(*folders: Path, token: str | None = None) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `cgrpo studio ARGUMENTS` on a free port; gives the process and its URL."""
+    """Run `cgrpo studio ARGUMENTS` on a free port; gives the process and the address that it prints."""
     child = subprocess.Popen(
         [sys.executable, *CGRPO, "studio", *arguments, "--port", "0"],
         stdout=subprocess.PIPE,
@@ -74,7 +80,7 @@ def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
     try:
         assert child.stdout is not None
         line = child.stdout.readline()
-        found = re.search(r"(http://[^/\s]+)", line)
+        found = re.search(r"(http://\S+)", line)
         assert found, f"{line}{child.communicate()}"
         yield child, found[1]
     finally:

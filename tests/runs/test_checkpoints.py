@@ -17,10 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import forked
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import COMMIT, PARTIAL, Checkpoint, CheckpointStore
 from kill_child import content
-from processes import run_python, run_script
+from processes import run_python
 
 
 def assert_holds(checkpoint: Checkpoint, step: int) -> None:
@@ -276,7 +277,7 @@ def test_everything_is_durable_before_the_rename_and_pruning_comes_last(
 
 @pytest.mark.slow
 def test_a_kill_at_any_instant_of_a_save_loses_nothing(tmp_path: Path) -> None:
-    instants = int(run_script("kill_child.py", tmp_path))
+    instants = int(forked.script("kill_child.py", tmp_path))
     assert instants >= 16
     seen = set()
     for kill_at in range(instants):

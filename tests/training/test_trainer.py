@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import held_out
@@ -25,7 +26,6 @@ from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
 from customized_grpo.training import evaluate as evaluation
 from customized_grpo.training import parts, trainer
 from customized_grpo.training.trainer import Trainer
-from processes import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_interrupted_after_any_iteration_and_resumed_equals_uninterrupted(
 @pytest.fixture(scope="module")
 def signalled(runs: Path) -> dict[str, int]:
     """Exit status of `cgrpo train` by the place where a signal came, each in a process of its own."""
-    run_script("interrupted_train.py", runs, *RECIPE)
+    forked.script("interrupted_train.py", runs, *RECIPE)
     statuses: dict[str, int] = json.loads((runs / "statuses.json").read_text())
     return statuses
 

@@ -12,6 +12,7 @@ import typer
 from customized_grpo import keys
 from customized_grpo.cli.common import Trust, check_source, table
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import undisturbed_imports
 
 if TYPE_CHECKING:
     from customized_grpo.benchmarks.compare import PairedResult
@@ -113,7 +114,8 @@ def run(
     check_source(source)
     judge = _judge(judge_url, judge_model, judge_key_env)
 
-    from customized_grpo.benchmarks.run import PAGE, RESULT, BenchmarkRequest, run_benchmark
+    with undisturbed_imports():
+        from customized_grpo.benchmarks.run import PAGE, RESULT, BenchmarkRequest, run_benchmark
 
     outcome = run_benchmark(
         BenchmarkRequest(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from customized_grpo.cli.common import Run, Trust, check_run, table
+from customized_grpo.libraries import undisturbed_imports
 
 Intervals = Mapping[str, Mapping[str, float]]
 """{metric: {"mean", "low", "high"}}, low and high bounding the 95 % interval."""
@@ -42,8 +43,9 @@ def evaluate(
     # before the imports below, which take seconds
     check_run(run)
 
-    from customized_grpo.training.evaluate import evaluate as evaluate_run
-    from customized_grpo.training.evaluate import write_evaluation
+    with undisturbed_imports():
+        from customized_grpo.training.evaluate import evaluate as evaluate_run
+        from customized_grpo.training.evaluate import write_evaluation
 
     result = evaluate_run(run, samples_per_prompt=samples, seed=seed)
     print(results_table(result["base"], result["tuned"], result["difference"]))  # also if the disk is full

@@ -16,6 +16,7 @@ from customized_grpo.cli.common import (
     print_note,
 )
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import undisturbed_imports
 
 
 def generate(
@@ -78,8 +79,9 @@ def generate(
     if steps is not None:
         overrides.append(f"steps={steps}")
 
-    from customized_grpo.generation.generate import Request
-    from customized_grpo.generation.generate import generate as draw
+    with undisturbed_imports():
+        from customized_grpo.generation.generate import Request
+        from customized_grpo.generation.generate import generate as draw
 
     request = Request(prompt, reference, masks, count, seed)
     paths = draw(

@@ -8,6 +8,7 @@ import typer
 
 from customized_grpo.cli.common import Overrides, Run, Trust, check_run
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import undisturbed_imports
 
 FIXED = ("run.dir", "run.overwrite")
 """Settings that say where a run begins, and mean nothing for one that goes on."""
@@ -47,7 +48,8 @@ def resume(
             f"{fixed[0]}: a resumed run stays in its folder", hint="Leave it out, or move the folder first."
         )
 
-    from customized_grpo.training.trainer import resume as continue_run
+    with undisturbed_imports():
+        from customized_grpo.training.trainer import resume as continue_run
 
     # by Exit, because click ignores what a verb returns
     raise typer.Exit(continue_run(run, step, overrides=overrides or (), allowed=allow_change or ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -24,31 +25,41 @@ def studio(
     token_env: Annotated[
         str, typer.Option(help="Environment variable with the token that browsers must show.")
     ] = "CGRPO_TOKEN",
+    control: Annotated[
+        bool, typer.Option("--control", help="Also start, stop and resume runs; needs a token, or makes one.")
+    ] = False,
 ) -> None:
     """Show runs in a browser while they train.
 
     Live curves, samples, alarms, recipes, several runs side by side. Without a FOLDER
-    it shows those in runs/. It reads what runs write, and writes nothing.
+    it shows those in runs/. It reads what runs write, and writes nothing into them.
 
     For example: cgrpo studio runs
     """
     places = _existing(folders or [Path("runs")])
     check_web("studio")
     token = os.environ.get(token_env) or None
+    link = ""
 
     from customized_grpo.serving.access import check_access, is_loopback, listen
     from customized_grpo.studio.app import Studio
+    from customized_grpo.studio.control import Control
     from customized_grpo.studio.guard import rules_for
     from customized_grpo.studio.library import Library
     from customized_grpo.studio.server import serve
 
     check_access(host, token, token_env)
+    if control and token is None:
+        # on loopback too: whoever can start a run can run code as this user
+        token = secrets.token_urlsafe(24)
+        link = f"/#token={token}"
     with listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host  # IPv6 needs brackets before the port
-        # flushed for whoever waits for this line
-        print(f"studio at http://{address}:{listener.getsockname()[1]}", flush=True)
+        # flushed for whoever waits for this line; what is behind # never leaves the browser
+        print(f"studio at http://{address}:{listener.getsockname()[1]}{link}", flush=True)
         rules = rules_for(host, token, is_loopback=is_loopback(host))
-        serve(Studio(Library(places), rules), listener)
+        library = Library(places)
+        serve(Studio(library, rules, Control(library) if control else None), listener)
 
 
 def _existing(folders: list[Path]) -> list[Path]:

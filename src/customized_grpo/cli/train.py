@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from customized_grpo.cli.common import Overrides, Recipe, Trust
+from customized_grpo.libraries import undisturbed_imports
 
 
 def train(
@@ -21,7 +22,8 @@ def train(
     # before the import of torch, so that a wrong recipe is said at once
     config = load_config(recipe, overrides or ())
 
-    from customized_grpo.training.trainer import train as run
+    with undisturbed_imports():
+        from customized_grpo.training.trainer import train as run
 
     # by Exit, because click ignores what a verb returns
     raise typer.Exit(run(config))

@@ -6,6 +6,8 @@ once with its line, and so that no input can build an object or grow beyond its 
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import math
 from typing import Any
@@ -39,6 +41,12 @@ def read_yaml(text: str) -> tuple[Any, list[Mistake]]:
     """
     if len(text) > MAX_LENGTH:
         return None, [Mistake("text", f"longer than {MAX_LENGTH:,} characters")]
+    data, mistakes = _read(text)
+    return copy.deepcopy(data), list(mistakes)  # the caller may change them
+
+
+@functools.lru_cache(maxsize=32)  # a comparison reads one recipe for every arm
+def _read(text: str) -> tuple[Any, list[Mistake]]:
     # pure: the parser in C knows YAML 1.1 only, in which `no` is false
     yaml = YAML(typ="safe", pure=True)
     mistakes: list[Mistake] = []

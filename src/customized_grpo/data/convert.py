@@ -25,6 +25,7 @@ from customized_grpo.data.row_checks import RowProblem, check_writable
 from customized_grpo.data.split import HeldOut, split_by_subject, subject_of
 from customized_grpo.data.survey import Entry, Survey, survey
 from customized_grpo.data.writer import DatasetWriter
+from customized_grpo.disk import way_out
 from customized_grpo.errors import UserError
 from customized_grpo.files import is_free, new_folder, write_text
 
@@ -83,7 +84,7 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
             entries = _write_manifests(folder, collected, choices)
             _write_record(folder / "conversion.json", layout, source, options, choices, collected)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+        raise UserError(f"cannot write {out}: {error.strerror}", hint=way_out(error)) from error
     skipped = {"bad": len(collected.bad)} if collected.bad else {}
     return survey(entries, [], {**collected.dropped, **skipped}, collected.ignored)
 

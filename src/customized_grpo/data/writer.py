@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from customized_grpo.data.image_info import ImageInfo, mask_size_problem, read_i
 from customized_grpo.data.images import decode_image, open_alpha, open_image, open_mask
 from customized_grpo.data.mask_reading import check_mask
 from customized_grpo.data.row_checks import RowProblem
+from customized_grpo.disk import way_out
 from customized_grpo.errors import UserError
 
 JPEG_QUALITY = 95
@@ -32,6 +34,10 @@ class Placed:
 
     path: Path
     info: ImageInfo
+
+
+CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+"""What `link` says where it cannot link: another file system, or one without links."""
 
 
 class DatasetWriter:
@@ -159,7 +165,9 @@ class DatasetWriter:
             else:
                 shutil.copyfile(source, path)
         except OSError as error:
-            hint = "Files can be linked within one file system only; leave out --link." if self.link else None
+            hint = way_out(error)
+            if self.link and error.errno in CANNOT_LINK:
+                hint = "Files can be linked within one file system only; leave out --link."
             raise UserError(f"cannot write {path}: {error.strerror}", hint=hint) from error
 
     def _write(self, image: Image.Image, path: Path) -> None:
@@ -173,7 +181,7 @@ class DatasetWriter:
                 # without subsampling: by default JPEG halves the resolution of colours
                 image.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {path}: {error.strerror or error}", hint=way_out(error)) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from customized_grpo.errors import UserError
 from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.studio import views
+from customized_grpo.studio.control import Control
 from customized_grpo.studio.guard import COOKIE, Guard, Rules, problem
 from customized_grpo.studio.library import Comparison, Library, Run
 from customized_grpo.studio.stream import LIST_POLL_S, POLL_S, Follower, ListFollower, RunFollower, events
@@ -43,20 +44,43 @@ class Token(BaseModel):
     token: str
 
 
+class Start(BaseModel):
+    """A new run."""
+
+    recipe: str
+    name: str
+    settings: list[str] = []
+
+
+class Stop(BaseModel):
+    """A run to stop, by its id."""
+
+    run: str
+
+
+class Resume(BaseModel):
+    """A run to go on with, by its id."""
+
+    run: str
+    settings: list[str] = []
+
+
 class Studio:
     """The state of a studio.
 
     Args:
         library: Its runs and comparisons.
         rules: Who may ask.
+        control: What starts and stops runs; None: nothing may be.
 
     Attributes:
         is_closing: Whether streams must end, because the server does.
     """
 
-    def __init__(self, library: Library, rules: Rules) -> None:
+    def __init__(self, library: Library, rules: Rules, control: Control | None = None) -> None:
         self.library = library
         self.rules = rules
+        self.control = control
         self.is_closing = False
         self.streams = 0
 
@@ -90,6 +114,7 @@ def build_app(studio: Studio) -> FastAPI:
     app.include_router(_page_routes(studio))
     app.include_router(_list_routes(studio))
     app.include_router(_run_routes(studio))
+    app.include_router(_control_routes(studio))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, rules=studio.rules, login_page=(STATIC / "login.html").read_text("utf-8"))
 
@@ -201,5 +226,38 @@ def _run_routes(studio: Studio) -> APIRouter:
         content = views.image_png(studio.run(run_id), row, which, side)
         # a slider goes back and forth over the same few images
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+
+    return routes
+
+
+def _control_routes(studio: Studio) -> APIRouter:
+    routes = APIRouter(prefix="/api/control")
+
+    def control() -> Control:
+        if studio.control is None:
+            raise HTTPException(403, "this studio only shows runs: it was started without --control")
+        return studio.control
+
+    def view() -> views.ControlView:
+        return views.control_view(studio.control, studio.library)
+
+    @routes.get("")
+    def state() -> views.ControlView:
+        return view()
+
+    @routes.post("/start")
+    def start(given: Start) -> views.ControlView:
+        control().start(given.recipe, given.name, given.settings)
+        return view()
+
+    @routes.post("/stop")
+    def stop(given: Stop) -> views.ControlView:
+        control().stop(studio.run(given.run))
+        return view()
+
+    @routes.post("/resume")
+    def resume(given: Resume) -> views.ControlView:
+        control().resume(studio.run(given.run), given.settings)
+        return view()
 
     return routes

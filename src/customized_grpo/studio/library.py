@@ -33,9 +33,10 @@ FRESH_S = 2.0
 PLAN = "plan.json"
 RESULTS = "results.json"
 
-State = Literal["running", "elsewhere", "ended", "stopped", "damaged"]
+State = Literal["running", "elsewhere", "ended", "stopped", "failed", "damaged"]
 """running: its trainer is alive here. elsewhere: another machine has its lock, and may or may not train.
-ended: it has its summary. stopped: neither. damaged: a file of it cannot be read."""
+ended: it has its summary. stopped: neither. failed: the same, and the studio that started it knows why.
+damaged: a file of it cannot be read."""
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Run:
         last_eval: Newest evaluation.
         alarms: Alarms by kind: the iteration of the latest and its message.
         problem: Why a file of it cannot be read; empty if all can.
+        failure: The last words of its trainer, if the studio has started it and it has failed.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Run:
     last_eval: Record = field(default_factory=dict)
     alarms: dict[str, tuple[int, str]] = field(default_factory=dict)
     problem: str = ""
+    failure: str = ""
 
     def look(self) -> None:
         """Take in what the run has written since the last look."""
@@ -116,7 +119,7 @@ class Run:
             return "ended"
         holder = self.holder()
         if holder is None or holder.is_alive is False:
-            return "stopped"
+            return "failed" if self.failure else "stopped"
         return "running" if holder.is_here else "elsewhere"
 
     def standing_alarms(self) -> list[str]:

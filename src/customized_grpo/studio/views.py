@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel
 
+from customized_grpo.config import preset_names
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
@@ -18,7 +19,16 @@ from customized_grpo.pages.page import environment
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
-from customized_grpo.studio.library import RESULTS, Comparison, Library, Run, State, read_config
+from customized_grpo.studio.control import Control
+from customized_grpo.studio.library import (
+    RESULTS,
+    Comparison,
+    Library,
+    Run,
+    State,
+    folder_id,
+    read_config,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -72,6 +82,28 @@ class ListView(BaseModel):
     comparisons: list[ComparisonView]
 
 
+class JobView(BaseModel):
+    """A process that the studio has started."""
+
+    number: int
+    verb: str
+    name: str
+    run: str | None
+    status: int | None
+    """Exit status; None while it runs."""
+    words: str
+    """The end of its output, if it has failed."""
+
+
+class ControlView(BaseModel):
+    """What can be started from here."""
+
+    is_on: bool
+    folder: str = ""
+    presets: list[str] = []
+    jobs: list[JobView] = []
+
+
 class SampleRowView(BaseModel):
     """A prompt that is drawn again and again."""
 
@@ -110,6 +142,26 @@ def list_view(library: Library) -> ListView:
     )
 
 
+def control_view(control: Control | None, library: Library) -> ControlView:
+    """Return what can be started, and the processes that were."""
+    if control is None:
+        return ControlView(is_on=False)
+    jobs = []
+    for job in reversed(control.jobs):
+        run = library.run(folder_id(job.folder))
+        jobs.append(
+            JobView(
+                number=job.number,
+                verb=job.verb,
+                name=job.folder.name,
+                run=None if run is None else run.id,
+                status=job.status,
+                words=job.last_words() if job.has_failed else "",
+            )
+        )
+    return ControlView(is_on=True, folder=str(control.folder), presets=preset_names(), jobs=jobs)
+
+
 def run_view(run: Run) -> RunView:
     """Return a run as the list shows it."""
     state = run.state()
@@ -127,7 +179,7 @@ def run_view(run: Run) -> RunView:
         comparison=run.comparison,
         state=state,
         host=holder.host if holder is not None else None,
-        problem=run.problem,
+        problem=run.problem or run.failure,
         iteration=int(run.last.get("iteration") or 0),
         total=run.total,
         rollouts=_number(run.last, "rollouts"),

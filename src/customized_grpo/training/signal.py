@@ -43,6 +43,7 @@ class LearningSignal:
         valid: [N], False where a reward that is trained on is missing.
         weights: Prompt weight of every denoising step [T].
         quality_weight: w_q.
+        schedule_seed: Of the iteration, for a schedule that draws its weights.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class LearningSignal:
     valid: Tensor
     weights: Tensor
     quality_weight: float
+    schedule_seed: int = 0
 
     @classmethod
     def from_scores(
@@ -81,7 +83,8 @@ class LearningSignal:
         of_trained = asked[:, trained]
         # None where every row gets every reward: the mean is then one product, in every version the same bits
         choice = None if bool(of_trained.all()) else of_trained
-        advantages = adv.by_kind(adv.group_advantages(scores[:, trained], group_size), kinds, shares, choice)
+        each = adv.group_advantages(scores[:, trained], group_size, scale=config.advantage.std)
+        advantages = adv.by_kind(each, kinds, shares, choice)
         present = ~advantages.isnan()
         schedule: Schedule = config.schedule.build()
         # 63 bits -> 31, which every library's generator takes as a seed
@@ -97,6 +100,7 @@ class LearningSignal:
             valid=adv.valid_samples(scores[:, trained], group_size, choice),
             weights=prompt_weights(schedule, config.rollout.steps, seed),
             quality_weight=quality_weight,
+            schedule_seed=seed,
         )
 
     @property
@@ -123,16 +127,20 @@ class LearningSignal:
         )
 
     def combined(self, step: int, rule: Rule, group_size: int, clip: float) -> Tensor:
-        """Return the advantages [N] of one true step: the only place where several become one.
+        """Return the advantages [N] of one true step, 0 the noisiest; see `weighted`."""
+        return self.weighted(self.weights[step], rule, group_size, clip)
+
+    def weighted(self, prompt_weight: Tensor, rule: Rule, group_size: int, clip: float) -> Tensor:
+        """Return the advantages [N] at one prompt weight: the only place where several become one.
 
         Args:
-            step: True index of the denoising step, 0 the noisiest.
+            prompt_weight: Of the denoising step or noise level that is trained, [].
             rule: What combines prompt and identity.
             group_size: G.
             clip: Bound on the magnitude of the result.
         """
         if not bool(self.present.all()):
-            return self._combined_by_choice(step, rule, group_size, clip)
+            return self._weighted_by_choice(prompt_weight, rule, group_size, clip)
         quality = None
         if "quality" in self.kinds and len(self.kinds) > 1:
             # Kinds are in the order prompt, identity, quality: quality, where it is, is the last column.
@@ -141,8 +149,6 @@ class LearningSignal:
             # one of prompt and identity, or quality alone, without its weight
             alone = self.advantages[:, 0]
             return bounded(alone if quality is None else alone + quality, self.valid, clip)
-        # By the true step, whatever its place among the trained ones.
-        prompt_weight = self.weights[step]
         return combine(
             rule,
             self.advantages[:, :2],
@@ -154,7 +160,7 @@ class LearningSignal:
             adv_clip=clip,
         )
 
-    def _combined_by_choice(self, step: int, rule: Rule, group_size: int, clip: float) -> Tensor:
+    def _weighted_by_choice(self, prompt_weight: Tensor, rule: Rule, group_size: int, clip: float) -> Tensor:
         """Combine the groups of each choice of kinds apart: a group of one kind has nothing to combine."""
         result = torch.zeros_like(self.advantages[:, 0])
         for choice in torch.unique(self.present, dim=0):
@@ -162,5 +168,5 @@ class LearningSignal:
             columns = choice.nonzero().flatten().tolist()
             if columns:  # a row may choose no reward that is trained on
                 part = self._selected(rows, columns)
-                result[rows] = part.combined(step, rule, group_size, clip)
+                result[rows] = part.weighted(prompt_weight, rule, group_size, clip)
         return result

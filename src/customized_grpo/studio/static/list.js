@@ -1,5 +1,6 @@
 // All runs and comparisons of the folders, live.
 import { follow } from "./api.js";
+import { showControl } from "./control.js";
 import { h } from "./dom.js";
 import { ago, number } from "./format.js";
 
@@ -50,7 +51,9 @@ export function showList(place, words, setPath) {
   let cursor = -1;
 
   setPath([]);
-  place.append(h("div", { class: "tools" }, filter, compare), comparisons, table, empty);
+  const tools = h("div", { class: "tools" }, filter, compare);
+  place.append(tools, comparisons, table, empty);
+  const leaveControl = showControl(tools);
 
   const shown = () => {
     const text = filter.value.toLowerCase();
@@ -132,6 +135,7 @@ export function showList(place, words, setPath) {
   return {
     leave: () => {
       stop();
+      leaveControl();
       clearInterval(clock);
     },
     keys: {

@@ -1,6 +1,7 @@
 // One run, or several side by side: a head with state and alarms, and tabs.
 import { follow, getText } from "./api.js";
 import { showCharts } from "./charts.js";
+import { control, runButtons } from "./control.js";
 import { h, setDrawn } from "./dom.js";
 import { showImages } from "./images.js";
 import { badge, progress } from "./list.js";
@@ -29,7 +30,9 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
   const panel = h("div", { class: "panel", role: "tabpanel" });
   const heads = new Map(runs.map((run) => [run.id, h("div", { class: "run-head" })]));
   head.append(...heads.values());
-  place.append(chips, head, tabs, panel);
+  const refused = h("p", { class: "refused", role: "alert" });
+  place.append(chips, refused, head, tabs, panel);
+  control().then(drawChips, () => {});
 
   let shown = { leave: () => {}, keys: {} };
   const address = (name) => `#/runs/${ids}/${name}`;
@@ -55,6 +58,7 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
       h("strong", {}, run.name),
       run.view && badge(run.view),
       run.view && progress(run.view),
+      runButtons(run, (message) => (refused.textContent = message)),
       runs.length > 1 && h("a", { href: `#/runs/${others.join(",")}/${tab}`, "aria-label": `Leave out ${run.name}`, title: "Leave out" }, "×"),
     );
   }

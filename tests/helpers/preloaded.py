@@ -1,0 +1,36 @@
+"""What trainings import, compile and read first, done once: for processes that then fork trainings.
+
+Nothing here starts a thread, which a fork would lose.
+"""
+
+from __future__ import annotations
+
+import gc
+
+# The search for garbage would walk over all modules again and again, here and in each child.
+gc.disable()
+
+import customized_grpo.benchmarks.run  # noqa: E402
+import customized_grpo.cli.main  # noqa: E402
+import customized_grpo.comparison.run  # noqa: E402
+import customized_grpo.generation.generate  # noqa: E402
+import customized_grpo.pages.run_page  # noqa: E402
+import customized_grpo.training.evaluate  # noqa: E402
+import customized_grpo.training.trainer  # noqa: E402, F401
+from customized_grpo.config import load_config  # noqa: E402
+from customized_grpo.rewards import build_reward  # noqa: E402
+from customized_grpo.training.parts import build_data, build_policy  # noqa: E402
+
+
+def _touch_all_parts() -> None:
+    """Make every part of the smallest training once; the libraries import much of themselves only then."""
+    config = load_config("toybox-smoke")
+    build_data(config).train[0]
+    build_policy(config)
+    for reward in config.rewards:
+        build_reward(reward)
+
+
+_touch_all_parts()
+gc.freeze()
+gc.enable()

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from customized_grpo.libraries import undisturbed_imports
+
+
+def test_nothing_looks_for_garbage_while_the_libraries_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    with pytest.raises(ImportError), undisturbed_imports():
+        assert not gc.isenabled()
+        modules = [[] for _ in range(100)]
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() > frozen + len(modules)
+
+
+@pytest.mark.parametrize("reason", ["imported", "switched off"])
+def test_where_there_is_nothing_to_spare_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "imported":
+        monkeypatch.setitem(sys.modules, "diffusers", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+        gc.disable()
+    try:
+        before = gc.isenabled(), gc.get_freeze_count()
+        with undisturbed_imports():
+            assert (gc.isenabled(), gc.get_freeze_count()) == before
+        assert (gc.isenabled(), gc.get_freeze_count()) == before
+    finally:
+        gc.enable()
