@@ -19,7 +19,7 @@ from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.config import Config
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.rollout.trajectory import Trajectory
-from customized_grpo.training import doctor, trainer
+from customized_grpo.training import algorithm, doctor, trainer
 
 Recipe = Callable[..., Config]
 OWN_REWARDS = """
