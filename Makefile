@@ -4,6 +4,7 @@
 #   make check   what to run while working: lint and the fast tests, in about two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
+#   make docs    the documentation as a site: build/site/index.html
 #   make fuzz    10,000 damaged and hostile inputs of each kind; hours of two cores, see docs/reliability.md
 #   make soak    500 kills of a training, disk faults in every verb, a reward service under 200 clients
 
@@ -16,7 +17,7 @@ DEMO := runs/toybox-demo
 PRECISION := $(shell grep -qsw -e avx512_bf16 -e amx_bf16 -e bf16 /proc/cpuinfo && echo bf16 || echo fp32)
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo check test lint fuzz soak
+.PHONY: setup demo check test lint docs fuzz soak
 
 setup: $(STAMP)
 
@@ -45,6 +46,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# mkdocs' notice is about its own next version
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fuzz: $(STAMP)
 	$(BIN)/python measurements/fuzz.py --jobs 2

@@ -45,6 +45,13 @@ def test_sizes_are_those_of_the_published_pipelines(width: int, height: int) -> 
     assert flux2 == (small.width // 16 * 16, small.height // 16 * 16)
 
 
+@pytest.mark.parametrize("rule", ["image", 512])
+def test_sides_are_multiples_of_what_a_model_needs(rule: ReferenceSize) -> None:
+    assert reference_size((300, 200), rule, 1, (512, 512)) == (624, 416)
+    assert reference_size((300, 200), rule, 1, (512, 512), 32) == (640, 416)
+    assert largest_reference(rule, 1, (528, 496), 32)[0] % 32 == 0
+
+
 def test_the_sizes_of_kontext_are_the_pipelines() -> None:
     assert list(KONTEXT_SIZES) == kontext.PREFERRED_KONTEXT_RESOLUTIONS
 

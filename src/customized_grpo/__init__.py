@@ -1,3 +1,3 @@
 """Customized-GRPO: online reinforcement learning for subject-driven image generators."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -36,7 +36,9 @@ UNO_LONG_SIDE_OF_SEVERAL = 320
 """Longer side of a reference of UNO (arXiv 2504.02160, its inference code): alone, and among several."""
 
 
-def reference_size(photo: Size, rule: ReferenceSize, n_references: int, drawn: Size) -> Size:
+def reference_size(
+    photo: Size, rule: ReferenceSize, n_references: int, drawn: Size, multiple: int = MULTIPLE
+) -> Size:
     """Return the width and height at which a generator sees a photo, in pixels.
 
     Args:
@@ -46,6 +48,7 @@ def reference_size(photo: Size, rule: ReferenceSize, n_references: int, drawn: S
             as the drawn image. A number N: as many as a square of N x N.
         n_references: References of the row, of which the photo is one.
         drawn: Width and height of the images that are drawn.
+        multiple: Sides are multiples of so many pixels, but for rules that name their own.
 
     Raises:
         ValueError: A size is not positive.
@@ -66,14 +69,14 @@ def reference_size(photo: Size, rule: ReferenceSize, n_references: int, drawn: S
         case "qwen_edit":
             return _of_area(width / height, MEGAPIXEL, QWEN_MULTIPLE)
         case "image":
-            return _of_area(width / height, drawn[0] * drawn[1], MULTIPLE)
+            return _of_area(width / height, drawn[0] * drawn[1], multiple)
         case _:
-            return _of_area(width / height, rule * rule, MULTIPLE)
+            return _of_area(width / height, rule * rule, multiple)
 
 
-def largest_reference(rule: ReferenceSize, n_references: int, drawn: Size) -> Size:
+def largest_reference(rule: ReferenceSize, n_references: int, drawn: Size, multiple: int = MULTIPLE) -> Size:
     """Return the width and height at which a generator sees a large square photo, for estimates."""
-    return reference_size((16_384, 16_384), rule, n_references, drawn)
+    return reference_size((16_384, 16_384), rule, n_references, drawn, multiple)
 
 
 def changed_aspect(photo: Size, seen: Size) -> float:

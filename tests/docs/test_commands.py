@@ -14,7 +14,12 @@ from customized_grpo.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("src/**/*.md")}
+    {
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("src/**/*.md"),
+    }
 )
 END = {"|", "||", "&", "&&", ";", ">", "<", "(", ")"}
 
@@ -57,7 +62,7 @@ def unknown(words: list[str]) -> list[str]:
         if name not in command.commands:
             return [name]
         command = command.commands[name]
-    options = {"--help"}
+    options = {"--help", "-h"}
     for parameter in command.params:
         options |= {*parameter.opts, *parameter.secondary_opts}
     return [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]

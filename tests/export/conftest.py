@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import tiny_flux2
-import tiny_qwen_edit
+import tiny_families
 from customized_grpo.policies.start_adapter import shaped_like_start
 
-FAMILIES = ("flux1", "flux2", "qwen_edit")
+FAMILIES = ("flux1", "flux2", "qwen_edit", "qwen_image21")
 SETTINGS = {
     "flux1": [],
     "flux2": ["model.guidance=4.0", "model.max_text_tokens=96", "model.text_layers=[1, 2, 3]"],
     "qwen_edit": ["model.guidance=4.0", "model.max_text_tokens=512"],
+    "qwen_image21": ["model.guidance=2.0", "model.max_text_tokens=64"],
 }
 
 
@@ -39,13 +39,8 @@ MakeTrained = Callable[..., Trained]
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A pipeline of random weights per family, as a folder in diffusers' layout."""
-    from customized_grpo.toybox.models import build_pipeline
-
     folder = tmp_path_factory.mktemp("bases")
-    build_pipeline(0).save_pretrained(folder / "flux1")
-    tiny_flux2.klein().save_pretrained(folder / "flux2")
-    tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder / "qwen_edit")
-    return {family: folder / family for family in FAMILIES}
+    return {family: tiny_families.save(family, folder / family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")

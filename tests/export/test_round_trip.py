@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tiny_qwen_image21
 from customized_grpo.export import export_run
 from customized_grpo.export.run import Merge
 from customized_grpo.libraries import quiet
@@ -22,7 +23,7 @@ from tiny_qwen_edit import token_types_forwarded
 PROMPT = "a fox with a red hat on the left"
 SIZE = (64, 64)
 STEPS = 3
-FAMILIES = ("flux1", "flux2", "qwen_edit")
+FAMILIES = ("flux1", "flux2", "qwen_edit", "qwen_image21")
 SCALES = {"alpha = rank": None, "alpha = 3 rank / 2": 6.0}
 DOUBLE_BLOCKS = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 
@@ -54,6 +55,9 @@ def theirs(family: str, pipe: Any, reference: Tensor, policy: Any) -> Tensor:
         with pytest.MonkeyPatch.context() as patch, token_types_forwarded(pipe):
             patch.setattr(plus, "VAE_IMAGE_SIZE", SIZE[0] * SIZE[1])
             return pipe(**shared, negative_prompt=" ", true_cfg_scale=policy.guidance).images
+    if family == "qwen_image21":
+        options = {"negative_prompt": " ", "true_cfg_scale": policy.guidance, "output_resolution": SIZE[0]}
+        return tiny_qwen_image21.over_white(pipe(**shared, **options).images)
     shared |= {"guidance_scale": policy.guidance, "max_sequence_length": policy.max_text_tokens}
     if family == "flux1":
         return pipe(**shared, max_area=SIZE[0] * SIZE[1], _auto_resize=False).images
@@ -131,7 +135,7 @@ def test_all_that_is_on_a_base_becomes_a_transformer(
 
 def original_weights(family: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The matrices of a diffusers transformer's blocks under their original names, by hand."""
-    if family == "qwen_edit":
+    if family in ("qwen_edit", "qwen_image21"):
         return dict(weights)
     found = {}
     for i in range(1 + max(int(n.split(".")[1]) for n in weights if n.startswith("transformer_blocks."))):
@@ -197,7 +201,7 @@ def apply_comfyui(family: str, weights: dict[str, Tensor], file: Path) -> dict[s
 
 def comfyui_target(family: str, layer: str, width: int) -> tuple[str, int]:
     """(matrix, first row), a transcription of what ComfyUI's map says of attention layers."""
-    if family == "qwen_edit":
+    if family in ("qwen_edit", "qwen_image21"):
         return layer, 0
     stack, i, rest = layer.split(".", 2)
     if stack == "transformer_blocks":

@@ -126,6 +126,7 @@ def test_settings_replace_the_recipes_and_are_checked_like_one(run: Path) -> Non
         ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, ("flux2", 4.0, 50)),
         ({"_class_name": "Flux2Pipeline"}, ("flux2", 4.0, 28)),
         ({"_class_name": "QwenImageEditPlusPipeline"}, ("qwen_edit", 4.0, 40)),
+        ({"_class_name": "QwenImage21Pipeline"}, ("qwen_image21", 1.0, 40)),
     ],
 )
 def test_a_folder_gets_what_its_model_card_says(

@@ -15,10 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import tiny_flux2
-import tiny_qwen_edit
+import tiny_families
 from customized_grpo.config.schema import LoraConfig, ModelConfig
-from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
 
@@ -26,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
     "flux2": {"max_text_tokens": 96, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
+    "qwen_image21": {"max_text_tokens": 64, "guidance": 2.0},
 }
 
 Load = Callable[..., Policy]
@@ -55,13 +54,7 @@ def cuda(device: torch.device) -> torch.device:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint of each family."""
     root = tmp_path_factory.mktemp("checkpoints")
-    with quiet():
-        from customized_grpo.toybox.models import build_pipeline
-
-        build_pipeline(0).save_pretrained(root / "flux1")
-        tiny_flux2.klein().save_pretrained(root / "flux2")
-        tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), root / "qwen_edit")
-    return {family: root / family for family in SETTINGS}
+    return {family: tiny_families.save(family, root / family) for family in SETTINGS}
 
 
 @pytest.fixture(params=SETTINGS)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import tiny_flux2
-import tiny_qwen_edit
+import tiny_families
 from customized_grpo.config import load_config
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
@@ -35,12 +34,14 @@ BATCH = 3
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A checkpoint of each family."""
     root = tmp_path_factory.mktemp("checkpoints")
-    tiny_flux2.klein().save_pretrained(root / "flux2")
-    tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), root / "qwen_edit")
-    return {"flux1": "toybox", "flux2": str(root / "flux2"), "qwen_edit": str(root / "qwen_edit")}
+    saved = {"flux1": "toybox"}
+    for family, _, _ in FAMILIES:
+        if family not in saved:
+            saved[family] = str(tiny_families.save(family, root / family))
+    return saved
 
 
-FAMILIES = [("flux1", 24, 2.5), ("flux2", 96, 4.0), ("qwen_edit", 288, 4.0)]
+FAMILIES = [("flux1", 24, 2.5), ("flux2", 96, 4.0), ("qwen_edit", 288, 4.0), ("qwen_image21", 17, 1.0)]
 """Family, text tokens and guidance, which takes two calls for flux2 and qwen_edit."""
 
 
@@ -141,7 +142,7 @@ def test_parameters_and_conditioning_are_counted_exactly(model: ModelConfig) -> 
     assert run.vae_parameters == sum(parameter.numel() for parameter in policy.pipe.vae.parameters())
     image = torch.zeros(3, 64, 64)
     encoded = policy.encode(["a fox"], [[image]], 64, 64)
-    wide = [tensor for name, tensor in encoded.per_sample.items() if "mask" not in name]
+    wide = [tensor for name, tensor in encoded.per_sample.items() if not name.endswith(("_mask", "_length"))]
     text_is_fp32 = model.family == "flux1"  # ToyBox's encoders, being small, are never held in bf16
     assert (
         run.conditioning_bytes

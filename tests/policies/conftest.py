@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import tiny_flux2
+import tiny_families
 from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.flux1 import Flux1Policy
@@ -24,6 +24,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "flux1": {"max_text_tokens": 24},
     "flux2": {"max_text_tokens": 96, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
+    "qwen_image21": {"max_text_tokens": 64, "guidance": 2.0},
 }
 
 
@@ -87,21 +88,6 @@ def make_image() -> MakeImage:
     return make
 
 
-def _save(family: str, folder: Path) -> Path:
-    with quiet():
-        if family == "flux1":
-            from customized_grpo.toybox.models import build_pipeline
-
-            build_pipeline(0).save_pretrained(folder)
-        elif family == "flux2":
-            tiny_flux2.klein().save_pretrained(folder)
-        else:
-            import tiny_qwen_edit
-
-            tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=FAMILY_SETTINGS)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -114,7 +100,7 @@ def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Polic
 
     def make(family: str, **settings: Any) -> Policy:
         if family not in folders:
-            folders[family] = _save(family, tmp_path_factory.mktemp(family))
+            folders[family] = tiny_families.save(family, tmp_path_factory.mktemp(family))
         common = {"height": 64, "width": 64, "precision": "fp32", "device": "cpu", "family": family}
         if settings.get("text_encoders") == "drop":
             common["cache"] = tmp_path_factory.mktemp("cache")

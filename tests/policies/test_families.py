@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import tiny_flux2
-import tiny_qwen_edit
+import tiny_families
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.families import FAMILIES
 from customized_grpo.policies.loading import load_pipeline
 
-
-def _save_flux2(folder: Path) -> Path:
-    tiny_flux2.klein().save_pretrained(folder)
-    return folder
-
-
-def _save_qwen_edit(folder: Path) -> Path:
-    return tiny_qwen_edit.save_pipeline(tiny_qwen_edit.build_pipeline(), folder)
-
-
-SAVE: dict[str, Callable[[Path], Path]] = {"flux2": _save_flux2, "qwen_edit": _save_qwen_edit}
 SETTINGS = {
     "flux2": ["model.guidance=4.0", "model.text_layers=[1, 2, 3]", "model.max_text_tokens=96"],
     "qwen_edit": ["model.guidance=1.0", "model.max_text_tokens=512"],
+    "qwen_image21": ["model.guidance=1.0", "model.max_text_tokens=64"],
 }
 
 
-@pytest.mark.parametrize("family", SAVE)
+@pytest.mark.parametrize("family", SETTINGS)
 def test_one_iteration_and_an_adapter_that_its_own_pipeline_loads(family: str, tmp_path: Path) -> None:
-    path = SAVE[family](tmp_path / "base")
+    path = tiny_families.save(family, tmp_path / "base")
     settings = [f"model.family={family}", f"model.path={path}", *SETTINGS[family]]
     run = tmp_path / "run"
     shorter = ["train.iterations=1", "rollout.steps=2", "train.trained_fraction=1.0"]

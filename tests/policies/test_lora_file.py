@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora_file import FILE_NAME, PEFT_FILE_NAME, LoraFile
 from customized_grpo.policies.lora_reader import read_lora_file
-from customized_grpo.policies.other_programs import flux1_place, flux2_place, qwen_edit_place
+from customized_grpo.policies.other_programs import flux1_place, flux2_place, qwen_image_place
 
 DIM = 6
 RANK = 4
@@ -168,7 +168,7 @@ def test_the_other_families(read: Read) -> None:
     key = "single_blocks.0.linear1"
     file = read({key + AB[0]: down, key + AB[1]: up}, model=transformer(FLUX2_WIDTHS), place=flux2_place)
     check(file, {f"{SINGLE}.attn.to_qkv_mlp_proj": up @ down})
-    qwen = read(pair("lora_unet_" + TO_Q.replace(".", "_"), DOWN_UP, alpha=1.0), place=qwen_edit_place)
+    qwen = read(pair("lora_unet_" + TO_Q.replace(".", "_"), DOWN_UP, alpha=1.0), place=qwen_image_place)
     check(qwen, {TO_Q: B @ A / RANK})
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from customized_grpo.reference_sizes import ReferenceSize, Size, changed_aspect, reference_size
+from customized_grpo.reference_sizes import MULTIPLE, ReferenceSize, Size, changed_aspect, reference_size
 
 Fit = Literal["whole", "crop", "pad"]
 
@@ -32,18 +32,20 @@ class Fitting:
         fit: "whole": references keep their own aspect. "crop" and "pad": they get the shape of the drawn
             image, cut or inside a border.
         size: Size of whole references, see `reference_sizes.reference_size`.
+        multiple: Their sides are multiples of so many pixels.
     """
 
     height: int
     width: int
     fit: Fit = "whole"
     size: ReferenceSize = "image"
+    multiple: int = MULTIPLE
 
     def size_of(self, photo: Size, n_references: int = 1) -> Size:
         """Return the width and height that a photo gets as one of `n_references` of its row."""
         if self.fit != "whole":
             return self.width, self.height
-        return reference_size(photo, self.size, n_references, (self.width, self.height))
+        return reference_size(photo, self.size, n_references, (self.width, self.height), self.multiple)
 
     def apply(self, image: Image.Image, n_references: int = 1) -> Image.Image:
         """Return an image or a mask ("L") in that size; an image and its mask stay aligned."""

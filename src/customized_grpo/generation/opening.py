@@ -114,7 +114,8 @@ def open_generator(
 def fitting_of(settings: GeneratorSettings) -> Fitting:
     """Return the size and shape that references get with the settings of a generator."""
     model = settings.model
-    return Fitting(model.height, model.width, model.reference_fit, settings.reference_size)
+    multiple = get_family(model.family).size_multiple
+    return Fitting(model.height, model.width, model.reference_fit, settings.reference_size, multiple)
 
 
 def _load(model: ModelConfig, seed: int) -> Policy:

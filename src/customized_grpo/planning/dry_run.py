@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from customized_grpo.planning import replay
-from customized_grpo.planning.work import tokens
+from customized_grpo.planning.layout import RealLayout
 from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
-from customized_grpo.policies.tokens import PATCH
+from customized_grpo.policies.tokens import Grid
 from customized_grpo.reference_sizes import Size
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ class DryRun:
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
-        side = PATCH * self.scale_factor
-        self.n_image = tokens(model.height, model.width, side)
         self.references = tuple(references)
-        self.n_references = sum(tokens(height, width, side) for width, height in references)
+        self.grid = self._grid(model.height, model.width)
+        self.reference_grids = tuple(self._grid(height, width) for width, height in references)
+        self.n_image = math.prod(self.grid)
+        self.n_references = sum(math.prod(grid) for grid in self.reference_grids)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
         transformer = architecture.transformer.build(dtype=self.dtype)
@@ -82,6 +83,9 @@ class DryRun:
         """Return how many pixels of an image, along a side, are one latent pixel."""
         return self.policy_class.pixels_per_latent(self.vae.config)
 
+    def _grid(self, height: int, width: int) -> Grid:
+        return self.policy_class.grid_of(height, width, self.scale_factor)
+
     @property
     def token_channels(self) -> int:
         """Return C."""
@@ -92,19 +96,19 @@ class DryRun:
     def conditioning_bytes(self) -> int:
         """Return the bytes of one sample's conditioning: text, pooled text, references."""
         texts = self.policy_class.texts_per_sample(self.architecture, self.model.guidance)
-        width: int = texts * self.model.max_text_tokens * self.config.joint_attention_dim
+        width: int = texts * self.model.max_text_tokens * self.policy_class.text_channels(self.config)
         width += self.config.get("pooled_projection_dim", 0)
         return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
 
     def call_shape(self, batch: int) -> CallShape:
         """Return the sizes of a call of the transformer for a batch of samples."""
-        side = PATCH * self.scale_factor
         return CallShape(
             config=self.config,
             batch=batch,
-            grid=(self.model.height // side, self.model.width // side),
-            references=tuple((height // side, width // side) for width, height in self.references),
+            grid=self.grid,
+            references=self.reference_grids,
             text_tokens=self.model.max_text_tokens,
+            text_channels=self.policy_class.text_channels(self.config),
             dtype=self.dtype,
         )
 
@@ -189,7 +193,7 @@ class DryRun:
     def encode_bytes(self, batch: int) -> int:
         """Return the peak bytes of encoding a batch of the largest references, in fp32."""
         width, height = max(self.references, key=math.prod)
-        pixels = self._images(batch, 3, height, width)
+        pixels = self._images(batch, self.policy_class.VAE_CHANNELS, height, width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)
 
     @cached_property
@@ -225,14 +229,14 @@ class _Stub:
                 parameter.grad = torch.empty_like(parameter)
 
     def work(self) -> tuple[int, int]:
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(1)
             moved: list[int] = []
             flops = replay.flops(lambda: moved.append(replay.moved_bytes(lambda: self._velocity(inputs))))
             return flops, moved[0]
 
     def forward_bytes(self, batch: int) -> int:
-        with self.run.mode, torch.no_grad():
+        with self.run.mode, RealLayout(), torch.no_grad():
             inputs = self._inputs(batch)
             return replay.peak_bytes(
                 lambda: [self._velocity(inputs) for _ in range(self.run.calls)],
@@ -241,7 +245,7 @@ class _Stub:
 
     def graph_bytes(self, batch: int, checkpointing: bool) -> int:
         self._set_checkpointing(checkpointing)
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(batch)
             known = [*replay.known_tensors(self.module), *_tensors(inputs)]
             return replay.bytes_left(lambda: [self._velocity(inputs) for _ in range(self.run.calls)], known)
@@ -254,7 +258,7 @@ class _Stub:
 
     def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
         self._set_checkpointing(checkpointing)
-        with self.run.mode:
+        with self.run.mode, RealLayout():
             inputs = self._inputs(batch)
 
             def step() -> None:

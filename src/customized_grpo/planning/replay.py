@@ -75,7 +75,18 @@ def without_data(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
                 setattr(part, name, fake)
             for name, buffer in list(part.named_buffers(recurse=False)):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+            _fake_tables(part)
     return module
+
+
+def _fake_tables(part: nn.Module) -> None:
+    """Replace the tensors of a module that are no buffers, such as rotary tables: a call would move them."""
+    for name, value in list(vars(part).items()):
+        tables = value if isinstance(value, list) else [value]
+        if not tables or not all(isinstance(table, Tensor) for table in tables):
+            continue
+        fakes = [torch.empty(table.shape, dtype=table.dtype) for table in tables]
+        setattr(part, name, fakes if isinstance(value, list) else fakes[0])
 
 
 def known_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -73,6 +73,7 @@ class CallShape:
         grid: Rows and columns of an image's tokens.
         references: Rows and columns of the tokens of each of a sample's references.
         text_tokens: T.
+        text_channels: D.
         dtype: Type of the text embeddings.
     """
 
@@ -81,6 +82,7 @@ class CallShape:
     grid: Grid
     references: tuple[Grid, ...]
     text_tokens: int
+    text_channels: int
     dtype: torch.dtype
 
     @property
@@ -94,8 +96,7 @@ class CallShape:
 
     def text(self) -> Tensor:
         """Return text embeddings [B, T, D] of any content."""
-        width = self.config.joint_attention_dim
-        return torch.empty(self.batch, self.text_tokens, width, dtype=self.dtype)
+        return torch.empty(self.batch, self.text_tokens, self.text_channels, dtype=self.dtype)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from customized_grpo.policies.published_sizes import (
     KLEIN_BASE_9B,
     QWEN_EDIT_2509,
     QWEN_EDIT_2511,
+    QWEN_IMAGE21,
 )
 from customized_grpo.policies.sampling import Sampling
 
@@ -135,6 +136,13 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     ),
     "Qwen/Qwen-Image-Edit-2509": _qwen_edit(QWEN_EDIT_2509),
     "Qwen/Qwen-Image-Edit-2511": _qwen_edit(QWEN_EDIT_2511, "Qwen-Image-Edit-2511"),
+    "Qwen/Qwen-Image-2.1": Checkpoint(
+        family="qwen_image21",
+        pipeline="QwenImage21Pipeline",
+        architecture=QWEN_IMAGE21,
+        sampling=Sampling(guidance=1.0, steps=40, reference_size="qwen_edit"),
+        licence=_non_commercial("qwen-research", "Qwen/Qwen-Image-2.1", "LICENSE"),
+    ),
 }
 """Published checkpoints by hub id."""
 

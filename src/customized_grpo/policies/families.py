@@ -20,9 +20,10 @@ from customized_grpo.policies.other_programs import (
     embedded_guidance_call,
     flux1_place,
     flux2_place,
-    qwen_edit_place,
+    qwen_image_place,
 )
 from customized_grpo.policies.sampling import Sampling
+from customized_grpo.reference_sizes import MULTIPLE, QWEN_MULTIPLE
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import ModelConfig
@@ -39,6 +40,7 @@ class Family:
             diffusers that loads it.
         options: The family's own options, a section of a recipe.
         sampling: How images are drawn with a checkpoint that is like none in `policies/checkpoints.py`.
+        size_multiple: Sides of references are multiples of so many pixels.
         other_programs: What exports need to know.
     """
 
@@ -46,6 +48,7 @@ class Family:
     pipelines: Mapping[str, str]
     options: type[Section] = NoOptions
     sampling: Sampling = Sampling(guidance=1.0, steps=28)
+    size_multiple: int = MULTIPLE
     other_programs: OtherPrograms = OtherPrograms()
 
     def policy_class(self) -> type[Policy]:
@@ -86,6 +89,10 @@ def _qwen_edit_call(model: ModelConfig) -> list[str]:
     return [f"true_cfg_scale={model.guidance},", 'negative_prompt=" ",']
 
 
+def _qwen_image21_call(model: ModelConfig) -> list[str]:
+    return _qwen_edit_call(model) if model.guidance > 1 else []
+
+
 FLUX1 = Family(
     policy="customized_grpo.policies.flux1:Flux1Policy",
     # FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
@@ -119,11 +126,26 @@ QWEN_EDIT = Family(
     policy="customized_grpo.policies.qwen_edit:QwenEditPolicy",
     pipelines={"QwenImageEditPlusPipeline": "QwenImageEditPlusPipeline"},
     other_programs=OtherPrograms(
-        place=qwen_edit_place,
+        place=qwen_image_place,
         modelspec="Qwen-Image-Edit-Plus",
         network_module="networks.lora_qwen_image",
         base_version="qwen_image_edit",
         call=_qwen_edit_call,
+        reference_rule="qwen_edit",
+    ),
+)
+QWEN_IMAGE21 = Family(
+    policy="customized_grpo.policies.qwen_image21:QwenImage21Policy",
+    pipelines={"QwenImage21Pipeline": "QwenImage21Pipeline"},
+    sampling=Sampling(guidance=1.0, steps=40),
+    size_multiple=QWEN_MULTIPLE,
+    other_programs=OtherPrograms(
+        place=qwen_image_place,
+        modelspec="Qwen-Image-2.1",
+        network_module="networks.lora_qwen_image_21",
+        base_version="qwen_image_21",
+        pipeline="QwenImage21Pipeline",
+        call=_qwen_image21_call,
         reference_rule="qwen_edit",
     ),
 )
@@ -136,6 +158,7 @@ FAMILIES: Mapping[str, Family] = {
     "flux1": FLUX1,
     "flux2": FLUX2,
     "qwen_edit": QWEN_EDIT,
+    "qwen_image21": QWEN_IMAGE21,
     "two_scale": TWO_SCALE,
 }
 """The package's own families by their names in recipes."""

@@ -5,7 +5,9 @@ Layers: in the original names of FLUX several layers are one.
 diffusers keeps query, key and value apart; the original code, and so ComfyUI's model and kohya's files, have
 one matrix `qkv` whose rows they are, and in the single blocks of FLUX.1 one `linear1` with the rows of the
 MLP below. Sources: the conversion of original checkpoints in diffusers (`single_file_utils`,
-`lora_conversion_utils`) and ComfyUI's `flux_to_diffusers`. Qwen-Image is called the same everywhere.
+`lora_conversion_utils`) and ComfyUI's `flux_to_diffusers`. Qwen-Image is called the same everywhere, 2.1 as
+well: musubi-tuner's module for it adapts the blocks of a model with these names, and ComfyUI maps the two
+layers that are one matrix there (gate and projection of the MLP) itself.
 
 Left out on purpose: `norm_out.linear`, whose two halves the original has in the other order.
 """
@@ -129,8 +131,8 @@ def _flux_place(layer: str, double: Mapping[str, Place], single: Mapping[str, Pl
     return Place(f"{original_stack}.{number}.{place.name}", place.start, place.rows)
 
 
-def qwen_edit_place(layer: str) -> Place | None:
-    """Return the layer's own name, if it is in a block: the original of Qwen-Image has the same ones."""
+def qwen_image_place(layer: str) -> Place | None:
+    """Return the layer's own name, if it is in a block: the originals of Qwen-Image have the same ones."""
     return Place(layer) if layer.startswith("transformer_blocks.") else None
 
 

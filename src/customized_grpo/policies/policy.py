@@ -26,7 +26,7 @@ from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.options import NO_OPTIONS
 from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.sizes import PolicySizes
-from customized_grpo.policies.tokens import PATCH, Grid, pack
+from customized_grpo.policies.tokens import Grid, pack
 from customized_grpo.text_limits import TextLimit
 
 if TYPE_CHECKING:
@@ -54,9 +54,6 @@ class Policy(PolicySizes, ABC):
 
     VAE_MEMORY_FORMAT: ClassVar[torch.memory_format] = torch.channels_last
     """Convolutions are twice as fast in this layout, on CPUs as well."""
-
-    VAE_FRAMES: ClassVar[tuple[int, ...]] = ()
-    """Axes that the autoencoder has between channels and rows: (1,) for one of videos."""
 
     def __init__(self, pipe: Any, settings: PolicySettings, options: Section = NO_OPTIONS) -> None:
         if settings.mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
@@ -149,12 +146,9 @@ class Policy(PolicySizes, ABC):
         """Return the rows and columns of tokens of an image, given in pixels.
 
         Raises:
-            UserError: The size is not a multiple of the side of a token.
+            UserError: The model makes no image of this size.
         """
-        side = PATCH * self.pipe.vae_scale_factor
-        if height % side or width % side:
-            raise UserError(f"size {height}x{width}: this model needs multiples of {side} pixels")
-        return height // side, width // side
+        return self.grid_of(height, width, self.pipe.vae_scale_factor)
 
     def n_tokens(self, height: int, width: int) -> int:
         """Return N, the number of tokens of an image of a size in pixels."""
@@ -166,8 +160,9 @@ class Policy(PolicySizes, ABC):
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         """Return initial noise [B, N, C], fp32; sample i depends on generators[i] alone, not on its batch."""
         rows, columns = self.grid(height, width)
-        shape = (self.latent_channels(self.pipe.vae.config), PATCH * rows, PATCH * columns)
-        return pack(self._draw(generators, shape))
+        patch = self.PATCH
+        shape = (self.latent_channels(self.pipe.vae.config), patch * rows, patch * columns)
+        return pack(self._draw(generators, shape), patch)
 
     def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
         """Return noise [B, *shape], fp32, sample i from generators[i] alone."""
@@ -185,11 +180,15 @@ class Policy(PolicySizes, ABC):
         """
         scheduler = copy.deepcopy(self.pipe.scheduler)  # setting its timesteps would change the pipeline
         mu = self._shift(steps, n_tokens) if self.mu is None else self.mu
-        # Even levels from 1 to 1/T, then the scheduler's shift by mu; it adds the last level, 0.
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
+        # The scheduler shifts the levels by mu and adds the last level, 0.
+        scheduler.set_timesteps(sigmas=self._levels(steps), mu=mu, device="cpu")
         sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
         assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
         return sigmas
+
+    def _levels(self, steps: int) -> Any:
+        """Return noise levels [steps] before the shift, the last level, 0, left out; by default even ones."""
+        return np.linspace(1.0, 1 / steps, steps)
 
     def _shift(self, steps: int, n_tokens: int) -> float:
         """Return mu as the family's pipeline computes it; by default it grows linearly with N."""
@@ -243,7 +242,7 @@ class Policy(PolicySizes, ABC):
         """Return images [B, 3, height, width] in [0, 1], fp32, of clean image tokens [B, N, C]."""
         vae = self.pipe.vae
         with self.placement.vae():
-            # tokens of 2 x 2 latent pixels -> latent pixels -> image pixels
+            # tokens -> latent pixels -> image pixels
             latents = self._latents(x, self.grid(height, width)).to(vae.dtype)
             with self._autocast():
                 pixels = self._decode_latents(latents)
@@ -252,7 +251,7 @@ class Policy(PolicySizes, ABC):
 
     @abstractmethod
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
-        """Return latent images [B, c, 2 rows, 2 columns] as the autoencoder scales them, of tokens."""
+        """Return latent images [B, c, p rows, p columns] as the autoencoder scales them, of tokens."""
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] of latent images."""

@@ -16,6 +16,8 @@ Sources, read in November 2026:
   layers of Qwen3-8B (Klein9BParams of github.com/black-forest-labs/flux2); Qwen/Qwen3-8B's config.json.
 * Qwen-Image-Edit-2509: transformer/config.json as copied by lightx2v/Qwen-Image-Lightning; 2511 differs in
   `zero_cond_t` (docs of diffusers). Qwen/Qwen2.5-VL-7B-Instruct's config.json.
+* Qwen-Image-2.1: defaults of QwenImage21Transformer2DModel and AutoencoderKLQwenImage21;
+  Qwen/Qwen3-VL-8B-Instruct's config.json.
 * Autoencoders: FLUX.1's ae_params (github.com/black-forest-labs/flux: 128 channels x (1, 2, 4, 4), 2 blocks,
   16 latent channels); defaults of AutoencoderKLFlux2 and AutoencoderKLQwenImage.
 """
@@ -122,6 +124,30 @@ _QWEN25_VL_7B = Part(
             "intermediate_size": 3420,
             "num_heads": 16,
             "out_hidden_size": 3584,
+        },
+        "tie_word_embeddings": False,
+    },
+)
+
+_QWEN3_VL_8B = Part(
+    "transformers",
+    "Qwen3VLForConditionalGeneration",
+    {
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+        "vision_config": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "out_hidden_size": 4096,
         },
         "tie_word_embeddings": False,
     },
@@ -239,4 +265,24 @@ QWEN_EDIT_2511 = replace(
         "QwenImageTransformer2DModel",
         {**QWEN_EDIT_2509.transformer.config, "zero_cond_t": True},
     ),
+)
+QWEN_IMAGE21 = Architecture(
+    transformer=Part(
+        "diffusers",
+        "QwenImage21Transformer2DModel",
+        {
+            "in_channels": 64,
+            "out_channels": 64,
+            "num_layers": 32,
+            "attention_head_dim": 128,
+            "num_attention_heads": 32,
+            "context_in_dim": 4096,
+            "mlp_ratio": 3,
+            "axes_dims_rope": (16, 56, 56),
+        },
+    ),
+    vae=Part("diffusers", "AutoencoderKLQwenImage21", {"base_dim": 96, "decoder_base_dim": 144, "z_dim": 64}),
+    text_encoders=(_QWEN3_VL_8B,),
+    distilled=False,
+    source=_SOURCE,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from customized_grpo.errors import UserError
+from customized_grpo.policies.tokens import PATCH, Grid
 
 if TYPE_CHECKING:
     from customized_grpo.policies.architecture import Architecture, CallShape
@@ -12,6 +13,42 @@ if TYPE_CHECKING:
 
 class PolicySizes:
     """What a policy's class says before there is a policy; the defaults suit a pipeline like FLUX.1's."""
+
+    PATCH: ClassVar[int] = PATCH
+    """Side of a token, in latent pixels."""
+
+    SIDE_IN_TOKENS: ClassVar[int] = 1
+    """The sides of an image are multiples of so many tokens."""
+
+    VAE_FRAMES: ClassVar[tuple[int, ...]] = ()
+    """Axes that the autoencoder has between channels and rows: (1,) for one of videos."""
+
+    VAE_CHANNELS: ClassVar[int] = 3
+    """Channels of the images that the autoencoder takes: 4 with opacity."""
+
+    @classmethod
+    def grid_of(cls, height: int, width: int, pixels_per_latent: int) -> Grid:
+        """Return the rows and columns of tokens of an image.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            pixels_per_latent: Pixels that are one latent pixel, along a side.
+
+        Raises:
+            UserError: The model makes no image of this size.
+        """
+        side = cls.PATCH * pixels_per_latent
+        step = cls.SIDE_IN_TOKENS * side
+        if height % step or width % step:
+            raise UserError(f"size {height}x{width}: this model needs multiples of {step} pixels")
+        return height // side, width // side
+
+    @classmethod
+    def text_channels(cls, transformer_config: Any) -> int:
+        """Return D, the channels of the text embeddings that the transformer takes."""
+        channels: int = transformer_config.joint_attention_dim
+        return channels
 
     @classmethod
     def pixels_per_latent(cls, vae_config: Any) -> int:

@@ -14,6 +14,7 @@ from customized_grpo.data.image_info import ImageInfo
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.overlap import Overlap, find_overlap
 from customized_grpo.errors import UserError
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.rewards import needs_masks
 
@@ -97,7 +98,8 @@ def fitting_of(config: Config, model: ModelConfig) -> Fitting:
         config: The recipe.
         model: Its section `model`, or that of its evaluation.
     """
-    return Fitting(model.height, model.width, model.reference_fit, reference_size_of(config))
+    multiple = get_family(model.family).size_multiple
+    return Fitting(model.height, model.width, model.reference_fit, reference_size_of(config), multiple)
 
 
 def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, width: int) -> None:
