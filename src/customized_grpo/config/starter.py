@@ -83,8 +83,8 @@ def _data(train: Path, held_out: Path | None) -> list[str]:
 
 def _setting(config: Config, path: str) -> list[str]:
     """Return what a setting means, and its value."""
-    (sentence,) = [knob.sentence for knob in knobs() if knob.path == path]
-    return [*_comment("  ", sentence), *_value("  ", path.rpartition(".")[2], leaves(config)[path])]
+    sentences = {knob.path: knob.sentence for knob in knobs()}
+    return [*_comment("  ", sentences[path]), *_value("  ", path.rpartition(".")[2], leaves(config)[path])]
 
 
 def _comment(indent: str, sentence: str) -> list[str]:
