@@ -1,4 +1,4 @@
-"""NFT and AWM are seen to learn: with honest rewards both held-out qualities of the world of two scales rise."""
+"""NFT and AWM are seen to learn: with honest rewards both held-out qualities of two-scale rise."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def test_both_held_out_qualities_rise(tmp_path: Path, algorithm: str) -> None:
     )
     assert trainer.train(config) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["change"]["judge/identity"]["low"] > 0.2
-    assert summary["change"]["judge/prompt"]["low"] > 0.05
+    assert summary["difference"]["judge/identity"]["low"] > 0.2
+    assert summary["difference"]["judge/prompt"]["low"] > 0.05
