@@ -39,6 +39,36 @@ def test_matches_an_independent_numpy_computation():
     np.testing.assert_allclose(actual[:, 0], expected.reshape(-1), rtol=1e-6)
 
 
+def test_by_the_batch_a_group_that_hardly_differs_counts_little():
+    r = np.array([[0.1, 0.2, 0.3, 0.6], [5.0, 5.1, 5.0, 5.1], [7.0, 7.0, 7.0, 7.0]])
+    actual = group_advantages(torch.from_numpy(r.reshape(-1)), 4, scale="global")
+    expected = (r - r.mean(1, keepdims=True)) / r.std(ddof=1)
+    np.testing.assert_allclose(actual[:, 0], expected.reshape(-1), rtol=1e-6, atol=1e-12)
+    assert float(actual[8:].abs().max()) == 0.0
+
+
+def test_without_a_std_advantages_have_the_units_of_the_reward():
+    r = rewards()
+    plain = group_advantages(r, G, scale="none").reshape(3, G, 2)
+    grouped = r.reshape(3, G, 2)
+    torch.testing.assert_close(plain, grouped - grouped.mean(1, keepdim=True))
+    assert float(group_advantages(torch.full((G,), 3.0), G, scale="none").abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("scale", ["global", "none"])
+def test_what_is_not_scored_takes_no_part_in_any_std(scale: str):
+    r = rewards()
+    gaps = r.clone()
+    gaps[5, 1] = NAN
+    kept = [n for n in range(len(r)) if n != 5]
+    actual = group_advantages(gaps, G, scale=scale)
+    centred = r[:G, 1][[n for n in range(G) if n != 5]]
+    divisor = r[kept, 1].std() if scale == "global" else 1.0
+    torch.testing.assert_close(actual[0, 1], (r[0, 1] - centred.mean()) / divisor, rtol=1e-6, atol=0)
+    assert float(actual[5, 1]) == 0.0
+    torch.testing.assert_close(actual[:, 0], group_advantages(r, G, scale=scale)[:, 0])
+
+
 def test_golden_vector():
     actual = group_advantages(torch.tensor([1.0, 2.0, 3.0, 6.0]), 4)
     # mean 3, variance (4 + 1 + 0 + 9) / 3

@@ -230,3 +230,39 @@ class Raising(Schedule):
 def test_a_faulty_schedule_is_refused_by_its_check(schedule: Schedule, message: str):
     with pytest.raises(ValueError, match=message):
         check_schedule(schedule, 4)
+
+
+# Between the steps
+
+
+def at_progress(name: str, progress: torch.Tensor, n_steps: int = T, seed: int = 0) -> torch.Tensor:
+    options: dict[str, Any] = {}
+    if name == "table":
+        options = {"prompt_weights": [step / n_steps for step in range(n_steps)]}
+    if name == "calibrated":
+        options = {"path": "weights.json", "measured": measured(n_steps) | {"read_from": "weights.json"}}
+    schedule = SCHEDULES[name].model_validate_json(json.dumps(options))
+    return schedules.prompt_weights_at(schedule, progress, n_steps, seed)
+
+
+@pytest.mark.parametrize("n_steps", [2, 10, 25, 49])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_at_the_progress_of_a_step_the_weight_is_that_of_the_step(name: str, n_steps: int) -> None:
+    progress = torch.arange(n_steps, dtype=torch.float64) / n_steps
+    expected = prompt_weights(name, n_steps, seed=3)
+    assert torch.equal(at_progress(name, progress, n_steps, seed=3), expected)
+
+
+def test_between_two_steps_tdw_has_its_own_formula_and_its_controls_the_weight_of_the_step() -> None:
+    progress = torch.tensor([0.1, 0.43, 0.9], dtype=torch.float64)
+    falling = 0.3 + 0.4 / (1 + math.exp(20 * (0.43 - 0.4)))
+    assert at_progress("tdw", progress).tolist() == pytest.approx([0.7, falling, 0.5])
+    assert at_progress("linear", progress).tolist() == pytest.approx([0.66, 0.528, 0.34])
+    # progress .43 of 25 steps lies in step 10
+    inverse = prompt_weights("inverse_tdw", T)
+    assert at_progress("inverse_tdw", progress).tolist() == pytest.approx(inverse[[2, 10, 22]].tolist())
+
+
+def test_weights_of_levels_outside_the_trajectory_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        at_progress("constant", torch.tensor([1.0]))

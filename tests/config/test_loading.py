@@ -118,6 +118,10 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ),
         ("model.text_encoders=drop", "text_encoders: 'drop' needs a folder for what they encoded"),
         ("schedule.start=0.1", "schedule.options.start: not an option of tdw, only of linear"),
+        (
+            "data={kind: manifest, train: a, subjects: 3}",
+            "data.subjects: there is no such key here; data of kind toybox alone",
+        ),
         ("rewards.nobody.weight=1", "no single item 'nobody'; use an index below 3 or one of dino, clip_i"),
         ("rewards.7.weight=1", "no single item '7'"),
         ("model.path.x=1", "model.path is a value and has no keys"),

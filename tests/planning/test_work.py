@@ -36,6 +36,22 @@ def test_guidance_doubles_and_epochs_and_the_kl_term_add() -> None:
     assert passes.evaluation == 2 * 10
 
 
+@pytest.mark.parametrize(
+    ("settings", "models"),
+    [
+        (["train.kl_weight=0"], 1),
+        (["train.kl_weight=0.1"], 2),
+        (["train.kl_weight=0.1", "train.kl_reference=old"], 1),
+    ],
+)
+def test_nft_asks_the_old_policy_at_every_level_and_the_kl_reference_unless_it_is_that(
+    settings: list[str], models: int
+) -> None:
+    config = load_config("flux1-kontext", ["train.algorithm=nft", *settings])
+    # forward, backward with checkpointing, and the other models
+    assert work.passes(config, 6, 1).update == 12 * 6 * (1 + 3 + models)
+
+
 def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None:
     settings = ["train.prompts_per_iteration=16", "train.updates_per_iteration=2", "rollout.batch_size=10"]
     divided = work.batches(load_config("flux1-kontext", settings), 3, 4)

@@ -110,6 +110,11 @@ def test_no_preset_sets_what_changes_nothing(preset: str) -> None:
             ("rollout.sde_window={size: 2}", "train.trained_fraction=0.5"),
             "train.trained_fraction=0.5 has no effect",
         ),
+        (
+            ["prompt", "identity"],
+            ("advantage.name=sum_then_normalise", "advantage.std=global"),
+            "advantage.std=global has no effect",
+        ),
         (["prompt", "identity"], ("train.clip_range=0.2",), "train.clip_range=0.2 has no effect"),
         (
             ["prompt", "identity"],
@@ -130,6 +135,7 @@ def test_what_has_an_effect_is_not_said(recipe: Recipe) -> None:
         "train.clip_range=0.2",
         "train.inner_epochs=2",
         "advantage.name=gd2po_snr",
+        "advantage.std=global",
         "evaluation.on_alarm=stop",
         "evaluation.every=1",
     )

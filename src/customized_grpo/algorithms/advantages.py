@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +24,17 @@ rounding into advantages of unit size.
 """
 
 
-def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> Tensor:
+Scale = Literal["group", "global", "none"]
+
+
+def group_advantages(
+    rewards: Tensor, group_size: int, *, scale: Scale = "group", eps: float = 1e-8
+) -> Tensor:
     """Normalise each reward within its group: A = (R - mean) / (std + eps), std with ddof = 1.
+
+    The mean is always the group's. With scale "global" the std is that of all finite rewards of the batch,
+    so that groups which hardly differ count little, and with "none" it is 1: advantages in the reward's own
+    units.
 
     A reward that is NaN or infinite takes no part in the group's statistics and gets advantage 0 (see
     `valid_samples` for what the loss should keep). A (group, reward) pair with fewer than two finite rewards,
@@ -34,6 +44,7 @@ def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> 
     Args:
         rewards: [N] or [N, K]; groups are consecutive blocks of `group_size` rows.
         group_size: G, samples per prompt.
+        scale: What the distance from the group's mean is divided by.
         eps: Added to the std, and its absolute floor, in units of the reward.
 
     Returns:
@@ -58,8 +69,18 @@ def group_advantages(rewards: Tensor, group_size: int, *, eps: float = 1e-8) -> 
     # Relative to the rewards' size: rounding of a constant reward of 1,000 is larger than any fixed eps.
     floor = (RELATIVE_STD_FLOOR * values.abs().amax(1, keepdim=True)).clamp_min(eps)
     informative = (count >= 2) & (std > floor)
+    if scale != "group":
+        std = _batch_std(values, finite) if scale == "global" else torch.ones_like(std) - eps
     # Groups are blocks of rows, so flattening gives the order of the rows back.
     return torch.where(informative, centred / (std + eps), 0.0).flatten(0, 1)
+
+
+def _batch_std(values: Tensor, finite: Tensor) -> Tensor:
+    """Return the std of each reward over all groups [1, 1, K], ddof = 1; values are [P, G, K]."""
+    count = finite.sum((0, 1), keepdim=True)
+    mean = values.sum((0, 1), keepdim=True) / count.clamp_min(1)
+    centred = torch.where(finite, values - mean, 0.0)
+    return (centred.square().sum((0, 1), keepdim=True) / (count - 1).clamp_min(1)).sqrt()
 
 
 def valid_samples(rewards: Tensor, group_size: int) -> Tensor:

@@ -37,6 +37,21 @@ class Schedule(Section, ABC):
             seed: Another one in every iteration, for schedules that draw their weights.
         """
 
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        """Return the prompt weight at progress in [0, 1), [K], where noise levels lie between the steps.
+
+        By default it is the weight of the step that the progress lies in; a schedule with a formula of
+        progress uses that.
+
+        Args:
+            progress: [K].
+            n_steps: T.
+            seed: As in a call.
+        """
+        # a little more, because i / T times T may be rounded to below i
+        step = (progress * n_steps + 1e-9).floor().long().clamp_max(n_steps - 1)
+        return self(n_steps, seed)[step]
+
     def check_rollout(self, n_steps: int, sampler: str, eta: float, noisy_steps: Collection[int]) -> None:
         """Refuse a rollout that the schedule is not made for; by default none is refused.
 
@@ -101,6 +116,10 @@ class Tdw(Schedule):
     def __call__(self, n_steps: int, seed: int) -> Tensor:
         return self.at(_progress(n_steps))
 
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        # Its controls, which permute the table or average it, have the weights of steps only.
+        return self.at(progress) if type(self) is Tdw else super().at_progress(progress, n_steps, seed)
+
 
 class TdwMean(Tdw):
     """Constant at TDW's mean over the trained steps: the control for "it is only the average weight"."""
@@ -152,7 +171,10 @@ class Linear(Schedule):
     """Prompt weight at the end of the trajectory."""
 
     def __call__(self, n_steps: int, seed: int) -> Tensor:
-        return self.start + (self.end - self.start) * _progress(n_steps)
+        return self.at_progress(_progress(n_steps), n_steps, seed)
+
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        return self.start + (self.end - self.start) * progress
 
 
 class Table(Schedule):
@@ -235,6 +257,29 @@ def prompt_weights(schedule: Schedule, n_steps: int, seed: int = 0) -> Tensor:
     weights = schedule(n_steps, seed)
     if weights.shape != (n_steps,) or not bool(((weights >= 0) & (weights <= 1)).all()):
         raise ValueError(f"must give {n_steps} weights in [0, 1], gave {weights.tolist()}")
+    return weights.float()
+
+
+def prompt_weights_at(schedule: Schedule, progress: Tensor, n_steps: int, seed: int = 0) -> Tensor:
+    """Return the prompt weight at values of progress that need not be those of steps.
+
+    Args:
+        schedule: The schedule, with its options.
+        progress: [K] in [0, 1).
+        n_steps: T, for schedules that know steps only.
+        seed: As in `prompt_weights`.
+
+    Returns:
+        [K] in float32; at progress i / T what `prompt_weights` has for step i.
+
+    Raises:
+        ValueError: Progress outside [0, 1), or the schedule does not give K weights in [0, 1].
+    """
+    if not bool(((progress >= 0) & (progress < 1)).all()):
+        raise ValueError(f"progress must be in [0, 1), got {progress.tolist()}")
+    weights = schedule.at_progress(progress, n_steps, seed)
+    if weights.shape != progress.shape or not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise ValueError(f"must give {len(progress)} weights in [0, 1], gave {weights.tolist()}")
     return weights.float()
 
 

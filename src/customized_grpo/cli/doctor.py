@@ -115,7 +115,8 @@ def render(diagnosis: Diagnosis) -> str:
     """Return a diagnosis as plain text: rewards, their conflict, decisions by step, and problems."""
     group_size = diagnosis.samples // diagnosis.prompts
     parts = [
-        f"{diagnosis.prompts} prompts, {group_size} samples each, as in the first iteration of training",
+        f"{diagnosis.prompts} prompts, {group_size} samples each, as in the first iteration of training with "
+        f"train.algorithm={diagnosis.algorithm}",
         _rewards_table(diagnosis.rewards),
         "\n".join([*_conflict_lines(diagnosis), _ratio_line(diagnosis)]),
         *(_decision_parts(diagnosis.decisions) if diagnosis.decisions is not None else []),
@@ -161,6 +162,8 @@ def _conflict_lines(diagnosis: Diagnosis) -> list[str]:
 
 
 def _ratio_line(diagnosis: Diagnosis) -> str:
+    if diagnosis.algorithm == "nft":
+        return "first-pass ratio: none, as nft has no ratios"
     if diagnosis.ratio_deviation is None:
         return "first-pass ratio: not measured, because there is no sample to train on"
     return (

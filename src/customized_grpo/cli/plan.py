@@ -120,6 +120,7 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
     batches = estimate.batches
     tokens = estimate.tokens
     return [
+        ["algorithm", estimate.algorithm],
         ["iteration", f"{batches.prompts} prompts, {batches.samples} samples"],
         [
             "process",
@@ -133,8 +134,7 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
         ],
         [
             "steps",
-            f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, "
-            f"{estimate.trained_steps} are trained",
+            f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, " + _trained(estimate),
         ],
         [
             "tokens",
@@ -142,6 +142,12 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
             f"{tokens.text} text a sample",
         ],
     ]
+
+
+def _trained(estimate: Estimate) -> str:
+    if estimate.algorithm == "grpo":
+        return f"{estimate.trained_steps} are trained"
+    return f"none is trained; {estimate.trained_steps} noise levels are"
 
 
 def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo import extensions
+from customized_grpo.config.training import TrainConfig
 from customized_grpo.fields import read_section
 
 
@@ -91,15 +92,61 @@ def _updates_are_whole_groups(updates: int, prompts: int) -> str | None:
     )
 
 
-def _sampler_explores(name: str, eta: float) -> str | None:
+def _sampler_explores(name: str, eta: float, algorithm: str, shared_noise: bool) -> str | None:
     sampler = extensions.load("sampler", name)
+    if eta > sampler.max_eta:
+        return f"{name!r} needs rollout.eta of at most {sampler.max_eta:g}, got {eta:g}"
+    if algorithm != "grpo":
+        return _samples_differ(name, eta, shared_noise)
     if sampler.max_eta == 0:
         return f"{name!r} draws no noise and leaves nothing to train; use a stochastic one, for example dance"
     if eta == 0:
         return f"{name!r} with rollout.eta=0 draws no noise and leaves nothing to train; set it above 0"
-    if eta > sampler.max_eta:
-        return f"{name!r} needs rollout.eta of at most {sampler.max_eta:g}, got {eta:g}"
     return None
+
+
+def _samples_differ(name: str, eta: float, shared_noise: bool) -> str | None:
+    """Return what is wrong where only the initial noise tells the samples of a group apart, and it is one."""
+    if eta > 0 or not shared_noise:
+        return None
+    return (
+        f"{name!r} with rollout.eta=0 draws no noise, and rollout.shared_noise gives a group one initial "
+        "noise: its samples would be equal; set rollout.shared_noise=false"
+    )
+
+
+def _only_of(name: str, owners: str, instead: str) -> Check:
+    """Return the check that a setting which other algorithms ignore is left alone under them.
+
+    Args:
+        name: Name of the setting in `train`.
+        owners: The algorithms that use it, separated by a blank.
+        instead: What the others have in its place.
+    """
+    default = TrainConfig().model_dump()[name]
+
+    def problem(value: Any, algorithm: str) -> str | None:
+        if algorithm in owners.split() or value == default:
+            return None
+        users = owners.replace(" ", " or ")
+        return f"has no effect with train.algorithm={algorithm}, only with {users}; {instead}"
+
+    return Check((f"train.{name}", "train.algorithm"), problem)
+
+
+def _window_has_steps(window: Any, algorithm: str) -> str | None:
+    if window is None or algorithm == "grpo":
+        return None
+    return (
+        f"has no effect with train.algorithm={algorithm}, which trains noise levels and no steps; "
+        "set it to null"
+    )
+
+
+def _old_policy_exists(reference: str, algorithm: str) -> str | None:
+    if reference != "old" or algorithm != "grpo":
+        return None
+    return "grpo has no old policy, only nft and awm have; use base or start"
 
 
 def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
@@ -161,7 +208,7 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
 def _reference_is_another(reference: str, start: str | None, weight: float) -> str | None:
     if reference == "base":
         return None
-    if start is None:
+    if reference == "start" and start is None:
         return "training starts from the base itself: set model.start_lora, or this to base"
     if weight == 0:
         return "there is no KL divergence to measure from it: set train.kl_weight, or this to base"
@@ -205,7 +252,15 @@ CHECKS: tuple[Check, ...] = (
     Check(("run.dir",), _folder_is_its_own),
     Check(("run.deterministic", "model.compile"), _repeats),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
-    Check(("rollout.sampler", "rollout.eta"), _sampler_explores),
+    Check(("rollout.sampler", "rollout.eta", "train.algorithm", "rollout.shared_noise"), _sampler_explores),
+    _only_of("clip_range", "grpo", "awm has train.awm.clip_range, nft clips no ratio"),
+    _only_of("ratio_normalisation", "grpo", "leave it out"),
+    _only_of("trained_fraction", "grpo", "train.forward.levels says how much is trained"),
+    _only_of("forward", "nft awm", "leave it out"),
+    _only_of("nft", "nft", "leave it out"),
+    _only_of("awm", "awm", "leave it out"),
+    Check(("rollout.sde_window", "train.algorithm"), _window_has_steps),
+    Check(("train.kl_reference", "train.algorithm"), _old_policy_exists),
     Check(("advantage.name", "advantage.options", "train.group_size"), _rule_works),
     Check(
         (

@@ -94,6 +94,9 @@ def _about(path: tuple[str, ...], text: str) -> str:
 def _unknown_key(path: tuple[str, ...]) -> str:
     *parents, key = path
     section = generic(".".join(parents))
+    owners = [knob.owner for knob in knobs() if knob.path == f"{section}.{key}" and knob.owner]
+    if owners:
+        return f"there is no such key here; {'.'.join(parents)} of kind {' or '.join(owners)} alone has it"
     siblings = [knob.path.rpartition(".")[2] for knob in knobs() if knob.path.rpartition(".")[0] == section]
     if (close := nearest(key, siblings)) is not None:
         return f"there is no such key; did you mean {'.'.join((*parents, close))}?"

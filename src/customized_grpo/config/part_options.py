@@ -56,6 +56,16 @@ CHOICES: Mapping[str, ChoiceOfPart] = {
 """Sections that choose a part with options of its own."""
 
 
+OF_GRPO = {
+    "train": ("clip_range", "ratio_normalisation", "trained_fraction"),
+    "rollout": ("sde_window",),
+}
+"""Settings that only `train.algorithm=grpo` has, by section."""
+
+ALGORITHM_SECTIONS = {"grpo": (), "nft": ("forward", "nft"), "awm": ("forward", "awm")}
+"""Sections of `train` that belong to an algorithm."""
+
+
 def gather_options(data: dict[str, Any], section: str) -> None:
     """Move keys that stand beside a choice into its `options`, where they are options.
 
@@ -91,6 +101,9 @@ def forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], va
     section = data.get(path[0])
     if not isinstance(section, dict):
         return
+    if path == ("train", "algorithm"):
+        _forget_old_algorithm(data, value)
+        return
     if path == ("data", "kind"):
         _keep(section, _fields_of_source(value))
         return
@@ -101,6 +114,20 @@ def forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], va
     _keep(section, choice.fields() | options)
     if isinstance(section.get("options"), dict):
         _keep(section["options"], options)
+
+
+def _forget_old_algorithm(data: dict[str, Any], value: Any) -> None:
+    """Drop what the recipe sets for another algorithm than the one that an override chooses."""
+    if value not in ALGORITHM_SECTIONS or data["train"].get("algorithm", "grpo") == value:
+        return
+    for name in {"forward", "nft", "awm"} - set(ALGORITHM_SECTIONS[value]):
+        data["train"].pop(name, None)
+    if value == "grpo":
+        return
+    for section, names in OF_GRPO.items():
+        for name in names:
+            if isinstance(data.get(section), dict):
+                data[section].pop(name, None)
 
 
 def _keep(section: dict[str, Any], keys: Collection[str]) -> None:

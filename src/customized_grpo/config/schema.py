@@ -23,6 +23,7 @@ from customized_grpo.config.checks import cross_field_mistakes
 from customized_grpo.config.choice import Choice, complete_options, load_part
 from customized_grpo.config.data_sources import DataConfig, ManifestData
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
+from customized_grpo.config.training import TrainConfig
 from customized_grpo.fields import (
     Count,
     CountOrZero,
@@ -33,7 +34,6 @@ from customized_grpo.fields import (
     Regex,
     Section,
     Seed,
-    Share,
     Text,
     WeightsPath,
 )
@@ -231,10 +231,12 @@ class AdvantageConfig(Choice):
 
     name: Text = "sars"
     """Rule that combines the two advantages: sars is Customized-GRPO, linear is naive GRPO; or your own."""
+    std: Literal["group", "global", "none"] = "group"
+    """What a reward's distance from its group's mean is divided by: std of the group, of all groups, or 1."""
     quality_weight: NonNegative = 0.5
     """Weight w_q of the quality advantage, which every rule's result is increased by; 0 only watches it."""
     clip: Positive = 5.0
-    """Bound on the magnitude of the combined advantage, in standard deviations of the group."""
+    """Bound on the magnitude of the combined advantage; in nft the advantage of a wholly good sample."""
 
 
 class ScheduleConfig(Choice):
@@ -244,55 +246,6 @@ class ScheduleConfig(Choice):
 
     name: Text = "tdw"
     """Prompt weight of each step: tdw is Customized-GRPO, constant is naive GRPO; or your own."""
-
-
-class TrainConfig(Section):
-    """The optimisation."""
-
-    iterations: Count = 300
-    """Number of rounds of sampling, scoring and updating."""
-    prompts_per_iteration: Count = 8
-    """Prompts, and so groups, sampled in an iteration, over all processes."""
-    group_size: Annotated[int, Field(ge=2, le=10_000)] = 12
-    """Samples per prompt, which are compared with each other: one would have nothing to compare with."""
-    updates_per_iteration: Count = 1
-    """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
-    inner_epochs: Count = 1
-    """Passes over an iteration's samples before new ones are drawn."""
-    learning_rate: Positive = 2e-5
-    """Peak learning rate of AdamW, per optimizer step."""
-    warmup_iterations: CountOrZero = 0
-    """Iterations over which the learning rate rises linearly to its peak."""
-    weight_decay: NonNegative = 1.1e-4
-    """Decoupled weight decay of AdamW, relative to the learning rate."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of AdamW's mean of gradients, per optimizer step."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of AdamW's mean of squared gradients, per optimizer step."""
-    max_grad_norm: Positive = 1.0
-    """Gradients with a larger L2 norm, over all adapter parameters, are scaled down to it."""
-    clip_range: Positive = 1e-4
-    """Distance from 1 at which the ratio is clipped; small, as log-probs are means over the latent."""
-    kl_weight: NonNegative = 0.0
-    """Weight of the KL divergence from train.kl_reference, per trained step; 0 switches it off."""
-    kl_reference: Literal["base", "start"] = "base"
-    """Model that the KL divergence is from: the frozen base, or the one with model.start_lora."""
-    ratio_normalisation: bool = False
-    """Whether ratios are brought to one scale over all steps before clipping (GRPO-Guard)."""
-    trained_fraction: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of a sample's noisy steps that are trained, drawn anew in each iteration."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the adapter, per optimizer step; null keeps none."""
-    micro_batch_size: Count = 12
-    """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
-    reuse_rollout_graph: Literal["auto", "never"] = "auto"
-    """Whether the update goes back through the rollout's own passes: auto where recipe and memory allow."""
-    max_nonfinite_steps: Count = 3
-    """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
-    max_unscored_share: Share = 0.5
-    """Share of an iteration's samples that may lack a reward; with more, the iteration is a wasted one."""
-    max_wasted_iterations: Count = 5
-    """Iterations in a row that may be wasted (too few scores, or every group constant) before a stop."""
 
 
 class EvaluationConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -43,6 +44,7 @@ class StopFlag:
 
     Slurm signals every process of a job, and torchrun passes on the signals that it receives: for SAME_STOP_S
     seconds they count as the first one. A notice that is ignored stays ignored: `nohup` does that to SIGHUP.
+    Python gives signals to its main thread alone: in another one, of a notebook or a server, none is taken.
 
     Args:
         engine: Exchanges the flag with the other processes; None: there are no others.
@@ -55,6 +57,8 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         self._handlers_before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
         ignored = {number for number in NOTICES if signal.getsignal(number) is signal.SIG_IGN}
         for number in (INSISTENT | NOTICES) - ignored:
             before = signal.signal(number, self._handle)

@@ -144,6 +144,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     rollouts = run.summary.get("rollouts", run.last.get("rollouts"))
     rate = run.setting("train.learning_rate")
     facts: list[tuple[str, Any]] = [
+        ("algorithm", run.setting("train.algorithm")),
         ("advantage", run.setting("advantage.name")),
         *(run.setting("advantage.options") or {}).items(),
         ("schedule", run.setting("schedule.name")),

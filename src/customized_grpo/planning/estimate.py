@@ -16,7 +16,7 @@ from customized_grpo.policies.families import get_family
 from customized_grpo.policies.reference_rule import reference_size_of
 from customized_grpo.reference_sizes import Size, largest_reference
 from customized_grpo.rollout.graphs import reuse_obstacle
-from customized_grpo.rollout.sampler import StepPlan, plan_steps
+from customized_grpo.rollout.sampler import StepPlan, plan_iteration
 from customized_grpo.rollout.shared_start import MIN_ROWS, count_shared_steps
 
 if TYPE_CHECKING:
@@ -86,13 +86,14 @@ class Estimate:
     """What a recipe will cost.
 
     Attributes:
+        algorithm: Of the recipe: grpo, nft or awm.
         source: Where the model's sizes are known from.
         processes: Number of processes, one per device.
         batches: How samples are divided.
         tokens: Of one sample.
         steps: Denoising steps of a sample.
         noisy_steps: Steps among them that draw noise.
-        trained_steps: Steps among those that are trained.
+        trained_steps: Steps among those that are trained; for nft and awm, noise levels that are.
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
         bytes_per_pass: Bytes that such a pass reads and writes between its products.
@@ -103,6 +104,7 @@ class Estimate:
         host: Predicted bytes of one process on its machine.
     """
 
+    algorithm: str
     source: str
     processes: int
     batches: Batches
@@ -196,24 +198,23 @@ class Planner:
         """
         config = _changed(self.config, overrides)
         run = self.dry_run
-        step_plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
-        batches = work.batches(config, len(step_plan.trained), self.processes)
-        memory = predict(config, run, self.evaluation_run, batches, len(step_plan.trained))
+        step_plan = plan_iteration(config, 0)
+        is_grpo = config.train.algorithm == "grpo"
+        n_trained = len(step_plan.trained) if is_grpo else config.train.forward.levels
+        batches = work.batches(config, n_trained, self.processes)
+        memory = predict(config, run, self.evaluation_run, batches, n_trained)
         quantised = sum(rows * columns for rows, columns in run.block_linears)
         return Estimate(
+            algorithm=config.train.algorithm,
             source=run.architecture.source,
             processes=self.processes,
             batches=batches,
             tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
             steps=config.rollout.steps,
             noisy_steps=len(step_plan.noisy),
-            trained_steps=len(step_plan.trained),
+            trained_steps=n_trained,
             passes=work.passes(
-                config,
-                len(step_plan.trained),
-                run.calls,
-                _n_shared(config, step_plan),
-                self._evaluation_calls,
+                config, n_trained, run.calls, _n_shared(config, step_plan), self._evaluation_calls
             ),
             flops_per_pass=run.flops,
             bytes_per_pass=run.moved_bytes,
@@ -222,7 +223,7 @@ class Planner:
                 run.base_parameters, run.adapter_parameters, run.encoder_parameters, run.vae_parameters
             ),
             memory=memory,
-            graph_reuse=self._graph_reuse(config, batches, len(step_plan.trained)),
+            graph_reuse=self._graph_reuse(config, batches, n_trained),
             host=predict_host(config, run, memory.parts),
         )
 

@@ -85,7 +85,7 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
         run: Its models without data.
         evaluation: The same at the size of evaluation images.
         batches: How its samples are divided.
-        n_trained: Steps of a sample that are trained.
+        n_trained: Steps, or noise levels, at which a sample is trained.
     """
     model = config.model
     train = config.train
@@ -104,6 +104,7 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
         "gradients": adapter,  # fp32, as the adapter
         "optimizer": 2 * adapter,  # AdamW's two moments, fp32
         "average": adapter if train.ema_decay else 0,
+        "old policy": 0 if train.algorithm == "grpo" else adapter,
         "start": adapter if model.start_lora else 0,  # a copy that stays: the base is measured with it
         "text encoders": encoders,
         "autoencoder": vae,
@@ -135,7 +136,7 @@ def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:
     model = config.model
     keeps_text = model.text_encoders == "keep"
     optimised = 0 if model.text_encoders == "drop" else total("optimizer", "average")
-    trained = total("adapter", "gradients", "optimizer", "average", "start")
+    trained = total("adapter", "gradients", "optimizer", "average", "old policy", "start")
     others = parts["rewards"] + (0 if model.offload_vae else parts["autoencoder"])
     held = others + parts["base"] + (parts["text encoders"] if keeps_text else 0)
     visiting_vae = parts["autoencoder"] if model.offload_vae else 0
@@ -198,7 +199,9 @@ def trajectory_bytes(config: Config, run: DryRun, samples: int, n_trained: int) 
     """
     state = run.n_image * run.token_channels
     image = 3 * config.model.height * config.model.width
-    return FP32 * samples * (3 * n_trained * state + image)
+    # NFT and AWM keep the clean end alone
+    states = 3 * n_trained if config.train.algorithm == "grpo" else 1
+    return FP32 * samples * (states * state + image)
 
 
 def reward_bytes(rewards: Sequence[RewardConfig]) -> tuple[int, tuple[str, ...]]:

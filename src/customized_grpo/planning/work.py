@@ -2,7 +2,8 @@
 
 The unit of work is one forward pass of the transformer for one sample. A backward pass counts as two, its
 recomputation under gradient checkpointing as one more, classifier-free guidance doubles all of them, and the
-KL term adds one of the base for each trained step. Evaluation is counted separately.
+KL term adds one of the base for each trained step, and NFT and AWM one of the old policy. Evaluation is
+counted separately.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
 
     Args:
         config: The recipe.
-        n_trained: Steps of a sample that are trained.
+        n_trained: Steps, or noise levels, at which a sample is trained.
         processes: Number of processes, one per device.
 
     Raises:
@@ -102,7 +103,7 @@ def passes(
 
     Args:
         config: The recipe.
-        n_trained: Steps of a sample that are trained.
+        n_trained: Steps, or noise levels, at which a sample is trained.
         calls: Calls of the transformer for one velocity: 2 with classifier-free guidance, else 1.
         n_shared: First steps of the rollout that are drawn once for a group.
         evaluation_calls: Forward-equivalents of one velocity of an evaluation image, which may be of another
@@ -111,7 +112,9 @@ def passes(
     per_evaluation_step = calls if evaluation_calls is None else evaluation_calls
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
-    per_trained_step = 1 + backward + (train.kl_weight > 0)
+    # NFT and AWM ask the old policy as well, which may be the one that the KL is from
+    other_models = (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
+    per_trained_step = 1 + backward + other_models
     return Passes(
         rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,

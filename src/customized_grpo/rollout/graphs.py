@@ -28,6 +28,10 @@ def reuse_obstacle(config: Config, samples: int) -> str | None:
         samples: Samples of one process in an iteration.
     """
     train = config.train
+    if train.algorithm != "grpo":
+        return (
+            f"train.algorithm={train.algorithm}: noise levels are trained, which the rollout does not visit"
+        )
     if train.reuse_rollout_graph == "never":
         return "train.reuse_rollout_graph=never"
     if train.updates_per_iteration > 1:

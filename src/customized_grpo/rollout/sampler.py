@@ -15,6 +15,7 @@ from customized_grpo.policies.policy import Policy
 from customized_grpo.seeding import generator
 
 if TYPE_CHECKING:
+    from customized_grpo.config import Config
     from customized_grpo.config.schema import RolloutConfig
 
 
@@ -69,6 +70,20 @@ class StepPlan:
 
     noisy: frozenset[int]
     trained: list[int]
+
+
+def plan_iteration(config: Config, iteration: int) -> StepPlan:
+    """Return an iteration's plan as the recipe's algorithm wants it: NFT and AWM train none of the steps.
+
+    Args:
+        config: The recipe.
+        iteration: Number of finished iterations.
+    """
+    rollout = config.rollout
+    if config.train.algorithm == "grpo":
+        return plan_steps(rollout, config.train.trained_fraction, iteration, config.run.seed)
+    noisy = range(rollout.steps - 1) if rollout.eta > 0 else range(0)
+    return StepPlan(frozenset(noisy), [])
 
 
 def plan_steps(config: RolloutConfig, trained_fraction: float, iteration: int, seed: int) -> StepPlan:

@@ -46,3 +46,12 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def n_trained(self) -> int:
+        """Return S."""
+        return len(self.steps)
+
+    def release(self) -> None:
+        """Free the graphs of samples that could not be trained on."""
+        self.graphs.clear()

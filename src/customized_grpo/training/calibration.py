@@ -33,8 +33,13 @@ def refuse_calibration(config: Config) -> None:
     """Refuse a recipe whose weights cannot be calibrated, before anything is loaded.
 
     Raises:
-        UserError: Its noise window moves: a measurement is of one window.
+        UserError: Its noise window moves, as a measurement is of one window; or no step draws noise.
     """
+    if config.rollout.eta == 0:
+        raise UserError(
+            "--calibrate: with rollout.eta=0 the steps draw no noise, so no continuations part",
+            hint="Measure with a sampler that draws noise: rollout.sampler=dance rollout.eta=0.4.",
+        )
     window = config.rollout.sde_window
     if window is not None and window.shift_every:
         raise UserError(

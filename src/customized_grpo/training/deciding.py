@@ -13,10 +13,11 @@ from customized_grpo.evaluation.decisions import Decisions, measure_decisions
 from customized_grpo.evaluation.held_out import Judges
 from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.rollout.branching import BranchPlan
-from customized_grpo.rollout.sampler import plan_steps
+from customized_grpo.rollout.sampler import plan_iteration, plan_steps
 from customized_grpo.training.parts import Parts
 
 if TYPE_CHECKING:
+    from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
 
 # (prompts, points): curves to look at cost about three iterations of 8 prompts x 12 samples at 25 steps;
@@ -68,6 +69,13 @@ def usable_judges(parts: Parts, examples: Sequence[Example]) -> tuple[Judges | N
     ]
 
 
+def noisy_steps(config: Config) -> frozenset[int]:
+    """Return the steps from which continuations can part; none where the rollout draws no noise."""
+    if config.train.algorithm == "grpo":
+        return plan_steps(config.rollout, 1.0, 0, config.run.seed).noisy
+    return plan_iteration(config, 0).noisy
+
+
 def decide(
     parts: Parts,
     examples: Sequence[Example],
@@ -85,7 +93,7 @@ def decide(
         prompt_weights: Prompt weights of the recipe's schedule [T].
     """
     config = parts.config
-    noisy = plan_steps(config.rollout, 1.0, 0, config.run.seed).noisy
+    noisy = noisy_steps(config)
     plan = BranchPlan.evenly(
         sorted(noisy), branching.n_points, branching.continuations, parts.sampler.n_steps
     )

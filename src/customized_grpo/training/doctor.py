@@ -25,14 +25,13 @@ from customized_grpo.evaluation.decisions import Decisions
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
-from customized_grpo.rollout.collect import NoiseKey, collect
-from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
+from customized_grpo.training.algorithm import Algorithm, Draw, build_algorithm
 from customized_grpo.training.calibration import calibration_file, check_calibration, refuse_calibration
-from customized_grpo.training.deciding import Branching, decide, usable_judges
+from customized_grpo.training.deciding import Branching, decide, noisy_steps, usable_judges
 from customized_grpo.training.graph_memory import GraphMemory
-from customized_grpo.training.losses import UpdateLoss
+from customized_grpo.training.loss_terms import Samples
 from customized_grpo.training.metrics import group_std, signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
@@ -43,7 +42,11 @@ if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.data.examples import Example
     from customized_grpo.policies.conditioning import Conditioning
-    from customized_grpo.rollout.trajectory import Trajectory
+
+NO_BRANCHES = (
+    "when qualities are decided was not measured: with rollout.eta=0 the steps draw no noise, so no "
+    "continuations part"
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Diagnosis:
     """The doctor's findings.
 
     Attributes:
+        algorithm: Of the recipe: grpo, nft or awm.
         prompts: P.
         samples: N.
         rewards: Health of each reward, in the recipe's order.
@@ -111,7 +115,8 @@ class Diagnosis:
         conflict: Share of samples whose two advantages have opposite signs; NaN where rho is.
         conflict_null: The share that Gaussian rewards of correlation rho have, arccos(rho) / pi.
         sars: None for a rule that is not SARS, groups of fewer than 4, or rho that is NaN, 1 or -1.
-        ratio_deviation: Largest |ratio - 1| of training's first pass; None when no sample can be trained on.
+        ratio_deviation: Largest |ratio - 1| of training's first pass; None for an algorithm without ratios,
+            or when no sample can be trained on.
         ratio_tolerance: What is still round-off.
         decisions: At which denoising steps each score is decided; None if that was not asked for.
         calibration: The content of a file for the schedule `calibrated`; None if that was not asked for, or
@@ -120,6 +125,7 @@ class Diagnosis:
         notes: A sentence each on rows, settings without effect, prompts that are cut.
     """
 
+    algorithm: str
     prompts: int
     samples: int
     rewards: list[RewardHealth]
@@ -183,16 +189,20 @@ def _diagnose(
 ) -> Diagnosis:
     config = parts.config
     group_size = config.train.group_size
-    trajectory = _first_rollout(parts, examples)
+    partition = parts.engine.partition(config.train.updates_per_iteration)
+    algorithm = build_algorithm(parts, partition)
+    samples = _first_rollout(parts, algorithm, examples)
     scores = parts.scorer.collect()
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
-    deviation = _first_pass_deviation(parts, trajectory, signal)
+    deviation = _first_pass_deviation(config, algorithm, samples, signal)
     tolerance = ratio_tolerance(config)
     graph_memory = GraphMemory(parts)
-    graph_memory.decide(*_prompts_of_an_iteration(parts, trajectory))
+    graph_memory.decide(*_prompts_of_an_iteration(parts, samples))
     judges, judge_notes = usable_judges(parts, branched)
     decisions = None
-    if branching.n_points:
+    if branching.n_points and not noisy_steps(config):
+        judge_notes = [*judge_notes, NO_BRANCHES]
+    elif branching.n_points:
         decisions = decide(parts, branched, judges, branching, signal.weights)
     calibration = None
     if branching.calibrates is not None and decisions is not None:
@@ -201,6 +211,7 @@ def _diagnose(
     metrics = signal_metrics(signal, group_size)
     rho = metrics.get("advantage/rho", math.nan)
     return Diagnosis(
+        algorithm=config.train.algorithm,
         prompts=len(examples),
         samples=len(scores),
         rewards=health,
@@ -226,53 +237,40 @@ def _diagnose(
     )
 
 
-def _first_rollout(parts: Parts, examples: Sequence[Example]) -> Trajectory:
+def _first_rollout(parts: Parts, algorithm: Algorithm[Any], examples: Sequence[Example]) -> Samples:
     """Draw the samples of training's first iteration, and hand each batch of images to the rewards."""
-    config = parts.config
-    group_size = config.train.group_size
-    example_of_sample = repeat_examples(examples, group_size)
+    example_of_sample = repeat_examples(examples, parts.config.train.group_size)
 
     def submit(samples: slice, images: Tensor) -> None:
         parts.scorer.submit(scoring_batch(images, example_of_sample[samples]))
 
-    return collect(
-        parts.policy,
-        parts.sampler,
-        examples,
-        config.rollout,
-        encoder=parts.encoder,
-        group_size=group_size,
-        plan=plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed),
-        noise_key=NoiseKey(config.run.seed, iteration=0),
-        keep_means=config.train.ratio_normalisation,
-        on_batch=submit,
-    )
+    drawn: Samples = algorithm.draw(Draw(examples, iteration=0, on_batch=submit))
+    return drawn
 
 
-def _prompts_of_an_iteration(
-    parts: Parts, trajectory: Trajectory
-) -> tuple[list[Hashable], list[Conditioning]]:
+def _prompts_of_an_iteration(parts: Parts, samples: Samples) -> tuple[list[Hashable], list[Conditioning]]:
     """Return bucket and conditioning of as many prompts as a training iteration has, those drawn in turn."""
     buckets = []
     conditionings = []
     for number in range(parts.config.train.prompts_per_iteration // parts.engine.world_size):
-        prompt = number % len(trajectory.buckets)
-        buckets.append(trajectory.buckets[prompt])
-        conditionings.append(trajectory.conditionings[prompt])
+        prompt = number % len(samples.buckets)
+        buckets.append(samples.buckets[prompt])
+        conditionings.append(samples.conditionings[prompt])
     return buckets, conditionings
 
 
-def _first_pass_deviation(parts: Parts, trajectory: Trajectory, signal: LearningSignal) -> float | None:
-    """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without valid samples.
+def _first_pass_deviation(
+    config: Config, algorithm: Algorithm[Any], samples: Samples, signal: LearningSignal
+) -> float | None:
+    """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without any ratio.
 
     The loss is computed with gradients, as in training, because without them a kernel may round differently.
     """
-    updates = parts.config.train.updates_per_iteration
-    loss = UpdateLoss(parts.config, parts.policy, parts.sampler, parts.engine.partition(updates))
     ratios: list[Tensor] = []
-    for update in range(updates):
-        for term in loss.terms(trajectory, signal, update):
-            ratios.append(term.policy.ratio.detach())  # the graph of the term is freed at once
+    for update in range(config.train.updates_per_iteration):
+        for term in algorithm.loss.terms(samples, signal, update):
+            if term.ratio is not None:
+                ratios.append(term.ratio.detach())  # the graph of the term is freed at once
     return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
 
 

@@ -13,7 +13,7 @@ from customized_grpo.planning import replay
 from customized_grpo.planning.memory import GIB, GRAPHS_SHARE
 from customized_grpo.rollout.batches import sample_batches
 from customized_grpo.rollout.graphs import reuse_obstacle
-from customized_grpo.rollout.sampler import plan_steps
+from customized_grpo.rollout.sampler import plan_iteration
 
 if TYPE_CHECKING:
     from customized_grpo.policies.conditioning import Conditioning
@@ -81,8 +81,7 @@ class GraphMemory:
         self.group_size = config.train.group_size
         n_prompts = config.train.prompts_per_iteration // parts.engine.world_size
         self.obstacle = reuse_obstacle(config, n_prompts * self.group_size)
-        plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
-        self.n_steps = len(plan.trained)  # the same in every iteration
+        self.n_steps = len(plan_iteration(config, 0).trained)  # the same in every iteration
         self.sizes: dict[Hashable, GraphSize] = {}
         self.keeps: bool | None = None
         self.sentence = ""

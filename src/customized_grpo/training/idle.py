@@ -10,7 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from customized_grpo.algorithms.rules import ignores_weights
+import torch
+
+from customized_grpo.algorithms.advantages import group_advantages
+from customized_grpo.algorithms.rules import combine, ignores_weights
 from customized_grpo.config.data_sources import ManifestData
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import PATIENCE
@@ -74,6 +77,10 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
         )
     elif ignores_weights(config.advantage.build(), config.train.group_size):
         sentences.append(f"{schedule} has no effect: {rule} does not use its weights")
+    if set(PAIR) <= set(kinds) and _is_changed(config.advantage, "std") and _ignores_advantages(config):
+        sentences.append(
+            f"advantage.std={config.advantage.std} has no effect: {rule} normalises raw rewards itself"
+        )
     fit = config.model.reference_fit
     if fit != "whole" and isinstance(config.data, ManifestData) and config.data.reference_size is not None:
         sentences.append(
@@ -100,6 +107,27 @@ def idle_settings(config: Config, rewards: Sequence[HasKind]) -> list[str]:
             "(train.updates_per_iteration, train.inner_epochs) every ratio is 1"
         )
     return sentences
+
+
+def _ignores_advantages(config: Config) -> bool:
+    """Return whether a rule gives the same if the advantages of one group are three times as large."""
+    group_size = config.train.group_size
+    rewards = torch.rand(2 * group_size, 2, generator=torch.Generator().manual_seed(0))
+    advantages = group_advantages(rewards, group_size)
+    larger = advantages.clone()
+    larger[:group_size] *= 3
+    results = []
+    for values in (advantages, larger):
+        combined = combine(
+            config.advantage.build(),
+            values,
+            torch.ones(2) / 2,
+            rewards=rewards,
+            group_size=group_size,
+            adv_clip=math.inf,  # or both might be cut to the same
+        )
+        results.append(combined)
+    return torch.equal(*results)
 
 
 def _is_changed(section: Section, name: str) -> bool:

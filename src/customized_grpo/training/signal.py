@@ -39,6 +39,7 @@ class LearningSignal:
         valid: [N], False where a reward that is trained on is missing.
         weights: Prompt weight of every denoising step [T].
         quality_weight: w_q.
+        schedule_seed: Of the iteration, for a schedule that draws its weights.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class LearningSignal:
     valid: Tensor
     weights: Tensor
     quality_weight: float
+    schedule_seed: int = 0
 
     @classmethod
     def from_scores(
@@ -72,15 +74,17 @@ class LearningSignal:
         schedule: Schedule = config.schedule.build()
         # 63 bits -> 31, which every library's generator takes as a seed
         seed = derive_seed(config.run.seed, "shuffled", iteration) % 2**31
+        each = adv.group_advantages(scores[:, trained], group_size, scale=config.advantage.std)
         return cls(
             names=tuple(reward.name for reward in rewards),
             scores=scores,
             kinds=kinds_of(kinds),
-            advantages=adv.by_kind(adv.group_advantages(scores[:, trained], group_size), kinds, shares),
+            advantages=adv.by_kind(each, kinds, shares),
             rewards=adv.by_kind(scores[:, trained], kinds, shares),
             valid=adv.valid_samples(scores[:, trained], group_size),
             weights=prompt_weights(schedule, config.rollout.steps, seed),
             quality_weight=quality_weight,
+            schedule_seed=seed,
         )
 
     @property
@@ -99,10 +103,14 @@ class LearningSignal:
         )
 
     def combined(self, step: int, rule: Rule, group_size: int, clip: float) -> Tensor:
-        """Return the advantages [N] of one true step: the only place where several become one.
+        """Return the advantages [N] of one true step, 0 the noisiest; see `weighted`."""
+        return self.weighted(self.weights[step], rule, group_size, clip)
+
+    def weighted(self, prompt_weight: Tensor, rule: Rule, group_size: int, clip: float) -> Tensor:
+        """Return the advantages [N] at one prompt weight: the only place where several become one.
 
         Args:
-            step: True index of the denoising step, 0 the noisiest.
+            prompt_weight: Of the denoising step or noise level that is trained, [].
             rule: What combines prompt and identity.
             group_size: G.
             clip: Bound on the magnitude of the result.
@@ -115,8 +123,6 @@ class LearningSignal:
             # one of prompt and identity, or quality alone, without its weight
             alone = self.advantages[:, 0]
             return bounded(alone if quality is None else alone + quality, self.valid, clip)
-        # By the true step, whatever its place among the trained ones.
-        prompt_weight = self.weights[step]
         return combine(
             rule,
             self.advantages[:, :2],

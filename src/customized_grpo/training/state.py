@@ -1,9 +1,9 @@
 """The state of a run: the content of a checkpoint, and how a run is restored from one.
 
-State is the adapter, its average, the optimizer, the number of finished iterations, rollouts and seconds so
-far, skipped updates and wasted iterations in a row, and the inputs of the alarms that no other file holds.
-Everything else is a function of the recipe, because all random numbers come from (seed, iteration, prompt,
-sample).
+State is the adapter, its average, the old policy of NFT and AWM, the optimizer, the number of finished
+iterations, rollouts and seconds so far, skipped updates and wasted iterations in a row, and the inputs of the
+alarms that no other file holds. Everything else is a function of the recipe, because all random numbers come
+from (seed, iteration, prompt, sample).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import versions
 from customized_grpo.runs.optimizer import flatten_optimizer, restore_optimizer
 from customized_grpo.runs.reading import settled
+from customized_grpo.training.algorithm import Algorithm
 from customized_grpo.training.identity import (
     FREE,
     SCORES_DEPEND_ON,
@@ -140,16 +141,25 @@ class RunCheckpoints:
         store: The run's checkpoints.
         parts: The parts of the run; its main process reads and writes, and sends the state to the others.
         updater: Holds the optimizer and the average.
+        algorithm: Holds what its rollouts and losses need besides.
         state: The counters, which `restore` fills in place.
     """
 
-    def __init__(self, store: CheckpointStore, parts: Parts, updater: Updater, state: RunState) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        parts: Parts,
+        updater: Updater,
+        algorithm: Algorithm[Any],
+        state: RunState,
+    ) -> None:
         self.store = store
         self.config = parts.config
         self.engine = parts.engine
         self.policy = parts.policy
         self.scorer = parts.scorer
         self.updater = updater
+        self.algorithm = algorithm
         self.state = state
         # at once, because the files are those that have just been read
         self.contents = contents(parts.config, parts.data.judges, parts.data.fingerprints)
@@ -178,6 +188,7 @@ class RunCheckpoints:
         tensors = {"adapter": self.policy.adapter_tensors(), "optimizer": optimizer}
         if self.updater.average is not None:
             tensors["average"] = name_average(self.updater.average)
+        tensors |= self.algorithm.tensors()
         history = [{"iteration": record.iteration, **record.health.to_json()} for record in state.history]
         self.store.save(
             state.iteration,
@@ -270,6 +281,7 @@ class RunCheckpoints:
                     hint="Set train.ema_decay to null, or start a new run.",
                 )
             load_average(self.updater.average, entries["average"])
+        self.algorithm.load(entries)
         self.updater.skipped_in_a_row = saved["skipped_in_a_row"]
         self.state.iteration = saved["iteration"]
         self.state.rollouts = saved["rollouts"]

@@ -1,6 +1,7 @@
 """The training loop of Customized-GRPO, which reads as its own table of contents: `Trainer.fit`.
 
-How this GRPO departs from the textbook: advantages are normalised per reward and stay apart until the loss;
+What an iteration draws and what its loss is belongs to `algorithm`: GRPO, NFT or AWM. How this GRPO departs
+from the textbook: advantages are normalised per reward and stay apart until the loss;
 there they are combined by a rule (SARS) with weights of the true denoising step (TDW); the policy is a
 stochastic sampler of a flow model, whose last step is deterministic and never trained; only a LoRA is
 trained; there is no critic, and no KL unless the recipe sets train.kl_weight.
@@ -26,20 +27,18 @@ from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
 from customized_grpo.rollout.batches import count_batches, repeat_examples
-from customized_grpo.rollout.collect import NoiseKey, collect
-from customized_grpo.rollout.sampler import plan_steps
 from customized_grpo.rollout.scoring import scoring_batch
-from customized_grpo.rollout.trajectory import Trajectory
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
+from customized_grpo.training.algorithm import Draw, build_algorithm
 from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.log import RunLog
-from customized_grpo.training.losses import UpdateLoss
+from customized_grpo.training.loss_terms import Samples
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
@@ -124,12 +123,12 @@ class Trainer:
         self.scorer = parts.scorer
         self.policy = parts.policy
         self.partition = self.engine.partition(self.config.train.updates_per_iteration)
-        loss = UpdateLoss(self.config, self.policy, parts.sampler, self.partition)
-        self.updater = Updater(self.config, loss, self.engine)
+        self.algorithm = build_algorithm(parts, self.partition)
+        self.updater = Updater(self.config, self.algorithm.loss, self.engine)
         self.graph_memory = GraphMemory(parts, lambda note: self.log.progress.message(f"note: {note}"))
         self.state = RunState(processes=self.engine.world_size)
         self.store = CheckpointStore(folder.path / "checkpoints", self.config.checkpoint.keep)
-        self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.state)
+        self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.algorithm, self.state)
         self.log = RunLog(self.config, folder, self.state, self.engine)
         self.stop = StopFlag(self.engine)
         self.notes: list[tuple[str, str]] = []  # events of a resumed run, for when the log is open
@@ -183,15 +182,15 @@ class Trainer:
             clock = Clock()
             examples = self.next_examples()
             with clock.phase("rollout"):
-                trajectory = self.collect(examples, clock)
+                samples = self.collect(examples, clock)
             with clock.phase("reward"):
                 scores = self.score()
             signal = self.signal(scores)
             with clock.phase("update"):
-                report = self.update(trajectory, signal)
+                report = self.update(samples, signal)
             self.state.iteration += 1
             self.state.rollouts += len(scores)
-            self.record(signal, report, trajectory, clock)
+            self.record(signal, report, samples, clock)
             self.count_waste(scores, signal)
             self.log.check()
             if self.is_due(self.config.checkpoint.every):
@@ -227,10 +226,9 @@ class Trainer:
         # prompt of this process -> prompt of the iteration -> row of the training data
         return [self.data.train[rows[prompt]] for prompt in self.partition.own_prompts(len(rows))]
 
-    def collect(self, examples: list[Example], clock: Clock) -> Trajectory:
+    def collect(self, examples: list[Example], clock: Clock) -> Samples:
         """Draw a group of samples for each prompt; hand each batch of images to the rewards at once."""
-        config = self.config
-        group_size = config.train.group_size
+        group_size = self.config.train.group_size
         self.log.progress.phase("rollout")
         example_of_sample = repeat_examples(examples, group_size)
         repeats = count_repeats(self.prompt_rows())
@@ -239,22 +237,17 @@ class Trainer:
             with clock.phase("reward"):
                 self.scorer.submit(scoring_batch(images, example_of_sample[samples]))
 
-        n_batches = count_batches(examples, group_size, config.rollout.batch_size)
-        return collect(
-            self.policy,
-            self.parts.sampler,
+        n_batches = count_batches(examples, group_size, self.config.rollout.batch_size)
+        draw = Draw(
             examples,
-            config.rollout,
-            encoder=self.parts.encoder,
-            group_size=group_size,
-            plan=plan_steps(config.rollout, config.train.trained_fraction, self.iteration, config.run.seed),
-            noise_key=NoiseKey(config.run.seed, self.iteration),
+            self.iteration,
             repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
-            keep_means=config.train.ratio_normalisation,
             keep_graphs=self.graph_memory.decide,
             before_batch=self.stop.batch_check(n_batches),
             on_batch=submit,
         )
+        samples: Samples = self.algorithm.draw(draw)
+        return samples
 
     def score(self) -> torch.Tensor:
         """Wait for the scores of this process's samples; return those of all processes.
@@ -275,11 +268,13 @@ class Trainer:
 
     # Updating
 
-    def update(self, trajectory: Trajectory, signal: LearningSignal) -> UpdateReport:
+    def update(self, samples: Samples, signal: LearningSignal) -> UpdateReport:
         """Take the iteration's optimizer steps."""
         self.log.progress.phase("update")
         self.stop.check()
-        return self.updater.update(trajectory, signal, self.iteration, self.record_skip)
+        report = self.updater.update(samples, signal, self.iteration, self.record_skip)
+        self.algorithm.finish_iteration(self.iteration)
+        return report
 
     def record_skip(self, update: int) -> None:
         """Write down the prompts of an update that is left out, as one of them may be to blame."""
@@ -295,12 +290,10 @@ class Trainer:
 
     # Measuring
 
-    def record(
-        self, signal: LearningSignal, report: UpdateReport, trajectory: Trajectory, clock: Clock
-    ) -> None:
+    def record(self, signal: LearningSignal, report: UpdateReport, samples: Samples, clock: Clock) -> None:
         """Write the iteration's line of metrics."""
-        group_size = trajectory.group_size
-        diversities = self.engine.gather(pixel_diversities(trajectory.images, group_size))
+        group_size = samples.group_size
+        diversities = self.engine.gather(pixel_diversities(samples.images, group_size))
         line = {
             **signal_metrics(signal, group_size),
             **report.metrics(),

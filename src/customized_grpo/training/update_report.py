@@ -10,7 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from customized_grpo.engine.engine import Engine
-    from customized_grpo.training.losses import LossTerm
+    from customized_grpo.training.loss_terms import LossTerm
 
 
 @dataclass
@@ -20,7 +20,7 @@ class PassStatistics:
     Attributes:
         terms: Number of them.
         loss: Sum of the updates' losses.
-        ratio: Sum of the ratios.
+        ratio: Sum of the ratios; NaN, like the next two, for an algorithm without ratios.
         deviation: Largest |ratio - 1|.
         clipped: Number of terms whose ratio was clipped.
         kl: Sum of the KL to the base; NaN where it is not measured.
@@ -35,15 +35,18 @@ class PassStatistics:
 
     def add(self, term: LossTerm) -> None:
         """Count one micro-batch at one step."""
-        n_valid = int(term.policy.n_valid)
-        off_by = term.policy.ratio - 1  # 0 where a sample is not valid
+        n_valid = term.n_valid
         self.terms += n_valid
         self.loss += float(term.loss.detach())
+        self.kl += n_valid * term.kl
+        if term.ratio is None or term.clip_fraction is None:
+            self.ratio = self.deviation = self.clipped = math.nan
+            return
+        off_by = term.ratio - 1  # 0 where a sample is not valid
         # the sum of the ratios of valid samples, each 1 + (ratio - 1)
         self.ratio += n_valid + float(off_by.sum())
         self.deviation = max(self.deviation, float(off_by.abs().max()))
-        self.clipped += n_valid * float(term.policy.clip_fraction)
-        self.kl += n_valid * term.kl
+        self.clipped += n_valid * term.clip_fraction
 
     def over_processes(self, engine: Engine) -> PassStatistics:
         """Return the statistics of all processes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,8 +17,7 @@ from customized_grpo.training.update_report import PassStatistics, UpdateReport
 if TYPE_CHECKING:
     from customized_grpo.config import Config
     from customized_grpo.engine.engine import Engine
-    from customized_grpo.rollout.trajectory import Trajectory
-    from customized_grpo.training.losses import UpdateLoss
+    from customized_grpo.training.loss_terms import Loss, Samples
     from customized_grpo.training.signal import LearningSignal
 
 RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
@@ -27,11 +26,13 @@ RATIO_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 
 def ratio_tolerance(config: Config) -> float:
     """Return how far a first-pass ratio may be from 1: by round-off, and not so far that it is clipped."""
-    return min(RATIO_TOLERANCE[config.model.precision], config.train.clip_range / 2)
+    train = config.train
+    clip_range = train.awm.clip_range if train.algorithm == "awm" else train.clip_range
+    return min(RATIO_TOLERANCE[config.model.precision], clip_range / 2)
 
 
 class Updater:
-    """Owns the optimizer and the moving average; turns (trajectory, signal) into optimizer steps.
+    """Owns the optimizer and the moving average; turns (samples, signal) into optimizer steps.
 
     Args:
         config: The recipe.
@@ -43,7 +44,7 @@ class Updater:
         skipped_in_a_row: Updates left out since the last optimizer step.
     """
 
-    def __init__(self, config: Config, loss: UpdateLoss, engine: Engine) -> None:
+    def __init__(self, config: Config, loss: Loss[Any], engine: Engine) -> None:
         self.train = config.train
         self.use_average = config.evaluation.use_ema
         self.is_deterministic = config.run.deterministic
@@ -73,7 +74,7 @@ class Updater:
 
     def update(
         self,
-        trajectory: Trajectory,
+        samples: Samples,
         signal: LearningSignal,
         iteration: int,
         on_skip: Callable[[int], None] = lambda update: None,
@@ -81,7 +82,7 @@ class Updater:
         """Take `inner_epochs` x `updates_per_iteration` optimizer steps on an iteration's samples.
 
         Args:
-            trajectory: This process's samples, those of one update in a row.
+            samples: This process's samples, those of one update in a row.
             signal: Learning signal of the samples of all processes, in the iteration's order.
             iteration: Number of finished iterations.
             on_skip: Called with the number, within its pass, of each update that is left out.
@@ -98,11 +99,11 @@ class Updater:
                 # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
                 with repeatable(self.engine.device, self.is_deterministic):
-                    was_taken = self._step(trajectory, signal, update, report, is_first=is_first)
+                    was_taken = self._step(samples, signal, update, report, is_first=is_first)
                 if not was_taken:
                     on_skip(update)
                     self._skip(report)
-        trajectory.graphs.clear()  # those of samples that could not be trained on
+        samples.release()
         report.first = report.first.over_processes(self.engine)
         report.all = report.all.over_processes(self.engine)
         return report
@@ -124,7 +125,7 @@ class Updater:
 
     def _step(
         self,
-        trajectory: Trajectory,
+        samples: Samples,
         signal: LearningSignal,
         update: int,
         report: UpdateReport,
@@ -138,12 +139,13 @@ class Updater:
         """
         self.optimizer.zero_grad(set_to_none=True)
         is_finite = True
-        for term in self.loss.terms(trajectory, signal, update):
+        for term in self.loss.terms(samples, signal, update):
             is_finite = is_finite and math.isfinite(float(term.loss.detach()))
             report.all.add(term)
             if is_first:
                 report.first.add(term)
-                self._check_first_pass(report.first)
+                if self.loss.first_ratio_is_1:
+                    self._check_first_pass(report.first)
             self.engine.backward(term.loss)
         # Summed before clipping: the norm is that of the whole update, equal in all processes.
         self.engine.sum_gradients(self.parameters)
