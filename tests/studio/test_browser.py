@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from commands import run_here
+from customized_grpo.studio.booth import Booth
 from processes import CGRPO, child_environment
 from studio_serving import Running, running
 
@@ -233,3 +234,32 @@ def test_a_comparison_is_shown_in_its_frame(tmp_path: Path, open_tab: Any) -> No
         tab.page.get_by_text("Its runs").click()
         tab.page.get_by_role("link", name="compared/runs/naive-0.5/seed_0").wait_for()
         tab.check(studio)
+
+
+@pytest.mark.parametrize("width", [420, 1360])
+def test_a_vote_is_given_by_keyboard_and_counted(
+    runs: Path, tmp_path: Path, open_tab: Any, width: int
+) -> None:
+    booth = Booth(runs / "done", runs / "half", None, tmp_path / "votes.jsonl")
+    with running(booth=booth) as studio:
+        tab = open_tab(studio.url, viewport={"width": width, "height": 860})
+        page = tab.page
+        page.get_by_label("Your name").fill("Ann")
+        page.keyboard.press("Enter")
+        for pair in range(8):
+            for question, key in (("subject of the reference", "ArrowLeft"), ("prompt says", "ArrowDown")):
+                page.get_by_role("heading", name=question).wait_for()
+                assert sideways(tab) <= 0
+                page.keyboard.press(key)
+            if pair == 0:
+                page.get_by_text("1 of 8 done").wait_for()
+                page.keyboard.press("Backspace")
+                page.get_by_role("heading", name="prompt says").wait_for()
+                page.keyboard.press("0")
+        page.get_by_role("link", name="Results").click()
+        page.get_by_text("8 of 1").first.wait_for()
+        assert sideways(tab) <= 0
+        tab.check(studio)
+    identity, prompt = booth.results().results
+    assert (identity["left"], identity["wins"], identity["losses"]) == (1.0, 4, 4)
+    assert prompt["ties"] == 8

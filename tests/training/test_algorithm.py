@@ -98,9 +98,11 @@ def make_signal(setting: Setting, rewards: Tensor | None = None) -> LearningSign
     return LearningSignal(
         names=("two_scale_prompt", "two_scale_identity"),
         scores=rewards,
+        asked=torch.ones_like(rewards, dtype=torch.bool),
         kinds=PAIR,
         advantages=group_advantages(rewards, GROUP),
         rewards=rewards,
+        present=torch.ones_like(rewards, dtype=torch.bool),
         valid=valid_samples(rewards, GROUP),
         weights=torch.full((setting.config.rollout.steps,), math.nan),  # those of steps are never asked for
         quality_weight=0.5,

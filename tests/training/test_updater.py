@@ -106,9 +106,11 @@ def make_parts(
         signal = LearningSignal(
             names=("clip_t", "dino"),
             scores=rewards,
+            asked=torch.ones_like(rewards, dtype=torch.bool),
             kinds=PAIR,
             advantages=advantages.group_advantages(rewards, GROUP),
             rewards=rewards,
+            present=torch.ones_like(rewards, dtype=torch.bool),
             valid=advantages.valid_samples(rewards, GROUP),
             weights=prompt_weights(Tdw(), STEPS),
             quality_weight=config.advantage.quality_weight,

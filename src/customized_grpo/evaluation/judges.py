@@ -19,7 +19,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.kinds import KINDS
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, score_all
 from customized_grpo.rewards.executors import check_names
 from customized_grpo.rewards.features import FeatureCache, content_key
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
@@ -167,6 +167,13 @@ def build_judges(
     if not configs:
         return None
     judges = [build_reward(config, device) for config in configs]
+    groupwise = [judge.name for judge in judges if is_groupwise(judge)]
+    if groupwise:
+        raise UserError(
+            f"evaluation.judges: {', '.join(groupwise)} compares the images of a group, and judges score "
+            "images one by one",
+            hint="Choose a judge that scores single images.",
+        )
     names = [config.label or judge.name for config, judge in zip(configs, judges, strict=True)]
     check_names("evaluation.judges", names)
     return RewardJudges(

@@ -45,6 +45,7 @@ CONTENT = {
     f"model.fuse_lora.{ITEM}.path": f"model.files.fuse_lora.{ITEM}",
     "model.start_lora": "model.files.start_lora",
     "data.train": "data.train",
+    f"data.mix.{ITEM}.train": f"data.mix.{ITEM}",
     "data.held_out": "data.held_out",
     "evaluation.prompts": "data.held_out",
 }

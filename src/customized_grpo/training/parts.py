@@ -16,11 +16,9 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
-from customized_grpo.data.examples import Bucket, Example, ExampleSource, ManifestSource
-from customized_grpo.data.fitting import Fitting
-from customized_grpo.data.listing import a_few
+from customized_grpo.config.schema import EvaluationConfig
+from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap
-from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
@@ -39,9 +37,11 @@ from customized_grpo.rewards import check_rewards, executors
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
+from customized_grpo.training.choices import check_choices
+from customized_grpo.training.equal_work import check_equal_work
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
-from customized_grpo.training.rows import fitting_of, open_rows
+from customized_grpo.training.rows import fitting_of, mixed, open_rows
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,9 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
         check_bare_rows(data, scorer)
+        check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
+        if data.held_out:
+            check_whole_groups(config.evaluation, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
 
 
@@ -191,58 +194,17 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         fitting = fitting_of(config, config.model)
         evaluation_fitting = fitting_of(config, config.evaluation_model)
         if config.model.shard:
-            _check_equal_work({rows.train: fitting, rows.held_out: evaluation_fitting})
+            check_equal_work(
+                [(part, fitting) for part in (rows.train, *rows.mix)], (rows.held_out, evaluation_fitting)
+            )
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
         judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        train = ManifestSource(rows.train, fitting)
+        train = mixed(data, rows, fitting)
         return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints, rows.n_bare)
     assert_never(data)
-
-
-def _check_equal_work(parts: Mapping[StoredRows | None, Fitting]) -> None:
-    """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
-    counts: list[tuple[str, int]] = []
-    for part in parts:
-        if part is not None:
-            counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
-    first, n_references = counts[0]
-    others = [(row, f"{count} references") for row, count in counts if count != n_references]
-    if others:
-        lines = "".join(f"\n  {line}" for line in a_few(others))
-        raise UserError(
-            f"{first} has {n_references} references, and {len(others):,} rows have another number:{lines}",
-            hint="With model.shard=true all processes call the model equally often, which takes rows with "
-            "the same number of references.",
-        )
-    for part, fitting in parts.items():
-        if part is not None and fitting.fit == "whole":
-            _check_equal_sizes(part, fitting)
-
-
-def _check_equal_sizes(rows: StoredRows, fitting: Fitting) -> None:
-    """Refuse rows of a sharded model whose references the model sees in different sizes."""
-    first: tuple[str, Bucket] | None = None
-    others: list[tuple[str, str]] = []
-    for example in ManifestSource(rows, fitting).on_demand(keep=1):
-        if first is None:
-            first = (example.id, example.bucket)
-        elif example.bucket != first[1]:
-            others.append((f"row {example.id!r}", _shapes_text(example.bucket)))
-    if first is not None and others:
-        lines = "".join(f"\n  {line}" for line in a_few(others))
-        raise UserError(
-            f"the model sees the references of row {first[0]!r} at {_shapes_text(first[1])} pixels, and "
-            f"those of {len(others):,} rows at other sizes:{lines}",
-            hint="With model.shard=true all processes call the model equally often, which takes references "
-            "of one size: set model.reference_fit=pad, or cut them with model.reference_fit=crop.",
-        )
-
-
-def _shapes_text(bucket: Bucket) -> str:
-    return ", ".join(f"{height} x {width}" for _, height, width in bucket)
 
 
 def check_judge_configs(config: Config) -> None:
@@ -387,6 +349,30 @@ def check_bare_rows(data: Data, scorer: Scorer) -> None:
         raise UserError(
             f"{', '.join(names)} measures identity with references, which {data.n_bare:,} rows do not have",
             hint="Leave out what measures identity (one kind of reward is plain GRPO), or name references.",
+        )
+
+
+def check_whole_groups(evaluation: EvaluationConfig, scorer: Scorer) -> None:
+    """Refuse an evaluation whose batches do not show a groupwise reward the images of a prompt together.
+
+    Raises:
+        UserError: A prompt has one image alone, or its images may be in two batches.
+    """
+    groupwise = [reward.name for reward in scorer.rewards if reward.groupwise]
+    if not groupwise:
+        return
+    count = evaluation.samples_per_prompt
+    reason = f"{', '.join(groupwise)} compares the images of one prompt"
+    if count < 2:
+        raise UserError(
+            f"{reason}, and evaluation.samples_per_prompt={count} draws one",
+            hint="Set evaluation.samples_per_prompt=2 or more.",
+        )
+    if evaluation.batch_size % count:
+        raise UserError(
+            f"{reason}, and evaluation.batch_size={evaluation.batch_size} does not hold whole prompts of "
+            f"evaluation.samples_per_prompt={count}",
+            hint=f"Make evaluation.batch_size a multiple of {count}.",
         )
 
 
