@@ -39,6 +39,7 @@ class ScoringBatch:
         reference_masks: For each reference the subject [1, h, w] in [0, 1], 1 inside; None if there are none.
         image_masks: The subject in each generated image [B, 1, H, W] in [0, 1]; None if not known.
         meta: The data row of each image; "id" names it in messages.
+        image_instances: The M subjects found in each image, bool [M, H, W]; None if nothing looked for them.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class ScoringBatch:
     reference_masks: list[list[Tensor]] | None
     image_masks: Tensor | None
     meta: list[dict[str, Any]]
+    image_instances: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.float32:
@@ -59,6 +61,7 @@ class ScoringBatch:
             "reference_masks": self.reference_masks,
             "image_masks": self.image_masks,
             "meta": self.meta,
+            "image_instances": self.image_instances,
         }
         for name, values in per_sample.items():
             if values is not None and len(values) != len(self.images):
@@ -78,6 +81,7 @@ class ScoringBatch:
             reference_masks=None if masks is None else [masks[row] for row in rows],
             image_masks=None if self.image_masks is None else self.image_masks[rows],
             meta=[self.meta[row] for row in rows],
+            image_instances=_chosen(self.image_instances, rows),
         )
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> ScoringBatch:
@@ -111,6 +115,7 @@ class ScoringBatch:
             return batches[0]
         masks = [batch.reference_masks for batch in batches if batch.reference_masks is not None]
         image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
+        instances = [batch.image_instances for batch in batches if batch.image_instances is not None]
         return ScoringBatch(
             images=torch.cat([batch.images for batch in batches]),
             prompts=_chained([batch.prompts for batch in batches]),
@@ -118,6 +123,7 @@ class ScoringBatch:
             reference_masks=_chained(masks) if masks else None,
             image_masks=torch.cat(image_masks) if image_masks else None,
             meta=_chained([batch.meta for batch in batches]),
+            image_instances=_chained(instances) if instances else None,
         )
 
     def label(self, row: int) -> str:
@@ -266,6 +272,10 @@ def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
         raise RewardError(
             f"reward {name!r} failed on {_samples(batch)}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _chosen(values: list[Item] | None, rows: Sequence[int]) -> list[Item] | None:
+    return None if values is None else [values[row] for row in rows]
 
 
 def _chained(rows: Sequence[list[Item]]) -> list[Item]:

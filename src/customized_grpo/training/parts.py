@@ -16,7 +16,7 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
-from customized_grpo.config.schema import EvaluationConfig
+from customized_grpo.config.schema import EvaluationConfig, RewardConfig
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap
 from customized_grpo.embedded import EMBEDDED
@@ -33,8 +33,9 @@ from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.start_adapter import shaped_like_start
-from customized_grpo.rewards import check_rewards, executors
+from customized_grpo.rewards import check_rewards, executors, needs_subjects
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rewards.segmenter import TextSegmenter
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
 from customized_grpo.training.choices import check_choices
@@ -199,7 +200,13 @@ def build_data(config: Config, *, show: bool = False) -> Data:
             )
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
-        judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        device = pick_device(config.model.device)
+        judges = build_judges(
+            config.evaluation.judges,
+            examples,
+            device,
+            load_segmenter(config, config.evaluation.judges, device),
+        )
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
         train = mixed(data, rows, fitting)
@@ -315,13 +322,23 @@ def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
         UserError: A reward cannot be built, two have one name, or a weight changes nothing.
     """
     check_rewards(config.rewards)
-    scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
+    device = device or pick_device(config.model.device)
+    scorer = executors.build_scorer(config.rewards, device, load_segmenter(config, config.rewards, device))
     try:
         refuse_idle_settings(config, scorer.rewards)
     except UserError:
         scorer.close()
         raise
     return scorer
+
+
+def load_segmenter(
+    config: Config, rewards: Sequence[RewardConfig], device: torch.device
+) -> TextSegmenter | None:
+    """Load what finds subjects in drawn images; None if none of these rewards needs it."""
+    if config.segmenter is None or not any(needs_subjects(reward) for reward in rewards):
+        return None
+    return TextSegmenter.load(config.segmenter, device)
 
 
 def check_held_out(data: Data, scorer: Scorer) -> None:

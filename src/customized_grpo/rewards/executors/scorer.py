@@ -17,6 +17,7 @@ from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import NOT_ASKED, Reward, RewardError, ScoringBatch, is_asked
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
+from customized_grpo.rewards.segmenter import TextSegmenter
 
 OnFailure = Literal["stop", "drop"]
 POLL_S = 0.2  # between two calls of `on_wait`
@@ -50,6 +51,7 @@ class Scorer:
         on_failure: For each of them: "stop" raises when it fails, "drop" makes the scores of that batch NaN.
             A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
         weights: For each of them its share among the rewards of its kind; None: equal shares.
+        segmenter: Makes the masks of the images; None: they have none.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Scorer:
         rewards: Sequence[Executor],
         on_failure: Sequence[OnFailure],
         weights: Sequence[float] | None = None,
+        segmenter: TextSegmenter | None = None,
     ) -> None:
         if not rewards:
             raise ValueError("no rewards")
@@ -66,6 +69,7 @@ class Scorer:
             raise ValueError(f"{len(weights)} weights for {len(rewards)} rewards")
         self.rewards = tuple(rewards)
         self.on_failure = tuple(on_failure)
+        self.segmenter = segmenter
         self.weights = (1.0,) * len(rewards) if weights is None else tuple(weights)
         self._pending = self._nothing_pending()
         self._open: ScoringBatch | None = None  # of a group whose other images are not there yet
@@ -84,6 +88,8 @@ class Scorer:
             group_size: Samples of a group, for rewards that need it whole.
         """
         batch = in_8_bits(batch)
+        if self.segmenter is not None:
+            batch = self.segmenter.with_masks(batch)
         # All are asked before any is waited for: rewards in threads and elsewhere run side by side.
         for k, reward in enumerate(self.rewards):
             if not reward.groupwise:
@@ -187,7 +193,16 @@ class Scorer:
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """Return the fingerprint of every reward; the same wherever they run."""
-        return [reward.fingerprint() for reward in self.rewards]
+        fingerprints = [reward.fingerprint() for reward in self.rewards]
+        if self.segmenter is None:
+            return fingerprints
+        masks = self.segmenter.fingerprint()
+        # of those alone whose scores depend on it
+        described = []
+        for one in fingerprints:
+            depends = one.get("segment") == "both" or one.get("match")
+            described.append(one | {"masks": masks} if depends else one)
+        return described
 
     def close(self) -> None:
         """End every thread, actor and connection; a Ray cluster started by the first reward ends last."""
