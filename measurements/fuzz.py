@@ -72,7 +72,14 @@ class Figures:
 
 
 def fuzz(
-    target_class: type[Target], inputs: int, seed: int, *, seconds: float, grow: float, keep: Path | None
+    target_class: type[Target],
+    inputs: int,
+    seed: int,
+    *,
+    first: int = 0,
+    seconds: float,
+    grow: float,
+    keep: Path | None,
 ) -> Figures:
     """Throw inputs of one kind.
 
@@ -80,6 +87,7 @@ def fuzz(
         target_class: The kind.
         inputs: How many.
         seed: Seed of all.
+        first: Number of the first.
         seconds: The longest that one may take.
         grow: The most MiB by which the process may grow.
         keep: Folder for failing inputs; None keeps none.
@@ -91,18 +99,18 @@ def fuzz(
     with tempfile.TemporaryDirectory() as temporary, commands:
         target = target_class(Path(temporary) / "work")
         peak = _peak_mib()
-        for number in range(inputs):
+        for number in range(first, first + inputs):
             call = target.make(number, seed)
             started = time.monotonic()
             outcome, text = attempt(call, seconds)
             figures.slowest = max(figures.slowest, time.monotonic() - started)
-            if number == WARM_UP:
+            if number == first + WARM_UP:
                 peak = _peak_mib()
-            if number > WARM_UP and _peak_mib() - peak > grow and figures.growth <= grow:
+            if number > first + WARM_UP and _peak_mib() - peak > grow and figures.growth <= grow:
                 outcome = "grew"
             figures.growth = _peak_mib() - peak
             figures.outcomes[outcome] += 1
-            if (number + 1) % PROGRESS == 0:
+            if (number + 1 - first) % PROGRESS == 0:
                 figures.seconds = time.monotonic() - begin
                 print(f"so far: {row(figures)}", file=sys.stderr, flush=True)
             if outcome in ("taken", "refused"):
@@ -186,6 +194,7 @@ def main() -> int:
     names = [target.name for target in TARGETS]
     parser.add_argument("--kinds", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--inputs", type=int, default=10_000, help="of every kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first: to share them out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30.0, help="the longest an input may take")
     parser.add_argument("--grow", type=float, default=1024, help="MiB by which the process may grow")
@@ -195,7 +204,7 @@ def main() -> int:
 
     print("| kind | inputs | taken | refused | failed | slowest s | grew MiB | seconds |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    limits = {"seconds": options.seconds, "grow": options.grow, "keep": options.keep}
+    limits = {"first": options.first, "seconds": options.seconds, "grow": options.grow, "keep": options.keep}
     # A process of its own for each kind: what one leaves behind must not help or harm another.
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
         pending = [

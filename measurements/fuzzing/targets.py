@@ -257,6 +257,42 @@ class RunFolders(Target):
         return self.command(*draw.choice(verbs))
 
 
+class Comparisons(Target):
+    """Results of a comparison on another machine: `cgrpo compare --report-only --also`."""
+
+    name = "comparison results"
+
+    def _prepare(self) -> None:
+        from customized_grpo.comparison.arms import Arm
+        from customized_grpo.comparison.plan import make_plan
+
+        naive = Arm(name="naive", label="Naive", role="front", overrides={"advantage.name": "linear"})
+        method = Arm(
+            name="both", label="Both", role="method", control="naive", overrides={"advantage.gamma": 0.4}
+        )
+        self.plan = make_plan(
+            "toybox-smoke", [], (naive, method), (0, 1), folder=self.folder / "out", threads=1
+        )
+        scores = {"judge/identity": [0.5, 0.4, 0.6], "judge/prompt": [0.25, None, 0.75]}
+        line = {"iteration": 1.0, "rollouts": 8.0, **dict.fromkeys(scores, 0.5)}
+        common = {"state": "finished", "rollouts": 8, "wall_s": 1.0, "evals": [line], "train": [line]}
+        common |= {"alarms": [], "degraded": False, "subjects": ["a", "b", "c"]}
+        runs = []
+        for arm, seed in (("naive", 0), ("naive", 1), ("both", 0)):
+            runs.append({"arm": arm, "seed": seed, **common, "before": scores, "after": scores})
+        self.results = {"format": 1, **self.plan.to_json(), "versions": {"python": "3.11"}, "runs": runs}
+
+    def _make(self, draw: random.Random) -> Callable[[], int]:
+        from customized_grpo.comparison.run import run_comparison
+
+        data = dump_json(mutate_tree(draw, copy.deepcopy(self.results)))
+        if draw.random() < 0.1:
+            data = mutate_bytes(draw, data)
+        file = Path(self.write("results.json", data))
+        shutil.rmtree(self.plan.folder, ignore_errors=True)
+        return lambda: run_comparison(self.plan, jobs=1, examine=False, train=False, also=[file])
+
+
 TARGETS: tuple[type[Target], ...] = (
     Recipes,
     Overrides,
@@ -265,6 +301,7 @@ TARGETS: tuple[type[Target], ...] = (
     Adapters,
     ModelFolders,
     RunFolders,
+    Comparisons,
 )
 
 

@@ -35,7 +35,7 @@ def run(gate: Gate, work: Work, files: Path, out: Path, checkout: Path | None) -
         "toybox",
         [
             f"run.dir={out / 'run'}", f"model.path={files / 'model'}", f"model.lora.rank={work.lora_rank}",
-            f"model.precision={work.precision}",
+            f"model.precision={work.precision}", f"model.max_text_tokens={work.text_tokens}",
             f"model.gradient_checkpointing={str(work.checkpointing).lower()}",
             "data.kind=manifest", f"data.train={files / 'toybox' / 'manifest.jsonl'}",
             f"rollout.steps={work.steps}", f"rollout.batch_size={work.batch_size}",

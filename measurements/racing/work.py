@@ -35,7 +35,7 @@ class Work:
         checkpointing: Whether activations are computed a second time in the backward pass.
         lora_rank: Rank of the adapter.
         size: Height and width of images and references, in pixels.
-        text_tokens: Tokens of a prompt.
+        text_tokens: Tokens of a prompt; the base was trained with 18.
         guidance: The guidance that the model is told.
         precision: Of the model's products, bf16 or fp32.
     """
@@ -48,7 +48,7 @@ class Work:
     checkpointing: bool = False
     lora_rank: int = 32
     size: int = 64
-    text_tokens: int = 24
+    text_tokens: int = 18
     guidance: float = 2.5
     precision: str = "bf16"
 

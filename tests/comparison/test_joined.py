@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,14 @@ def test_runs_judged_on_other_subjects_are_refused(tmp_path: Path) -> None:
         report(tmp_path / "out", other)
 
 
+def test_runs_judged_by_other_metrics_are_refused(tmp_path: Path) -> None:
+    scores = {"judge/identity": [0.5, 0.5]}
+    strange = {**run("naive", 1), "before": scores, "after": scores}
+    other = results(tmp_path / "results.json", run("naive", 0), strange)
+    with pytest.raises(UserError, match="by different metrics"):
+        report(tmp_path / "out", other)
+
+
 def test_results_of_other_settings_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     other = results(tmp_path / "results.json", run("naive", 0))
     changed = plan(tmp_path / "out", BOTH, override="train.learning_rate=0.5")
@@ -137,6 +146,21 @@ def test_a_file_that_holds_no_results_is_refused(
         ({"after": None}, "after"),
         ({"subjects": ["a"]}, "judge/identity"),
         ({"before": {"judge/identity": [0.5, 0.5]}}, "judge/prompt"),
+        ({"after": {"judge/identity": [0.5, 0.5]}}, "lacks scores of judge/prompt"),
+        (
+            {"after": {"judge/identity": [0.5, None], "judge/prompt": [0.5, 0.5]}},
+            "too few scores of judge/id",
+        ),
+        (
+            {"after": {"judge/identity": [0.5, math.nan], "judge/prompt": [0.5, 0.5]}},
+            "after.judge/identity.1",
+        ),
+        (
+            {"before": {"judge/identity": [0.5, math.inf], "judge/prompt": [0.5, 0.5]}},
+            "before.judge/identity",
+        ),
+        ({"evals": [{"rollouts": 1e99}]}, "evals.0.rollouts"),
+        ({"train": [{"iteration": 1.0, "rollouts": None}]}, "a record without iteration or rollouts"),
     ],
 )
 def test_a_finished_run_without_all_its_scores_is_refused(

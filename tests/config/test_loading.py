@@ -102,11 +102,11 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ),
         (
             "rewards.dino.segment=both",
-            "rewards: segment: both (dino) needs masks of the images that are drawn",
+            "rewards: segment: both or options.match (dino) needs masks of the images",
         ),
         (
             "data={kind: manifest, train: a, held_out: b} evaluation.judges=[{name: clip_i, segment: both}]",
-            "evaluation.judges: segment: both (clip_i) needs masks of the images that are drawn",
+            "evaluation.judges: segment: both or options.match (clip_i) needs masks of the images",
         ),
         (
             "data={kind: manifest, train: a} evaluation.judges=[{name: clip_i, segment: none}]",

@@ -58,6 +58,7 @@ def published(tmp_path: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
         "uno-1m": (sources.uno_1m(home / "uno1m", [4.0, 3.5, 1.0]), {}),
         "uno": (sources.uno(home / "uno"), {}),
         "folder": (sources.photos(home / "photos"), {"prompts": home / "prompts.txt"}),
+        "captions": (sources.captions(home / "captions"), {}),
         "dreambench": (sources.dreambench(home / "db", {"can": "can", "cat2": "cat", "cup": "cup"}), {}),
     }
 

@@ -26,13 +26,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [PAGE, README], ids=["docs", "readme"])
 def test_the_reward_of_the_page_scores(page: Path) -> None:
-    (source,) = blocks(page, "python")
     namespace: dict[str, Any] = {}
-    exec(source, namespace)
+    for source in blocks(page, "python"):
+        exec(source, namespace)
     reward = namespace["colourful"]
     assert isinstance(reward, Reward) and reward.kind == "quality"
     scores = reward.score(tiny.make_batch(3))
     assert scores.shape == (3,) and scores.dtype == torch.float32
+    if "ranked" in namespace:
+        assert sorted(namespace["ranked"].score(tiny.make_batch(3)).tolist()) == [0, 0.5, 1]
 
 
 @pytest.mark.parametrize("recipe", blocks(PAGE, "yaml"))

@@ -149,6 +149,14 @@ def photos(folder: Path, subjects: tuple[str, ...] = ("red_backpack2", "dog")) -
     return folder
 
 
+def captions(folder: Path, count: int = 3) -> Path:
+    """Photos of one subject, each with a caption beside it."""
+    for photo in range(count):
+        save(folder / f"0{photo}.png", (60 * photo, 9, 90))
+        (folder / f"0{photo}.txt").write_text(f"my dog in scene {photo}\n")
+    return folder
+
+
 def cut_out(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
     """An image that is transparent but for its left half."""
     pixels = np.full((size[1], size[0], 4), 255, np.uint8)

@@ -18,6 +18,7 @@ import httpx
 
 from customized_grpo.serving.access import listen
 from customized_grpo.studio.app import Studio
+from customized_grpo.studio.booth import Booth
 from customized_grpo.studio.control import Control
 from customized_grpo.studio.guard import rules_for
 from customized_grpo.studio.library import Library
@@ -47,11 +48,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*folders: Path, token: str | None = None, control: bool = False) -> Iterator[Running]:
+def running(
+    *folders: Path, token: str | None = None, control: bool = False, booth: Booth | None = None
+) -> Iterator[Running]:
     """Serve folders in a thread until the end of the block."""
     library = Library(folders)
     rules = rules_for("127.0.0.1", token, is_loopback=True)
-    studio = Studio(library, rules, Control(library) if control else None)
+    studio = Studio(library, rules, Control(library) if control else None, booth)
     with listen("127.0.0.1", 0) as listener:
         server = Server(studio)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))

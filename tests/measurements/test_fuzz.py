@@ -13,10 +13,10 @@ import fuzz
 from customized_grpo.errors import UserError
 from fuzzing import targets
 from fuzzing.mutations import ODD_VALUES, mutate_tree
-from fuzzing.targets import Images, Manifests, Overrides, Recipes, RunFolders, Target
+from fuzzing.targets import Comparisons, Images, Manifests, Overrides, Recipes, RunFolders, Target
 
 LIMITS = {"seconds": 60.0, "grow": 1024.0}
-CHEAP = (Recipes, Overrides, Manifests, Images)
+CHEAP = (Recipes, Overrides, Manifests, Images, Comparisons)
 
 
 @pytest.mark.parametrize("kind", CHEAP, ids=lambda kind: kind.name)

@@ -87,8 +87,8 @@ def test_a_registered_reward_is_built_with_its_settings(tmp_path: Path) -> None:
 
 
 def test_options_of_a_reward_without_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="speed: there is no such option\ndino has no options"):
-        build_reward(RewardConfig(name="dino", path=str(tmp_path), options={"speed": 3}))
+    with pytest.raises(UserError, match="speed: there is no such option\nclip_t has no options"):
+        build_reward(RewardConfig(name="clip_t", path=str(tmp_path), options={"speed": 3}))
 
 
 class SpeedOptions(RewardOptions):

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from commands import run_here
+from customized_grpo.reporting.metrics import MetricsWriter
+from customized_grpo.studio.booth import Booth
 from processes import CGRPO, child_environment
 from studio_serving import Running, running
 
@@ -91,7 +93,7 @@ def test_a_run_that_trains_is_followed_without_a_reload(tmp_path: Path, open_tab
         try:
             tab.page.get_by_text("running", exact=True).wait_for()
             tab.page.get_by_role("link", name="live").click()
-            read = tab.page.locator("figure", has_text="reward/prompt").first.locator(".read b")
+            read = tab.page.locator("figure", has_text="reward/prompt").first.locator(".read b").first
             read.wait_for()
             first = read.inner_text()
             done = tab.page.locator(".chip .progress").inner_text()
@@ -165,7 +167,7 @@ def test_two_runs_are_compared_by_keyboard_alone(runs: Path, open_tab: Any) -> N
         page.keyboard.press("g")
         page.keyboard.press("/")
         page.keyboard.type("half")
-        page.wait_for_function("document.querySelectorAll('table.runs tbody tr').length === 1")
+        page.wait_for_function("() => document.querySelectorAll('table.runs tbody tr').length === 1")
         tab.check(studio)
 
 
@@ -179,6 +181,11 @@ def test_pointing_at_a_chart_reads_all_charts_at_that_place(runs: Path, open_tab
         tab.page.keyboard.press("ArrowRight")
         places = tab.page.locator(".read .where").all_inner_texts()
         assert len(places) > 2 and len(set(places)) == 1 and places[0].startswith("iteration ")
+        with MetricsWriter(runs / "done" / "metrics.jsonl") as metrics:
+            metrics.write({"kind": "train", "iteration": 90, "rollouts": 8640, "reward/prompt": 0.5})
+        tab.page.get_by_text("90 / 6").wait_for()
+        tab.page.wait_for_timeout(1000)
+        assert chart.locator("xpath=..").locator(".where").inner_text() == places[0]
         tab.check(studio)
 
 
@@ -233,3 +240,32 @@ def test_a_comparison_is_shown_in_its_frame(tmp_path: Path, open_tab: Any) -> No
         tab.page.get_by_text("Its runs").click()
         tab.page.get_by_role("link", name="compared/runs/naive-0.5/seed_0").wait_for()
         tab.check(studio)
+
+
+@pytest.mark.parametrize("width", [420, 1360])
+def test_a_vote_is_given_by_keyboard_and_counted(
+    runs: Path, tmp_path: Path, open_tab: Any, width: int
+) -> None:
+    booth = Booth(runs / "done", runs / "half", None, tmp_path / "votes.jsonl")
+    with running(booth=booth) as studio:
+        tab = open_tab(studio.url, viewport={"width": width, "height": 860})
+        page = tab.page
+        page.get_by_label("Your name").fill("Ann")
+        page.keyboard.press("Enter")
+        for pair in range(8):
+            for question, key in (("subject of the reference", "ArrowLeft"), ("prompt says", "ArrowDown")):
+                page.get_by_role("heading", name=question).wait_for()
+                assert sideways(tab) <= 0
+                page.keyboard.press(key)
+            if pair == 0:
+                page.get_by_text("1 of 8 done").wait_for()
+                page.keyboard.press("Backspace")
+                page.get_by_role("heading", name="prompt says").wait_for()
+                page.keyboard.press("0")
+        page.get_by_role("link", name="Results").click()
+        page.get_by_text("8 of 1").first.wait_for()
+        assert sideways(tab) <= 0
+        tab.check(studio)
+    identity, prompt = booth.results().results
+    assert (identity["left"], identity["wins"], identity["losses"]) == (1.0, 4, 4)
+    assert prompt["ties"] == 8

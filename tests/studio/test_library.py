@@ -54,6 +54,16 @@ def test_a_run_of_a_comparison_knows_it(runs: Path) -> None:
     assert by_name == {"done": None, "half": None, "compared/runs/naive/seed_0": comparison.id}
 
 
+def test_runs_of_two_comparisons_have_names_of_their_own(runs: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(runs / "done", tmp_path / name / "runs" / "naive" / "seed_0")
+        (tmp_path / name / "plan.json").write_text("{}")
+    assert names(tmp_path / "first", tmp_path / "second") == [
+        "first/runs/naive/seed_0",
+        "second/runs/naive/seed_0",
+    ]
+
+
 def test_states_are_what_the_folders_say(runs: Path) -> None:
     states = {run.name: run.state() for run in Library([runs]).runs()}
     assert states == {"done": "ended", "half": "stopped"}

@@ -92,7 +92,8 @@ def test_without_the_token_nothing_is_shown_but_the_page_that_asks_for_it(runs: 
             assert studio.get(path).status_code == 401
         wrong = {"Authorization": "Bearer 0123456789abcdeF"}
         assert studio.get("/api/list", headers=wrong).status_code == 401
-        assert studio.get("/api/list", cookies={"cgrpo_studio": TOKEN}).status_code == 401
+        name = studio.studio.rules.cookie_name
+        assert studio.get("/api/list", cookies={name: TOKEN}).status_code == 401
         page = studio.get("/")
         assert page.status_code == 401 and 'type="password"' in page.text
         assert studio.get("/static/login.js").status_code == 200
@@ -108,6 +109,10 @@ def test_the_token_opens_as_a_bearer_and_as_a_cookie_after_the_login(runs: Path)
             cookie = answer.headers["set-cookie"]
             assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
             assert browser.get("/api/list").status_code == 200
+            with running(runs, token=TOKEN) as other:  # cookies of a host go to all its ports
+                second = httpx.post(f"{other.url}/login", json={"token": TOKEN})
+                browser.cookies.update(second.cookies)
+                assert browser.get("/api/list").status_code == 200
             assert "<nav" in browser.get("/").text
 
 

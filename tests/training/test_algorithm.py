@@ -98,9 +98,11 @@ def make_signal(setting: Setting, rewards: Tensor | None = None) -> LearningSign
     return LearningSignal(
         names=("two_scale_prompt", "two_scale_identity"),
         scores=rewards,
+        asked=torch.ones_like(rewards, dtype=torch.bool),
         kinds=PAIR,
         advantages=group_advantages(rewards, GROUP),
         rewards=rewards,
+        present=torch.ones_like(rewards, dtype=torch.bool),
         valid=valid_samples(rewards, GROUP),
         weights=torch.full((setting.config.rollout.steps,), math.nan),  # those of steps are never asked for
         quality_weight=0.5,
@@ -190,6 +192,9 @@ def test_a_sample_without_a_reward_has_no_influence(make_setting: MakeSetting) -
     rewards = torch.randn(N, 2, generator=torch.Generator().manual_seed(4))
     rewards[1, 1] = math.nan
     signal = make_signal(setting, rewards)
+    gradient = setting.gradient(samples, signal)
+    assert relative_difference(gradient, gradient_by_hand(setting, samples, signal)) < 1e-5
+    setting.disturb(2)  # on-policy a sample without advantage has no gradient in any case
     gradient = setting.gradient(samples, signal)
     assert relative_difference(gradient, gradient_by_hand(setting, samples, signal)) < 1e-5
     samples.clean[1] += 3.0

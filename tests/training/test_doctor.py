@@ -19,7 +19,7 @@ from customized_grpo.algorithms.sars import sars_pull
 from customized_grpo.config import Config
 from customized_grpo.reporting.metrics import read_metrics
 from customized_grpo.rollout.trajectory import Trajectory
-from customized_grpo.training import doctor, trainer
+from customized_grpo.training import algorithm, doctor, trainer
 
 Recipe = Callable[..., Config]
 OWN_REWARDS = """
@@ -204,7 +204,7 @@ def test_with_no_score_at_all_there_is_nothing_to_measure_and_no_crash(
 def test_a_policy_that_trains_on_other_transitions_than_it_drew_is_found(
     change: float, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect = doctor.collect
+    collect = algorithm.collect
 
     def drift(*arguments: Any, **options: Any) -> Trajectory:
         trajectory = collect(*arguments, **options)
@@ -212,7 +212,7 @@ def test_a_policy_that_trains_on_other_transitions_than_it_drew_is_found(
         log_prob[-1, 3] += change
         return dataclasses.replace(trajectory, log_prob=log_prob)
 
-    monkeypatch.setattr(doctor, "collect", drift)
+    monkeypatch.setattr(algorithm, "collect", drift)
     code, (problem, fix), found, _ = examine(capsys, tmp_path)
     assert code == 2
     assert "deviates from 1 by " + ("nan" if math.isnan(change) else "1.0e-03") in problem

@@ -83,7 +83,7 @@ def _batch_std(values: Tensor, finite: Tensor) -> Tensor:
     return (centred.square().sum((0, 1), keepdim=True) / (count - 1).clamp_min(1)).sqrt()
 
 
-def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
+def valid_samples(rewards: Tensor, group_size: int, asked: Tensor | None = None) -> Tensor:
     """Return which samples the loss keeps.
 
     A sample with any non-finite reward is dropped, and so are all samples of a group in which fewer than
@@ -92,6 +92,8 @@ def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
     Args:
         rewards: [N] or [N, K], groups as in `group_advantages`.
         group_size: G.
+        asked: Which rewards a sample was to get [N, K]; what is missing of the others drops nothing, but a
+            sample that was to get none is dropped. None: all of them.
 
     Returns:
         Boolean [N].
@@ -99,11 +101,21 @@ def valid_samples(rewards: Tensor, group_size: int) -> Tensor:
     Raises:
         ValueError: As `group_advantages`.
     """
-    whole = in_groups(rewards, group_size).isfinite().all(-1)
+    has_reward = in_groups(rewards, group_size).isfinite()
+    if asked is None:
+        whole = has_reward.all(-1)
+    else:
+        grouped = asked.reshape(has_reward.shape)
+        whole = (has_reward | ~grouped).all(-1) & grouped.any(-1)
     return (whole & (whole.sum(1, keepdim=True) >= 2)).flatten()
 
 
-def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[float]) -> Tensor:
+def by_kind(
+    advantages: Tensor,
+    kinds: Sequence[str],
+    reward_weights: Sequence[float],
+    asked: Tensor | None = None,
+) -> Tensor:
     """Reduce K rewards to one column for each kind: the weighted mean of the rewards of that kind.
 
     The mean is not normalised again: two rewards of one kind that disagree pull less than two that agree.
@@ -113,9 +125,11 @@ def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[f
         advantages: [N, K].
         kinds: K words of `KINDS`.
         reward_weights: K non-negative weights; only their ratios within a kind matter.
+        asked: Which rewards a sample was to get [N, K]: the mean is over those. None: all of them.
 
     Returns:
-        [N, number of kinds], the kinds as `kinds_of` gives them.
+        [N, number of kinds], the kinds as `kinds_of` gives them; NaN where a sample was to get no reward of
+        the kind.
 
     Raises:
         ValueError: Lengths differ from K, a kind is unknown, a weight negative, or a kind has no weight at
@@ -135,7 +149,13 @@ def by_kind(advantages: Tensor, kinds: Sequence[str], reward_weights: Sequence[f
         weights = advantages.new_tensor([reward_weights[column] for column in of_kind])
         if not weights.sum() > 0:
             raise ValueError(f"no {kind} reward with a positive weight among kinds {list(kinds)}")
-        columns.append(advantages[:, of_kind] @ weights / weights.sum())
+        if asked is None:
+            columns.append(advantages[:, of_kind] @ weights / weights.sum())
+            continue
+        shares = weights * asked[:, of_kind]
+        values = torch.where(asked[:, of_kind], advantages[:, of_kind], 0.0)
+        # 0 / 0 where nothing was asked
+        columns.append((values * shares).sum(1) / shares.sum(1))
     return torch.stack(columns, dim=1)
 
 

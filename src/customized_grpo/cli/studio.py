@@ -28,6 +28,16 @@ def studio(
     control: Annotated[
         bool, typer.Option("--control", help="Also start, stop and resume runs; needs a token, or makes one.")
     ] = False,
+    vote: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--vote", metavar="A B", help="Blind vote between the images of two runs, instead."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Vote on the prompts of this file alone, one in each line.")
+    ] = None,
+    votes: Annotated[
+        Path | None, typer.Option(help="File of the votes; by default with the comparison, or here.")
+    ] = None,
 ) -> None:
     """Show runs in a browser while they train.
 
@@ -35,20 +45,26 @@ def studio(
     it shows those in runs/. It reads what runs write, and writes nothing into them.
 
     For example: cgrpo studio runs
+
+    Blind vote: cgrpo studio --vote runs/naive runs/ours
     """
-    places = _existing(folders or [Path("runs")])
+    _check_vote(folders, control, vote, prompts, votes)
+    # a voter sees the images of the vote, and not whose they are
+    places = [] if vote else _existing(folders or [Path("runs")])
     check_web("studio")
     token = os.environ.get(token_env) or None
     link = ""
 
     from customized_grpo.serving.access import check_access, is_loopback, listen
     from customized_grpo.studio.app import Studio
+    from customized_grpo.studio.booth import Booth
     from customized_grpo.studio.control import Control
     from customized_grpo.studio.guard import rules_for
     from customized_grpo.studio.library import Library
     from customized_grpo.studio.server import serve
 
     check_access(host, token, token_env)
+    booth = Booth(*vote, _lines(prompts), votes) if vote else None
     if control and token is None:
         # on loopback too: whoever can start a run can run code as this user
         token = secrets.token_urlsafe(24)
@@ -59,7 +75,7 @@ def studio(
         print(f"studio at http://{address}:{listener.getsockname()[1]}{link}", flush=True)
         rules = rules_for(host, token, is_loopback=is_loopback(host))
         library = Library(places)
-        serve(Studio(library, rules, Control(library) if control else None), listener)
+        serve(Studio(library, rules, Control(library) if control else None, booth), listener)
 
 
 def _existing(folders: list[Path]) -> list[Path]:
@@ -75,3 +91,42 @@ def _existing(folders: list[Path]) -> list[Path]:
             hint="Name the folder that your runs are in, or start one with `cgrpo train toybox`.",
         )
     return folders
+
+
+def _check_vote(
+    folders: list[Path] | None,
+    control: bool,
+    vote: tuple[Path, Path] | None,
+    prompts: Path | None,
+    votes: Path | None,
+) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UserError: Says which.
+    """
+    if vote and (folders or control):
+        raise UserError(
+            "--vote goes with no FOLDER and no --control: a voter must not see whose images they are",
+            hint="Start a second studio for the runs, on another --port.",
+        )
+    if not vote and (prompts or votes):
+        raise UserError("--prompts and --votes are for a vote", hint="Name its two runs: --vote A B.")
+
+
+def _lines(file: Path | None) -> list[str] | None:
+    """Return the lines of a file that hold something; None without a file.
+
+    Raises:
+        UserError: It cannot be read, or is empty.
+    """
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {file} cannot be read: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts {file} has no prompt")
+    return lines

@@ -13,22 +13,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from customized_grpo.comparison.arms import Arm
 from customized_grpo.comparison.plan import Plan, different_settings
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation.scores import MIN_CLUSTERS
 from customized_grpo.files import write_bytes
 
 FOLDER = "also"
 MAX_BYTES = 256 * 1024**2
 """Limit of a file of results, unpacked. A run of 30 iterations and 48 subjects takes some 15 kB."""
 
-Record = dict[str, float | None]
-BySubject = dict[str, list[float | None]]
+LARGEST = 1e30
+"""Limit of a number: far above any score, and its fourth power is still finite, as statistics need."""
+
+Number = Annotated[
+    float, Field(ge=-LARGEST, le=LARGEST)
+]  # NaN, which JSON as Python reads it may hold, is none
+Record = dict[str, Number | None]
+BySubject = dict[str, list[Number | None]]
 
 
 class JoinedRun(BaseModel):
@@ -40,7 +47,7 @@ class JoinedRun(BaseModel):
     seed: int
     state: Literal["finished", "unfinished", "missing"]
     rollouts: int | None
-    wall_s: float | None
+    wall_s: Number | None
     evals: list[Record]
     train: list[Record]
     alarms: list[str]
@@ -48,10 +55,25 @@ class JoinedRun(BaseModel):
     subjects: list[str] | None = None
     before: BySubject | None = None
     after: BySubject | None = None
+    left_out: str | None = None
+
+    @model_validator(mode="after")
+    def _records_are_placed(self) -> Self:
+        """Check that every record of a curve says where it belongs.
+
+        Raises:
+            ValueError: One does not.
+        """
+        for record in (*self.evals, *self.train):
+            if record.get("iteration") is None or record.get("rollouts") is None:
+                raise ValueError(f"{self.arm} (seed {self.seed}) has a record without iteration or rollouts")
+        return self
 
     @model_validator(mode="after")
     def _scores_are_complete(self) -> Self:
         """Check that a judged run has a score of every subject, before and after, for each metric.
+
+        A score is None where nothing could be measured; at least two subjects have one.
 
         Raises:
             ValueError: Which metric lacks scores.
@@ -60,10 +82,14 @@ class JoinedRun(BaseModel):
             return self  # a recipe without evaluation
         if self.subjects is None or self.before is None or self.after is None:
             raise ValueError(f"{self.arm} (seed {self.seed}) lacks one of subjects, before and after")
-        for metric, after in self.after.items():
+        for metric in {**self.before, **self.after}:
             before = self.before.get(metric, [])
+            after = self.after.get(metric, [])
             if not len(before) == len(after) == len(self.subjects):
                 raise ValueError(f"{self.arm} (seed {self.seed}) lacks scores of {metric}")
+            pairs = zip(before, after, strict=True)
+            if sum(old is not None and new is not None for old, new in pairs) < MIN_CLUSTERS:
+                raise ValueError(f"{self.arm} (seed {self.seed}) has too few scores of {metric}")
         return self
 
 
@@ -76,7 +102,7 @@ class Results(BaseModel):
     config: Config
     arms: list[Arm]
     threads_per_run: int
-    versions: dict[str, Any]
+    versions: dict[str, str | None | dict[str, str | bool | None]]
     runs: list[JoinedRun]
 
 

@@ -5,6 +5,7 @@ FOLDER/arms.yaml                 its arms, as `cgrpo compare --arms` reads them
 FOLDER/recipes/ARM_seed_N.yaml   the recipe of each run
 FOLDER/runs/ARM/seed_N/          its run folder, like any other
 FOLDER/logs/ARM_seed_N.log       its output
+FOLDER/votes/*.jsonl              blind votes of `cgrpo studio --vote`, if there were any
 FOLDER/doctor.json, results.json, comparison.html
 """
 

@@ -11,7 +11,7 @@ from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.joined import Joined, unique_runs
 from customized_grpo.comparison.plan import Plan, PlannedRun, union_of_arms
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation.scores import HeldOutScores, read_scores
+from customized_grpo.evaluation.scores import MIN_CLUSTERS, HeldOutScores, read_scores
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.statistics import degradation
 
@@ -35,18 +35,19 @@ def collect(plan: Plan, joined: Joined) -> dict[str, Any]:
     """Return the plan and one entry per run, with the arms, seeds and runs of joined results.
 
     A finished run has its curves and `subjects`, the mean of every subject before and after training
-    ([C] for each metric), which all statistics are made of.
+    ([C] for each metric), which all statistics are made of. A run in which hardly any subject was measured
+    has `left_out`, why it has none of these.
 
     Raises:
-        UserError: Finished runs were judged on different prompts or subjects, or a run is there twice with
-            different scores.
+        UserError: Finished runs were judged on different prompts or subjects, or by different metrics, or a
+            run is there twice with different scores.
     """
     runs = [_entry(run) for run in plan.runs()]
     _check_prompts([run for run in runs if run["state"] == "finished"])
     for run in runs:
         del run["prompts"]
     runs = unique_runs([*runs, *joined.runs])
-    _check_subjects([run for run in runs if "subjects" in run])
+    _check_judged_alike([run for run in runs if "subjects" in run])
     arms = union_of_arms(plan.arms, joined.arms)
     return {
         "format": 1,
@@ -70,14 +71,22 @@ def _check_prompts(finished: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _check_subjects(judged: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse runs that were judged on different subjects; joined ones do not say their prompts."""
+def _check_judged_alike(judged: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that were judged on different subjects, or by different metrics.
+
+    Joined ones do not say their prompts.
+    """
     for run in judged:
         first = judged[0]
+        different = []
         if run["subjects"] != first["subjects"]:
+            different.append("on different held-out subjects")
+        if run["after"].keys() != first["after"].keys():
+            different.append("by different metrics")
+        if different:
             raise UserError(
-                f"{run['arm']} (seed {run['seed']}) and {first['arm']} (seed {first['seed']}) were judged on "
-                "different held-out subjects, so they cannot be paired"
+                f"{run['arm']} (seed {run['seed']}) and {first['arm']} (seed {first['seed']}) were judged "
+                f"{' and '.join(different)}, so they cannot be paired"
             )
 
 
@@ -103,6 +112,13 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
     final = _evaluation(run, summary["iterations"])
     if base is not None and final is not None:
         entry["prompts"] = final.ids
+        unmeasured = [
+            metric for metric in METRICS if metric in final.columns and not final.is_measured(metric, base)
+        ]
+        if unmeasured:
+            names = " and ".join(unmeasured)
+            entry["left_out"] = f"fewer than {MIN_CLUSTERS} subjects have a score of {names} before and after"
+            return entry
         entry["subjects"] = sorted(set(final.subjects))
         entry["before"] = _by_subject(base)
         entry["after"] = _by_subject(final)
@@ -127,8 +143,9 @@ def _state(summary: object, records: Sequence[Record]) -> str:
 
 
 def degraded(base: HeldOutScores, final: HeldOutScores) -> bool | None:
-    """Return whether a run shows competitive degradation, see `DEFINITIONS`; None without judges."""
-    if not {degradation.REWARD, degradation.JUDGE} <= set(final.columns):
+    """Return whether a run shows competitive degradation, see `DEFINITIONS`; None where it was not judged."""
+    metrics = (degradation.REWARD, degradation.JUDGE)
+    if not all(metric in final.columns and final.is_measured(metric, base) for metric in metrics):
         return None
     reward = final.change(degradation.REWARD, base)
     judge = final.change(degradation.JUDGE, base)

@@ -24,6 +24,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 from customized_grpo.links import check_folders_stay_inside
 from customized_grpo.pages.comparison_page import write_comparison_page
+from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.runs.folder import RunFolder
 
@@ -86,6 +87,7 @@ def write(plan: Plan) -> dict[str, Any]:
             raise UserError(
                 f"{plan.folder / DOCTOR} is damaged: {error!r}", hint="Remove it; it is made again."
             ) from error
+    results["votes"] = votes_of_comparison(plan.folder)
     folder.write_json(RESULTS, results)
     folders = {(run.arm, run.seed): run.folder.path for run in plan.runs()}
     write_comparison_page(results, plan.folder / PAGE, folders)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from customized_grpo.evaluation.scores import MIN_CLUSTERS
+
 Floats = NDArray[np.float64]
 
 
@@ -76,7 +78,10 @@ class Tables:
         return None if tables is None else tables[0] - tables[1]
 
     def common(self, arms: Sequence[str], metric: str) -> Floats | None:
-        """Return the scores of several arms [A, S, C] over the seeds that all of them have; None if none."""
+        """Return the scores of several arms [A, S, C] over the seeds that all of them have.
+
+        None if there is no such seed, or fewer than two subjects that all of them have measured.
+        """
         scores: list[ArmScores] = []
         for arm in arms:
             if arm not in self.arms or metric not in self.arms[arm].after:
@@ -86,7 +91,9 @@ class Tables:
         seeds = [seed for seed in scores[0].seeds if seed in shared]
         if not seeds:
             return None
-        return np.stack([one.of_seeds(metric, seeds) for one in scores])
+        table = np.stack([one.of_seeds(metric, seeds) for one in scores])
+        measured = ~np.isnan(table).any(axis=0)  # cells that can be paired [S, C]
+        return table if measured.any(axis=0).sum() >= MIN_CLUSTERS else None
 
 
 def _by_subject(run: Mapping[str, Any], when: str, metric: str) -> Floats:

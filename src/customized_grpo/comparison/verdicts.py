@@ -19,7 +19,7 @@ MIN_RUNS = 2
 def verdicts(
     arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]
 ) -> list[str]:
-    """Return sentences on alarms, degradation, cure and controls, in this order.
+    """Return sentences on alarms, runs left out, degradation, cure and controls, in this order.
 
     Arms without finished runs are passed over.
 
@@ -33,6 +33,11 @@ def verdicts(
     if finished < len(runs):
         sentences.append(f"Provisional: {finished} of {len(runs)} runs are finished.")
     labels = {arm["name"]: arm["label"] for arm in arms}
+    for run in runs:
+        if run.get("left_out"):
+            sentences.append(
+                f"{labels[run['arm']]} with seed {run['seed']} is left out of all figures: {run['left_out']}."
+            )
     roles = {arm["name"]: arm["role"] for arm in arms}
     measured = [entry for entry in analysis["arms"] if entry["final"] is not None]
     sentences += _degradation(measured, labels)

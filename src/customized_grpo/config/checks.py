@@ -205,6 +205,10 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
+def _average_is_warmed(warmup: bool, decay: float | None) -> str | None:
+    return "there is no average: set train.ema_decay, or this to false" if warmup and not decay else None
+
+
 def _reference_is_another(reference: str, start: str | None, weight: float) -> str | None:
     if reference == "base":
         return None
@@ -215,14 +219,28 @@ def _reference_is_another(reference: str, start: str | None, weight: float) -> s
     return None
 
 
-def _drawn_images_have_no_masks(rewards: Sequence[Mapping[str, Any]]) -> str | None:
-    names = [reward["name"] for reward in rewards if reward["segment"] == "both"]
-    if not names:
+def _drawn_images_have_masks(
+    rewards: Sequence[Mapping[str, Any]], segmenter: Mapping[str, Any] | None
+) -> str | None:
+    names = [reward["name"] for reward in rewards if _looks_for_subjects(reward)]
+    if not names or segmenter is not None:
         return None
     return (
-        f"segment: both ({', '.join(names)}) needs masks of the images that are drawn, which nothing in a "
-        "run makes; use reference, as Customized-GRPO does, or none"
+        f"segment: both or options.match ({', '.join(names)}) needs masks of the images that are drawn: set "
+        "segmenter={}, which finds subjects by words; or use segment: reference, as Customized-GRPO does"
     )
+
+
+def _looks_for_subjects(reward: Mapping[str, Any]) -> bool:
+    return bool(reward["segment"] == "both" or reward["options"].get("match"))
+
+
+def _masks_are_used(
+    segmenter: Mapping[str, Any] | None, rewards: Sequence[Any], judges: Sequence[Any]
+) -> str | None:
+    if segmenter is None or any(map(_looks_for_subjects, (*rewards, *judges))):
+        return None
+    return "no reward or judge has segment: both or options.match, which need it; leave it out"
 
 
 def _prompts_are_needed(prompts: Path | None, data: Mapping[str, Any]) -> str | None:
@@ -275,9 +293,11 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
+    Check(("train.ema_warmup", "train.ema_decay"), _average_is_warmed),
     Check(("train.kl_reference", "model.start_lora", "train.kl_weight"), _reference_is_another),
-    Check(("rewards",), _drawn_images_have_no_masks),
-    Check(("evaluation.judges",), _drawn_images_have_no_masks),
+    Check(("rewards", "segmenter"), _drawn_images_have_masks),
+    Check(("evaluation.judges", "segmenter"), _drawn_images_have_masks),
+    Check(("segmenter", "rewards", "evaluation.judges"), _masks_are_used),
     Check(("evaluation.judges", "evaluation.prompts", "data"), _judges_have_rows),
     Check(("evaluation.prompts", "data"), _prompts_are_needed),
     Check(("checkpoint.best", "evaluation.prompts", "data"), _best_is_measured),

@@ -290,11 +290,15 @@ def _index(items: list[Any], key: str) -> int | None:
 def _without_broken(data: Mapping[str, Any], broken: frozenset[str]) -> dict[str, Any]:
     """Return what is valid of `data`, with defaults elsewhere, for the rules that can still be checked.
 
-    A section that must be given is left out where something is wrong in it.
+    A section that must be given, or may be null, is left out where something is wrong in it.
     """
     values: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
-        if field.is_required():
+        may_be_null = not field.is_required() and field.default is None and field.default_factory is None
+        if may_be_null and data.get(name) is None:
+            values[name] = None
+            continue
+        if field.is_required() or may_be_null:
             if name in data and not any(f"{path}.".startswith(f"{name}.") for path in broken):
                 section_type: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
                 with suppress(ValidationError):  # broken, under another path

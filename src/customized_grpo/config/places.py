@@ -30,7 +30,9 @@ def settle_paths(config: Config, folder: Path) -> Config:
     data = config.data
     if isinstance(data, ManifestData):
         held_out = None if data.held_out is None else Path(settled(str(data.held_out)))
-        data = data.model_copy(update={"train": Path(settled(str(data.train))), "held_out": held_out})
+        mix = [part.model_copy(update={"train": Path(settled(str(part.train)))}) for part in data.mix]
+        changed = {"train": Path(settled(str(data.train))), "held_out": held_out, "mix": tuple(mix)}
+        data = data.model_copy(update=changed)
     rewards = tuple(_settle_reward(reward, settled) for reward in config.rewards)
     judges = tuple(_settle_reward(judge, settled) for judge in config.evaluation.judges)
     prompts = config.evaluation.prompts

@@ -23,6 +23,7 @@ from customized_grpo.config.checks import cross_field_mistakes
 from customized_grpo.config.choice import Choice, complete_options, load_part
 from customized_grpo.config.data_sources import DataConfig, ManifestData
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
+from customized_grpo.config.segmenter import SegmenterConfig
 from customized_grpo.config.training import TrainConfig
 from customized_grpo.fields import (
     Count,
@@ -211,7 +212,7 @@ class RewardConfig(Section):
     weight: Positive = 1.0
     """Share of this reward among those of its kind; it says nothing about the other kinds."""
     segment: Literal["reference", "both", "none"] = "reference"
-    """Image an identity reward masks to the subject: reference or none (both: drawn images have no masks)."""
+    """Images an identity reward masks to the subject: reference, both (needs `segmenter`) or none."""
     path: WeightsPath | None = None
     """Weights of the reward model: "toybox", a folder or a hub id; null means the reward's own default."""
     noise: NonNegative = 0.0
@@ -299,6 +300,8 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: Annotated[tuple[RewardConfig, ...], Field(strict=False, min_length=1)]
     """The rewards, of the kinds prompt, identity and quality; with one kind alone it is plain GRPO."""
+    segmenter: SegmenterConfig | None = None
+    """What finds subjects in drawn images, for rewards with segment: both; null: nothing does."""
     # Made when needed: a default looks up its rule or schedule, which imports torch.
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)

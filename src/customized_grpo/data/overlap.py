@@ -65,6 +65,16 @@ def find_overlap(train: CheckedManifest, held_out: CheckedManifest) -> Overlap:
     return Overlap(tuple(sorted(train.subjects & held_out.subjects)), tuple(images))
 
 
+def joined(overlaps: Sequence[Overlap]) -> Overlap:
+    """Return what held-out rows share with any of several manifests, given what they share with each."""
+    subjects: set[str] = set()
+    images: dict[str, None] = {}  # an ordered set
+    for overlap in overlaps:
+        subjects |= set(overlap.subjects)
+        images |= dict.fromkeys(overlap.images)
+    return Overlap(tuple(sorted(subjects)), tuple(images))
+
+
 def _shared_images(train: CheckedManifest, held_out: CheckedManifest) -> list[str]:
     keys = _keys(held_out)
     train_keys = _keys(train)

@@ -32,6 +32,22 @@ def prompt_indices(count: int, per_iteration: int, iteration: int, seed: int) ->
     return chosen
 
 
+def row_of_pass(count: int, visit: int, seed: int, part: int) -> int:
+    """Return the row of a manifest among several at its n-th visit, in shuffled passes.
+
+    Args:
+        count: Number of rows of the manifest.
+        visit: How often a row of it was drawn before.
+        seed: The run's seed.
+        part: Number of the manifest: each has an order of its own.
+    """
+    import torch
+
+    epoch, place = divmod(visit, count)
+    order = torch.randperm(count, generator=generator(seed, "order", part, epoch))
+    return int(order[place])
+
+
 def count_repeats(rows: Sequence[Hashable]) -> list[int]:
     """Return for each of an iteration's rows how often the same one comes before it.
 

@@ -49,8 +49,13 @@ def is_clutter(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _CLUTTER
 
 
-def read_subject_folder(folder: Path) -> SubjectFolder:
-    """Sort the files of a subject by their names."""
+def read_subject_folder(folder: Path, beside: str | None = None) -> SubjectFolder:
+    """Sort the files of a subject by their names.
+
+    Args:
+        folder: Of the subject.
+        beside: Ending of files that belong to the photos and are not counted as ignored.
+    """
     photos: list[Path] = []
     mask_files: list[Path] = []
     problems: list[str] = []
@@ -69,7 +74,7 @@ def read_subject_folder(folder: Path) -> SubjectFolder:
             photos.append(path)
         elif ending in UNREAD_ENDINGS:
             problems.append(f"{path} cannot be read; export it as JPEG or PNG")
-        elif path.name != "class.txt":
+        elif path.name != "class.txt" and ending != beside:
             ignored.append(f"files that are no images ({ending or 'without ending'})")
     stems = {photo.stem for photo in photos}
     for photo in list(photos):

@@ -174,7 +174,7 @@ def evaluate_policy(
         before_batch=before_batch,
     ):
         images = batch.cpu()  # the device keeps its memory for the next batch
-        scores = score_columns(images, example_of_sample[samples], scorer, judges)
+        scores = score_columns(images, example_of_sample[samples], scorer, judges, samples_per_prompt)
         statistics = monitors.image_statistics(images)
         scores |= {f"monitor/{name}": values for name, values in statistics.items()}
         if samples_per_prompt > 1:
@@ -199,6 +199,7 @@ def score_columns(
     examples: Sequence[Example],
     scorer: Scorer,
     judges: Judges | None,
+    group_size: int = 1,
 ) -> dict[str, Tensor]:
     """Return scores [B] by metric name: rewards by kind and by name, and what the judges say.
 
@@ -207,8 +208,9 @@ def score_columns(
         examples: One example per image.
         scorer: The training rewards.
         judges: Held-out judges, if there are any.
+        group_size: Images of one prompt in a row, which groupwise rewards compare.
     """
-    scores = scorer.score(scoring_batch(images, examples))
+    scores = scorer.score(scoring_batch(images, examples), group_size)
     columns = {f"reward/{kind}": values for kind, values in scorer.by_kind(scores).items()}
     columns |= {f"score/{name}": values for name, values in scorer.by_name(scores).items()}
     if judges is not None:

@@ -19,9 +19,10 @@ from customized_grpo.errors import UserError
 from customized_grpo.kinds import KINDS
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.base import Reward, ScoringBatch, score_all
+from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, score_all
 from customized_grpo.rewards.executors import check_names
 from customized_grpo.rewards.features import FeatureCache, content_key
+from customized_grpo.rewards.segmenter import TextSegmenter
 from customized_grpo.rewards.similarity import Encoder, ReferenceSimilarity
 from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.statistics import monitors
@@ -54,17 +55,25 @@ class RewardJudges:
         names: Their names.
         weights: Their weights.
         by_target: Whether every row has a target.
+        segmenter: Finds the subjects in the images, for judges that need them.
 
     Raises:
         UserError: A judge needs masks of the targets, which have none.
     """
 
     def __init__(
-        self, judges: Sequence[Reward], names: Sequence[str], weights: Sequence[float], *, by_target: bool
+        self,
+        judges: Sequence[Reward],
+        names: Sequence[str],
+        weights: Sequence[float],
+        *,
+        by_target: bool,
+        segmenter: TextSegmenter | None = None,
     ) -> None:
         self.judges = list(judges)
         self.names = list(names)
         self.by_target = by_target
+        self.segmenter = segmenter
         self.weights = torch.tensor(list(weights), dtype=torch.float32)
         similar = [judge for judge in judges if isinstance(judge, ReferenceSimilarity)]
         segmenting = [judge.name for judge in similar if judge.segment != "none"]
@@ -115,6 +124,8 @@ class RewardJudges:
 
     def _batch(self, images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
         batch = scoring_batch(images, examples)
+        if self.segmenter is not None:
+            batch = self.segmenter.with_masks(batch)
         if not self.by_target:
             return batch
         targets = [[example.target] for example in examples if example.target is not None]
@@ -157,7 +168,10 @@ class RewardJudges:
 
 
 def build_judges(
-    configs: Sequence[RewardConfig], held_out: Sequence[Example], device: torch.device
+    configs: Sequence[RewardConfig],
+    held_out: Sequence[Example],
+    device: torch.device,
+    segmenter: TextSegmenter | None = None,
 ) -> RewardJudges | None:
     """Return the judges of a recipe; None if it names none.
 
@@ -167,6 +181,13 @@ def build_judges(
     if not configs:
         return None
     judges = [build_reward(config, device) for config in configs]
+    groupwise = [judge.name for judge in judges if is_groupwise(judge)]
+    if groupwise:
+        raise UserError(
+            f"evaluation.judges: {', '.join(groupwise)} compares the images of a group, and judges score "
+            "images one by one",
+            hint="Choose a judge that scores single images.",
+        )
     names = [config.label or judge.name for config, judge in zip(configs, judges, strict=True)]
     check_names("evaluation.judges", names)
     return RewardJudges(
@@ -174,6 +195,7 @@ def build_judges(
         names,
         [config.weight for config in configs],
         by_target=bool(held_out) and all(e.has_target for e in held_out),
+        segmenter=segmenter,
     )
 
 

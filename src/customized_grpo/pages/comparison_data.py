@@ -126,6 +126,7 @@ class ComparisonData:
         reference: The corner from which it is measured.
         gains: (arm, hypervolume that it adds to the front).
         decisions: When each quality is decided; empty when it was not measured.
+        votes: Results of blind votes between two runs, see `pages/votes.py`.
         joined: Results of other comparisons that gave runs, each with `runs` and `versions`.
     """
 
@@ -146,6 +147,7 @@ class ComparisonData:
     reference: Sequence[float] = (0, 0)
     gains: Sequence[tuple[ArmView, Measurement]] = ()
     decisions: Record = field(default_factory=dict)
+    votes: Sequence[Record] = ()
     joined: Sequence[Record] = ()
 
     @property
@@ -196,6 +198,7 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
         reference=front.get("reference") or (0, 0),
         gains=_gains(analysis, arms),
         decisions=results.get("decisions") or {},
+        votes=results.get("votes") or (),
         joined=results.get("joined") or (),
     )
 

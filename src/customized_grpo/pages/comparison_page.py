@@ -18,6 +18,7 @@ from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.page import environment, write_page
 from customized_grpo.pages.plots.numbers import interval_text, number
+from customized_grpo.pages.votes import vote_rows
 from customized_grpo.reporting.progress import duration
 
 ROLES = {
@@ -76,6 +77,7 @@ def render_comparison_page(
             hypervolume=_hypervolume(data),
             gains=tables.gain_rows(data),
             decisions=decision_section(data.decisions),
+            votes=vote_rows(data.votes),
             runs=tables.run_rows(data),
             overrides=[(arm, _settings(arm.overrides)) for arm in data.arms],
             recipe=write_yaml(dict(data.config)),

@@ -14,6 +14,7 @@ from customized_grpo.rewards.registry import (
     build_reward,
     check_rewards,
     needs_masks,
+    needs_subjects,
     register,
     register_with,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "build_reward",
     "check_rewards",
     "needs_masks",
+    "needs_subjects",
     "register",
     "register_with",
     "score_all",

@@ -2,21 +2,27 @@
 
 B samples, K rewards. A reward gets images with their prompts and references, and returns one number per
 sample. NaN means that it could not judge the sample, which then does not count. It never returns a made-up
-score.
+score. A groupwise reward gets the images of one prompt, all of its group, in one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.text_limits import TextLimit
+
+Item = TypeVar("Item")
+
+NOT_ASKED = float("inf")
+"""Score of a sample whose row did not choose the reward; a reward's own infinite scores become NaN."""
 
 Kind = Literal["prompt", "identity", "quality"]
 """One of `kinds.KINDS`."""
@@ -33,6 +39,7 @@ class ScoringBatch:
         reference_masks: For each reference the subject [1, h, w] in [0, 1], 1 inside; None if there are none.
         image_masks: The subject in each generated image [B, 1, H, W] in [0, 1]; None if not known.
         meta: The data row of each image; "id" names it in messages.
+        image_instances: The M subjects found in each image, bool [M, H, W]; None if nothing looked for them.
     """
 
     images: Tensor
@@ -41,6 +48,7 @@ class ScoringBatch:
     reference_masks: list[list[Tensor]] | None
     image_masks: Tensor | None
     meta: list[dict[str, Any]]
+    image_instances: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.float32:
@@ -53,6 +61,7 @@ class ScoringBatch:
             "reference_masks": self.reference_masks,
             "image_masks": self.image_masks,
             "meta": self.meta,
+            "image_instances": self.image_instances,
         }
         for name, values in per_sample.items():
             if values is not None and len(values) != len(self.images):
@@ -72,6 +81,7 @@ class ScoringBatch:
             reference_masks=None if masks is None else [masks[row] for row in rows],
             image_masks=None if self.image_masks is None else self.image_masks[rows],
             meta=[self.meta[row] for row in rows],
+            image_instances=_chosen(self.image_instances, rows),
         )
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> ScoringBatch:
@@ -96,6 +106,24 @@ class ScoringBatch:
             references=map_rows(self.references),
             reference_masks=None if self.reference_masks is None else map_rows(self.reference_masks),
             image_masks=None if self.image_masks is None else function(self.image_masks),
+        )
+
+    @staticmethod
+    def join(batches: Sequence[ScoringBatch]) -> ScoringBatch:
+        """Return the samples of batches with images of one size, one batch after the other."""
+        if len(batches) == 1:
+            return batches[0]
+        masks = [batch.reference_masks for batch in batches if batch.reference_masks is not None]
+        image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
+        instances = [batch.image_instances for batch in batches if batch.image_instances is not None]
+        return ScoringBatch(
+            images=torch.cat([batch.images for batch in batches]),
+            prompts=_chained([batch.prompts for batch in batches]),
+            references=_chained([batch.references for batch in batches]),
+            reference_masks=_chained(masks) if masks else None,
+            image_masks=torch.cat(image_masks) if image_masks else None,
+            meta=_chained([batch.meta for batch in batches]),
+            image_instances=_chained(instances) if instances else None,
         )
 
     def label(self, row: int) -> str:
@@ -124,6 +152,14 @@ class Reward(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Return JSON that changes whenever the scores may: weights, preprocessing, options."""
         ...
+
+
+def is_groupwise(reward: object) -> bool:
+    """Return whether a reward compares the images of one prompt, and so needs its whole group at once.
+
+    It says so by an attribute `groupwise` that is true; without it, a reward scores images one by one.
+    """
+    return bool(getattr(reward, "groupwise", False))
 
 
 @runtime_checkable
@@ -161,6 +197,7 @@ class FunctionReward:
         name: Name in metrics and messages.
         kind: prompt, identity or quality.
         function: Maps a ScoringBatch to fp32 [B].
+        groupwise: Whether a batch must be the whole group of one prompt.
         version: Change it when the function's scores change: a run is resumed only with equal rewards.
     """
 
@@ -168,6 +205,7 @@ class FunctionReward:
     kind: Kind
     function: Callable[[ScoringBatch], Tensor]
     version: int = 1
+    groupwise: bool = False
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return the function's scores."""
@@ -176,7 +214,8 @@ class FunctionReward:
     def fingerprint(self) -> dict[str, Any]:
         """Return the function's full name and version."""
         function = f"{self.function.__module__}:{self.function.__qualname__}"
-        return {"name": self.name, "kind": self.kind, "function": function, "version": self.version}
+        facts = {"name": self.name, "kind": self.kind, "function": function, "version": self.version}
+        return facts | ({"groupwise": True} if self.groupwise else {})
 
 
 def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
@@ -192,6 +231,12 @@ def score_all(rewards: Sequence[Reward], batch: ScoringBatch) -> Tensor:
     if not rewards:
         raise ValueError("no rewards")
     return as_scores([checked_scores(reward, batch) for reward in rewards])
+
+
+def is_asked(name: str, meta: Mapping[str, Any]) -> bool:
+    """Return whether a row is to be scored by a reward: by all, or by those that its `meta.rewards` lists."""
+    chosen = meta.get("rewards")
+    return chosen is None or name in chosen
 
 
 def as_scores(columns: Sequence[Tensor]) -> Tensor:
@@ -227,6 +272,14 @@ def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
         raise RewardError(
             f"reward {name!r} failed on {_samples(batch)}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _chosen(values: list[Item] | None, rows: Sequence[int]) -> list[Item] | None:
+    return None if values is None else [values[row] for row in rows]
+
+
+def _chained(rows: Sequence[list[Item]]) -> list[Item]:
+    return list(itertools.chain.from_iterable(rows))
 
 
 def _samples(batch: ScoringBatch) -> str:

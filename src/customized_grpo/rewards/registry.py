@@ -15,12 +15,14 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
+from customized_grpo.rewards.matching import MatchOptions
 from customized_grpo.rewards.noise import NoisyReward
 from customized_grpo.rewards.options import Options, RewardOptions, read_options
 from customized_grpo.rewards.two_scale import Leak, TwoScaleIdentity, TwoScalePrompt
 
 if TYPE_CHECKING:
     from customized_grpo.config.schema import RewardConfig
+    from customized_grpo.rewards.similarity import ReferenceSimilarity
 
 RewardFactory = Callable[["RewardConfig", torch.device], Reward]
 FactoryWithOptions = Callable[["RewardConfig", torch.device, Options], Reward]
@@ -108,6 +110,11 @@ def needs_masks(config: RewardConfig) -> bool:
     return config.name in REWARDS and REWARDS[config.name].segmented and config.segment != "none"
 
 
+def needs_subjects(config: RewardConfig) -> bool:
+    """Return whether an entry of a recipe needs what a segmenter finds in the drawn images."""
+    return config.segment == "both" or bool(config.options.get("match"))
+
+
 def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Reward:
     """Build one reward of a recipe.
 
@@ -158,11 +165,18 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     return reward
 
 
-@register("dino", segmented=True)
-def _dino(config: RewardConfig, device: torch.device) -> Reward:
+def _matching(reward: ReferenceSimilarity, options: MatchOptions) -> Reward:
+    """Return the reward, made to match several subjects if it shall."""
+    reward.match = options.match
+    return reward
+
+
+@register_with("dino", MatchOptions, segmented=True)
+def _dino(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
     from customized_grpo.rewards.dino import DEFAULT_PATH, DinoReward
 
-    return DinoReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    reward = DinoReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    return _matching(reward, options)
 
 
 @register("dino_seg", segmented=True)
@@ -177,11 +191,12 @@ def _dino_seg(config: RewardConfig, device: torch.device) -> Reward:
     return DinoReward.load(config.path or DEFAULT_PATH, device=device, name=SEGMENTED_NAME)
 
 
-@register("dino_v1", segmented=True)
-def _dino_v1(config: RewardConfig, device: torch.device) -> Reward:
+@register_with("dino_v1", MatchOptions, segmented=True)
+def _dino_v1(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
     from customized_grpo.rewards.dino_v1 import DEFAULT_PATH, DinoV1Reward
 
-    return DinoV1Reward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    reward = DinoV1Reward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    return _matching(reward, options)
 
 
 @register("clip_t")
@@ -191,11 +206,12 @@ def _clip_t(config: RewardConfig, device: torch.device) -> Reward:
     return ClipTextReward.load(config.path or DEFAULT_PATH, device=device)
 
 
-@register("clip_i", segmented=True)
-def _clip_i(config: RewardConfig, device: torch.device) -> Reward:
+@register_with("clip_i", MatchOptions, segmented=True)
+def _clip_i(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipImageReward
 
-    return ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    reward = ClipImageReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    return _matching(reward, options)
 
 
 @register("pickscore")
@@ -221,11 +237,12 @@ def _hpsv3(config: RewardConfig, device: torch.device, options: Hpsv3Options) ->
     return Hpsv3Reward.load(config.path, options, device=device)
 
 
-@register("lite", segmented=True)
-def _lite(config: RewardConfig, device: torch.device) -> Reward:
+@register_with("lite", MatchOptions, segmented=True)
+def _lite(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
     from customized_grpo.rewards.lite import LiteReward
 
-    return LiteReward.load(config.path, segment=config.segment, device=device)
+    reward = LiteReward.load(config.path, segment=config.segment, device=device)
+    return _matching(reward, options)
 
 
 @register("lite_t")

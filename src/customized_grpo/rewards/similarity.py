@@ -15,6 +15,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards.base import ScoringBatch
 from customized_grpo.rewards.features import CHUNK, FeatureCache, content_key, weights_hash
+from customized_grpo.rewards.matching import crop_to_subject, matched_score
 from customized_grpo.rewards.preprocessing import Preprocess
 
 Segment = Literal["reference", "both", "none"]
@@ -63,6 +64,7 @@ class ReferenceSimilarity:
         self.name = name
         self.encoder = encoder
         self.segment = segment
+        self.match = False  # whether each reference shows another subject, see `matching`
         self.device = torch.device(device)
         self._cache = FeatureCache(CACHED_REFERENCES)
         encoder.model.requires_grad_(False).eval().to(self.device)
@@ -77,6 +79,8 @@ class ReferenceSimilarity:
         for row, count in enumerate(counts):
             if count == 0:
                 raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+        if self.match:
+            return self._score_matched(batch, counts)
         with torch.inference_mode():
             images, is_empty = self._images_for_encoder(batch)
             features = self.encoder(images)
@@ -100,7 +104,28 @@ class ReferenceSimilarity:
             "preprocess": self.encoder.preprocess.as_json(),
             "dtype": "fp32",
             "segment": self.segment,
+            **({"match": True} if self.match else {}),
         }
+
+    def _score_matched(self, batch: ScoringBatch, counts: list[int]) -> Tensor:
+        """Return the mean cosine of each image's references with the subjects matched to them [B]."""
+        if batch.image_instances is None:
+            raise UserError(
+                f"reward {self.name!r}: options.match needs the subjects of the generated images",
+                hint="Set segmenter={}; a reward behind a service cannot be matched.",
+            )
+        scores = []
+        with torch.inference_mode():
+            references = self._reference_features(batch).split(counts)
+            for image, masks, known in zip(batch.images, batch.image_instances, references, strict=True):
+                crops = [crop_to_subject(image, mask, self._neutral) for mask in masks]
+                features = self._encode(crops) if crops else known[:0]
+                scores.append(matched_score(features, known))
+        return torch.tensor(scores, dtype=torch.float32)
+
+    @property
+    def _neutral(self) -> Tensor:
+        return torch.tensor(self.encoder.preprocess.mean).view(3, 1, 1)
 
     def _images_for_encoder(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
         """Return (images for the encoder, mask [B] of images without a subject)."""
@@ -125,8 +150,14 @@ class ReferenceSimilarity:
         # By content, not by row: rows of one subject share references, and the mask is part of the content.
         keys = [content_key(to_uint8(image), mask) for image, mask in zip(images, masks, strict=True)]
         return self._cache.get(
-            keys, lambda rows: self._encode([self._cut_out(images[i], masks[i]) for i in rows])
+            keys, lambda rows: self._encode([self._seen(images[i], masks[i]) for i in rows])
         )
+
+    def _seen(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Return a reference as the encoder sees it: cut out, and if subjects are matched, from near by."""
+        if self.match:
+            return crop_to_subject(image, mask[0] > 0, self._neutral)
+        return self._cut_out(image, mask)
 
     def _encode(self, images: list[Tensor]) -> Tensor:
         """Encode images of any sizes, those of one size together."""

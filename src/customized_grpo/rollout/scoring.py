@@ -23,5 +23,5 @@ def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
         # a reward that needs masks needs them for all: some are as good as none
         reference_masks=masks if len(masks) == len(examples) else None,
         image_masks=None,
-        meta=[{"id": example.id, **example.meta} for example in examples],
+        meta=[{"id": example.id, "subject": example.subject, **example.meta} for example in examples],
     )

@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from customized_grpo.errors import UserError
 from customized_grpo.pages.page import TEMPLATES
 from customized_grpo.studio import views
+from customized_grpo.studio.booth import Answer, Booth, BoothView, ItemView, ResultsView
 from customized_grpo.studio.control import Control
-from customized_grpo.studio.guard import COOKIE, Guard, Rules, problem
+from customized_grpo.studio.guard import Guard, Rules, problem
 from customized_grpo.studio.library import Comparison, Library, Run
 from customized_grpo.studio.stream import LIST_POLL_S, POLL_S, Follower, ListFollower, RunFollower, events
 
@@ -72,15 +73,19 @@ class Studio:
         library: Its runs and comparisons.
         rules: Who may ask.
         control: What starts and stops runs; None: nothing may be.
+        booth: The vote; None: there is none.
 
     Attributes:
         is_closing: Whether streams must end, because the server does.
     """
 
-    def __init__(self, library: Library, rules: Rules, control: Control | None = None) -> None:
+    def __init__(
+        self, library: Library, rules: Rules, control: Control | None = None, booth: Booth | None = None
+    ) -> None:
         self.library = library
         self.rules = rules
         self.control = control
+        self.booth = booth
         self.is_closing = False
         self.streams = 0
 
@@ -115,6 +120,7 @@ def build_app(studio: Studio) -> FastAPI:
     app.include_router(_list_routes(studio))
     app.include_router(_run_routes(studio))
     app.include_router(_control_routes(studio))
+    app.include_router(_vote_routes(studio))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, rules=studio.rules, login_page=(STATIC / "login.html").read_text("utf-8"))
 
@@ -147,7 +153,7 @@ def _page_routes(studio: Studio) -> APIRouter:
         if not studio.rules.is_token(given.token):
             return problem(401, "the token is wrong")
         answer = JSONResponse({})
-        answer.set_cookie(COOKIE, studio.rules.cookie(), httponly=True, samesite="strict")
+        answer.set_cookie(studio.rules.cookie_name, studio.rules.cookie(), httponly=True, samesite="strict")
         return answer
 
     @routes.get("/static/report.css")
@@ -259,5 +265,41 @@ def _control_routes(studio: Studio) -> APIRouter:
     def resume(given: Resume) -> views.ControlView:
         control().resume(studio.run(given.run), given.settings)
         return view()
+
+    return routes
+
+
+def _vote_routes(studio: Studio) -> APIRouter:
+    routes = APIRouter(prefix="/api/vote")
+
+    def booth() -> Booth:
+        if studio.booth is None:
+            raise HTTPException(404, "there is no vote: this studio was started without --vote")
+        return studio.booth
+
+    @routes.get("")
+    def view() -> BoothView:
+        return BoothView(is_on=False) if studio.booth is None else studio.booth.view()
+
+    @routes.post("")
+    def vote(given: Answer) -> BoothView:
+        booth().vote(given)
+        return booth().view()
+
+    @routes.get("/items")
+    def items(voter: str) -> list[ItemView]:
+        return booth().items(voter)
+
+    @routes.get("/image/{number}/{which}")
+    def image(number: int, which: str, voter: str) -> Response:
+        return Response(booth().image(voter, number, which), media_type="image/png")
+
+    @routes.get("/results")
+    def results() -> ResultsView:
+        return booth().results()
+
+    @routes.get("/votes.csv")
+    def votes() -> Response:
+        return Response(booth().csv(), media_type="text/csv")
 
     return routes

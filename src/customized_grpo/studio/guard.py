@@ -18,8 +18,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "cgrpo_studio"
-
 OPEN_PATHS = ("/static/", "/login")
 """What the page that asks for the token is made of."""
 
@@ -56,6 +54,11 @@ class Rules:
     names: frozenset[str] | None
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
+    @property
+    def cookie_name(self) -> str:
+        """Return the name of the cookie, another in each process: the studios of a host share cookies."""
+        return f"cgrpo_studio_{hashlib.sha256(self.key).hexdigest()[:8]}"
+
     def cookie(self) -> str:
         """Return the cookie of a browser that has shown the token.
 
@@ -75,7 +78,7 @@ class Rules:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(given):
             return True
-        return hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self.cookie().encode())
+        return hmac.compare_digest(request.cookies.get(self.cookie_name, "").encode(), self.cookie().encode())
 
 
 def rules_for(host: str, token: str | None, *, is_loopback: bool) -> Rules:

@@ -231,7 +231,9 @@ def _found(root: Path) -> Iterator[tuple[Path, str, Path | None]]:
     while pending and visited < MAX_FOLDERS:
         folder, depth, comparison = pending.pop()
         visited += 1
-        name = str(folder.relative_to(root)) if folder != root else folder.name
+        # below a comparison names would all begin with runs/, and those of two could not be told apart
+        base = root.parent if (root / PLAN).is_file() or folder == root else root
+        name = str(folder.relative_to(base))
         if is_run_folder(folder):
             yield folder, name, comparison
             continue

@@ -19,6 +19,7 @@ from customized_grpo.pages.page import environment
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
+from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.studio.control import Control
 from customized_grpo.studio.library import (
     RESULTS,
@@ -109,6 +110,7 @@ class SampleRowView(BaseModel):
 
     prompt: str
     subject: str | None
+    has_reference: bool
     has_target: bool
 
 
@@ -248,6 +250,8 @@ def comparison_html(comparison: Comparison) -> str:
         folder = comparison.folder / "runs" / str(arm) / f"seed_{seed}"
         if not leads_out(folder, comparison.folder):
             folders[(arm, seed)] = folder
+    # newer than those in the results: people vote after the runs
+    results["votes"] = votes_of_comparison(comparison.folder)
     return render_comparison_page(results, folders)
 
 
@@ -260,7 +264,7 @@ def _own_json(comparison: Comparison, name: str) -> dict[str, Any]:
 
 def samples_view(run: Run) -> SamplesView:
     """Return what the sample images of a run are of."""
-    samples = _samples(run)
+    samples = run_samples(run)
     if samples is None:
         return SamplesView(rows=[], iterations=[])
     rows = []
@@ -269,6 +273,7 @@ def samples_view(run: Run) -> SamplesView:
             SampleRowView(
                 prompt=row.get("prompt") or "",
                 subject=row.get("subject"),
+                has_reference=bool(row.get("reference")),
                 has_target=bool(row.get("target")),
             )
         )
@@ -287,11 +292,11 @@ def image_png(run: Run, row: int, which: str, side: int | None) -> bytes:
     Raises:
         UserError: There is no such image, or it leads out of the run folder.
     """
-    samples = _samples(run)
+    samples = run_samples(run)
     if samples is None or not 0 <= row < len(samples.rows):
         raise UserError(f"{run.name} has no prompt {row}")
     if which == "reference":
-        path: Path | None = samples.reference_path(row)
+        path = samples.reference_path(row)
     elif which == "target":
         path = samples.target_path(row)
     elif which.isdecimal() and len(which) < 10 and int(which) in samples.iterations:
@@ -309,7 +314,8 @@ def image_png(run: Run, row: int, which: str, side: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def _samples(run: Run) -> Samples | None:
+def run_samples(run: Run) -> Samples | None:
+    """Return the sample images of a run; None when there are none."""
     folder = run.folder / "samples"
     if leads_out(folder / "index.json", run.folder):
         raise UserError(f"{folder} is a link out of the run folder")

@@ -19,20 +19,20 @@ from torch import Tensor
 from customized_grpo.algorithms import conflict
 from customized_grpo.algorithms.rules import Sars, SarsMatched
 from customized_grpo.algorithms.sars import sars_pull
-from customized_grpo.data.sampler import prompt_indices
+from customized_grpo.data.mixture import draw_rows
+from customized_grpo.errors import UserError
 from customized_grpo.evaluation.alarms import NAN_SHARE_LIMIT, ZERO_STD_SHARE_LIMIT
 from customized_grpo.evaluation.decisions import Decisions
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.rewards.base import HasKind
 from customized_grpo.rollout.batches import repeat_examples
 from customized_grpo.rollout.scoring import scoring_batch
-from customized_grpo.statistics import monitors
 from customized_grpo.training.algorithm import Algorithm, Draw, build_algorithm
 from customized_grpo.training.calibration import calibration_file, check_calibration, refuse_calibration
 from customized_grpo.training.deciding import Branching, decide, noisy_steps, usable_judges
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.loss_terms import Samples
-from customized_grpo.training.metrics import group_std, signal_metrics
+from customized_grpo.training.metrics import group_std, nan_share, signal_metrics, zero_std_share
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
 from customized_grpo.training.signal import LearningSignal
@@ -174,7 +174,7 @@ def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
         n_rows = len(parts.data.train)
         # one draw for both: the shorter list is the beginning of the longer
         count = max(prompts, branching.n_prompts)
-        rows = prompt_indices(n_rows, min(count, n_rows), 0, config.run.seed)
+        rows = draw_rows(parts.data.train, min(count, n_rows), 0, config.run.seed)
         batches = {
             "train.micro_batch_size": config.train.micro_batch_size,
             "rollout.batch_size": config.rollout.batch_size,
@@ -200,14 +200,17 @@ def _diagnose(
     graph_memory.decide(*_prompts_of_an_iteration(parts, samples))
     judges, judge_notes = usable_judges(parts, branched)
     decisions = None
-    if branching.n_points and not noisy_steps(config):
+    groupwise = [reward.name for reward in parts.scorer.rewards if reward.groupwise]
+    if groupwise:
+        judge_notes = [*judge_notes, _no_decisions(groupwise, branching)]
+    elif branching.n_points and not noisy_steps(config):
         judge_notes = [*judge_notes, NO_BRANCHES]
     elif branching.n_points:
         decisions = decide(parts, branched, judges, branching, signal.weights)
     calibration = None
     if branching.calibrates is not None and decisions is not None:
         calibration = calibration_file(parts, branching.calibrates, decisions, branched, judges)
-    health = reward_health(parts.scorer.rewards, scores, group_size)
+    health = reward_health(parts.scorer.rewards, signal, group_size)
     metrics = signal_metrics(signal, group_size)
     rho = metrics.get("advantage/rho", math.nan)
     return Diagnosis(
@@ -237,12 +240,27 @@ def _diagnose(
     )
 
 
+def _no_decisions(groupwise: Sequence[str], branching: Branching) -> str:
+    """Return why nothing is said about when qualities are decided.
+
+    Raises:
+        UserError: A calibration was asked for, which needs it.
+    """
+    reason = (
+        f"when each quality is decided was not measured: {', '.join(groupwise)} compares the images of a "
+        "group, and continuations are scored one by one"
+    )
+    if branching.calibrates is not None:
+        raise UserError(reason, hint="Leave the groupwise reward out for the calibration.")
+    return reason
+
+
 def _first_rollout(parts: Parts, algorithm: Algorithm[Any], examples: Sequence[Example]) -> Samples:
     """Draw the samples of training's first iteration, and hand each batch of images to the rewards."""
     example_of_sample = repeat_examples(examples, parts.config.train.group_size)
 
     def submit(samples: slice, images: Tensor) -> None:
-        parts.scorer.submit(scoring_batch(images, example_of_sample[samples]))
+        parts.scorer.submit(scoring_batch(images, example_of_sample[samples]), parts.config.train.group_size)
 
     drawn: Samples = algorithm.draw(Draw(examples, iteration=0, on_batch=submit))
     return drawn
@@ -277,11 +295,12 @@ def _first_pass_deviation(
 # Findings
 
 
-def reward_health(rewards: Sequence[HasKind], scores: Tensor, group_size: int) -> list[RewardHealth]:
-    """Return statistics of each reward's scores [N, K]; groups are consecutive rows."""
+def reward_health(rewards: Sequence[HasKind], signal: LearningSignal, group_size: int) -> list[RewardHealth]:
+    """Return statistics of each reward's scores, over the samples whose rows chose it."""
+    scores = signal.scores
     spread = group_std(scores, group_size)
-    zero = monitors.zero_std_share(scores, group_size)
-    missing = monitors.nan_share(scores)
+    zero = zero_std_share(scores, signal.asked, group_size)
+    missing = nan_share(scores, signal.asked)
     return [
         RewardHealth(
             name=reward.name,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from customized_grpo.algorithms import conflict
@@ -44,20 +45,22 @@ def signal_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     """Return the statistics of the rewards by kind and by name, of their conflict, and gaps in the signal."""
     rewards = signal.rewards
     spread = group_std(rewards, group_size)
+    zero = zero_std_share(rewards, signal.present, group_size)
+    missing = nan_share(rewards, signal.present)
     return {
         **{f"reward/{kind}": float(rewards[:, k].nanmean()) for k, kind in enumerate(signal.kinds)},
         **{f"reward/{kind}_group_std": float(spread[k]) for k, kind in enumerate(signal.kinds)},
         **_score_metrics(signal, group_size),
         **(_conflict_metrics(signal, group_size) if signal.has_pair else {}),
-        "health/zero_std_groups": float(monitors.zero_std_share(rewards, group_size).max()),
-        "health/nan_samples": float(monitors.nan_share(rewards).max()),
+        "health/zero_std_groups": float(zero.nan_to_num().max()),
+        "health/nan_samples": float(missing.nan_to_num().max()),
     }
 
 
 def _score_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     """Return mean, spread and gaps of each reward: "score/NAME", and more below that name."""
     spread = group_std(signal.scores, group_size)
-    missing = monitors.nan_share(signal.scores)
+    missing = nan_share(signal.scores, signal.asked)
     metrics: dict[str, float] = {}
     for k, name in enumerate(signal.names):
         scores = signal.scores[:, k]
@@ -84,6 +87,34 @@ def _conflict_metrics(signal: LearningSignal, group_size: int) -> dict[str, floa
     }
 
 
+def nan_share(scores: Tensor, asked: Tensor) -> Tensor:
+    """Return `monitors.nan_share` of the samples that were to be scored [K]; NaN where none was.
+
+    Args:
+        scores: [N, K].
+        asked: Which of them were to be there [N, K].
+    """
+    shares = torch.full((scores.shape[1],), math.nan)
+    for k in range(scores.shape[1]):
+        shares[k] = monitors.nan_share(scores[asked[:, k], k : k + 1])[0]
+    return shares
+
+
+def zero_std_share(scores: Tensor, asked: Tensor, group_size: int) -> Tensor:
+    """Return `monitors.zero_std_share` of the groups that were to be scored [K]; NaN where none was.
+
+    Args:
+        scores: [N, K], groups are consecutive rows.
+        asked: Which of them were to be there [N, K], the same within a group.
+        group_size: G.
+    """
+    shares = torch.full((scores.shape[1],), math.nan)
+    for k in range(scores.shape[1]):
+        if bool(asked[:, k].any()):
+            shares[k] = monitors.zero_std_share(scores[asked[:, k], k : k + 1], group_size)[0]
+    return shares
+
+
 def group_std(scores: Tensor, group_size: int) -> Tensor:
     """Return the mean over groups of the standard deviation inside them [K]; scores are [N, K]."""
     # [N, K] -> [P, G, K]; a group with a NaN has no std and is left out of the mean
@@ -95,12 +126,12 @@ def signal_health(signal: LearningSignal, group_size: int) -> dict[str, float]:
 
     Also "reward/KIND", the mean reward of the samples; left out where none was scored.
     """
-    zero = monitors.zero_std_share(signal.scores, group_size)
-    missing = monitors.nan_share(signal.scores)
+    zero = zero_std_share(signal.scores, signal.asked, group_size)
+    missing = nan_share(signal.scores, signal.asked)
     means = signal.rewards.nanmean(0)
     return {
-        **{f"zero/{name}": float(zero[k]) for k, name in enumerate(signal.names)},
-        **{f"nan/{name}": float(missing[k]) for k, name in enumerate(signal.names)},
+        **{f"zero/{name}": float(zero[k]) for k, name in enumerate(signal.names) if zero[k].isfinite()},
+        **{f"nan/{name}": float(missing[k]) for k, name in enumerate(signal.names) if missing[k].isfinite()},
         **{f"reward/{kind}": float(means[k]) for k, kind in enumerate(signal.kinds) if means[k].isfinite()},
     }
 

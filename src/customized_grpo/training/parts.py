@@ -16,11 +16,9 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
-from customized_grpo.data.examples import Bucket, Example, ExampleSource, ManifestSource
-from customized_grpo.data.fitting import Fitting
-from customized_grpo.data.listing import a_few
+from customized_grpo.config.schema import EvaluationConfig, RewardConfig
+from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
 from customized_grpo.data.overlap import Overlap
-from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.device import announce
@@ -35,13 +33,16 @@ from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_policy, pick_device
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.start_adapter import shaped_like_start
-from customized_grpo.rewards import check_rewards, executors
+from customized_grpo.rewards import check_rewards, executors, needs_subjects
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.rewards.segmenter import TextSegmenter
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
+from customized_grpo.training.choices import check_choices
+from customized_grpo.training.equal_work import check_equal_work
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
-from customized_grpo.training.rows import fitting_of, open_rows
+from customized_grpo.training.rows import fitting_of, mixed, open_rows
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Data:
         notes: What the user should know of the rows, a sentence each.
         overlap: What is in the training rows and in the held-out rows, although they should share nothing.
         fingerprints: Of the rows of manifests and their images, by part of the data.
+        n_bare: Rows without references.
     """
 
     train: ExampleSource
@@ -63,6 +65,7 @@ class Data:
     notes: Sequence[str] = ()
     overlap: Overlap = Overlap()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    n_bare: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,10 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
         _announce(config, engine)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
+        check_bare_rows(data, scorer)
+        check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
+        if data.held_out:
+            check_whole_groups(config.evaluation, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
 
 
@@ -188,58 +195,23 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         fitting = fitting_of(config, config.model)
         evaluation_fitting = fitting_of(config, config.evaluation_model)
         if config.model.shard:
-            _check_equal_work({rows.train: fitting, rows.held_out: evaluation_fitting})
+            check_equal_work(
+                [(part, fitting) for part in (rows.train, *rows.mix)], (rows.held_out, evaluation_fitting)
+            )
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
-        judges = build_judges(config.evaluation.judges, examples, pick_device(config.model.device))
+        device = pick_device(config.model.device)
+        judges = build_judges(
+            config.evaluation.judges,
+            examples,
+            device,
+            load_segmenter(config, config.evaluation.judges, device),
+        )
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
-        train = ManifestSource(rows.train, fitting)
-        return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints)
+        train = mixed(data, rows, fitting)
+        return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints, rows.n_bare)
     assert_never(data)
-
-
-def _check_equal_work(parts: Mapping[StoredRows | None, Fitting]) -> None:
-    """Refuse rows that would make the processes of a sharded model wait for each other for ever."""
-    counts: list[tuple[str, int]] = []
-    for part in parts:
-        if part is not None:
-            counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
-    first, n_references = counts[0]
-    others = [(row, f"{count} references") for row, count in counts if count != n_references]
-    if others:
-        lines = "".join(f"\n  {line}" for line in a_few(others))
-        raise UserError(
-            f"{first} has {n_references} references, and {len(others):,} rows have another number:{lines}",
-            hint="With model.shard=true all processes call the model equally often, which takes rows with "
-            "the same number of references.",
-        )
-    for part, fitting in parts.items():
-        if part is not None and fitting.fit == "whole":
-            _check_equal_sizes(part, fitting)
-
-
-def _check_equal_sizes(rows: StoredRows, fitting: Fitting) -> None:
-    """Refuse rows of a sharded model whose references the model sees in different sizes."""
-    first: tuple[str, Bucket] | None = None
-    others: list[tuple[str, str]] = []
-    for example in ManifestSource(rows, fitting).on_demand(keep=1):
-        if first is None:
-            first = (example.id, example.bucket)
-        elif example.bucket != first[1]:
-            others.append((f"row {example.id!r}", _shapes_text(example.bucket)))
-    if first is not None and others:
-        lines = "".join(f"\n  {line}" for line in a_few(others))
-        raise UserError(
-            f"the model sees the references of row {first[0]!r} at {_shapes_text(first[1])} pixels, and "
-            f"those of {len(others):,} rows at other sizes:{lines}",
-            hint="With model.shard=true all processes call the model equally often, which takes references "
-            "of one size: set model.reference_fit=pad, or cut them with model.reference_fit=crop.",
-        )
-
-
-def _shapes_text(bucket: Bucket) -> str:
-    return ", ".join(f"{height} x {width}" for _, height, width in bucket)
 
 
 def check_judge_configs(config: Config) -> None:
@@ -350,13 +322,23 @@ def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
         UserError: A reward cannot be built, two have one name, or a weight changes nothing.
     """
     check_rewards(config.rewards)
-    scorer = executors.build_scorer(config.rewards, device or pick_device(config.model.device))
+    device = device or pick_device(config.model.device)
+    scorer = executors.build_scorer(config.rewards, device, load_segmenter(config, config.rewards, device))
     try:
         refuse_idle_settings(config, scorer.rewards)
     except UserError:
         scorer.close()
         raise
     return scorer
+
+
+def load_segmenter(
+    config: Config, rewards: Sequence[RewardConfig], device: torch.device
+) -> TextSegmenter | None:
+    """Load what finds subjects in drawn images; None if none of these rewards needs it."""
+    if config.segmenter is None or not any(needs_subjects(reward) for reward in rewards):
+        return None
+    return TextSegmenter.load(config.segmenter, device)
 
 
 def check_held_out(data: Data, scorer: Scorer) -> None:
@@ -367,6 +349,48 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
     """
     if isinstance(data.judges, RewardJudges):
         data.judges.check_apart(scorer.fingerprints())
+
+
+def check_bare_rows(data: Data, scorer: Scorer) -> None:
+    """Refuse rewards and judges of identity where rows have no references to compare with.
+
+    Raises:
+        UserError: Names them.
+    """
+    if not data.n_bare:
+        return
+    names = [reward.name for reward in scorer.rewards if reward.kind == "identity"]
+    if isinstance(data.judges, RewardJudges):
+        names += [judge.name for judge in data.judges.judges if judge.kind == "identity"]
+    if names:
+        raise UserError(
+            f"{', '.join(names)} measures identity with references, which {data.n_bare:,} rows do not have",
+            hint="Leave out what measures identity (one kind of reward is plain GRPO), or name references.",
+        )
+
+
+def check_whole_groups(evaluation: EvaluationConfig, scorer: Scorer) -> None:
+    """Refuse an evaluation whose batches do not show a groupwise reward the images of a prompt together.
+
+    Raises:
+        UserError: A prompt has one image alone, or its images may be in two batches.
+    """
+    groupwise = [reward.name for reward in scorer.rewards if reward.groupwise]
+    if not groupwise:
+        return
+    count = evaluation.samples_per_prompt
+    reason = f"{', '.join(groupwise)} compares the images of one prompt"
+    if count < 2:
+        raise UserError(
+            f"{reason}, and evaluation.samples_per_prompt={count} draws one",
+            hint="Set evaluation.samples_per_prompt=2 or more.",
+        )
+    if evaluation.batch_size % count:
+        raise UserError(
+            f"{reason}, and evaluation.batch_size={evaluation.batch_size} does not hold whole prompts of "
+            f"evaluation.samples_per_prompt={count}",
+            hint=f"Make evaluation.batch_size a multiple of {count}.",
+        )
 
 
 def build_policy(config: Config, device: torch.device | None = None) -> Policy:

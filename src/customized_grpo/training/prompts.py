@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from customized_grpo.data.examples import Example, ExampleSource, ManifestSource
+from customized_grpo.data.mixture import Mixture
 from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.rewards.base import CutsPrompts, Reward
 from customized_grpo.rewards.noise import NoisyReward
@@ -42,7 +43,7 @@ def prompt_lengths(parts: Parts) -> list[str]:
 
 def _prompts(source: ExampleSource | Sequence[Example]) -> list[tuple[str, str]]:
     """Return (id, prompt) of the rows that are at hand without drawing or opening an image."""
-    if isinstance(source, ManifestSource):
+    if isinstance(source, ManifestSource | Mixture):
         return source.texts()
     if isinstance(source, list | tuple):
         return [(example.id, example.prompt) for example in source]

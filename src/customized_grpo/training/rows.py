@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from customized_grpo.data.checked_manifest import CheckedManifest, open_manifest
+from customized_grpo.data.examples import ExampleSource, ManifestSource
 from customized_grpo.data.fitting import Fitting, crop_box
 from customized_grpo.data.image_info import ImageInfo
 from customized_grpo.data.listing import a_few
-from customized_grpo.data.overlap import Overlap, find_overlap
+from customized_grpo.data.mixture import MixedPart, Mixture
+from customized_grpo.data.overlap import Overlap, find_overlap, joined
 from customized_grpo.errors import UserError
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.reference_rule import reference_size_of
@@ -32,12 +34,14 @@ class ManifestRows:
     """The rows of a recipe.
 
     Attributes:
-        train: Rows to train on.
+        train: Rows to train on, of data.train.
+        mix: Further rows to train on, of each manifest of data.mix.
         held_out: Rows to evaluate on; None when there are none.
         n_held_out_subjects: Their subjects.
         overlap: What the two have in common.
         fingerprints: Of rows and images, by part of the data.
         notes: What the user should know of them, a sentence each.
+        n_bare: Rows without references, to train on and to evaluate on.
     """
 
     train: StoredRows
@@ -46,6 +50,8 @@ class ManifestRows:
     overlap: Overlap = Overlap()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    n_bare: int = 0
+    mix: Sequence[StoredRows] = ()
 
 
 def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> ManifestRows:
@@ -60,20 +66,23 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         UserError: Rows are bad, or the cut to the shape of the image leaves nothing of a masked subject.
     """
     train_masks = any(needs_masks(reward) for reward in config.rewards)
-    manifests = {"train": open_manifest(data.train, require_masks=train_masks, show=show)}
+    trained = {"train": data.train}
+    trained |= {f"mix.{number}": part.train for number, part in enumerate(data.mix)}
+    manifests = {
+        part: open_manifest(path, require_masks=train_masks, show=show) for part, path in trained.items()
+    }
+    _refuse_shared_ids(manifests)
     overlap = Overlap()
     if config.evaluation_rows is not None:
         # held-out rows are scored by the training rewards and by the judges
         masks = train_masks or any(needs_masks(judge) for judge in config.evaluation.judges)
         manifests["held_out"] = open_manifest(config.evaluation_rows, require_masks=masks, show=show)
-        overlap = find_overlap(manifests["train"], manifests["held_out"])
+        overlap = joined([find_overlap(manifests[part], manifests["held_out"]) for part in trained])
     notes: list[str] = []
     for manifest in manifests.values():
-        notes += manifest.notes
-    fittings = {
-        "train": fitting_of(config, config.model),
-        "held_out": fitting_of(config, config.evaluation_model),
-    }
+        notes += [*manifest.notes, *_bare_notes(config, manifest)]
+    fittings = dict.fromkeys(trained, fitting_of(config, config.model))
+    fittings["held_out"] = fitting_of(config, config.evaluation_model)
     for fitting in dict.fromkeys(fittings.values()):
         of_fitting = [manifest for part, manifest in manifests.items() if fittings[part] == fitting]
         if fitting.fit == "crop":
@@ -83,12 +92,55 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     held_out = manifests.get("held_out")
     return ManifestRows(
         train=manifests["train"].rows,
+        mix=[manifests[part].rows for part in trained if part != "train"],
         held_out=None if held_out is None else held_out.rows,
         n_held_out_subjects=0 if held_out is None else len(held_out.subjects),
         overlap=overlap,
         fingerprints={part: manifest.fingerprint for part, manifest in manifests.items()},
         notes=[*notes, overlap.sentence()] if overlap else notes,
+        n_bare=sum(manifest.n_bare for manifest in manifests.values()),
     )
+
+
+def _bare_notes(config: Config, manifest: CheckedManifest) -> list[str]:
+    """Return a sentence about rows without references among others.
+
+    Raises:
+        UserError: The model does not draw from a prompt alone.
+    """
+    if not manifest.n_bare:
+        return []
+    path, total, family = manifest.rows.path, len(manifest.rows), config.model.family
+    found = f"{path}: {manifest.n_bare:,} of {total:,} rows have no references"
+    if not get_family(family).policy_class().TEXT_TO_IMAGE:
+        raise UserError(
+            f"{found}, and {family} does not draw from a prompt alone",
+            hint="Name references in every row, or a family of text to image: flux1, flux2, qwen_image21.",
+        )
+    return [] if manifest.n_bare == total else [f"{found}: they are drawn from the prompt alone"]
+
+
+def _refuse_shared_ids(manifests: Mapping[str, CheckedManifest]) -> None:
+    """Refuse manifests of one training with the same id: its noise would be that of the other row.
+
+    Raises:
+        UserError: Names the rows.
+    """
+    if len(manifests) < 2:
+        return
+    seen: set[str] = set()
+    twice: list[tuple[str, str]] = []
+    for manifest in manifests.values():
+        ids = {name for name, _ in manifest.rows.texts()}
+        twice += [(f"row {name!r}", f"{manifest.rows.path} has it too") for name in sorted(ids & seen)]
+        seen |= ids
+    if twice:
+        lines = "".join(f"\n  {line}" for line in a_few(twice))
+        raise UserError(
+            f"{len(twice):,} ids are in several manifests of data.train and data.mix:{lines}",
+            hint="Rename them in one: the id is part of the seed of a row's samples. To draw a manifest more "
+            "often, give it a larger weight.",
+        )
 
 
 def fitting_of(config: Config, model: ModelConfig) -> Fitting:
@@ -100,6 +152,17 @@ def fitting_of(config: Config, model: ModelConfig) -> Fitting:
     """
     multiple = get_family(model.family).size_multiple
     return Fitting(model.height, model.width, model.reference_fit, reference_size_of(config), multiple)
+
+
+def mixed(data: ManifestData, rows: ManifestRows, fitting: Fitting) -> ExampleSource:
+    """Return the rows to train on, of one manifest or of several."""
+    train = ManifestSource(rows.train, fitting)
+    if not data.mix and data.rewards is None:
+        return train
+    parts = [MixedPart(train, 1.0, data.rewards)]
+    for part, stored in zip(data.mix, rows.mix, strict=True):
+        parts.append(MixedPart(ManifestSource(stored, fitting), part.weight, part.rewards))
+    return Mixture(parts)
 
 
 def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, width: int) -> None:

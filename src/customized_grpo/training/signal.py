@@ -8,6 +8,7 @@ same holds for quality alone, without w_q.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from customized_grpo.algorithms import advantages as adv
 from customized_grpo.algorithms.rules import Rule, bounded, combine
 from customized_grpo.algorithms.schedules import Schedule, prompt_weights
 from customized_grpo.kinds import PAIR, kinds_of
+from customized_grpo.rewards.base import NOT_ASKED
 from customized_grpo.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ class LearningSignal:
 
     Attributes:
         names: Names of the recipe's rewards [K].
-        scores: What each of them says [N, K], NaN where it could not score.
+        scores: What each of them says [N, K], NaN where it could not score or was not asked.
+        asked: Which rewards a sample's row chose [N, K]; the same within a group.
         kinds: The M kinds that are trained on, in the order of `kinds.KINDS`.
         advantages: [N, M], the mean over the rewards of each kind, each normalised in its group.
         rewards: Raw rewards [N, M], reduced in the same way.
+        present: Kinds of which a sample's row chose a reward [N, M]; its other advantages are 0.
         valid: [N], False where a reward that is trained on is missing.
         weights: Prompt weight of every denoising step [T].
         quality_weight: w_q.
@@ -44,9 +48,11 @@ class LearningSignal:
 
     names: tuple[str, ...]
     scores: Tensor
+    asked: Tensor
     kinds: tuple[str, ...]
     advantages: Tensor
     rewards: Tensor
+    present: Tensor
     valid: Tensor
     weights: Tensor
     quality_weight: float
@@ -61,7 +67,8 @@ class LearningSignal:
         Args:
             config: The recipe.
             rewards: K rewards, in the recipe's order.
-            scores: Of N samples in whole groups [N, K], NaN where a reward could not score.
+            scores: Of N samples in whole groups [N, K], NaN where a reward could not score and NOT_ASKED
+                where it was not to.
             iteration: Of training; a schedule that draws its weights draws others in each.
         """
         group_size = config.train.group_size
@@ -71,17 +78,26 @@ class LearningSignal:
         trained = [k for k, reward in enumerate(rewards) if quality_weight or reward.kind != "quality"]
         kinds = [rewards[k].kind for k in trained]
         shares = [config.rewards[k].weight for k in trained]
+        asked = scores != NOT_ASKED
+        scores = scores.masked_fill(~asked, math.nan)
+        of_trained = asked[:, trained]
+        # None where every row gets every reward: the mean is then one product, in every version the same bits
+        choice = None if bool(of_trained.all()) else of_trained
+        each = adv.group_advantages(scores[:, trained], group_size, scale=config.advantage.std)
+        advantages = adv.by_kind(each, kinds, shares, choice)
+        present = ~advantages.isnan()
         schedule: Schedule = config.schedule.build()
         # 63 bits -> 31, which every library's generator takes as a seed
         seed = derive_seed(config.run.seed, "shuffled", iteration) % 2**31
-        each = adv.group_advantages(scores[:, trained], group_size, scale=config.advantage.std)
         return cls(
             names=tuple(reward.name for reward in rewards),
             scores=scores,
+            asked=asked,
             kinds=kinds_of(kinds),
-            advantages=adv.by_kind(each, kinds, shares),
-            rewards=adv.by_kind(scores[:, trained], kinds, shares),
-            valid=adv.valid_samples(scores[:, trained], group_size),
+            advantages=advantages.nan_to_num(),
+            rewards=adv.by_kind(scores[:, trained], kinds, shares, choice),
+            present=present,
+            valid=adv.valid_samples(scores[:, trained], group_size, choice),
             weights=prompt_weights(schedule, config.rollout.steps, seed),
             quality_weight=quality_weight,
             schedule_seed=seed,
@@ -94,11 +110,19 @@ class LearningSignal:
 
     def rows(self, rows: slice) -> LearningSignal:
         """Return the samples `rows`."""
+        return self._selected(rows, slice(None))
+
+    def _selected(self, rows: slice | Tensor, columns: slice | list[int]) -> LearningSignal:
+        """Return the samples `rows` with the kinds `columns`."""
+        numbers = range(len(self.kinds))[columns] if isinstance(columns, slice) else columns
         return replace(
             self,
             scores=self.scores[rows],
-            advantages=self.advantages[rows],
-            rewards=self.rewards[rows],
+            asked=self.asked[rows],
+            kinds=tuple(self.kinds[number] for number in numbers),
+            advantages=self.advantages[rows][:, columns],
+            rewards=self.rewards[rows][:, columns],
+            present=self.present[rows][:, columns],
             valid=self.valid[rows],
         )
 
@@ -115,6 +139,8 @@ class LearningSignal:
             group_size: G.
             clip: Bound on the magnitude of the result.
         """
+        if not bool(self.present.all()):
+            return self._weighted_by_choice(prompt_weight, rule, group_size, clip)
         quality = None
         if "quality" in self.kinds and len(self.kinds) > 1:
             # Kinds are in the order prompt, identity, quality: quality, where it is, is the last column.
@@ -133,3 +159,14 @@ class LearningSignal:
             quality=quality,
             adv_clip=clip,
         )
+
+    def _weighted_by_choice(self, prompt_weight: Tensor, rule: Rule, group_size: int, clip: float) -> Tensor:
+        """Combine the groups of each choice of kinds apart: a group of one kind has nothing to combine."""
+        result = torch.zeros_like(self.advantages[:, 0])
+        for choice in torch.unique(self.present, dim=0):
+            rows = (self.present == choice).all(1)
+            columns = choice.nonzero().flatten().tolist()
+            if columns:  # a row may choose no reward that is trained on
+                part = self._selected(rows, columns)
+                result[rows] = part.weighted(prompt_weight, rule, group_size, clip)
+        return result

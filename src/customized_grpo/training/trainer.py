@@ -20,7 +20,8 @@ import torch
 
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
-from customized_grpo.data.sampler import count_repeats, prompt_indices
+from customized_grpo.data.mixture import draw_rows
+from customized_grpo.data.sampler import count_repeats
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
@@ -217,8 +218,9 @@ class Trainer:
 
     def prompt_rows(self) -> list[int]:
         """Return the training rows of this iteration's prompts, those of all processes."""
-        n_prompts = self.config.train.prompts_per_iteration
-        return prompt_indices(len(self.data.train), n_prompts, self.iteration, self.config.run.seed)
+        config = self.config
+        count = config.train.prompts_per_iteration
+        return draw_rows(self.data.train, count, self.iteration, config.run.seed)
 
     def next_examples(self) -> list[Example]:
         """Return this process's prompts of this iteration."""
@@ -235,7 +237,7 @@ class Trainer:
 
         def submit(samples: slice, images: torch.Tensor) -> None:
             with clock.phase("reward"):
-                self.scorer.submit(scoring_batch(images, example_of_sample[samples]))
+                self.scorer.submit(scoring_batch(images, example_of_sample[samples]), group_size)
 
         n_batches = count_batches(examples, group_size, self.config.rollout.batch_size)
         draw = Draw(

@@ -45,9 +45,9 @@ def find_waste(
         signal: Learning signal of the same samples.
         max_unscored_share: Share of the samples that may lack a reward.
     """
-    unscored = int((~signal.rewards.isfinite()).any(1).sum())
+    unscored = int((signal.present & ~signal.rewards.isfinite()).any(1).sum())
     if unscored > max_unscored_share * len(scores):
-        missing = zip(names, (~scores.isfinite()).sum(0).tolist(), strict=True)
+        missing = zip(names, (signal.asked & signal.scores.isnan()).sum(0).tolist(), strict=True)
         counts = ", ".join(f"{name} lacks {count}" for name, count in missing if count)
         return Waste(
             f"{unscored} of {len(scores)} samples could not be scored ({counts}); "
@@ -57,7 +57,7 @@ def find_waste(
         )
     if bool((signal.advantages[signal.valid] != 0).any()):
         return None
-    means = zip(names, scores.nanmean(0).tolist(), strict=True)
+    means = zip(names, signal.scores.nanmean(0).tolist(), strict=True)
     listed = ", ".join(f"{name} {mean:.4g}" for name, mean in means)
     return Waste(
         f"no reward tells the samples of any group apart (means: {listed})",

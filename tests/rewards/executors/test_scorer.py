@@ -173,3 +173,51 @@ def test_threads_take_their_batches_in_turn() -> None:
             scorer.submit(tiny.make_batch(samples))
         scorer.collect()
     assert order == [1, 2, 3]
+
+
+def brightest(batch: ScoringBatch) -> torch.Tensor:
+    """Rank of each image in its group by brightness, from 0 to 1."""
+    return mean(batch).argsort().argsort().float() / max(len(batch) - 1, 1)
+
+
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_a_groupwise_reward_sees_whole_groups_however_the_batches_cut_them(in_threads: bool) -> None:
+    seen: list[list[object]] = []
+
+    def look(batch: ScoringBatch) -> torch.Tensor:
+        seen.append([row["id"] for row in batch.meta])
+        return brightest(batch)
+
+    alone = FunctionReward("mean", "quality", mean)
+    ranked = FunctionReward("rank", "identity", look, groupwise=True)
+    batch = ScoringBatch.join([tiny.make_batch(3) for _ in range(3)])
+    images = batch.images * torch.linspace(0.2, 1, 9)[:, None, None, None]
+    batch = dataclasses.replace(batch, images=images, meta=[{"id": f"r{n // 3}"} for n in range(9)])
+    executor = ThreadExecutor(ranked) if in_threads else InlineExecutor(ranked)
+    with Scorer([InlineExecutor(alone), executor], ["stop", "stop"]) as scorer:
+        for rows in (range(0, 2), range(2, 7), range(7, 9)):
+            scorer.submit(batch.select(rows), group_size=3)
+        scores = scorer.collect()
+        assert seen == [["r0"] * 3, ["r1"] * 3, ["r2"] * 3]
+        rounded = in_8_bits(batch)
+        expected = [brightest(rounded.select(range(n, n + 3))) for n in (0, 3, 6)]
+        assert torch.equal(scores, torch.stack([mean(rounded), torch.cat(expected)], dim=1))
+        assert torch.equal(scorer.score(batch, group_size=3), scores)
+        scorer.submit(batch.select(range(4)), group_size=3)
+        with pytest.raises(ValueError, match="1 samples at the end are no whole group"):
+            scorer.collect()
+        assert torch.equal(scorer.score(batch, group_size=3), scores)
+
+
+def test_a_groupwise_reward_that_fails_leaves_its_own_group_unscored() -> None:
+    def refuse(batch: ScoringBatch) -> torch.Tensor:
+        if batch.meta[0]["id"] == "r1":
+            raise ValueError("no")
+        return mean(batch)
+
+    batch = dataclasses.replace(tiny.make_batch(4), meta=[{"id": f"r{n // 2}"} for n in range(4)])
+    reward = FunctionReward("refuse", "identity", refuse, groupwise=True)
+    scorer = Scorer([InlineExecutor(reward)], ["drop"])
+    assert scorer.score(batch, group_size=2).isnan().flatten().tolist() == [False, False, True, True]
+    (message,) = scorer.take_dropped()
+    assert "'r1'" in message

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from customized_grpo.data.adapters import dreambench, folder, subjects200k, syncd, syncd_pairs, uno, uno_1m
+from customized_grpo.data.adapters import (
+    captions,
+    dreambench,
+    folder,
+    subjects200k,
+    syncd,
+    syncd_pairs,
+    uno,
+    uno_1m,
+)
 
 LAYOUTS = {
     module.LAYOUT.name: module.LAYOUT
-    for module in (syncd, syncd_pairs, subjects200k, uno_1m, uno, folder, dreambench)
+    for module in (syncd, syncd_pairs, subjects200k, uno_1m, uno, folder, captions, dreambench)
 }

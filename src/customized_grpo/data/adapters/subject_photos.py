@@ -12,7 +12,7 @@ is left out by itself and not with every row of its subject.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from customized_grpo.data.adapters.base import Bad, Ignored, MaskFile, SourceImage, source_image
@@ -44,18 +44,45 @@ class SubjectPhotos:
     Args:
         source: The resolved folder of all subjects.
         subject: The folder of this one.
+        beside: Ending of files that belong to the photos and are read elsewhere, such as captions.
     """
 
-    def __init__(self, source: Path, subject: Path) -> None:
+    def __init__(self, source: Path, subject: Path, beside: str | None = None) -> None:
         self.name = subject.name
         self.source = source
-        content = read_subject_folder(subject)
+        content = read_subject_folder(subject, beside)
         self.problems = list(content.problems)
         self.ignored = content.ignored
         self._images: dict[Path, SourceImage] = {}
         self._masks: dict[Path, MaskFile] = {}
         for photo in content.photos:
             self._open(photo, content.masks.get(photo))
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the photos that can be used, in the order of their names."""
+        return list(self._images)
+
+    def views_of_target(self, target: Path, choice: str) -> Views:
+        """Return the images of a row that shows a photo: its references are other photos.
+
+        Args:
+            target: The photo.
+            choice: turns: the next photo in a circle, of those with masks if there are any; all: all others.
+
+        Raises:
+            RowProblem: The subject has no other photo.
+        """
+        others = [photo for photo in self._images if photo != target]
+        if choice == "turns":
+            ring = [photo for photo in others if photo in self._masks] or others
+            following = next_of(self._images, target, [photo for photo in self._images if photo not in ring])
+            others = [] if following is None else [following]
+        if not others:
+            raise RowProblem(
+                f"subject {self.name!r} has no photo besides {target.name!r} to be the reference"
+            )
+        return replace(self.views_of(others), target=self._images[target])
 
     def views(self, number: int, choice: str) -> Views:
         """Return the images of row `number` of the subject, counted from 0.

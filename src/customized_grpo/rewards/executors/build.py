@@ -19,16 +19,22 @@ from customized_grpo.rewards.executors.ray import check_permissions, import_ray,
 from customized_grpo.rewards.executors.scorer import Scorer
 from customized_grpo.rewards.executors.thread import ThreadExecutor
 from customized_grpo.rewards.registry import build_reward
+from customized_grpo.rewards.segmenter import TextSegmenter
 
 _LABELS = "Give it a name of its own: `label` beside `name` in the recipe's entry."
 
 
-def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "cpu") -> Scorer:
+def build_scorer(
+    configs: Sequence[RewardConfig],
+    device: torch.device | str = "cpu",
+    segmenter: TextSegmenter | None = None,
+) -> Scorer:
     """Build every reward of a recipe where it should run.
 
     Args:
         configs: The recipe's rewards.
         device: Where models run that run in this process.
+        segmenter: Makes the masks of the images, for rewards with segment: both.
 
     Raises:
         UserError: A reward cannot be built; lists every missing token and package before anything is loaded.
@@ -49,6 +55,7 @@ def build_scorer(configs: Sequence[RewardConfig], device: torch.device | str = "
         executors,
         [config.on_failure for config in configs],
         weights=[config.weight for config in configs],
+        segmenter=segmenter,
     )
 
 

@@ -75,6 +75,11 @@ class HttpExecutor:
         return self._info.kind
 
     @property
+    def groupwise(self) -> bool:
+        """Whether the reward needs whole groups."""
+        return self._info.groupwise
+
+    @property
     def local_reward(self) -> Reward | None:
         """None: it is in the service."""
         return None

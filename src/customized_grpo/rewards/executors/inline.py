@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores, is_groupwise
 
 
 class InlineExecutor:
@@ -29,6 +29,11 @@ class InlineExecutor:
     def kind(self) -> Kind:
         """What the reward measures."""
         return self.reward.kind
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether the reward needs whole groups."""
+        return is_groupwise(self.reward)
 
     @property
     def local_reward(self) -> Reward | None:

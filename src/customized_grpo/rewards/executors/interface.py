@@ -24,6 +24,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def groupwise(self) -> bool:
+        """Whether the reward needs the whole group of one prompt in a batch."""
+        ...
+
+    @property
     def local_reward(self) -> Reward | None:
         """The reward itself, where it is an object of this process."""
         ...

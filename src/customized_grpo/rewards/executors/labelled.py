@@ -29,6 +29,11 @@ class LabelledExecutor:
         return self.executor.kind
 
     @property
+    def groupwise(self) -> bool:
+        """Whether the reward needs whole groups."""
+        return self.executor.groupwise
+
+    @property
     def local_reward(self) -> Reward | None:
         """The other's reward."""
         return self.executor.local_reward

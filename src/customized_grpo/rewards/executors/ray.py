@@ -19,7 +19,7 @@ from customized_grpo import extensions, keys
 from customized_grpo.config.executors import RayExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, is_groupwise
 from customized_grpo.rewards.executors.thread import ThreadExecutor
 
 
@@ -47,6 +47,7 @@ class RayReward:
 
     name: str
     kind: Kind
+    groupwise: bool
 
     def __init__(self, config: RewardConfig, place: RayExecution) -> None:
         check_permissions(place)
@@ -65,7 +66,7 @@ class RayReward:
         except BaseException:
             self.close()
             raise
-        self.name, self.kind, self._fingerprint = described[0]
+        self.name, self.kind, self.groupwise, self._fingerprint = described[0]
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return what an actor returns, on its second try if it died in the first."""
@@ -99,10 +100,10 @@ class _Worker:
         self.device = device
         self.reward: Reward | None = None
 
-    def describe(self) -> tuple[str, Kind, dict[str, Any]]:
-        """Return name, kind and fingerprint."""
+    def describe(self) -> tuple[str, Kind, bool, dict[str, Any]]:
+        """Return name, kind, whether it needs whole groups, and fingerprint."""
         reward = self._built()
-        return reward.name, reward.kind, reward.fingerprint()
+        return reward.name, reward.kind, is_groupwise(reward), reward.fingerprint()
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Score."""

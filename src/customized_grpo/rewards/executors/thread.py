@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores, is_groupwise
 
 
 class ThreadExecutor:
@@ -38,6 +38,11 @@ class ThreadExecutor:
     def kind(self) -> Kind:
         """What the reward measures."""
         return self.reward.kind
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether the reward needs whole groups."""
+        return is_groupwise(self.reward)
 
     @property
     def local_reward(self) -> Reward | None:

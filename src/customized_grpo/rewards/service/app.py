@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import RewardError
+from customized_grpo.rewards.base import RewardError, is_groupwise
 from customized_grpo.rewards.service.parsing import Refusal, measure, named_references, parse
 from customized_grpo.rewards.service.png import PngError, pixel_count
 from customized_grpo.rewards.service.protocol import (
@@ -327,6 +327,7 @@ def _info(name: str, queue: RequestQueue) -> RewardInfo:
         kind=reward.kind,
         fingerprint=fingerprint,
         digest=digest_of(fingerprint),
+        groupwise=is_groupwise(reward),
     )
 
 

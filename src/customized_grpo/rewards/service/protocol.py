@@ -39,6 +39,8 @@ class RewardInfo(Message):
     fingerprint: dict[str, Any]
     digest: Sha256
     """`digest_of(fingerprint)`; a request repeats it, so that it is never scored by another reward."""
+    groupwise: bool = False
+    """Whether a request must be the whole group of one prompt."""
 
 
 class Info(Message):

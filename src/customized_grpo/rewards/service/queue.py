@@ -14,14 +14,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, checked_scores
-
-Item = TypeVar("Item")
+from customized_grpo.rewards.base import Reward, RewardError, ScoringBatch, checked_scores, is_groupwise
 
 SCORE_S = 300.0
 
@@ -47,7 +43,8 @@ class RequestQueue:
 
     def __init__(self, copies: Sequence[Reward], merge: int, score_s: float = SCORE_S) -> None:
         self.reward = copies[0]
-        self.merge = merge
+        # a group is one request: another's images are none of its own
+        self.merge = 0 if is_groupwise(copies[0]) else merge
         self.score_s = score_s
         self._under_way: dict[int, tuple[float, list[_Job]]] = {}  # by copy: when it began, and what
         self._jobs: deque[_Job] = deque()
@@ -152,7 +149,7 @@ def _score(reward: Reward, job: _Job) -> None:
 def _score_together(reward: Reward, jobs: list[_Job]) -> bool:
     """Score the jobs as one batch; return False if that failed, so that they are scored one by one."""
     try:
-        scores = checked_scores(reward, _joined([job.batch for job in jobs]))
+        scores = checked_scores(reward, ScoringBatch.join([job.batch for job in jobs]))
     except BaseException:  # `_score` reports it to the request that it belongs to
         return False
     # rows of the joined batch -> rows of each request
@@ -169,20 +166,3 @@ def _finish(job: _Job, scores: Tensor) -> None:
 def _fail(job: _Job, error: Exception) -> None:
     with suppress(InvalidStateError):
         job.scores.set_exception(error)
-
-
-def _joined(batches: list[ScoringBatch]) -> ScoringBatch:
-    masks = [batch.reference_masks for batch in batches if batch.reference_masks is not None]
-    image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
-    return ScoringBatch(
-        images=torch.cat([batch.images for batch in batches]),
-        prompts=_chained([batch.prompts for batch in batches]),
-        references=_chained([batch.references for batch in batches]),
-        reference_masks=_chained(masks) if masks else None,
-        image_masks=torch.cat(image_masks) if image_masks else None,
-        meta=_chained([batch.meta for batch in batches]),
-    )
-
-
-def _chained(rows: Sequence[list[Item]]) -> list[Item]:
-    return list(itertools.chain.from_iterable(rows))

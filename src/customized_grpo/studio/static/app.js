@@ -2,13 +2,16 @@
 import { showComparison } from "./comparison.js";
 import { h } from "./dom.js";
 import { showList } from "./list.js";
+import { getJson } from "./api.js";
 import { showRuns } from "./runs.js";
+import { showVote } from "./vote.js";
 
 const main = document.getElementById("main");
 const path = document.getElementById("path");
 const keysDialog = document.getElementById("keys");
 let leave = () => {};
 let keys = {};
+let first = showList; // what the address without a place shows
 
 const EVERYWHERE = { "?": ["this list", () => showKeys()], g: ["all runs", () => (location.hash = "#/")] };
 
@@ -17,9 +20,11 @@ const EVERYWHERE = { "?": ["this list", () => showKeys()], g: ["all runs", () =>
 function route() {
   leave();
   const [kind, ...words] = location.hash.replace(/^#\/?/, "").split("/");
-  main.replaceChildren();
-  const view = { runs: showRuns, comparisons: showComparison }[kind] || showList;
-  const shown = view(main, words, (parts) => path.replaceChildren(...parts));
+  // a place of its own: what a view that was left draws late is seen by nobody
+  const place = h("div");
+  main.replaceChildren(place);
+  const view = { runs: showRuns, comparisons: showComparison, vote: showVote }[kind] || first;
+  const shown = view(place, words, (parts) => path.replaceChildren(...parts));
   leave = shown.leave;
   keys = { ...EVERYWHERE, ...shown.keys };
   scrollTo(0, 0);
@@ -49,5 +54,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 document.getElementById("help").addEventListener("click", showKeys);
+const booth = await getJson("/api/vote");
+if (booth.is_on) first = showVote;
 addEventListener("hashchange", route);
 route();
