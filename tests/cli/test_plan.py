@@ -45,6 +45,14 @@ def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:
     assert plan["memory"]["needed"] > plan["memory"]["peak"]
 
 
+def test_a_plan_of_prompts_alone_encodes_no_references(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox-smoke", "--references", "0", "--json", str(file))
+    plan = json.loads(file.read_text())
+    assert plan["tokens"] == {"image": 16, "references": 0, "text": 18}
+    assert plan["memory"]["parts"]["encoding"] == 0
+
+
 def test_a_recipe_that_does_not_fit_ends_with_status_2_and_advice(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["plan", "flux1-kontext-24gb", "model.quantisation=null", "--device-memory", "24"])
     assert status == 2

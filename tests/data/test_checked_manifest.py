@@ -194,7 +194,7 @@ def edited(manifest: Path, **changes: Any) -> None:
     path = index_path(manifest)
     arrays = load_file(path)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    metadata = {"checks": manifest_index.CHECKS, "has_masks": "false", "manifest": digest}
+    metadata = {"checks": manifest_index.CHECKS, "has_masks": "false", "n_bare": "0", "manifest": digest}
     metadata |= {"fingerprint.rows": "r", "fingerprint.images": "i"}
     for name, value in changes.items():
         (metadata if isinstance(value, str) else arrays)[name] = value
@@ -220,6 +220,7 @@ def test_the_edited_index_is_taken_where_nothing_is_wrong_with_it(manifest: Path
     [
         {"checks": "0"},
         {"has_masks": "nonsense"},
+        {"n_bare": "nonsense"},
         {"names": text(NAMES + "/etc/passwd")},
         {"names": text("/etc/passwd\x00" + NAMES[:-1])},
         {"names": text(NAMES + "../c.png")},

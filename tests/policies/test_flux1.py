@@ -48,7 +48,7 @@ def theirs(
     policy: Flux1Policy, references: list[Tensor], height: int, width: int, output: str = "latent"
 ) -> Tensor:
     return policy.pipe(
-        image=[as_pil(image) for image in references],
+        image=[as_pil(image) for image in references] or None,
         prompt=PROMPTS,
         height=height,
         width=width,
@@ -85,6 +85,14 @@ def test_ode_sampling_is_the_pipelines_own(
     assert images.shape == (2, 3, height, width)
     assert torch.allclose(images, theirs(policy, references, height, width, "pt"), atol=1e-5, rtol=0)
     assert pipes.std() > 0.5 and images.std() > 0.01  # the comparisons can fail
+
+
+def test_a_prompt_alone_is_drawn_as_by_the_pipeline(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    encoded = policy.encode(PROMPTS, [[], []], 64, 96)
+    mine = ode(policy, policy.noise(generators(1, 2), 64, 96), encoded)
+    assert torch.allclose(mine, theirs(policy, [], 64, 96), atol=1e-5, rtol=0)
+    assert mine.std() > 0.5
 
 
 @pytest.mark.parametrize("wrong", [{"reference_ids": "uno"}, {"mu": 0.5}, {"guidance": 4.0}])
@@ -279,10 +287,10 @@ def test_only_the_adapter_is_trained(make_policy: MakePolicy) -> None:
     [
         [[torch.rand(3, 64, 64)], [torch.rand(3, 64, 96)]],
         [[torch.rand(3, 64, 64)], [torch.rand(3, 64, 64)] * 2],
-        [[], []],
+        [[], [torch.rand(3, 64, 64)]],
         [[torch.rand(3, 64, 64)] for _ in range(3)],
     ],
-    ids=["sizes", "numbers", "none", "one too many"],
+    ids=["sizes", "numbers", "one without", "one too many"],
 )
 def test_mixed_buckets_are_refused(make_policy: MakePolicy, references: list[list[Tensor]]) -> None:
     with pytest.raises(ValueError, match="references"):

@@ -116,7 +116,7 @@ def theirs(
         "text_encoder_out_layers": tiny.TEXT_LAYERS,
     }
     images: Tensor = pipe(
-        image=[as_pil(image) for image in references],
+        image=[as_pil(image) for image in references] or None,
         prompt=prompts,
         height=size[0],
         width=size[1],
@@ -136,6 +136,7 @@ GEOMETRIES = {
     "one reference": ((64, 64), [(64, 64)], 2),
     "two references, wide": ((64, 96), [(96, 64), (80, 64)], 3),
     "tall, four steps": ((96, 64), [(64, 80)], 4),
+    "a prompt alone": ((64, 96), [], 2),
 }
 
 
@@ -492,10 +493,10 @@ def test_only_the_adapter_is_trained_and_encoding_and_decoding_record_nothing(
     [
         [[torch.rand(3, 64, 64)], [torch.rand(3, 64, 96)]],
         [[torch.rand(3, 64, 64)], [torch.rand(3, 64, 64)] * 2],
-        [[], []],
+        [[], [torch.rand(3, 64, 64)]],
         [[torch.rand(3, 64, 64)] for _ in range(3)],
     ],
-    ids=["sizes", "numbers", "none", "one too many"],
+    ids=["sizes", "numbers", "one without", "one too many"],
 )
 def test_mixed_buckets_are_refused(references: list[list[Tensor]]) -> None:
     with pytest.raises(ValueError, match="references"):

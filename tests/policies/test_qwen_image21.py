@@ -78,6 +78,8 @@ CASES: dict[str, dict[str, Any]] = {
     "other sizes": {"size": (96, 32), "references": [(64, 32)], "steps": 4},
     "two references": {"size": (32, 64), "references": [(32, 64), (64, 32)]},
     "three, guidance": {"size": (32, 64), "references": [(32, 64), (64, 32), (32, 64)], "guidance": 2.0},
+    "no reference": {"size": (64, 96), "references": []},
+    "no reference, guidance": {"size": (64, 64), "references": [], "guidance": 2.0},
     "its own levels": {"size": (64, 64), "references": [(64, 64)], "sample_sigmas": [1.0, 0.9, 0.3]},
 }
 

@@ -285,6 +285,10 @@ def _read_text(file: Path, form: str) -> str:
 def _manifest(data: Path) -> list[BenchmarkRow]:
     file = data / "manifest.jsonl" if data.is_dir() else data
     rows = load_manifest(file, require_masks=False)
+    bare = [(f"row {row.id!r}", "has no references") for row in rows if not row.references]
+    if bare:
+        lines = "".join(f"\n  {line}" for line in a_few(bare))
+        raise UserError(f"{file}: a benchmark compares images with photos of their subject:{lines}")
     photos: dict[str, dict[Path, None]] = {}  # by subject; a dict is a set that keeps the order
     for row in rows:
         files = [*row.references] if row.target is None else [*row.references, row.target]

@@ -22,7 +22,9 @@ from customized_grpo.libraries import undisturbed_imports
 def generate(
     source: Annotated[str, typer.Argument(help='Run, "toybox", folder in diffusers layout, or hub id.')],
     prompt: Annotated[list[str], typer.Option(help="What the image should show; repeatable.")],
-    reference: Annotated[list[Path], typer.Option(help="Image of the subject; repeatable.")],
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Image of the subject; repeatable. Without any: text to image.")
+    ] = None,
     mask: Annotated[
         list[Path] | None,
         typer.Option(help="Mask of the subject, white on black; one per reference, in the same order."),
@@ -63,11 +65,12 @@ def generate(
     """
     check_source(source)
     masks = mask or []
-    check_files(reference, "--reference")
+    references = reference or []
+    check_files(references, "--reference")
     check_files(masks, "--mask")
-    if masks and len(masks) != len(reference):
+    if masks and len(masks) != len(references):
         raise UserError(
-            f"{len(masks)} --mask for {len(reference)} --reference", hint="Give one mask for each reference."
+            f"{len(masks)} --mask for {len(references)} --reference", hint="Give one mask for each reference."
         )
     if not all(text.strip() for text in prompt):
         raise UserError("--prompt: a prompt is empty")
@@ -83,7 +86,7 @@ def generate(
         from customized_grpo.generation.generate import Request
         from customized_grpo.generation.generate import generate as draw
 
-    request = Request(prompt, reference, masks, count, seed)
+    request = Request(prompt, references, masks, count, seed)
     paths = draw(
         source,
         request,

@@ -24,7 +24,7 @@ def plan(
         typer.Option(min=1, metavar="GIB", help="Memory of each device, to see whether the recipe fits."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes, one per device.")] = 1,
-    references: Annotated[int, typer.Option(min=1, help="Reference images of each sample.")] = 1,
+    references: Annotated[int, typer.Option(min=0, help="Reference images of each sample.")] = 1,
     tflops: Annotated[
         float | None,
         typer.Option(min=0.001, help="10^12 operations per second that the device reaches, to see the time."),

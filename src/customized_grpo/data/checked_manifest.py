@@ -37,6 +37,7 @@ class CheckedManifest:
         subjects: Subjects of the rows, each once.
         fingerprint: A number of rows with a digest of their texts, and the same of their images.
         notes: What the user should know of the check, a sentence each.
+        n_bare: Rows without references.
     """
 
     rows: StoredRows
@@ -45,6 +46,7 @@ class CheckedManifest:
     subjects: frozenset[str]
     fingerprint: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    n_bare: int = 0
 
 
 def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> CheckedManifest:
@@ -92,6 +94,7 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
     index = ManifestIndex(
         manifest=digest,
         has_masks=lines.n_masked == lines.n_rows,
+        n_bare=lines.n_bare,
         subjects=frozenset(lines.subjects),
         fingerprint={"rows": lines.digest.text(), "images": _images_text(lines, opened)},
         files=_table(lines, opened),
@@ -104,7 +107,7 @@ def _checked(
     path: Path, folder: Path, content: bytes, index: ManifestIndex, notes: tuple[str, ...] = ()
 ) -> CheckedManifest:
     rows = StoredRows(path, folder, content)
-    return CheckedManifest(rows, folder, index.files, index.subjects, index.fingerprint, notes)
+    return CheckedManifest(rows, folder, index.files, index.subjects, index.fingerprint, notes, index.n_bare)
 
 
 def _keep(path: Path, index: ManifestIndex) -> tuple[str, ...]:
@@ -134,6 +137,7 @@ class _Lines:
         digest: Digest of their texts.
         n_rows: Good rows.
         n_masked: Those with masks.
+        n_bare: Those without references.
         has_problem: Whether any line is bad.
     """
 
@@ -145,6 +149,7 @@ class _Lines:
     digest: RowDigest = field(default_factory=RowDigest)
     n_rows: int = 0
     n_masked: int = 0
+    n_bare: int = 0
     has_problem: bool = False
 
     def place(self, folder: Path, file: Path, *, is_mask: bool) -> int:
@@ -168,6 +173,7 @@ class _Lines:
         self.digest.add(row)
         self.n_rows += 1
         self.n_masked += bool(masks)
+        self.n_bare += not references
 
 
 def _read_lines(folder: Path, content: bytes, *, require_masks: bool) -> _Lines:

@@ -3,7 +3,8 @@
     {"id": "dog-3", "prompt": "a dog on a beach", "references": ["dog/01.jpg"], "masks": ["dog/01.mask.png"],
      "target": "dog/04.jpg", "subject": "dog", "meta": {"category": "live"}}
 
-`id`, `prompt` and `references` are required. Loading reads every line and reports every mistake at once.
+`id`, `prompt` and `references` are required; `references` is an empty list in rows of text alone. Loading
+reads every line and reports every mistake at once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Row:
     Attributes:
         id: Unique in its manifest; part of the seed of every sample drawn for the row.
         prompt: What the image should show.
-        references: Images of the subject, at least one.
+        references: Images of the subject; none in a row of text alone.
         masks: One per reference (255 = subject), or none at all.
         target: Another view of the subject that fits the prompt; the copy score needs it.
         subject: Which subject it is; the unit that confidence intervals resample.

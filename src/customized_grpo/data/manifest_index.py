@@ -22,7 +22,7 @@ from customized_grpo import __version__
 from customized_grpo.data.file_table import FileTable
 from customized_grpo.files import replacing
 
-CHECKS = f"1, customized-grpo {__version__}, Pillow {PIL.__version__}"
+CHECKS = f"2, customized-grpo {__version__}, Pillow {PIL.__version__}"
 """Format of the index and what checked the files: another version may see mistakes that this one did not."""
 
 ARRAYS: Mapping[str, tuple[type[Any], tuple[int, ...]]] = {
@@ -46,6 +46,7 @@ class ManifestIndex:
     Attributes:
         manifest: SHA-256 of the manifest.
         has_masks: Whether every row has masks.
+        n_bare: Rows without references.
         subjects: Subjects of the rows, each once.
         fingerprint: Number of rows with a digest of their texts, and the same of their images.
         files: All files of the rows.
@@ -53,6 +54,7 @@ class ManifestIndex:
 
     manifest: str
     has_masks: bool
+    n_bare: int
     subjects: frozenset[str]
     fingerprint: Mapping[str, str]
     files: FileTable
@@ -79,6 +81,7 @@ def write_index(path: Path, index: ManifestIndex) -> None:
         "checks": CHECKS,
         "manifest": index.manifest,
         "has_masks": json.dumps(index.has_masks),
+        "n_bare": str(index.n_bare),
         **{f"fingerprint.{name}": text for name, text in index.fingerprint.items()},
     }
     content = save(arrays, metadata)
@@ -129,6 +132,7 @@ def _from_arrays(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]
     return ManifestIndex(
         manifest=metadata["manifest"],
         has_masks=json.loads(metadata["has_masks"]) is True,
+        n_bare=int(metadata["n_bare"]),
         subjects=frozenset(subjects),
         fingerprint={name: metadata[f"fingerprint.{name}"] for name in ("rows", "images")},
         files=FileTable(names, **{name: arrays[name] for name in ARRAYS}),

@@ -83,7 +83,10 @@ def key_problems(item: dict[str, Any]) -> list[str]:
 
 
 def type_problems(item: dict[str, Any]) -> list[str]:
-    """Return the problems with the values of known keys; null stands for an absent optional key."""
+    """Return the problems with the values of known keys; null stands for an absent optional key.
+
+    `references` may be an empty list, which says that a row is text alone; it may not be left out.
+    """
     problems = []
     for key in ("id", "prompt", "target", "subject"):
         value = item.get(key)
@@ -97,8 +100,8 @@ def type_problems(item: dict[str, Any]) -> list[str]:
         if key in item and (value is not None or key in REQUIRED):
             if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
                 problems.append(f"`{key}` must be a list of paths")
-            elif not value:
-                problems.append(f"`{key}` is an empty list")
+            elif not value and key == "masks":
+                problems.append("`masks` is an empty list")
     meta = item.get("meta")
     if meta is not None and not isinstance(meta, dict):
         problems.append(f"`meta` must be an object, not {kind_of(meta)}")

@@ -34,6 +34,7 @@ from customized_grpo.generation.opening import (
     source_settings,
 )
 from customized_grpo.pixels import to_pil
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.lora_file import read_header
 from customized_grpo.policies.policy import Policy
 from customized_grpo.runs.folder import is_run_folder
@@ -53,7 +54,7 @@ class Request:
 
     Attributes:
         prompts: What the images should show.
-        references: Image files of the subject.
+        references: Image files of the subject; none for text to image.
         masks: Files of masks, one for each reference, whose background then becomes grey; or none.
         count: Images of each prompt.
         seed: Image i of a prompt depends on the seed, the prompt and i alone.
@@ -102,7 +103,13 @@ def generate(
     """
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
-    fitting = fitting_of(_settings(source, settings, lora))
+    used = _settings(source, settings, lora)
+    if not subject and not get_family(used.model.family).policy_class().TEXT_TO_IMAGE:
+        raise UserError(
+            f"{source}: a {used.model.family} does not draw from a prompt alone",
+            hint="Name an image of the subject with --reference.",
+        )
+    fitting = fitting_of(used)
     # before weights are read, because a mask may turn out to be useless
     row_references = _references(request, subject, masks, fitting)
     sizes = [(str(path), image.size) for path, image in zip(request.references, subject, strict=True)]

@@ -21,14 +21,14 @@ class PromptImages:
     Attributes:
         prompt: The prompt.
         subject: Name of the subject; None when it has none.
-        reference: The reference image, as all images a data URI.
+        reference: The reference image, as all images a data URI; None for a prompt alone.
         base: Drawn before training; None where that was not drawn.
         tuned: Drawn after training.
     """
 
     prompt: str
     subject: str | None
-    reference: str
+    reference: str | None
     base: str | None
     tuned: str
 

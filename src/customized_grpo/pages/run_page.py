@@ -236,14 +236,14 @@ class SampleStrip:
     Attributes:
         prompt: The prompt.
         subject: Name of the subject; None when it has none.
-        reference: The reference image as a data URI.
+        reference: The reference image as a data URI; None for a prompt alone.
         target: A true image of the subject in the prompted scene; None when there is none.
         strip: (iteration, image) of every stage.
     """
 
     prompt: str
     subject: str | None
-    reference: str
+    reference: str | None
     target: str | None
     strip: Sequence[tuple[int, str]]
 

@@ -28,9 +28,10 @@ class Samples:
     rows: Sequence[dict[str, str | None]]
     iterations: Sequence[int]
 
-    def reference(self, row: int) -> str:
-        """Return the reference image of a row as a data URI."""
-        return self._image(self.reference_path(row))
+    def reference(self, row: int) -> str | None:
+        """Return the reference image of a row as a data URI; None when there is none."""
+        path = self.reference_path(row)
+        return self._image(path) if path is not None else None
 
     def target(self, row: int) -> str | None:
         """Return the true image of a row as a data URI; None when there is none."""
@@ -41,13 +42,14 @@ class Samples:
         """Return what the model drew for a row after `iteration` iterations, as a data URI."""
         return self._image(self.drawn_path(row, iteration))
 
-    def reference_path(self, row: int) -> Path:
-        """Return the file of the reference image of a row.
+    def reference_path(self, row: int) -> Path | None:
+        """Return the file of the reference image of a row; None when there is none.
 
         Raises:
             UserError: The file is absent or outside the folder; so for the next two.
         """
-        return self._path(self.rows[row].get("reference"))
+        name = self.rows[row].get("reference")
+        return self._path(name) if name else None
 
     def target_path(self, row: int) -> Path | None:
         """Return the file of the true image of a row; None when there is none."""

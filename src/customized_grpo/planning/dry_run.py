@@ -191,7 +191,9 @@ class DryRun:
 
     @cache  # noqa: B019
     def encode_bytes(self, batch: int) -> int:
-        """Return the peak bytes of encoding a batch of the largest references, in fp32."""
+        """Return the peak bytes of encoding a batch of the largest references, in fp32; 0 without any."""
+        if not self.references:
+            return 0
         width, height = max(self.references, key=math.prod)
         pixels = self._images(batch, self.policy_class.VAE_CHANNELS, height, width)
         return self._vae_peak(lambda vae: vae.encode(pixels, return_dict=False), pixels)

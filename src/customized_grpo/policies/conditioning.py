@@ -99,19 +99,25 @@ class Conditioning:
         return Conditioning(joined, first.shared, first.height, first.width)
 
 
-def reference_shapes(references: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
+def reference_shapes(references: Sequence[Sequence[Tensor]], may_be_none: bool) -> list[tuple[int, int]]:
     """Return the height and width of each reference of a sample, which must be the same for every sample.
+
+    Args:
+        references: Those of each sample.
+        may_be_none: Whether samples without references are right.
 
     Raises:
         ValueError: The samples are not of one bucket, or a reference is not an fp32 image in [0, 1].
     """
     expected = [tuple(image.shape) for image in references[0]]
+    if not expected and not may_be_none:
+        raise ValueError("a sample has no references, and this model does not draw from a prompt alone")
     for number, images in enumerate(references):
         shapes = [tuple(image.shape) for image in images]
-        if shapes != expected or not expected:
+        if shapes != expected:
             raise ValueError(
                 f"sample {number} has references {shapes}, sample 0 has {expected}: "
-                "a batch needs at least one each, of the same sizes"
+                "a batch needs as many each, of the same sizes"
             )
         for image in images:
             is_image = image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3

@@ -36,6 +36,7 @@ class Flux1Policy(Policy):
     from the number of image tokens unless it is given.
     """
 
+    TEXT_TO_IMAGE = True
     LORA_TARGET = (
         r"(single_)?transformer_blocks\.\d+\."
         r"(attn\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)|proj_out)"

@@ -59,6 +59,7 @@ class Flux2Policy(Policy):
         UserError: The checkpoint has no use for this guidance or mu, or the text is too short for a prompt.
     """
 
+    TEXT_TO_IMAGE = True
     LORA_TARGET = (
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|"
         r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"

@@ -102,8 +102,8 @@ class Policy(PolicySizes, ABC):
 
         Args:
             prompts: B prompts.
-            references: For each prompt the same number, at least one, of fp32 images [3, h, w] in [0, 1]; the
-                i-th images of all prompts have one size, a multiple of the side of a token.
+            references: For each prompt the same number of fp32 images [3, h, w] in [0, 1], which may be none
+                in a family of text to image; the i-th images of all prompts have one size.
             height: Height of the images to generate, in pixels.
             width: Width of the images to generate, in pixels.
 
@@ -114,7 +114,7 @@ class Policy(PolicySizes, ABC):
         """
         if not prompts or len(prompts) != len(references):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
-        grids = [self.grid(*shape) for shape in reference_shapes(references)]
+        grids = [self.grid(*shape) for shape in reference_shapes(references, self.TEXT_TO_IMAGE)]
         with self._autocast_off():
             per_sample, shared = self._encode(prompts, references, self.grid(height, width), grids)
         return Conditioning(per_sample, shared, height, width)
@@ -135,6 +135,9 @@ class Policy(PolicySizes, ABC):
 
     def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
+        if not references[0]:
+            n_channels = self.transformer.config.in_channels
+            return torch.zeros(len(references), 0, n_channels, device=self.device)
         # from references per sample to one batch per slot: the i-th images of all samples have one size
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
         with self.placement.vae():

@@ -60,6 +60,7 @@ class QwenImage21Policy(Policy):
     `guidance` is the scale of classifier-free guidance; 1 or less means none, at half the cost.
     """
 
+    TEXT_TO_IMAGE = True
     PATCH = 1
     SIDE_IN_TOKENS = 2
     VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D

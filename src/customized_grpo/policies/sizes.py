@@ -26,6 +26,9 @@ class PolicySizes:
     VAE_CHANNELS: ClassVar[int] = 3
     """Channels of the images that the autoencoder takes: 4 with opacity."""
 
+    TEXT_TO_IMAGE: ClassVar[bool] = False
+    """Whether it draws from a prompt alone, without references, as well."""
+
     @classmethod
     def grid_of(cls, height: int, width: int, pixels_per_latent: int) -> Grid:
         """Return the rows and columns of tokens of an image.

@@ -30,7 +30,7 @@ class SampleRow:
 
     Attributes:
         prompt: The prompt.
-        references: The reference images as the model sees them, each [3, H, W] in [0, 1]; at least one.
+        references: The reference images as the model sees them, each [3, H, W] in [0, 1].
         subject: The subject's name or class, if it has one.
         target: A true image of the subject in the prompted scene, [3, H, W] in [0, 1], if there is one.
     """
@@ -48,16 +48,23 @@ def save_image(path: Path, image: torch.Tensor) -> Path:
 
 def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
     """Write references, targets and index. Iterations already drawn stay listed (a resumed run)."""
+    folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, str | None]] = []
     for number, row in enumerate(rows):
-        reference = save_image(folder / f"reference_{number:02d}.png", row.references[0])
-        for place, image in enumerate(row.references[1:], start=1):
-            save_image(folder / f"reference_{number:02d}_{place}.png", image)
+        names = []
+        for place, image in enumerate(row.references):
+            ending = f"_{place}" if place else ""
+            names.append(save_image(folder / f"reference_{number:02d}{ending}.png", image).name)
         target = None
         if row.target is not None:
             target = save_image(folder / f"target_{number:02d}.png", row.target).name
         entries.append(
-            {"prompt": row.prompt, "subject": row.subject, "reference": reference.name, "target": target}
+            {
+                "prompt": row.prompt,
+                "subject": row.subject,
+                "reference": names[0] if names else None,
+                "target": target,
+            }
         )
     # the index last, here and below: it must never list an image that is not there yet
     write_json(folder / INDEX, {"rows": entries, "iterations": _drawn(folder, len(rows))})

@@ -243,8 +243,8 @@ def _shared_rows(first: Samples, second: Samples, prompts: list[str] | None) -> 
         other = rows.get((row.get("prompt"), row.get("subject")))
         if other is None or (prompts is not None and row.get("prompt") not in prompts):
             continue
-        reference = read_png(first.reference_path(number)).tobytes()
-        if reference == read_png(second.reference_path(other)).tobytes():
+        # of prompts alone there is none, in both or in one
+        if _pixels(first.reference_path(number)) == _pixels(second.reference_path(other)):
             shared.append((number, other))
     if not shared:
         raise UserError(
@@ -254,6 +254,10 @@ def _shared_rows(first: Samples, second: Samples, prompts: list[str] | None) -> 
             hint="Runs of the same data and seed of it have the same samples.",
         )
     return shared
+
+
+def _pixels(path: Path | None) -> bytes | None:
+    return None if path is None else read_png(path).tobytes()
 
 
 def _item(samples: Samples, row: int) -> Item:

@@ -110,6 +110,7 @@ class SampleRowView(BaseModel):
 
     prompt: str
     subject: str | None
+    has_reference: bool
     has_target: bool
 
 
@@ -272,6 +273,7 @@ def samples_view(run: Run) -> SamplesView:
             SampleRowView(
                 prompt=row.get("prompt") or "",
                 subject=row.get("subject"),
+                has_reference=bool(row.get("reference")),
                 has_target=bool(row.get("target")),
             )
         )
@@ -294,7 +296,7 @@ def image_png(run: Run, row: int, which: str, side: int | None) -> bytes:
     if samples is None or not 0 <= row < len(samples.rows):
         raise UserError(f"{run.name} has no prompt {row}")
     if which == "reference":
-        path: Path | None = samples.reference_path(row)
+        path = samples.reference_path(row)
     elif which == "target":
         path = samples.target_path(row)
     elif which.isdecimal() and len(which) < 10 and int(which) in samples.iterations:

@@ -56,6 +56,7 @@ class Data:
         notes: What the user should know of the rows, a sentence each.
         overlap: What is in the training rows and in the held-out rows, although they should share nothing.
         fingerprints: Of the rows of manifests and their images, by part of the data.
+        n_bare: Rows without references.
     """
 
     train: ExampleSource
@@ -64,6 +65,7 @@ class Data:
     notes: Sequence[str] = ()
     overlap: Overlap = Overlap()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    n_bare: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
         _announce(config, engine)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
+        check_bare_rows(data, scorer)
         check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
         if data.held_out:
             check_whole_groups(config.evaluation, scorer)
@@ -207,7 +210,7 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         if judges is not None:
             refuse_lone_weights("evaluation.judges", config.evaluation.judges, judges.judges)
         train = mixed(data, rows, fitting)
-        return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints)
+        return Data(train, examples, judges, rows.notes, rows.overlap, rows.fingerprints, rows.n_bare)
     assert_never(data)
 
 
@@ -346,6 +349,24 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
     """
     if isinstance(data.judges, RewardJudges):
         data.judges.check_apart(scorer.fingerprints())
+
+
+def check_bare_rows(data: Data, scorer: Scorer) -> None:
+    """Refuse rewards and judges of identity where rows have no references to compare with.
+
+    Raises:
+        UserError: Names them.
+    """
+    if not data.n_bare:
+        return
+    names = [reward.name for reward in scorer.rewards if reward.kind == "identity"]
+    if isinstance(data.judges, RewardJudges):
+        names += [judge.name for judge in data.judges.judges if judge.kind == "identity"]
+    if names:
+        raise UserError(
+            f"{', '.join(names)} measures identity with references, which {data.n_bare:,} rows do not have",
+            hint="Leave out what measures identity (one kind of reward is plain GRPO), or name references.",
+        )
 
 
 def check_whole_groups(evaluation: EvaluationConfig, scorer: Scorer) -> None:

@@ -41,6 +41,7 @@ class ManifestRows:
         overlap: What the two have in common.
         fingerprints: Of rows and images, by part of the data.
         notes: What the user should know of them, a sentence each.
+        n_bare: Rows without references, to train on and to evaluate on.
     """
 
     train: StoredRows
@@ -49,6 +50,7 @@ class ManifestRows:
     overlap: Overlap = Overlap()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    n_bare: int = 0
     mix: Sequence[StoredRows] = ()
 
 
@@ -78,7 +80,7 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         overlap = joined([find_overlap(manifests[part], manifests["held_out"]) for part in trained])
     notes: list[str] = []
     for manifest in manifests.values():
-        notes += manifest.notes
+        notes += [*manifest.notes, *_bare_notes(config, manifest)]
     fittings = dict.fromkeys(trained, fitting_of(config, config.model))
     fittings["held_out"] = fitting_of(config, config.evaluation_model)
     for fitting in dict.fromkeys(fittings.values()):
@@ -96,7 +98,26 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         overlap=overlap,
         fingerprints={part: manifest.fingerprint for part, manifest in manifests.items()},
         notes=[*notes, overlap.sentence()] if overlap else notes,
+        n_bare=sum(manifest.n_bare for manifest in manifests.values()),
     )
+
+
+def _bare_notes(config: Config, manifest: CheckedManifest) -> list[str]:
+    """Return a sentence about rows without references among others.
+
+    Raises:
+        UserError: The model does not draw from a prompt alone.
+    """
+    if not manifest.n_bare:
+        return []
+    path, total, family = manifest.rows.path, len(manifest.rows), config.model.family
+    found = f"{path}: {manifest.n_bare:,} of {total:,} rows have no references"
+    if not get_family(family).policy_class().TEXT_TO_IMAGE:
+        raise UserError(
+            f"{found}, and {family} does not draw from a prompt alone",
+            hint="Name references in every row, or a family of text to image: flux1, flux2, qwen_image21.",
+        )
+    return [] if manifest.n_bare == total else [f"{found}: they are drawn from the prompt alone"]
 
 
 def _refuse_shared_ids(manifests: Mapping[str, CheckedManifest]) -> None:

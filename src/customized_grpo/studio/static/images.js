@@ -64,7 +64,8 @@ export function showImages(place, runs) {
   function block({ row, of }) {
     const [owner, number] = [...of.entries()][0];
     const first = runs.find((run) => run.id === owner);
-    const cells = [cell(address(first, number, "reference", 512), "reference", "Reference image of the subject")];
+    const cells = [];
+    if (row.has_reference) cells.push(cell(address(first, number, "reference", 512), "reference", "Reference image of the subject"));
     if (row.has_target) cells.push(cell(address(first, number, "target", 512), "true image", "A true image of the prompted scene"));
     for (const run of runs) {
       if (!of.has(run.id)) cells.push(h("div", { class: "missing small" }, `${run.name} has no such prompt`));
