@@ -54,6 +54,8 @@ class TrainConfig(Section):
     """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
     inner_epochs: Count = 1
     """Passes over an iteration's samples before new ones are drawn."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW of torch, or that of bitsandbytes, whose moments take a quarter of the memory."""
     learning_rate: Positive = 2e-5
     """Peak learning rate of AdamW, per optimizer step."""
     warmup_iterations: CountOrZero = 0

@@ -12,6 +12,7 @@ import torch
 from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average, name_average
+from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.update_report import PassStatistics, UpdateReport
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Updater:
         self.policy = loss.policy
         self.engine = engine
         self.parameters = self.policy.trainable_parameters()
-        self.optimizer = torch.optim.AdamW(self.parameters)
+        self.optimizer = build_optimizer(config.train, self.parameters)
         self.apply_recipe()
         self.average: list[torch.Tensor] | None = None
         if self.train.ema_decay:
