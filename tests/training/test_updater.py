@@ -463,6 +463,7 @@ def test_ratio_normalisation_goes_on_after_the_first_pass(make_parts: MakeParts)
 # Graphs kept from the rollout
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize(
     "overrides",
     [
