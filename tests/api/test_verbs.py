@@ -27,6 +27,7 @@ def test_a_run_is_trained_and_reported(report: cg.Report) -> None:
     assert [record["iteration"] for record in report.training] == [1, 2]
     assert [record["iteration"] for record in report.evaluations] == [0, 2]
     assert set(report.summary["difference"]) >= {"reward/prompt", "reward/identity"}
+    assert {path.parent.name for path in report.images} == {"iteration_000000", "iteration_000002"}
     assert "finished" in repr(report)
     shown = report._repr_html_()
     assert "<th>reward/prompt</th>" in shown and "first" in shown

@@ -29,6 +29,19 @@ def test_a_plan_says_batches_work_parameters_and_memory(capsys: pytest.CaptureFi
     assert any(line.startswith("not counted: the models of the rewards dino, clip_i") for line in lines)
 
 
+def test_a_plan_of_nft_trains_levels_and_keeps_an_old_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox", "train.algorithm=nft", "train.forward.levels=6", "--json", str(file))
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["algorithm"].split() == ["algorithm", "nft"]
+    assert lines["steps"].endswith("none is trained; 6 noise levels are")
+    assert "none is kept from the rollout: train.algorithm=nft" in lines["graphs"]
+    parts = json.loads(file.read_text())["memory"]["parts"]
+    assert parts["old policy"] == parts["adapter"] > 0
+
+
 def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
     run("plan", "toybox")
     out = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -51,7 +52,10 @@ def published(tmp_path: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     home.mkdir()
     (home / "prompts.txt").write_text("a {} on the beach\n")
     records = [sources.subjects200k_row(number) for number in range(3)]
-    return {
+    hub = {}
+    if importlib.util.find_spec("datasets") is not None:
+        hub["hub"] = (sources.hub(home / "hub"), {"columns": "prompt=caption,references=image"})
+    return hub | {
         "syncd": (sources.syncd(home / "syncd"), {}),
         "syncd-pairs": (sources.syncd_pairs(home / "pairs"), {"images": home / "pairs/images"}),
         "subjects200k": (sources.subjects200k_folder(home / "subjects", records), {}),
@@ -67,6 +71,8 @@ def published(tmp_path: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 def test_every_layout_becomes_a_manifest_that_training_reads(
     name: str, tmp_path: Path, published: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
+    if name == "hub":
+        pytest.importorskip("datasets")
     source, options = published[name]
     found = run(name, source, tmp_path / "out", options)
     rows = rows_of(tmp_path / "out")

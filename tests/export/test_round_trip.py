@@ -78,6 +78,7 @@ def fresh_pipeline(trained: AnyTrained) -> Any:
     return pipe
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize("name", ["diffusers", "comfyui", "kohya"])
 def test_a_fresh_pipeline_draws_the_trainers_image(
     trained: AnyTrained, name: Any, reference: Tensor, make_trained: Callable[..., AnyTrained], tmp_path: Path

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from processes import PATIENCE_S, child_environment
 
@@ -55,19 +57,54 @@ def script(path: Path | str, *arguments: object) -> str:
 
 def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script, or what `-c` or `-m` say, as `processes.run_python` does in a fresh interpreter."""
+    return run([sys.executable, *map(str, arguments)], env=child_environment(**environment))
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE_S,
+    **_: object,
+) -> subprocess.CompletedProcess[str]:
+    """Do with a command of Python what `subprocess.run` does; all that it prints is captured as text."""
     with tempfile.TemporaryDirectory() as folder:
         printed, errors = Path(folder) / "printed.txt", Path(folder) / "errors.txt"
-        words = list(map(str, arguments))
-        own = {**child_environment(**environment), "PWD": str(Path.cwd())}
-        child = process(_python, words, own, str(printed), str(errors))
+        printed.touch()
+        errors.touch()
+        environment = {**(os.environ if env is None else env), "PWD": str(cwd or Path.cwd())}
+        child = process(_python, list(command[1:]), environment, str(printed), str(errors))
         child.start()
-        child.join(PATIENCE_S)
-        if child.is_alive():
-            child.kill()
-            child.join()
-            raise AssertionError(f"it hangs:\n{printed.read_text()}\n{errors.read_text()}")
-        assert child.exitcode is not None
-        return subprocess.CompletedProcess(words, child.exitcode, printed.read_text(), errors.read_text())
+        child.join(timeout)
+        hangs = child.is_alive()
+        child.kill()
+        child.join()
+        out, err = printed.read_text(), errors.read_text()
+    if hangs:
+        raise subprocess.TimeoutExpired(command, timeout, out, err)
+    assert child.exitcode is not None
+    return subprocess.CompletedProcess(command, child.exitcode, out, err)
+
+
+class Popen:
+    """Does what `measurements/first_gpu.py` asks of `subprocess.Popen`."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self.command = command
+        self.options = options
+        self.returncode: int | None = None
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        done = run(self.command, timeout=timeout, **self.options)
+        self.returncode = done.returncode
+        return done.stdout, done.stderr
+
+
+SUBPROCESS = SimpleNamespace(
+    run=run, Popen=Popen, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
+)
+"""Stands for the module `subprocess` in a program whose processes are to be forks."""
 
 
 def _run(

@@ -36,6 +36,8 @@ SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "dino": at(tiny.save_dino),
     "dino_seg": at(tiny.save_dino),
     "dino_v1": at(tiny.save_dino_v1),
+    "dino_v3": at(tiny.save_dino_v3),
+    "siglip": at(tiny.save_siglip),
     "clip_i": at(tiny.save_clip),
     "clip_t": at(tiny.save_clip),
     "hpsv2": at(tiny.save_clip),

@@ -157,6 +157,26 @@ def captions(folder: Path, count: int = 3) -> Path:
     return folder
 
 
+def hub(folder: Path, count: int = 3) -> Path:
+    """A parquet file with images as their bytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    for number in range(count):
+        rows.append(
+            {
+                "caption": f"a dog in scene {number}",
+                "image": {"bytes": encoded(Image.new("RGB", (12, 8), (60 * number, 0, 0))), "path": "x.png"},
+                "target": {"bytes": encoded(Image.new("RGB", (12, 8), (9, 60 * number, 0))), "path": None},
+                "subject": "dog",
+            }
+        )
+    folder.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    return folder
+
+
 def cut_out(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
     """An image that is transparent but for its left half."""
     pixels = np.full((size[1], size[0], 4), 255, np.uint8)

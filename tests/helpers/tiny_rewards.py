@@ -81,6 +81,48 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_dino_v3(folder: Path, seed: int = 0) -> Path:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    config = DINOv3ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        num_register_tokens=4,
+        initializer_range=0.3,
+    )
+    seeded(lambda: DINOv3ViTModel(config), seed).save_pretrained(folder)
+    # as published: squeezed, not cropped; no class of it runs without torchvision, so it is written by hand
+    preprocessing = {
+        "do_center_crop": None,
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "image_processor_type": "DINOv3ViTImageProcessorFast",
+        "resample": 2,
+        "size": {"height": 64, "width": 64},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return folder
+
+
+def save_siglip(folder: Path, seed: int = 0) -> Path:
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = SiglipConfig(
+        text_config={**tower, "vocab_size": 64, "projection_size": 32},
+        vision_config={**tower, "image_size": 64, "patch_size": 16},
+    )
+    seeded(lambda: SiglipModel(config), seed).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
 def save_dino_v1(folder: Path, seed: int = 0) -> Path:
     """As published: without ViT's pooler, which DINO does not have."""
     from transformers import ViTConfig, ViTModel

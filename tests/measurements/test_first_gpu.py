@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import first_gpu
+import forked
 from processes import PATIENCE_S, run_python
-
-SCRIPT = Path(first_gpu.__file__)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -20,12 +19,13 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_steps_give_what_they_ask_for(tmp_path: Path) -> None:
+def test_steps_give_what_they_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = ("machine", "exact", "memory", "swap", "speed", "quantised", "rewards")
-    done = run_python(SCRIPT, "--out", tmp_path, "--tiny", "--budget", PATIENCE_S, "--only", *steps)
+    monkeypatch.setattr(first_gpu, "subprocess", forked.SUBPROCESS)
+    status = first_gpu.main(["--out", str(tmp_path), "--tiny", "--budget", str(PATIENCE_S), "--only", *steps])
     results = read(tmp_path)
     assert {name: one.get("error") for name, one in results.items()} == dict.fromkeys(steps)
-    assert done.returncode == 0, done.stderr
+    assert status == 0
     found = {name: one["result"] for name, one in results.items()}
     assert found["machine"]["bf16 TFLOP/s"] > 0 and found["machine"]["GB/s"]["to the device"] > 0
     ratios = found["exact"]["largest |log ratio|"]

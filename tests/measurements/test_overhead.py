@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_python
+import forked
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "measurements" / "overhead.py"
 def test_the_overhead_benchmark_measures_every_part_of_an_iteration(tmp_path: Path) -> None:
     numbers = tmp_path / "overhead.json"
     options = ("--iterations", "1", "--limit", "1", "--json")
-    done = run_python(SCRIPT, "toybox-smoke", *options, numbers)
+    done = forked.python(SCRIPT, "toybox-smoke", *options, numbers)
     assert done.returncode == 0, done.stderr
     result = json.loads(numbers.read_text())
     assert sum(result["seconds"].values()) == pytest.approx(result["seconds_per_iteration"])

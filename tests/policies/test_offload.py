@@ -18,6 +18,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.policy import Policy
 
+pytestmark = pytest.mark.slow  # all of them together
+
 MakeImage = Callable[..., Tensor]
 Load = Callable[..., Policy]
 

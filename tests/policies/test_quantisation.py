@@ -23,6 +23,8 @@ from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import Quantisation, QuantisedLinear, quantise_layers
 
+pytestmark = pytest.mark.slow  # all of them together
+
 CPU = torch.device("cpu")
 KINDS: tuple[Quantisation, ...] = ("int8", "fp8", "nf4")
 LARGEST_ERROR = {"int8": 0.01, "fp8": 0.05, "nf4": 0.2}
@@ -256,7 +258,6 @@ def test_a_damaged_layer_is_named(load_family: Load) -> None:
         quantise_layers(fresh, "nf4", CPU)
 
 
-@pytest.mark.slow
 def test_the_libraries_say_nothing() -> None:
     """In a fresh interpreter, which imports both."""
     model = "path='toybox', height=64, width=64, max_text_tokens=18, device='cpu'"

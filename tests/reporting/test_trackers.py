@@ -5,9 +5,11 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from customized_grpo.reporting import trackers
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
@@ -30,6 +32,11 @@ class Recorder:
         if iteration >= self.broken_at:
             raise ConnectionError("secret-token-in-url")
         self.seen.append((dict(metrics), iteration))
+
+    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
+        if iteration >= self.broken_at:
+            raise ConnectionError("secret-token-in-url")
+        self.images = {name: (path.name, iteration) for name, path in images.items()}
 
     def close(self) -> None:
         self.closed = True
@@ -105,6 +112,101 @@ def test_the_tensorboard_adapter_writes_an_event_file(tmp_path: Path) -> None:
     assert tracked.active == ("tensorboard",)
     tracked.close()
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Path]:
+    """Two images as an evaluation draws them: a red one and a green one."""
+    paths = [tmp_path / "00.png", tmp_path / "01.png"]
+    for path, colour in zip(paths, ["red", "lime"], strict=True):
+        Image.new("RGB", (6, 4), colour).save(path)
+    return paths
+
+
+def test_sample_images_have_a_tag_for_each_prompt(
+    recorder: Recorder, samples: list[Path], tmp_path: Path
+) -> None:
+    Trackers(["recorder"], tmp_path, {}).log_images(samples, 10)
+    assert recorder.images == {"samples/00": ("00.png", 10), "samples/01": ("01.png", 10)}
+
+
+def test_a_tracker_that_refuses_images_is_dropped(
+    recorder: Recorder, samples: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.broken_at = 10
+    tracked = Trackers(["recorder"], tmp_path, {})
+    tracked.log_images(samples, 10)
+    assert tracked.active == () and "ConnectionError" in caplog.text
+
+
+def test_tensorboard_shows_the_images_pixel_by_pixel(samples: list[Path], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracked = Trackers(["tensorboard"], tmp_path, {})
+    tracked.log_images(samples, 10)
+    tracked.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0}).Reload()
+    (event,) = events.Images("samples/01")
+    shown = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+    assert event.step == 10 and shown.size == (6, 4) and shown.getcolors() == [(24, (0, 255, 0))]
+
+
+class FakeService(ModuleType):
+    """The part of wandb's and trackio's interface that is used; what arrives is kept."""
+
+    def __init__(self) -> None:
+        super().__init__("service")
+        self.starts: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.Image = lambda path: ("image", Path(path).name)
+
+    def init(self, **options: Any) -> FakeService:
+        self.starts.append(options)
+        return self
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        self.rows.append({**row, "step": step})
+
+    def finish(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_services_get_images_as_their_own_class(
+    name: str, samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeService()
+    monkeypatch.setitem(sys.modules, name, service)
+    Trackers([name], tmp_path, {}).log_images(samples, 10)
+    (row,) = service.rows
+    assert row["samples/00"] == ("image", "00.png") and 10 in (row.get("iteration"), row["step"])
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeService()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    for folder in ("one", "one", "other"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Trackers(["wandb"], tmp_path / folder, {}).close()
+    first, again, other = [start["id"] for start in service.starts]
+    assert first == again != other and {start["resume"] for start in service.starts} == {"allow"}
+
+
+def test_the_real_wandb_takes_numbers_and_images_offline(
+    samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracked = Trackers(["wandb"], tmp_path, {})
+    tracked.log(RECORD)
+    tracked.log_images(samples, 1)
+    assert tracked.active == ("wandb",)
+    tracked.close()
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert written.stat().st_size > 500
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))) == 2
 
 
 def test_a_tracker_that_asks_for_a_key_gets_no_keyboard(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.optimizer import flatten_optimizer, restore_optimizer
+from customized_grpo.training.optimizers import build_optimizer
 
 
 def model_and_optimizer(width: int = 5, lr: float = 1e-2) -> tuple[torch.nn.Module, torch.optim.AdamW]:
@@ -46,6 +48,27 @@ def test_training_on_after_a_restore_is_bit_identical_to_never_stopping(tmp_path
     second.load_state_dict(checkpoint.tensors["adapter"])
     restore_optimizer(optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
     train(second, optimizer, range(4, 10))
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def test_moments_of_8_bits_are_restored_to_the_bit() -> None:
+    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2048), torch.nn.Tanh(), torch.nn.Linear(2048, 1))
+        train_config = load_config("two-scale", ["train.optimizer=adamw_8bit"]).train
+        return model, build_optimizer(train_config, list(model.parameters()))
+
+    straight, optimizer = fresh()
+    train(straight, optimizer, range(6))
+    first, optimizer = fresh()
+    train(first, optimizer, range(3))
+    tensors, state = flatten_optimizer(optimizer)
+    assert tensors["0.state1"].dtype == torch.uint8 and tensors["1.state1"].dtype == torch.float32
+    second, optimizer = fresh()
+    second.load_state_dict(first.state_dict())
+    restore_optimizer(optimizer, tensors, json.loads(json.dumps(state)))
+    train(second, optimizer, range(3, 6))
     for name, tensor in straight.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
 

@@ -130,6 +130,21 @@ def test_a_prompt_with_another_reference_is_not_voted_on(colours: Path, tmp_path
     assert len(booth_of(colours, tmp_path / "votes.jsonl").items("Ann")) == 7
 
 
+def test_without_a_reference_only_the_prompt_is_asked_about(colours: Path, tmp_path: Path) -> None:
+    for name in ("done", "half"):
+        index = colours / name / "samples" / "index.json"
+        content = json.loads(index.read_text())
+        content["rows"][0]["reference"] = None
+        index.write_text(json.dumps(content))
+    booth = booth_of(colours, tmp_path / "votes.jsonl")
+    items = booth.items("Ann")
+    (plain,) = [item.number for item in items if item.questions == ["prompt"]]
+    assert len(items) == 8 and sum(len(item.questions) for item in items) == 15
+    booth.vote(Answer(voter="Ann", number=plain, question="prompt", choice="left"))
+    with pytest.raises(UserError, match="no question of identity"):
+        booth.vote(Answer(voter="Ann", number=plain, question="identity", choice="left"))
+
+
 def test_runs_of_one_comparison_keep_their_votes_with_it_and_others_here(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

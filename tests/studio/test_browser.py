@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from commands import run_here
+from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.studio.booth import Booth
 from processes import CGRPO, child_environment
 from studio_serving import Running, running
@@ -92,7 +93,7 @@ def test_a_run_that_trains_is_followed_without_a_reload(tmp_path: Path, open_tab
         try:
             tab.page.get_by_text("running", exact=True).wait_for()
             tab.page.get_by_role("link", name="live").click()
-            read = tab.page.locator("figure", has_text="reward/prompt").first.locator(".read b")
+            read = tab.page.locator("figure", has_text="reward/prompt").first.locator(".read b").first
             read.wait_for()
             first = read.inner_text()
             done = tab.page.locator(".chip .progress").inner_text()
@@ -166,7 +167,7 @@ def test_two_runs_are_compared_by_keyboard_alone(runs: Path, open_tab: Any) -> N
         page.keyboard.press("g")
         page.keyboard.press("/")
         page.keyboard.type("half")
-        page.wait_for_function("document.querySelectorAll('table.runs tbody tr').length === 1")
+        page.wait_for_function("() => document.querySelectorAll('table.runs tbody tr').length === 1")
         tab.check(studio)
 
 
@@ -180,6 +181,11 @@ def test_pointing_at_a_chart_reads_all_charts_at_that_place(runs: Path, open_tab
         tab.page.keyboard.press("ArrowRight")
         places = tab.page.locator(".read .where").all_inner_texts()
         assert len(places) > 2 and len(set(places)) == 1 and places[0].startswith("iteration ")
+        with MetricsWriter(runs / "done" / "metrics.jsonl") as metrics:
+            metrics.write({"kind": "train", "iteration": 90, "rollouts": 8640, "reward/prompt": 0.5})
+        tab.page.get_by_text("90 / 6").wait_for()
+        tab.page.wait_for_timeout(1000)
+        assert chart.locator("xpath=..").locator(".where").inner_text() == places[0]
         tab.check(studio)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -132,13 +134,19 @@ def test_a_recipe_that_looks_like_an_option_is_none(runs: Path) -> None:
 def test_a_run_that_does_not_train_here_is_not_stopped(runs: Path) -> None:
     lock = runs / "half" / "lock"
     owner = json.loads(lock.read_text())
-    with running(runs, control=True) as studio:
-        half = studio.run("half")["id"]
-        # the number of a process that lives, but was born after the lock was taken, and one of another host
-        for changes in ({"pid": 1, "started": "2001-01-01T00:00:00+00:00"}, {"host": "gpu7"}):
-            lock.write_text(json.dumps({**owner, **changes}))
-            answer = studio.post("/api/control/stop", {"run": half})
-            assert answer.status_code == 422 and "does not train" in answer.json()["detail"]
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with running(runs, control=True) as studio:
+            half = studio.run("half")["id"]
+            # its number, but it was born after the lock was taken; and its number on another host
+            for changes in ({"started": "2001-01-01T00:00:00+00:00"}, {"host": "gpu7"}):
+                lock.write_text(json.dumps({**owner, "pid": bystander.pid, **changes}))
+                answer = studio.post("/api/control/stop", {"run": half})
+                assert answer.status_code == 422 and "does not train" in answer.json()["detail"]
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
 
 
 def test_a_studio_of_one_run_has_no_place_for_new_ones(runs: Path) -> None:

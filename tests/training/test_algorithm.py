@@ -194,6 +194,9 @@ def test_a_sample_without_a_reward_has_no_influence(make_setting: MakeSetting) -
     signal = make_signal(setting, rewards)
     gradient = setting.gradient(samples, signal)
     assert relative_difference(gradient, gradient_by_hand(setting, samples, signal)) < 1e-5
+    setting.disturb(2)  # on-policy a sample without advantage has no gradient in any case
+    gradient = setting.gradient(samples, signal)
+    assert relative_difference(gradient, gradient_by_hand(setting, samples, signal)) < 1e-5
     samples.clean[1] += 3.0
     assert torch.equal(setting.gradient(samples, signal), gradient)
 

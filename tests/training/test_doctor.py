@@ -227,6 +227,18 @@ def test_more_prompts_an_iteration_than_rows_are_found() -> None:
     assert "to 4 or less" in found.fix
 
 
+def test_nft_is_named_and_has_neither_ratios_nor_branches_without_noise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ode = ["rollout.sampler=ode", "rollout.eta=0", "rollout.shared_noise=false"]
+    assert status("doctor", "two-scale", "train.algorithm=nft", *ode, "--prompts", "2") == 0
+    out = capsys.readouterr().out
+    assert "as in the first iteration of training with train.algorithm=nft" in out
+    assert "first-pass ratio: none, as nft has no ratios" in out
+    assert "when qualities are decided was not measured" in out
+    assert "advantage.name=sars gives groups of conflicting rewards a mean other than 0" in out
+
+
 def test_what_alarms_would_let_pass_is_no_problem() -> None:
     good = doctor.RewardHealth("judge", "prompt", 0.5, 0.1, zero_std_groups=0.5, nan_samples=0.05)
     assert doctor.reward_problems([good]) == []

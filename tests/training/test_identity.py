@@ -61,6 +61,12 @@ def test_what_changes_numbers_is_listed(recipe: Recipe, override: str, key: str)
     assert str(difference).startswith(f"{key}: ") and "in the checkpoint" in str(difference)
 
 
+def test_the_number_of_iterations_counts_where_the_learning_rate_falls_with_it(recipe: Recipe) -> None:
+    cosine = "train.learning_rate_schedule=cosine"
+    (difference,) = differing_settings(recipe(cosine), recipe(cosine, "train.iterations=99"), {})
+    assert difference.key == "train.iterations"
+
+
 def test_a_path_whose_content_is_known_is_no_difference(recipe: Recipe) -> None:
     contents = {"model.files.model_index.json": "aa"}
     assert differing_settings(recipe(), recipe("model.path=other"), contents) == []

@@ -140,6 +140,9 @@ def test_what_has_an_effect_is_not_said(recipe: Recipe) -> None:
         "evaluation.every=1",
     )
     assert idle_settings(recipe(*settings), rewards("identity", "prompt")) == []
+    # whitening takes a factor of all advantages out again, but not one of a single group
+    whitened = recipe("advantage.name=gdpo", "advantage.std=global")
+    assert idle_settings(whitened, rewards("identity", "prompt")) == []
 
 
 def test_a_stop_at_alarms_that_cannot_be_raised_is_refused(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from customized_grpo import extensions
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_array, to_uint8
+from customized_grpo.policies.families import FLUX1
 from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.sampling import Sampling
 from customized_grpo.training import trainer
 from customized_grpo.training.parts import build_data
 
@@ -116,6 +120,18 @@ def test_the_size_of_the_recipe_overrides_the_rule(tmp_path: Path) -> None:
     assert tuple(build_data(null).train[0].references[0].shape[1:]) == (832, 1248)
     other = preset("flux1-kontext", rows, "data.reference_size=null", "model.path=./mine")
     assert tuple(build_data(other).train[0].references[0].shape[1:]) == (416, 624)
+
+
+MINE = dataclasses.replace(FLUX1, sampling=Sampling(guidance=1.0, steps=4, reference_size=256))
+"""A family from outside, with a rule of its own."""
+
+
+def test_a_family_from_outside_has_its_own_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(extensions.TRUST, __name__)
+    rows = write_rows(tmp_path, [(1536, 1024)])
+    mine = ["data.reference_size=null", "model.path=./mine", f"model.family={__name__}:MINE"]
+    data = build_data(preset("flux1-kontext", rows, *mine))
+    assert tuple(data.train[0].references[0].shape[1:]) == (208, 320)
 
 
 def test_a_photo_that_the_rule_squeezes_is_named(tmp_path: Path) -> None:

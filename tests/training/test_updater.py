@@ -32,7 +32,7 @@ from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.parts import build_policy
 from customized_grpo.training.signal import LearningSignal
 from customized_grpo.training.update_report import UpdateReport
-from customized_grpo.training.updater import Updater, ratio_tolerance
+from customized_grpo.training.updater import Updater, average_decay, rate_factor, ratio_tolerance
 
 Recipe = Callable[..., Config]
 GROUP, STEPS = 3, 8
@@ -397,6 +397,29 @@ def test_the_learning_rate_warms_up_linearly_and_then_stays(make_parts: MakePart
     assert make_parts("train.learning_rate=8e-4").updater.learning_rate(0) == 8e-4
 
 
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_after_the_warm_up_the_learning_rate_falls_as_diffusers_has_it(recipe: Recipe, name: str) -> None:
+    from diffusers.optimization import get_scheduler
+
+    settings = ("train.iterations=20", "train.warmup_iterations=4", f"train.learning_rate_schedule={name}")
+    train = recipe(*settings).train
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    kind = "constant_with_warmup" if name == "constant" else name
+    reference = get_scheduler(kind, optimizer, num_warmup_steps=4, num_training_steps=20)
+    expected = [reference.lr_lambdas[0](iteration) for iteration in range(4, 21)]
+    assert [rate_factor(train, iteration) for iteration in range(4, 21)] == pytest.approx(expected)
+    assert [rate_factor(train, iteration) for iteration in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_the_average_forgets_its_beginning_as_diffusers_has_it(recipe: Recipe) -> None:
+    train = recipe("train.ema_decay=0.9", "train.ema_warmup=true").train
+    # EMAModel.get_decay without its warm-up: (1 + step) / (10 + step), at most the decay
+    assert average_decay(train, 0) == 0.1
+    assert average_decay(train, 10) == 11 / 20
+    assert average_decay(train, 1000) == 0.9
+    assert average_decay(recipe("train.ema_decay=0.9").train, 0) == 0.9
+
+
 def test_the_average_follows_its_formula_after_every_optimizer_step(make_parts: MakeParts) -> None:
     parts = make_parts("train.ema_decay=0.9", "train.updates_per_iteration=2", "train.learning_rate=1e-2")
     expected, steps = [value.double() for value in parts.values()], []
@@ -440,6 +463,7 @@ def test_ratio_normalisation_goes_on_after_the_first_pass(make_parts: MakeParts)
 # Graphs kept from the rollout
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -64,8 +64,8 @@ class Report:
 
     @property
     def images(self) -> list[Path]:
-        """The sample images that training wrote, in the order of their iterations."""
-        return sorted((self.folder / "samples").glob("*.png"))
+        """The images of the sample prompts that evaluations drew, in the order of their iterations."""
+        return sorted((self.folder / "samples").glob("iteration_*/*.png"))
 
     @property
     def adapter(self) -> Path:

@@ -50,6 +50,12 @@ Subject = Annotated[
     SubjectChoice | None,
     typer.Option(help="uno: rows of a subject are those with the same references (default) or folder."),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="hub: which column is what, such as prompt=caption,references=image,target=edited."),
+]
+Split = Annotated[str | None, typer.Option(help="hub: split to read; train by default.")]
+Subset = Annotated[str | None, typer.Option(help="hub: subset to read, where there are several.")]
 Masks = Annotated[
     MaskChoice, typer.Option(help="The source's own masks, the transparency of the references, or none.")
 ]
@@ -60,7 +66,7 @@ def convert(
     layout: Annotated[
         str, typer.Argument(help="Layout of the source, see docs/data.md; or your own, package.module:NAME.")
     ],
-    source: Annotated[Path, typer.Argument(help="Folder or list of the published data set.")],
+    source: Annotated[Path, typer.Argument(help="Folder or list of the published data set, or a hub id.")],
     out: Annotated[Path, typer.Argument(help="New or empty folder to write to.")],
     held_out: Annotated[
         str | None,
@@ -76,6 +82,9 @@ def convert(
     min_score: MinScore = None,
     min_quality: MinQuality = None,
     subject: Subject = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
     json_file: JsonFile = None,
     trust: Trust = None,
 ) -> None:
@@ -98,7 +107,7 @@ def convert(
         held_out=None if held_out is None else HeldOut.parse(held_out),
         seed=seed,
     )
-    options = _options(images, prompts, reference, min_score, min_quality, subject)
+    options = _options(images, prompts, reference, min_score, min_quality, subject, columns, split, subset)
     survey = convert_source(extensions.load("adapter", layout), source, out, options, choices)
     print(render(survey))
     print(f"\nwritten: {out}")
@@ -126,6 +135,9 @@ def check(
     min_score: MinScore = None,
     min_quality: MinQuality = None,
     subject: Subject = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +154,7 @@ def check(
 
     For example: cgrpo data check data/dreambench
     """
-    options = _options(images, prompts, reference, min_score, min_quality, subject)
+    options = _options(images, prompts, reference, min_score, min_quality, subject, columns, split, subset)
     shape = None if size is None else parse_size(size)
     if layout is None:
         survey = _check_manifests(source, held_out, require_masks, options, masks, shape)
@@ -191,10 +203,13 @@ def _options(
     min_score: float | None,
     min_quality: int | None,
     subject: SubjectChoice | None,
+    columns: str | None,
+    split: str | None,
+    subset: str | None,
 ) -> Options:
     from customized_grpo.data.adapters.base import Options
 
-    return Options(images, prompts, reference, min_score, min_quality, subject)
+    return Options(images, prompts, reference, min_score, min_quality, subject, columns, split, subset)
 
 
 def render(survey: Survey) -> str:

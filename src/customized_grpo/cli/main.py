@@ -26,6 +26,7 @@ from customized_grpo.cli import (
     evaluate,
     export,
     generate,
+    init,
     plan,
     report,
     resume,
@@ -46,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
+app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)

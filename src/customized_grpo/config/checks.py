@@ -205,6 +205,10 @@ def _average_exists(use_ema: bool, decay: float | None) -> str | None:
     )
 
 
+def _average_is_warmed(warmup: bool, decay: float | None) -> str | None:
+    return "there is no average: set train.ema_decay, or this to false" if warmup and not decay else None
+
+
 def _reference_is_another(reference: str, start: str | None, weight: float) -> str | None:
     if reference == "base":
         return None
@@ -289,6 +293,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(("rollout.sde_window.size", "rollout.sde_window.start", "rollout.steps"), _window_fits),
     Check(("evaluation.use_ema", "train.ema_decay"), _average_exists),
+    Check(("train.ema_warmup", "train.ema_decay"), _average_is_warmed),
     Check(("train.kl_reference", "model.start_lora", "train.kl_weight"), _reference_is_another),
     Check(("rewards", "segmenter"), _drawn_images_have_masks),
     Check(("evaluation.judges", "segmenter"), _drawn_images_have_masks),

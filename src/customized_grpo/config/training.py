@@ -54,10 +54,14 @@ class TrainConfig(Section):
     """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
     inner_epochs: Count = 1
     """Passes over an iteration's samples before new ones are drawn."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW of torch, or that of bitsandbytes, whose moments take a quarter of the memory."""
     learning_rate: Positive = 2e-5
     """Peak learning rate of AdamW, per optimizer step."""
     warmup_iterations: CountOrZero = 0
     """Iterations over which the learning rate rises linearly to its peak."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on from its peak: it stays, or falls to near 0 by the last iteration."""
     weight_decay: NonNegative = 1.1e-4
     """Decoupled weight decay of AdamW, relative to the learning rate."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -81,6 +85,8 @@ class TrainConfig(Section):
     awm: AwmConfig = AwmConfig()
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the adapter, per optimizer step; null keeps none."""
+    ema_warmup: bool = False
+    """Whether that decay rises from 0.1 to its value: (1 + i) / (10 + i) after i iterations, if smaller."""
     micro_batch_size: Count = 12
     """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
     reuse_rollout_graph: Literal["auto", "never"] = "auto"

@@ -60,7 +60,7 @@ class DatasetWriter:
         self._whole: tuple[Path | bytes, Image.Image] | None = None  # the last image that parts were cut from
 
     def image(self, image: SourceImage) -> Placed:
-        """Place an image: a file is copied or linked unchanged, a part of an image written as JPEG."""
+        """Place an image: a file or its bytes as they are, a part of an image as JPEG."""
         path = self.folder / "images" / image.name
         if path not in self._placed:
             try:
@@ -103,11 +103,15 @@ class DatasetWriter:
             self._write(part, path)
             return Placed(path, read_info(part))
         source = image.source
-        if isinstance(source, bytes):
-            raise ValueError("an image that is not cut comes from a file")
         with _as_row_problem():
-            info = read_info(open_image(source))
-        self._copy(source, path)
+            if isinstance(source, bytes):
+                info = read_info(decode_image(source, Path(image.name)))
+            else:
+                info = read_info(open_image(source))
+        if isinstance(source, bytes):
+            self._write_bytes(source, path)
+        else:
+            self._copy(source, path)
         return Placed(path, info)
 
     def _open_whole(self, original: SourceImage, cut: Cut) -> Image.Image:
@@ -145,8 +149,10 @@ class DatasetWriter:
 
     def _place_alpha(self, image: SourceImage, path: Path) -> None:
         source = image.source
-        if image.cut is not None or isinstance(source, bytes):
+        if image.cut is not None:
             raise RowProblem("its reference is cut from an image without transparency to make a mask of")
+        if isinstance(source, bytes):
+            raise RowProblem("its reference is no file, whose transparency alone can become a mask")
         with _as_row_problem():
             alpha = open_alpha(source)
             if alpha is None:
@@ -169,6 +175,15 @@ class DatasetWriter:
             if self.link and error.errno in CANNOT_LINK:
                 hint = "Files can be linked within one file system only; leave out --link."
             raise UserError(f"cannot write {path}: {error.strerror}", hint=hint) from error
+
+    def _write_bytes(self, content: bytes, path: Path) -> None:
+        if self.dry:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}", hint=way_out(error)) from error
 
     def _write(self, image: Image.Image, path: Path) -> None:
         if self.dry:

@@ -102,7 +102,8 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
         "base": base_bytes(run, model.quantisation),
         "adapter": adapter,
         "gradients": adapter,  # fp32, as the adapter
-        "optimizer": 2 * adapter,  # AdamW's two moments, fp32
+        # AdamW's two moments, fp32 or a byte each
+        "optimizer": 2 * adapter // (FP32 if train.optimizer == "adamw_8bit" else 1),
         "average": adapter if train.ema_decay else 0,
         "old policy": 0 if train.algorithm == "grpo" else adapter,
         "start": adapter if model.start_lora else 0,  # a copy that stays: the base is measured with it

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from customized_grpo.config.data_sources import ManifestData
 from customized_grpo.policies.checkpoints import CHECKPOINTS
+from customized_grpo.policies.families import get_family
 from customized_grpo.reference_sizes import ReferenceSize
 
 if TYPE_CHECKING:
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 def reference_size_of(config: Config) -> ReferenceSize:
     """Return the size of a recipe's references.
 
-    Without `data.reference_size` it is the rule of a published checkpoint that is named by its hub id, and as
-    many pixels as the drawn image for any other base.
+    Without `data.reference_size` it is the rule of a published checkpoint that is named by its hub id, else
+    that of the family: as many pixels as the drawn image, unless a family from outside says otherwise.
     """
     data = config.data
     if isinstance(data, ManifestData) and data.reference_size is not None:
         return data.reference_size
     checkpoint = CHECKPOINTS.get(config.model.path)
-    return "image" if checkpoint is None else checkpoint.sampling.reference_size
+    sampling = get_family(config.model.family).sampling if checkpoint is None else checkpoint.sampling
+    return sampling.reference_size

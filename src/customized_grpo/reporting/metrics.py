@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
@@ -92,6 +92,11 @@ class MetricsWriter:
         self._file.flush()
         if self._trackers is not None:
             self._trackers.log(clean)
+
+    def images(self, paths: Sequence[Path], iteration: int) -> None:
+        """Show the trackers what an evaluation has drawn, see `Trackers.log_images`."""
+        if self._trackers is not None:
+            self._trackers.log_images(paths, iteration)
 
     def sync(self) -> None:
         """Have every record on the disk itself, where a power cut cannot take it back."""

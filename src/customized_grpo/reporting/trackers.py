@@ -10,14 +10,23 @@ import importlib
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
+from customized_grpo.files import write_text
+
 logger = logging.getLogger(__name__)
 
 PROJECT = "customized-grpo"
+
+WANDB_ID = "wandb_id"
+"""File of the run folder with the id of its Weights & Biases run."""
 
 PREFIXES = {"train": "train", "eval": "held_out"}
 """{kind of a metrics record: first part of its tags}."""
@@ -28,6 +37,9 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Send the numbers of one record."""
+
+    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
+        """Send PNG files by tag."""
 
     def close(self) -> None:
         """Flush and finish."""
@@ -48,19 +60,29 @@ class TensorBoard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
 
+    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
+        """Write one image per tag, at step `iteration`."""
+        for name, path in images.items():
+            with Image.open(path) as image:
+                self._writer.add_image(name, np.asarray(image.convert("RGB")), iteration, dataformats="HWC")
+
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
 
 
 class Wandb:
-    """A Weights & Biases run named after the run folder; key and mode come from its environment variables."""
+    """A Weights & Biases run named after the run folder; key and mode come from its environment variables.
+
+    Its id is kept in the run folder, so that a resumed run goes on in the same one.
+    """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self._wandb = importlib.import_module("wandb")
         self._run = self._wandb.init(
-            project=PROJECT, name=run_dir.name, dir=str(run_dir), config=dict(config)
-        )
+            project=PROJECT, name=run_dir.name, dir=str(run_dir), config=dict(config),
+            id=_kept_id(run_dir / WANDB_ID), resume="allow",
+        )  # fmt: skip
         # Its own step may never go back, but a resumed run repeats iterations: so ours is an ordinary metric.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
@@ -68,6 +90,11 @@ class Wandb:
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Log one history row with `iteration` as its x axis."""
         self._run.log({**metrics, "iteration": iteration})
+
+    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
+        """Log one history row of images with `iteration` as its x axis."""
+        media = {name: self._wandb.Image(str(path)) for name, path in images.items()}
+        self._run.log({**media, "iteration": iteration})
 
     def close(self) -> None:
         """Finish the run."""
@@ -85,6 +112,11 @@ class Trackio:
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Log one row at step `iteration`."""
         self._trackio.log(dict(metrics), step=iteration)
+
+    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
+        """Log one row of images at step `iteration`."""
+        media = {name: self._trackio.Image(str(path)) for name, path in images.items()}
+        self._trackio.log(media, step=iteration)
 
     def close(self) -> None:
         """Finish the run."""
@@ -143,6 +175,16 @@ class Trackers:
         }
         self._each(lambda tracker: tracker.log(metrics, int(record["iteration"])))
 
+    def log_images(self, paths: Sequence[Path], iteration: int) -> None:
+        """Send the images of the sample prompts, one for each prompt, that an evaluation has drawn.
+
+        Args:
+            paths: PNG files, in the order of the prompts.
+            iteration: Finished iterations; 0 is the base model.
+        """
+        images = {f"samples/{number:02d}": path for number, path in enumerate(paths)}
+        self._each(lambda tracker: tracker.log_images(images, iteration))
+
     def close(self) -> None:
         """Close all; safe to call twice."""
         self._each(lambda tracker: tracker.close())
@@ -155,6 +197,15 @@ class Trackers:
             except Exception as error:
                 del self._active[name]
                 _warn(name, error)
+
+
+def _kept_id(file: Path) -> str:
+    """Return the id in a file, or a new one, which the file then keeps."""
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    new = uuid.uuid4().hex[:12]
+    write_text(file, f"{new}\n")
+    return new
 
 
 @contextmanager

@@ -90,8 +90,7 @@ class LiteTextReward:
         self.tokenizer = tokenizer
         self.labels = labels
         with torch.inference_mode():
-            parts = range(0, len(labels), CHUNK)
-            self._labels = torch.cat([self._encode(labels[i : i + CHUNK]) for i in parts])
+            self._labels = self._encode_labels()
         self._cache = FeatureCache(CACHED_PROMPTS)
 
     @classmethod
@@ -141,6 +140,18 @@ class LiteTextReward:
         embeddings = self._cache.get(keys, lambda rows: self._encode([prompts[i] for i in rows]))
         # unit vectors on both sides: products are cosines
         return embeddings @ self._labels.T
+
+    def _encode_labels(self) -> Tensor:
+        """Return unit embeddings [classes, D] in the order of the classes."""
+        # From here positions are ranks by length: texts are padded to neighbours of about their own.
+        by_length = sorted(range(len(self.labels)), key=lambda index: len(self.labels[index]))
+        parts = []
+        for start in range(0, len(by_length), CHUNK):
+            parts.append(self._encode([self.labels[index] for index in by_length[start : start + CHUNK]]))
+        ranked = torch.cat(parts)
+        embeddings = torch.empty_like(ranked)
+        embeddings[by_length] = ranked  # and here they are classes again
+        return embeddings
 
     def _encode(self, texts: list[str]) -> Tensor:
         """Return unit embeddings [number of texts, D]: the mean state of a text's tokens."""

@@ -199,6 +199,22 @@ def _dino_v1(config: RewardConfig, device: torch.device, options: MatchOptions) 
     return _matching(reward, options)
 
 
+@register_with("dino_v3", MatchOptions, segmented=True)
+def _dino_v3(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
+    from customized_grpo.rewards.dino_v3 import DEFAULT_PATH, DinoV3Reward
+
+    reward = DinoV3Reward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    return _matching(reward, options)
+
+
+@register_with("siglip", MatchOptions, segmented=True)
+def _siglip(config: RewardConfig, device: torch.device, options: MatchOptions) -> Reward:
+    from customized_grpo.rewards.siglip import DEFAULT_PATH, SiglipReward
+
+    reward = SiglipReward.load(config.path or DEFAULT_PATH, segment=config.segment, device=device)
+    return _matching(reward, options)
+
+
 @register("clip_t")
 def _clip_t(config: RewardConfig, device: torch.device) -> Reward:
     from customized_grpo.rewards.clip import DEFAULT_PATH, ClipTextReward

@@ -21,24 +21,30 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 
     Returns:
         Tensors named "<parameter number>.<state name>", for example "3.exp_avg" (not copied); and JSON with
-        the options of each group (learning rate, betas, ...) and the shape of each parameter.
+        the options of each group (learning rate, betas, ...), the shape of each parameter, and whole numbers
+        of the state under the same names (bitsandbytes counts its steps so).
 
     Raises:
-        ValueError: A state value is not a tensor, or an option is not JSON (such as a tensor learning rate).
+        ValueError: A state value is neither a tensor nor a whole number, or an option is not JSON (such as a
+            tensor learning rate).
     """
     state_dict = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, int] = {}
     for number, values in state_dict["state"].items():
-        for name, value in values.items():
-            if not isinstance(value, torch.Tensor):
+        for name, value in _plain(values).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{name}"] = value
+            elif type(value) is int:
+                numbers[f"{number}.{name}"] = value
+            else:
                 raise ValueError(f"optimizer state {name!r} is a {type(value).__name__}, not a tensor")
-            tensors[f"{number}.{name}"] = value
     groups = []
     for saved, live in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
         options = {name: _to_json(name, value) for name, value in saved.items() if name != "params"}
         shapes = [list(parameter.shape) for parameter in live["params"]]
         groups.append({"options": options, "shapes": shapes})
-    return tensors, {"groups": groups}
+    return tensors, {"groups": groups, "numbers": numbers}
 
 
 def restore_optimizer(
@@ -60,13 +66,27 @@ def restore_optimizer(
         numbers = list(range(count, count + len(live["params"])))
         count += len(numbers)
         groups.append(options | {"params": numbers})
-    by_number: dict[int, dict[str, torch.Tensor]] = {}
+    by_number: dict[int, dict[str, torch.Tensor | int]] = {}
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
         by_number.setdefault(int(number), {})[name] = tensor.clone()  # the optimizer would keep the original
+    for key, value in state.get("numbers", {}).items():  # a checkpoint of an older version has none
+        number, name = key.split(".", 1)
+        by_number.setdefault(int(number), {})[name] = value
     if any(number >= count for number in by_number):
         raise UserError(f"the checkpoint's optimizer state names parameter {max(by_number)} of only {count}")
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a parameter without the mapping that bitsandbytes wraps its 8-bit tensors in.
+
+    It does so for the sake of FSDP, and loads them unwrapped as well.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        plain |= value if isinstance(value, dict) else {name: value}
+    return plain
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

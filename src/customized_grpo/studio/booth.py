@@ -43,6 +43,8 @@ class ItemView(BaseModel):
 
     number: int
     prompt: str
+    questions: list[Question]
+    """Without a reference nobody can say whose subject it is."""
     answers: dict[str, Literal["left", "right", "tie"]]
 
 
@@ -111,8 +113,14 @@ class Booth:
                 answers.setdefault(vote.item, {})[vote.question] = "tie" if vote.choice == "tie" else side
         views = []
         for number, (item, _) in enumerate(self._order(voter)):
-            prompt = self.ballot.items[item].prompt
-            views.append(ItemView(number=number, prompt=prompt, answers=answers.get(item, {})))
+            views.append(
+                ItemView(
+                    number=number,
+                    prompt=self.ballot.items[item].prompt,
+                    questions=self._questions(item),
+                    answers=answers.get(item, {}),
+                )
+            )
         return views
 
     def image(self, voter: str, number: int, which: str) -> bytes:
@@ -132,6 +140,8 @@ class Booth:
     def vote(self, answer: Answer) -> None:
         """Keep an answer."""
         item, left = self._at(answer.voter, answer.number)
+        if answer.question not in self._questions(item):
+            raise UserError("without a reference there is no question of identity")
         sides: dict[str, Literal["a", "b", "tie"]] = {"left": left, "right": OTHER[left], "tie": "tie"}
         self.votes.add(
             Vote(
@@ -157,6 +167,11 @@ class Booth:
     def csv(self) -> str:
         """Return the votes that count as CSV."""
         return votes_csv(self.ballot, self.votes.votes())
+
+    def _questions(self, item: int) -> list[Question]:
+        row_of_a, _ = self._rows[item]
+        has_reference = bool(self._samples["a"].rows[row_of_a].get("reference"))
+        return [question for question in QUESTIONS if has_reference or question != "identity"]
 
     def _order(self, voter: str) -> list[tuple[int, Literal["a", "b"]]]:
         """Return (item, run on the left) in the order of a voter: the same whenever they come back.

@@ -142,7 +142,8 @@ class Evaluator:
 
         def write() -> None:
             self.folder.write_json(scores_file(iteration), scores.to_json(), durable=True)
-            save_samples(self.folder.path / "samples", iteration, images)
+            paths = save_samples(self.folder.path / "samples", iteration, images)
+            self.log.images(paths, iteration)
 
         self.engine.from_main(write)
 

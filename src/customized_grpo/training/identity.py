@@ -51,6 +51,9 @@ CONTENT = {
 }
 """Settings that only say where something is, each with the key of its content, which counts instead."""
 
+FREE_IF_CONSTANT = "train.iterations"
+"""The one of them on which the learning rate depends, unless it is constant after its warm-up."""
+
 OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.device")
 """Settings that may differ between the processes of one run."""
 
@@ -136,10 +139,12 @@ def differing_settings(old: Config, new: Config, contents: Mapping[str, Any]) ->
         contents: Of the checkpoint. A path whose content is in it is no difference: the content is compared.
     """
     differences = [Difference(*difference) for difference in diff_configs(old, new)]
+    is_constant = new.train.learning_rate_schedule == "constant"
+    free = [key for key in FREE if is_constant or key != FREE_IF_CONSTANT]
     return [
         difference
         for difference in differences
-        if not _is_about(generic(difference.key), FREE) and not _has_content(difference.key, contents)
+        if not _is_about(generic(difference.key), free) and not _has_content(difference.key, contents)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from customized_grpo.algorithms.schedules import prompt_weights
@@ -114,6 +115,11 @@ class RunLog:
             except OSError as error:
                 self._failure = error
         return line
+
+    def images(self, paths: Sequence[Path], iteration: int) -> None:
+        """Show the trackers the images of an evaluation; the run folder has them already."""
+        if self._metrics is not None:
+            self._metrics.images(paths, iteration)
 
     def event(
         self, name: str, message: str, *, prefix: str = "", iteration: int | None = None, **values: str

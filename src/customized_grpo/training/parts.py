@@ -42,6 +42,7 @@ from customized_grpo.training.choices import check_choices
 from customized_grpo.training.equal_work import check_equal_work
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
+from customized_grpo.training.optimizers import check_optimizer
 from customized_grpo.training.rows import fitting_of, mixed, open_rows
 
 
@@ -145,6 +146,7 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
     Raises:
         UserError: Something is wrong with the recipe, its data, its rewards or its model.
     """
+    check_optimizer(config.train, engine.device)
     config = config.model_copy(update={"model": shaped_like_start(config.model)})
     data = build_data(config, show=engine.is_main)
     if engine.is_main:

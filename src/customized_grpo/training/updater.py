@@ -12,10 +12,12 @@ import torch
 from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average, name_average
+from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.update_report import PassStatistics, UpdateReport
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
+    from customized_grpo.config.training import TrainConfig
     from customized_grpo.engine.engine import Engine
     from customized_grpo.training.loss_terms import Loss, Samples
     from customized_grpo.training.signal import LearningSignal
@@ -29,6 +31,45 @@ def ratio_tolerance(config: Config) -> float:
     train = config.train
     clip_range = train.awm.clip_range if train.algorithm == "awm" else train.clip_range
     return min(RATIO_TOLERANCE[config.model.precision], clip_range / 2)
+
+
+def rate_factor(train: TrainConfig, iteration: int) -> float:
+    """Return the share of the peak learning rate that an iteration has, a function of its number alone.
+
+    After the warm-up of W of N iterations: 1 (constant), (N - i) / (N - W) (linear), or half of
+    1 + cos(pi (i - W) / (N - W)) (cosine), as `diffusers.optimization` has them.
+
+    Args:
+        train: The recipe's section.
+        iteration: i, number of finished iterations.
+    """
+    warmup = train.warmup_iterations
+    if iteration < warmup:
+        # i + 1, where diffusers has i: there the first iteration would not train
+        return (iteration + 1) / warmup
+    # never beyond the end, as a finished run may be asked again
+    done = min(1.0, (iteration - warmup) / max(1, train.iterations - warmup))
+    match train.learning_rate_schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - done
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+
+
+def average_decay(train: TrainConfig, iteration: int) -> float:
+    """Return the decay of the moving average in an iteration's optimizer steps.
+
+    Args:
+        train: The recipe's section, which has an average.
+        iteration: Number of finished iterations.
+    """
+    assert train.ema_decay is not None
+    if not train.ema_warmup:
+        return train.ema_decay
+    # as EMAModel of diffusers has it
+    return min(train.ema_decay, (1 + iteration) / (10 + iteration))
 
 
 class Updater:
@@ -53,7 +94,7 @@ class Updater:
         self.policy = loss.policy
         self.engine = engine
         self.parameters = self.policy.trainable_parameters()
-        self.optimizer = torch.optim.AdamW(self.parameters)
+        self.optimizer = build_optimizer(config.train, self.parameters)
         self.apply_recipe()
         self.average: list[torch.Tensor] | None = None
         if self.train.ema_decay:
@@ -68,9 +109,8 @@ class Updater:
             group["weight_decay"] = self.train.weight_decay
 
     def learning_rate(self, iteration: int) -> float:
-        """Return the learning rate of an iteration: linear warm-up, then constant."""
-        warmup = self.train.warmup_iterations
-        return self.train.learning_rate * min(1.0, (iteration + 1) / warmup if warmup else 1.0)
+        """Return the learning rate of an iteration: linear warm-up, then its schedule."""
+        return self.train.learning_rate * rate_factor(self.train, iteration)
 
     def update(
         self,
@@ -99,7 +139,7 @@ class Updater:
                 # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
                 with repeatable(self.engine.device, self.is_deterministic):
-                    was_taken = self._step(samples, signal, update, report, is_first=is_first)
+                    was_taken = self._step(samples, signal, iteration, update, report, is_first=is_first)
                 if not was_taken:
                     on_skip(update)
                     self._skip(report)
@@ -127,6 +167,7 @@ class Updater:
         self,
         samples: Samples,
         signal: LearningSignal,
+        iteration: int,
         update: int,
         report: UpdateReport,
         *,
@@ -155,7 +196,7 @@ class Updater:
             return False
         self.skipped_in_a_row = 0
         self.optimizer.step()
-        self._move_average()
+        self._move_average(iteration)
         report.grad_norms.append(norm)
         return True
 
@@ -189,11 +230,11 @@ class Updater:
                 hint="Lower train.learning_rate, or set model.precision=fp32; the last checkpoint is intact.",
             )
 
-    def _move_average(self) -> None:
+    def _move_average(self, iteration: int) -> None:
         if self.average is None:
             return
-        assert self.train.ema_decay is not None
+        decay = average_decay(self.train, iteration)
         with torch.no_grad():
             for average, parameter in zip(self.average, self.parameters, strict=True):
                 # decay a + (1 - decay) p, in place
-                average.lerp_(parameter, 1 - self.train.ema_decay)
+                average.lerp_(parameter, 1 - decay)

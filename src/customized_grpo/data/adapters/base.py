@@ -120,6 +120,9 @@ class Options:
         min_score: Lowest consistency score that is kept.
         min_quality: Lowest quality rating that is kept.
         subject: What tells subjects apart.
+        columns: Which column of a table is what.
+        split: Which split of a data set of the hub.
+        subset: Which subset of it.
     """
 
     images: Path | None = None
@@ -128,6 +131,9 @@ class Options:
     min_score: float | None = None
     min_quality: int | None = None
     subject: SubjectChoice | None = None
+    columns: str | None = None
+    split: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from customized_grpo.data.adapters import (
     captions,
     dreambench,
     folder,
+    hub,
     subjects200k,
     syncd,
     syncd_pairs,
@@ -15,5 +16,5 @@ from customized_grpo.data.adapters import (
 
 LAYOUTS = {
     module.LAYOUT.name: module.LAYOUT
-    for module in (syncd, syncd_pairs, subjects200k, uno_1m, uno, folder, captions, dreambench)
+    for module in (syncd, syncd_pairs, subjects200k, uno_1m, uno, folder, captions, hub, dreambench)
 }

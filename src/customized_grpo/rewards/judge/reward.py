@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -27,7 +27,7 @@ from customized_grpo.rewards.base import Kind, RewardError, ScoringBatch
 from customized_grpo.rewards.features import content_key
 from customized_grpo.rewards.judge.answers import Failure, read_score
 from customized_grpo.rewards.judge.client import JudgeClient, check_url
-from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric
+from customized_grpo.rewards.judge.rubrics import RUBRICS, Rubric, RubricName
 from customized_grpo.rewards.options import RewardOptions
 
 NAME = "judge"
@@ -44,8 +44,8 @@ class JudgeOptions(RewardOptions):
     """Address of the API, for example http://localhost:8000/v1, without user, password or query."""
     model: Annotated[str, Field(min_length=1)]
     """Name of the model, as the endpoint knows it."""
-    rubric: Literal["identity", "prompt"] | None = None
-    """Built-in rubric, which scores from 0 to 4; null asks `text` instead."""
+    rubric: RubricName | None = None
+    """Built-in rubric from 0 to 4: identity, prompt, edit_identity or edit_prompt; null asks `text`."""
     text: Annotated[str, Field(min_length=1)] | None = None
     """Rubric of your own: what is judged and the meaning of each score."""
     kind: Kind | None = None
@@ -130,7 +130,7 @@ class JudgeReward:
             RewardError: No sample of the batch could be scored.
         """
         # before anything is asked: an answer may cost money
-        if self.kind == "identity":
+        if self.rubric.shows_references:
             for row, references in enumerate(batch.references):
                 if not references:
                     raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
@@ -167,9 +167,9 @@ class JudgeReward:
     def _key(self, batch: ScoringBatch, row: int) -> bytes:
         """Return the hash of everything that the judge sees of a sample."""
         digest = hashlib.sha256(content_key(to_uint8(batch.images[row])))
-        if self.kind == "prompt":
+        if self.rubric.shows_prompt:
             digest.update(batch.prompts[row].encode())
-        if self.kind == "identity":
+        if self.rubric.shows_references:
             digest.update(b"".join(content_key(to_uint8(image)) for image in batch.references[row]))
         return digest.digest()
 
@@ -187,7 +187,7 @@ class JudgeReward:
         ]
 
     def _body(self, batch: ScoringBatch, row: int) -> dict[str, Any]:
-        references = batch.references[row] if self.kind == "identity" else []
+        references = batch.references[row] if self.rubric.shows_references else []
         log_probs = {"logprobs": True, "top_logprobs": TOP_TOKENS} if self.options.log_probs else {}
         return {
             "model": self.options.model,

@@ -35,6 +35,26 @@ places, relations and style. Whether the picture is beautiful does not count.
 1: only a little of what was asked for is there
 0: nothing of it"""
 
+EDIT_PROMPT = """\
+The prompt is an instruction to change the reference, and the picture is the result. Judge how well the \
+picture carries out the change: everything that was asked for, where it was asked for, and no less. What \
+else became different does not count here; a picture that shows the reference unchanged carries out nothing.
+4: the whole change is there and right
+3: the change is there, one small part of it is missing or wrong
+2: the change is half there, or is there in the wrong place or amount
+1: a trace of the change
+0: no change, or another one"""
+EDIT_IDENTITY = """\
+The prompt is an instruction to change the reference, and the picture is the result. Judge how well the \
+picture keeps what the instruction does not ask to change: the subject and its details, other things, \
+their places, the view and the style. What the instruction asks to change does not count, and neither does \
+whether it was changed.
+4: nothing else became different
+3: small details that were not to be changed became different
+2: something that matters became different, and the reference is still recognised at once
+1: much became different
+0: another picture altogether"""
+
 _FRAME = """\
 You are a strict and consistent judge of generated pictures.
 {rubric}
@@ -52,11 +72,23 @@ class Rubric:
             nothing (quality).
         text: What is judged and what the scores mean.
         scale: The best score; the worst is 0.
+        is_edit: Whether the image is an edit of its references by its prompt, so that both are shown.
     """
 
     kind: Kind
     text: str
     scale: int
+    is_edit: bool = False
+
+    @property
+    def shows_references(self) -> bool:
+        """Return whether the judge sees the references."""
+        return self.is_edit or self.kind == "identity"
+
+    @property
+    def shows_prompt(self) -> bool:
+        """Return whether the judge sees the prompt."""
+        return self.is_edit or self.kind == "prompt"
 
     def system(self) -> str:
         """Return the system message."""
@@ -65,21 +97,23 @@ class Rubric:
 
     def hash(self) -> str:
         """Return the sha256 of all that the judge is told beside the sample."""
-        return hashlib.sha256(f"{self.kind}\n{self.scale}\n{self.system()}".encode()).hexdigest()
+        shown = "edit\n" if self.is_edit else ""
+        told = f"{self.kind}\n{self.scale}\n{shown}{self.system()}"
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def messages(self, image: str, references: list[str], prompt: str) -> list[Message]:
         """Return the chat about one sample.
 
         Args:
             image: The image as a data URL.
-            references: Its references as data URLs; shown if the kind is identity.
-            prompt: Its prompt; shown if the kind is prompt.
+            references: Its references as data URLs; shown if `shows_references`.
+            prompt: Its prompt; shown if `shows_prompt`.
         """
         parts: list[Message] = []
-        if self.kind == "identity":
+        if self.shows_references:
             for number, reference in enumerate(references, start=1):
                 parts += [_text(f"Reference {number} of {len(references)}:"), _image(reference)]
-        if self.kind == "prompt":
+        if self.shows_prompt:
             parts.append(_text(f"The prompt, quoted as a JSON string: {json.dumps(prompt)}"))
         parts += [_text("The picture to be judged:"), _image(image)]
         return [{"role": "system", "content": self.system()}, {"role": "user", "content": parts}]
@@ -98,11 +132,16 @@ class Rubric:
         }
 
 
-RUBRICS: dict[Literal["identity", "prompt"], Rubric] = {
+RubricName = Literal["identity", "prompt", "edit_identity", "edit_prompt"]
+
+RUBRICS: dict[RubricName, Rubric] = {
     "identity": Rubric("identity", IDENTITY, 4),
     "prompt": Rubric("prompt", PROMPT, 4),
+    "edit_identity": Rubric("identity", EDIT_IDENTITY, 4, is_edit=True),
+    "edit_prompt": Rubric("prompt", EDIT_PROMPT, 4, is_edit=True),
 }
-"""The rubrics that come with the package."""
+"""The rubrics that come with the package. The two of edits ask for the two halves of what EditScore (arXiv
+2509.23909) calls semantic consistency: the instruction is followed, and nothing else is changed."""
 
 
 def _text(text: str) -> Message:

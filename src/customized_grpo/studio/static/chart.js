@@ -15,6 +15,7 @@ export class Chart {
     this.lines = [];
     this.options = {};
     this.isVisible = false;
+    this.at = null; // where the cursor is
     this.svg = svg("svg", { class: "chart live", tabindex: "0", role: "img", "aria-label": title });
     this.read = h("div", { class: "read" });
     this.element = h("figure", { class: "live-figure" }, h("h3", {}, title), this.svg, this.read);
@@ -53,7 +54,7 @@ export class Chart {
     this.cursor = svg("g", { class: "cursor" });
     this.svg.replaceChildren(...parts.flat(), this.cursor);
     this.svg.setAttribute("aria-label", `${this.title}: ${this.lines.map((line) => `${line.name} ${number(last(line.y))}`).join(", ")}`);
-    this.readAt(null);
+    this.readAt(this.at);
   }
 
   scale(width) {
@@ -152,7 +153,7 @@ export class Chart {
     event.preventDefault();
     event.stopPropagation();
     const places = this.lines.reduce((longest, line) => (line.x.length > longest.length ? line.x : longest), []);
-    const now = this.at === null || this.at === undefined ? places.length - 1 : nearest(places, this.at);
+    const now = this.at === null ? places.length - 1 : nearest(places, this.at);
     const next = Math.max(0, Math.min(places.length - 1, now + step));
     pointAll(places[next]);
   }

@@ -1,6 +1,7 @@
 // Every metric of the runs as a chart, live: grouped by the first part of its name, several runs as several lines.
 import { Chart, shared, zoomAll } from "./chart.js";
 import { h } from "./dom.js";
+import { paced } from "./pace.js";
 
 const ORDER = ["reward", "judge", "mode", "score", "advantage", "diversity", "monitor", "gap", "policy", "health", "time"];
 const TITLES = {
@@ -43,7 +44,6 @@ export function showCharts(place, runs) {
     for (const entry of entries) if (entry.target.chart.isVisible) entry.target.chart.draw();
   });
   shared.onZoom = (range) => (reset.hidden = range === null);
-  let timer = null;
 
   function changedTools() {
     localStorage.setItem(KEPT, JSON.stringify({ smooth: Number(smooth.value), axis: axis.value, log: log.checked }));
@@ -95,7 +95,6 @@ export function showCharts(place, runs) {
   }
 
   function draw() {
-    timer = null;
     arrange();
     const options = { axis: AXES[axis.value], log: log.checked };
     for (const [key, chart] of charts) chart.set(linesOf(key), options);
@@ -118,16 +117,13 @@ export function showCharts(place, runs) {
     return lines;
   }
 
-  function changed() {
-    timer ??= setTimeout(draw, charts.size ? DRAW_MS : 0);
-  }
-
+  const changed = paced(draw, DRAW_MS);
   changed();
   return {
     changed,
     viewed: changed, // the name of a run has come
     leave: () => {
-      clearTimeout(timer);
+      changed.stop();
       visible.disconnect();
       sized.disconnect();
       shared.charts.clear();

@@ -1,6 +1,7 @@
 // The figures of the report, which the server draws: one look in the studio and in the file that is mailed.
 import { getText } from "./api.js";
 import { h, setDrawn } from "./dom.js";
+import { paced } from "./pace.js";
 
 const PAUSE_MS = 3000; // at least between two drawings: the server reads the whole run for each
 
@@ -8,7 +9,6 @@ export function showReport(place, runs) {
   const columns = new Map(runs.map((run) => [run.id, h("div", { class: "report" })]));
   place.classList.toggle("side-by-side", runs.length > 1);
   place.append(...columns.values());
-  const waiting = new Set();
   let isGone = false;
 
   async function draw(run) {
@@ -21,15 +21,12 @@ export function showReport(place, runs) {
     }
   }
 
-  function changed(run) {
-    if (waiting.has(run.id)) return;
-    waiting.add(run.id);
-    const isFirst = !columns.get(run.id).children.length;
-    setTimeout(() => {
-      waiting.delete(run.id);
-      if (!isGone) draw(run);
-    }, isFirst ? 0 : PAUSE_MS);
+  const draws = new Map(runs.map((run) => [run.id, paced(() => draw(run), PAUSE_MS)]));
+
+  function leave() {
+    isGone = true;
+    for (const ask of draws.values()) ask.stop();
   }
 
-  return { changed, leave: () => (isGone = true), keys: {} };
+  return { changed: (run) => draws.get(run.id)(), leave, keys: {} };
 }

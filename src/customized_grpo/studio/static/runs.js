@@ -5,6 +5,7 @@ import { control, runButtons } from "./control.js";
 import { h, setDrawn } from "./dom.js";
 import { showImages } from "./images.js";
 import { badge, progress } from "./list.js";
+import { paced } from "./pace.js";
 import { showRecipes } from "./recipes.js";
 import { showReport } from "./report.js";
 
@@ -21,7 +22,6 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
     train: [],
     evals: [],
     view: null,
-    headAt: 0,
   }));
   const byId = new Map(runs.map((run) => [run.id, run]));
   const chips = h("div", { class: "chips" });
@@ -64,12 +64,6 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
   }
 
   async function drawHead(run) {
-    const now = Date.now();
-    if (now < run.headAt + HEAD_MS) {
-      if (!run.headTimer) run.headTimer = setTimeout(() => ((run.headTimer = null), drawHead(run)), HEAD_MS);
-      return;
-    }
-    run.headAt = now;
     const element = heads.get(run.id);
     try {
       setDrawn(element, await getText(`/api/runs/${run.id}/head`));
@@ -90,9 +84,10 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
       else if (record.kind === "eval") run.evals.push(record);
     }
     shown.changed?.(run, records);
-    drawHead(run);
+    run.askHead();
   }
 
+  for (const run of runs) run.askHead = paced(() => drawHead(run), HEAD_MS);
   const query = runs.map((run) => `runs=${encodeURIComponent(run.id)}`).join("&");
   const stop = follow(`/api/stream?${query}`, {
     records: take,
@@ -114,7 +109,7 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
     leave: () => {
       stop();
       shown.leave();
-      for (const run of runs) clearTimeout(run.headTimer);
+      for (const run of runs) run.askHead.stop();
       document.title = "Studio · Customized-GRPO";
     },
     keys: { ...keys, ...shown.keys },

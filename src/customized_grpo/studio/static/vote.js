@@ -17,16 +17,16 @@ export function showVote(place, words, setPath) {
   let asked = 0; // question
   let isBusy = false;
 
-  const questions = () => Object.keys(booth.questions);
+  const isDone = (item) => item.questions.every((question) => item.answers[question]);
 
   async function begin(name) {
     booth = await getJson("/api/vote");
     items = await getJson(`/api/vote/items?voter=${encodeURIComponent(name)}`);
     voter = name;
     localStorage.setItem(NAME, name);
-    const open = items.findIndex((item) => questions().some((question) => !item.answers[question]));
+    const open = items.findIndex((item) => !isDone(item));
     at = open < 0 ? items.length : open;
-    asked = open < 0 ? 0 : questions().findIndex((question) => !items[open].answers[question]);
+    asked = open < 0 ? 0 : items[open].questions.findIndex((question) => !items[open].answers[question]);
     draw();
   }
 
@@ -53,10 +53,11 @@ export function showVote(place, words, setPath) {
   function draw() {
     if (at >= items.length) return drawEnd();
     const item = items[at];
-    const question = questions()[asked];
+    const question = item.questions[asked];
     const given = item.answers[question];
     const source = (which) => `/api/vote/image/${item.number}/${which}?voter=${encodeURIComponent(voter)}`;
-    const done = items.filter((entry) => questions().every((name) => entry.answers[name])).length;
+    const done = items.filter(isDone).length;
+    const shown = (entry) => (entry.questions.includes("identity") ? ["reference", "left", "right"] : ["left", "right"]);
     const image = (which, words) =>
       h("figure", { class: `voted ${which} ${given === which ? "given" : ""}` }, h("img", { src: source(which), alt: words, onclick: () => which !== "reference" && answer(which) }), h("figcaption", {}, words));
     const buttons = Object.keys(WORDS).map((choice) =>
@@ -65,18 +66,18 @@ export function showVote(place, words, setPath) {
     place.replaceChildren(
       h("div", { class: "vote-head" }, h("progress", { max: items.length, value: done, "aria-label": "done" }), h("span", { class: "small" }, `${voter}: ${done} of ${items.length} done`)),
       h("p", { class: "vote-prompt" }, `“${item.prompt}”`),
-      h("div", { class: "vote-images" }, image("reference", "reference"), image("left", "left"), image("right", "right")),
+      h("div", { class: "vote-images" }, shown(item).map((which) => image(which, which))),
       h("h2", { class: "vote-question", "aria-live": "polite" }, `${asked + 1}. ${booth.questions[question]}`),
       h("div", { class: "vote-buttons" }, [buttons[0], buttons[2], buttons[1]]),
       h("div", { class: "tools vote-back" }, h("button", { type: "button", disabled: at + asked === 0, onclick: back }, h("kbd", {}, "⌫"), " Back")),
     );
     const next = items[at + 1];
-    if (next) for (const which of ["reference", "left", "right"]) new Image().src = `/api/vote/image/${next.number}/${which}?voter=${encodeURIComponent(voter)}`;
+    if (next) for (const which of shown(next)) new Image().src = `/api/vote/image/${next.number}/${which}?voter=${encodeURIComponent(voter)}`;
   }
 
   async function answer(choice) {
     if (at >= items.length || isBusy || !booth) return;
-    const question = questions()[asked];
+    const question = items[at].questions[asked];
     isBusy = true;
     try {
       await post("/api/vote", { voter, number: items[at].number, question, choice });
@@ -89,9 +90,14 @@ export function showVote(place, words, setPath) {
   }
 
   function step(by) {
-    const place = at * questions().length + asked + by;
-    at = Math.floor(place / questions().length);
-    asked = place % questions().length;
+    asked += by;
+    if (asked < 0) {
+      at -= 1;
+      asked = items[at].questions.length - 1;
+    } else if (at < items.length && asked >= items[at].questions.length) {
+      at += 1;
+      asked = 0;
+    }
     draw();
   }
 
