@@ -138,8 +138,7 @@ class Policy(PolicySizes, ABC):
     def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
         if not references[0]:
-            n_channels = self.transformer.config.in_channels
-            return torch.zeros(len(references), 0, n_channels, device=self.device)
+            return torch.zeros(len(references), 0, self.transformer.config.in_channels, device=self.device)
         # from references per sample to one batch per slot: the i-th images of all samples have one size
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
         with self.placement.vae():
