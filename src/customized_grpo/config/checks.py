@@ -94,12 +94,13 @@ def _updates_are_whole_groups(updates: int, prompts: int) -> str | None:
 
 def _sampler_explores(name: str, eta: float, algorithm: str, shared_noise: bool) -> str | None:
     sampler = extensions.load("sampler", name)
+    # first: with the other message a user would set rollout.eta=0, only to be refused again
+    if algorithm == "grpo" and sampler.max_eta == 0:
+        return f"{name!r} draws no noise and leaves nothing to train; use a stochastic one, for example dance"
     if eta > sampler.max_eta:
         return f"{name!r} needs rollout.eta of at most {sampler.max_eta:g}, got {eta:g}"
     if algorithm != "grpo":
         return _samples_differ(name, eta, shared_noise)
-    if sampler.max_eta == 0:
-        return f"{name!r} draws no noise and leaves nothing to train; use a stochastic one, for example dance"
     if eta == 0:
         return f"{name!r} with rollout.eta=0 draws no noise and leaves nothing to train; set it above 0"
     return None
