@@ -50,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.hookimpl(tryfirst=True)  # the first that answers ends this hook, in a worker that of xdist
 def pytest_runtestloop() -> None:
     """Search for garbage again, but no more among what the collection imported."""
     gc.freeze()

@@ -14,6 +14,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+"""That of a modular pipeline of diffusers, which has no other."""
 
 
 SINGLE_FILES = {".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin", ".onnx"}
@@ -29,6 +31,12 @@ def public_name(path: str) -> str:
     """Return what to call a model or file in public: a hub id, or the last part of a path of this machine."""
     repository, colon, _ = path.partition(":")
     return path if is_hub_id(repository if colon else path) else Path(path).name
+
+
+def index_of(folder: Path) -> Path:
+    """Return the index of a checkpoint's folder; `INDEX` where there is none."""
+    modular = folder / MODULAR_INDEX
+    return modular if modular.is_file() and not (folder / INDEX).is_file() else folder / INDEX
 
 
 def read_json(file: Path) -> dict[str, Any]:

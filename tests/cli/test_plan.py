@@ -1,13 +1,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from customized_grpo.cli.main import main
+from customized_grpo.config.schema import ModelConfig
+from customized_grpo.planning import estimate
+from customized_grpo.planning.dry_run import DryRun
+from customized_grpo.policies.architecture import Architecture
+from customized_grpo.reference_sizes import Size
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_dry_runs() -> Iterator[None]:
+    """Plans of one model share its dry run, which takes seconds."""
+    made: dict[tuple[str, str], DryRun] = {}
+
+    def dry_run(architecture: Architecture, model: ModelConfig, references: Sequence[Size]) -> DryRun:
+        key = (model.model_dump_json(), repr(references))
+        if key not in made:
+            made[key] = DryRun(architecture, model, references)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "DryRun", dry_run)
+        yield
 
 
 def run(*arguments: str) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor
 import tiny_families
 from customized_grpo.policies.start_adapter import shaped_like_start
 
-FAMILIES = ("flux1", "flux2", "qwen_edit", "qwen_image21")
+FAMILIES = ("flux1", "flux2", "qwen_edit", "qwen_image21", "flux3")
 SETTINGS = {
     "flux1": [],
     "flux2": ["model.guidance=4.0", "model.max_text_tokens=96", "model.text_layers=[1, 2, 3]"],
     "qwen_edit": ["model.guidance=4.0", "model.max_text_tokens=512"],
     "qwen_image21": ["model.guidance=2.0", "model.max_text_tokens=64"],
+    "flux3": ["model.guidance=4.0", "model.max_text_tokens=160", "model.text_layers=[1, 2, 3]"],
 }
 
 

@@ -41,7 +41,7 @@ def metadata(file: Path) -> dict[str, str]:
         return dict(opened.metadata())
 
 
-@pytest.mark.parametrize("family", ["flux1", "flux2", "qwen_edit", "qwen_image21"])
+@pytest.mark.parametrize("family", ["flux1", "flux2", "qwen_edit", "qwen_image21", "flux3"])
 def test_the_average_is_exported_under_its_own_layers_names(
     family: str, make_trained: Any, tmp_path: Path
 ) -> None:

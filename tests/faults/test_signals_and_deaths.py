@@ -144,7 +144,7 @@ def test_a_fresh_interpreter_leaves_a_dead_peer_without_hanging_at_its_exit(tmp_
     port = free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", DIE, "train", "toybox-smoke", f"run.dir={tmp_path / 'run'}"],
+            [sys.executable, "-c", DIE, "train", "toybox-smoke", f"run.dir={tmp_path / 'run'}", *SMALL],
             stderr=subprocess.PIPE,
             text=True,
             env=child_environment(**launcher_variables(rank, 2, port)),

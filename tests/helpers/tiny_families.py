@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tiny_flux2
+import tiny_flux3
 import tiny_qwen_edit
 import tiny_qwen_image21
 from customized_grpo.libraries import quiet
@@ -29,11 +30,16 @@ def _save_qwen_image21(folder: Path) -> None:
     tiny_qwen_image21.save_pipeline(tiny_qwen_image21.build_pipeline(), folder)
 
 
+def _save_flux3(folder: Path) -> None:
+    tiny_flux3.save_pipeline(tiny_flux3.build_pipeline(), folder)
+
+
 SAVE: dict[str, Callable[[Path], None]] = {
     "flux1": _save_flux1,
     "flux2": _save_flux2,
     "qwen_edit": _save_qwen_edit,
     "qwen_image21": _save_qwen_image21,
+    "flux3": _save_flux3,
 }
 """How a family's checkpoint is written into a folder."""
 

@@ -76,8 +76,9 @@ def dev(*, seed: int = 0) -> Any:
     return _quietly(Flux2Pipeline(text_encoder=text_encoder, tokenizer=tokenizer, **parts))
 
 
-def _parts(*, guidance_embeds: bool) -> dict[str, Any]:
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+def small_vae(latent_channels: int) -> Any:
+    """Return a small autoencoder of the published class, with statistics that matter."""
+    from diffusers import AutoencoderKLFlux2
 
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 16, 16),
@@ -85,11 +86,18 @@ def _parts(*, guidance_embeds: bool) -> dict[str, Any]:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         mid_block_add_attention=False,
     )
     vae.bn.running_mean.normal_(std=0.3)  # with those of a fresh one, forgetting them would go unseen
     vae.bn.running_var.uniform_(0.2, 2.0)
+    return vae.eval()
+
+
+def _parts(*, guidance_embeds: bool) -> dict[str, Any]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
+    vae = small_vae(LATENT_CHANNELS)
     transformer = Flux2Transformer2DModel(
         in_channels=4 * LATENT_CHANNELS,
         num_layers=1,

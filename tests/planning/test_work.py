@@ -54,6 +54,7 @@ def test_nft_asks_the_old_policy_at_every_level_and_the_kl_reference_unless_it_i
 
 def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None:
     settings = ["train.prompts_per_iteration=16", "train.updates_per_iteration=2", "rollout.batch_size=10"]
+    settings.append("train.micro_batch_size=12")
     divided = work.batches(load_config("flux1-kontext", settings), 3, 4)
     assert (divided.samples, divided.prompts_per_process, divided.samples_per_process) == (192, 4, 48)
     assert divided.rollout_batches == 5

@@ -25,6 +25,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "flux2": {"max_text_tokens": 96, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
     "qwen_edit": {"max_text_tokens": 512, "guidance": 4.0},
     "qwen_image21": {"max_text_tokens": 64, "guidance": 2.0},
+    "flux3": {"max_text_tokens": 160, "guidance": 4.0, "options": {"text_layers": [1, 2, 3]}},
 }
 
 

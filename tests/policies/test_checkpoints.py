@@ -29,6 +29,8 @@ SIZES = {
     "black-forest-labs/FLUX.2-klein-base-9B": (9.08, 0.0840, 8.191),
     "Qwen/Qwen-Image-Edit-2509": (20.43, 0.1269, 8.292),
     "Qwen/Qwen-Image-Edit-2511": (20.43, 0.1269, 8.292),
+    # counted from the classes' defaults; the card says 5.6
+    "black-forest-labs/flux-3-image-klein-base": (5.538, 0.0840, 4.438),
     "Qwen/Qwen-Image-2.1": (7.115, 0.3378, 8.767),
 }
 
@@ -40,6 +42,7 @@ DIFFERENCES = {
     # one reference and a prompt need no more than 512 text tokens, and training pays for every one
     "qwen-image-edit": {"steps", "max_text_tokens"},
     "qwen-image-2.1": {"steps"},
+    "flux3-klein": {"steps"},
 }
 """Where a preset deliberately draws otherwise than its checkpoint's record says."""
 

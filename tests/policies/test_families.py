@@ -18,6 +18,7 @@ SETTINGS = {
     "flux2": ["model.guidance=4.0", "model.text_layers=[1, 2, 3]", "model.max_text_tokens=96"],
     "qwen_edit": ["model.guidance=1.0", "model.max_text_tokens=512"],
     "qwen_image21": ["model.guidance=1.0", "model.max_text_tokens=64"],
+    "flux3": ["model.guidance=4.0", "model.text_layers=[1, 2, 3]", "model.max_text_tokens=160"],
 }
 
 

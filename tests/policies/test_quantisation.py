@@ -125,7 +125,9 @@ def test_all_linear_layers_of_the_blocks_are_quantised_and_nothing_else(
     wanted = {
         name
         for name, module in plain.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name and "transformer_blocks." in name
+        if isinstance(module, nn.Linear)
+        and "lora_" not in name
+        and ("transformer_blocks." in name or "mode_blocks." in name)
     }
     assert held == wanted and held
     others = dict(plain.named_parameters())

@@ -96,6 +96,7 @@ def test_the_class_names_are_imagenets_in_its_order() -> None:
     assert {number: names[number].split(",")[0] for number in CLASS_NAMES} == CLASS_NAMES
 
 
+@pytest.mark.slow  # it loads the sentence encoder
 def test_a_prompt_is_encoded_once(text_reward: LiteTextReward) -> None:
     encoded: list[int] = []
     hook = text_reward.sentences.register_forward_hook(
@@ -107,6 +108,7 @@ def test_a_prompt_is_encoded_once(text_reward: LiteTextReward) -> None:
         assert torch.equal(text_reward.score(batch), text_reward.score(batch)) and encoded == [1, 1]
 
 
+@pytest.mark.slow  # it loads the sentence encoder
 def test_the_text_limit_is_where_more_words_change_nothing(text_reward: LiteTextReward) -> None:
     limit = text_reward.text_limit()
     prompt = "cat " * (limit.limit - 2)

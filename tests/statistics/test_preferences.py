@@ -65,8 +65,8 @@ def choices(table: list[list[int]]) -> tuple[list[str], list[str]]:
 
 
 def test_cohens_kappa_is_that_of_the_table() -> None:
-    # p_o = (20 + 15) / 50, p_e = (25 * 30 + 25 * 20) / 50**2
-    assert cohen_kappa(*choices([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    # p_o = (20 + 18) / 50, p_e = (30 * 22 + 20 * 28) / 50**2
+    assert cohen_kappa(*choices([[20, 10], [2, 18]])) == pytest.approx((0.76 - 0.488) / (1 - 0.488))
     assert cohen_kappa(*choices([[9, 0, 0], [0, 9, 0], [0, 0, 9]])) == pytest.approx(1)
     assert cohen_kappa(*choices([[4, 4], [4, 4]])) == pytest.approx(0)
     assert cohen_kappa(*choices([[0, 5], [5, 0]])) == pytest.approx(-1)

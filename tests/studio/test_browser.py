@@ -165,6 +165,7 @@ def test_two_runs_are_compared_by_keyboard_alone(runs: Path, open_tab: Any) -> N
         page.get_by_role("dialog").get_by_text("all runs").wait_for()
         page.keyboard.press("Escape")
         page.keyboard.press("g")
+        page.locator("table.runs tbody tr").nth(1).wait_for()
         page.keyboard.press("/")
         page.keyboard.type("half")
         page.wait_for_function("() => document.querySelectorAll('table.runs tbody tr').length === 1")

@@ -111,7 +111,7 @@ class ModelConfig(Section):
     """The generator that is tuned."""
 
     family: FamilyName = "flux1"
-    """Family of the generator: flux1, flux2, qwen_edit, qwen_image21, two_scale, or yours."""
+    """Family of the generator: flux1, flux2, flux3, qwen_edit, qwen_image21, two_scale, or yours."""
     path: WeightsPath
     """Weights of the pipeline: "toybox" or "two-scale" (embedded), a folder of diffusers, or a hub id."""
     options: dict[str, JsonValue] = Field(default={}, validate_default=True)

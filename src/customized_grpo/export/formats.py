@@ -3,7 +3,7 @@
 | format | keys | scale |
 |---|---|---|
 | diffusers | transformer.LAYER.lora_A.weight, .lora_B.weight | alpha in the file's metadata |
-| comfyui | the same | folded into lora_B |
+| comfyui | the same; of FLUX.3 diffusion_model.MATRIX.lora_A.weight, .lora_B.weight | folded into lora_B |
 | kohya | lora_unet_MATRIX.lora_down.weight, .lora_up.weight, .alpha | alpha tensors |
 """
 
@@ -26,6 +26,7 @@ FormatName = Literal["diffusers", "comfyui", "kohya"]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 
 KOHYA_PREFIX = "lora_unet_"
+COMFYUI_PREFIX = "diffusion_model."
 SHOWN = 3
 
 
@@ -37,14 +38,19 @@ def diffusers_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
 def comfyui_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
     """Return the tensors under the same names, alpha / rank folded into B.
 
-    ComfyUI maps these names for FLUX.1, FLUX.2 and Qwen-Image itself and takes a pair without an alpha tensor
-    at scale 1 (its `comfy/lora.py` and `weight_adapter/lora.py`); it does not read the metadata.
+    ComfyUI maps these names for FLUX.1, FLUX.2 and Qwen-Image itself; of FLUX.3 it is given the names of the
+    original model, which it takes for every model. A pair without an alpha tensor is taken at scale 1 (its
+    `comfy/lora.py` and `weight_adapter/lora.py`); it does not read the metadata.
 
     Raises:
         UserError: ComfyUI has no name for a layer.
     """
-    _places(adapter, "comfyui")
-    return _pairs(adapter.layers, adapter.alpha / adapter.rank)
+    places = _places(adapter, "comfyui")
+    scale = adapter.alpha / adapter.rank
+    if not get_family(adapter.config.model.family).other_programs.comfyui_originals:
+        return _pairs(adapter.layers, scale)
+    renamed = {place.name: adapter.layers[name] for name, place in places.items()}
+    return _pairs(renamed, scale, COMFYUI_PREFIX)
 
 
 def kohya_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
@@ -82,11 +88,11 @@ FORMATS: Mapping[FormatName, Callable[[RunAdapter], dict[str, Tensor]]] = {
 """Every format by its name on the command line."""
 
 
-def _pairs(layers: Mapping[str, Layer], scale: float) -> dict[str, Tensor]:
+def _pairs(layers: Mapping[str, Layer], scale: float, prefix: str = FILE_PREFIX) -> dict[str, Tensor]:
     tensors = {}
     for name, layer in layers.items():
-        tensors[FILE_PREFIX + name + DOWN] = layer.down.contiguous()
-        tensors[FILE_PREFIX + name + UP] = (layer.up * scale).contiguous()
+        tensors[prefix + name + DOWN] = layer.down.contiguous()
+        tensors[prefix + name + UP] = (layer.up * scale).contiguous()
     return tensors
 
 

@@ -18,7 +18,7 @@ from customized_grpo.data.fitting import Fitting
 from customized_grpo.embedded import EMBEDDED
 from customized_grpo.engine.device import announce
 from customized_grpo.errors import UserError
-from customized_grpo.hub import INDEX
+from customized_grpo.hub import INDEX, index_of
 from customized_grpo.policies.checkpoint_files import empty_transformer, read_index
 from customized_grpo.policies.checkpoints import CHECKPOINTS, find_similar
 from customized_grpo.policies.families import FAMILIES, get_family
@@ -149,7 +149,7 @@ def source_settings(
     folder = Path(source)
     if is_run_folder(folder):
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
-    if source not in EMBEDDED and folder.is_dir() and not (folder / INDEX).is_file():
+    if source not in EMBEDDED and folder.is_dir() and not index_of(folder).is_file():
         raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     origin = Provenance.from_header(header, "the adapter")
     if origin is not None:

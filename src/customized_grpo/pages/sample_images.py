@@ -49,12 +49,12 @@ class Samples:
             UserError: The file is absent or outside the folder; so for the next two.
         """
         name = self.rows[row].get("reference")
-        return self._path(name) if name else None
+        return None if name is None else self._path(name)
 
     def target_path(self, row: int) -> Path | None:
         """Return the file of the true image of a row; None when there is none."""
         name = self.rows[row].get("target")
-        return self._path(name) if name else None
+        return None if name is None else self._path(name)
 
     def drawn_path(self, row: int, iteration: int) -> Path:
         """Return the file of what the model drew for a row after `iteration` iterations."""

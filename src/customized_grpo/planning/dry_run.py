@@ -21,6 +21,7 @@ from customized_grpo.planning.layout import RealLayout
 from customized_grpo.policies import lora
 from customized_grpo.policies.architecture import Architecture, CallShape, n_parameters
 from customized_grpo.policies.families import get_family
+from customized_grpo.policies.quantisation import block_lists
 from customized_grpo.policies.tokens import Grid
 from customized_grpo.reference_sizes import Size
 
@@ -128,8 +129,9 @@ class DryRun:
     def _work(self) -> tuple[int, int]:
         """Return operations and moved bytes, counted in one pass."""
         two, three = self._both(lambda part: part.work())
-        flops = _extended([work[0] for work in two], [work[0] for work in three], self._depths)
-        moved = _extended([work[1] for work in two], [work[1] for work in three], self._depths)
+        least = self._least
+        flops = _extended([work[0] for work in two], [work[0] for work in three], self._depths, least)
+        moved = _extended([work[1] for work in two], [work[1] for work in three], self._depths, least)
         return flops, moved
 
     @cache  # noqa: B019 one short-lived object per plan
@@ -147,11 +149,15 @@ class DryRun:
     def graph_bytes(self, batch: int, *, checkpointing: bool) -> int:
         """Return the bytes that a forward pass with gradients leaves behind for its backward pass."""
         two, three = self._both(lambda part: part.graph_bytes(batch, checkpointing))
-        return _extended(two, three, self._depths)
+        return _extended(two, three, self._depths, self._least)
 
     @cached_property
     def _depths(self) -> list[int]:
         return [self.config[stack] for stack in self._stacks]
+
+    @cached_property
+    def _least(self) -> list[int]:
+        return [self.policy_class.LEAST_BLOCKS.get(stack, 0) for stack in self._stacks]
 
     @cached_property
     def _stacks(self) -> list[str]:
@@ -166,8 +172,8 @@ class DryRun:
 
     @cache  # noqa: B019
     def _stub(self, stack: str, depth: int) -> _Stub:
-        """Return the transformer with `depth` blocks of one stack and none of the other."""
-        depths = {other: depth if other == stack else 0 for other in self._stacks}
+        """Return the transformer with `depth` blocks of one stack, and as few as work of the others."""
+        depths = dict(zip(self._stacks, self._least, strict=True)) | {stack: depth}
         part = dataclasses.replace(
             self.architecture.transformer, config={**self.architecture.transformer.config, **depths}
         )
@@ -287,16 +293,18 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [value for value in inputs.values() if isinstance(value, Tensor)]
 
 
-def _extended(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> int:
+def _extended(two: Sequence[int], three: Sequence[int], depths: Sequence[int], least: Sequence[int]) -> int:
     """Return a sum over whole stacks, given that of two and of three blocks of each stack alone.
 
     Args:
         two: With two blocks of each stack, in any order.
         three: With three.
         depths: Numbers of blocks.
+        least: Blocks that a stack has in the measures of the others.
     """
     per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
     around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
+    around -= sum(n * blocks for n, blocks in zip(least[1:], per_block[1:], strict=True))
     return around + sum(depth * n for depth, n in zip(depths, per_block, strict=True))
 
 
@@ -324,9 +332,7 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
 def _block_linears(transformer: nn.Module) -> list[tuple[int, int]]:
     """Return the shapes [out, in] of the linear layers in the repeated blocks, which are quantised."""
     shapes = []
-    for blocks in transformer.children():
-        if not isinstance(blocks, nn.ModuleList):
-            continue
+    for _, blocks in block_lists(transformer):
         for module in blocks.modules():
             if isinstance(module, nn.Linear):
                 shapes.append((module.out_features, module.in_features))

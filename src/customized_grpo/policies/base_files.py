@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from customized_grpo.embedded import EMBEDDED, embedded_folder
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json, sampled_sha256
-from customized_grpo.hub import INDEX
+from customized_grpo.hub import INDEX, MODULAR_INDEX, index_of
 from customized_grpo.policies.lora_file import find_file
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _folder(path: str) -> Path | None:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    index = _cached(path, INDEX)
+    index = _cached(path, INDEX) or _cached(path, MODULAR_INDEX)
     return None if index is None else index.parent
 
 
@@ -65,7 +65,7 @@ def _files(folder: Path) -> list[Path]:
 
     A snapshot in the hub's cache may hold other files, which come and go without meaning.
     """
-    index = folder / INDEX
+    index = index_of(folder)
     folders = [folder]
     files = []
     if index.is_file():

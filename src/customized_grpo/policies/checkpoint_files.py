@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.embedded import EMBEDDED, embedded_folder
 from customized_grpo.errors import UserError
-from customized_grpo.hub import INDEX, download, read_json
+from customized_grpo.hub import INDEX, MODULAR_INDEX, download, index_of, read_json
 from customized_grpo.policies.architecture import Architecture, Part
 from customized_grpo.policies.checkpoints import CHECKPOINTS
 from customized_grpo.policies.families import FAMILIES, get_family
@@ -29,7 +29,22 @@ def read_index(path: str) -> dict[str, Any]:
     Raises:
         UserError: There is none, it cannot be fetched, or it is not JSON.
     """
-    return read_json(_locator(path)(INDEX))
+    return _read_index(_locator(path))
+
+
+def _read_index(locate: Locate) -> dict[str, Any]:
+    """Return the index of a pipeline, or else that of a modular one.
+
+    Raises:
+        UserError: See `read_index`.
+    """
+    try:
+        return read_json(locate(INDEX))
+    except UserError as error:
+        try:
+            return read_json(locate(MODULAR_INDEX))
+        except UserError:
+            raise error from None
 
 
 def find_pipeline_class(path: str, family: str) -> str:
@@ -85,7 +100,7 @@ def read_architecture(model: ModelConfig) -> Architecture:
         return checkpoint.architecture
     if model.path in EMBEDDED:
         folder = embedded_folder(model.path)
-        if not (folder / INDEX).is_file():
+        if not index_of(folder).is_file():
             raise UserError(
                 f"model.path {model.path!r} is no pipeline of diffusers: memory and exports are not for it",
                 hint="It trains in seconds on a core; see the README of customized_grpo/two_scale.",
@@ -96,7 +111,7 @@ def read_architecture(model: ModelConfig) -> Architecture:
 
 def _read_architecture(locate: Locate, model: ModelConfig, source: str) -> Architecture:
     """Read model_index.json and the configs it points to."""
-    index = read_json(locate(INDEX))
+    index = _read_index(locate)
     _check_family(str(index.get("_class_name")), model)
 
     names = class_names(index, f"model.path {model.path!r}: {INDEX}")

@@ -20,6 +20,7 @@ from customized_grpo.policies.architecture import Architecture
 from customized_grpo.policies.published_sizes import (
     FLUX1,
     FLUX2_DEV,
+    FLUX3_KLEIN,
     KLEIN_BASE_4B,
     KLEIN_BASE_9B,
     QWEN_EDIT_2509,
@@ -136,6 +137,13 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     ),
     "Qwen/Qwen-Image-Edit-2509": _qwen_edit(QWEN_EDIT_2509),
     "Qwen/Qwen-Image-Edit-2511": _qwen_edit(QWEN_EDIT_2511, "Qwen-Image-Edit-2511"),
+    "black-forest-labs/flux-3-image-klein-base": Checkpoint(
+        family="flux3",
+        pipeline="Flux3ModularPipeline",
+        architecture=FLUX3_KLEIN,
+        sampling=Sampling(guidance=4.0, steps=50, reference_size="flux2"),
+        licence=_non_commercial("flux-kommunity", "black-forest-labs/flux-3-image-klein-base"),
+    ),
     "Qwen/Qwen-Image-2.1": Checkpoint(
         family="qwen_image21",
         pipeline="QwenImage21Pipeline",

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from customized_grpo import extensions
 from customized_grpo.errors import UserError
 from customized_grpo.fields import Section, read_section
-from customized_grpo.policies.options import Flux1Options, Flux2Options, NoOptions
+from customized_grpo.policies.options import Flux1Options, Flux2Options, Flux3Options, NoOptions
 from customized_grpo.policies.other_programs import (
     OtherPrograms,
     embedded_guidance_call,
     flux1_place,
     flux2_place,
+    flux3_place,
     qwen_image_place,
 )
 from customized_grpo.policies.sampling import Sampling
@@ -149,6 +150,20 @@ QWEN_IMAGE21 = Family(
         reference_rule="qwen_edit",
     ),
 )
+FLUX3 = Family(
+    policy="customized_grpo.policies.flux3:Flux3Policy",
+    pipelines={"Flux3ModularPipeline": "Flux3ModularPipeline"},
+    options=Flux3Options,
+    sampling=Sampling(guidance=4.0, steps=50),
+    other_programs=OtherPrograms(
+        place=flux3_place,
+        comfyui_originals=True,
+        modelspec="flux-3",
+        base_version="flux3",
+        pipeline="Flux3ModularPipeline",
+        call=lambda model: None,  # its pipeline takes guidance as a part, not as an argument
+    ),
+)
 TWO_SCALE = Family(
     policy="customized_grpo.policies.two_scale:TwoScalePolicy",
     pipelines={"TwoScalePipeline": "TwoScalePipeline"},  # no class of diffusers: its base is embedded
@@ -159,6 +174,7 @@ FAMILIES: Mapping[str, Family] = {
     "flux2": FLUX2,
     "qwen_edit": QWEN_EDIT,
     "qwen_image21": QWEN_IMAGE21,
+    "flux3": FLUX3,
     "two_scale": TWO_SCALE,
 }
 """The package's own families by their names in recipes."""

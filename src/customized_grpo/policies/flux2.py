@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.policies.batch_norm_tokens import BatchNormTokens
 from customized_grpo.policies.options import Flux2Options
-from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.settings import PolicySettings
-from customized_grpo.policies.tokens import Grid, pack, unpack
+from customized_grpo.policies.tokens import Grid
 from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ GuidanceMode = Literal["none", "embedded", "classifier_free"]
 REFERENCE_SPACING = 10  # distance in t between the image and its first reference, and from one to the next
 
 
-class Flux2Policy(Policy):
+class Flux2Policy(BatchNormTokens):
     """A policy around a Flux2KleinPipeline or Flux2Pipeline.
 
     What `guidance` does is the checkpoint's, see `guidance_mode`. `max_text_tokens` counts the chat template
@@ -117,31 +117,7 @@ class Flux2Policy(Policy):
         with torch.no_grad(), self._autocast_off():
             return self._text_tokens([""])[0]
 
-    def _reference_tokens(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
-        from diffusers.pipelines.flux2.pipeline_flux2_klein import retrieve_latents
-
-        vae = self.pipe.vae
-        pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
-        latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
-        mean, deviation = self._token_statistics()
-        # Scaled after packing: the statistics are of a token's channels, 4 for each of the latent's.
-        return (pack(latents) - mean) / deviation
-
-    def _token_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation [C], fp32, of a token's channels, from the VAE's BatchNorm."""
-        vae = self.pipe.vae
-        # The running statistics are a fixed scaling here: the BatchNorm itself is never called.
-        variance = vae.bn.running_var.float() + vae.config.batch_norm_eps
-        return vae.bn.running_mean.float(), variance.sqrt()
-
     # Sampling
-
-    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        """Return initial noise [B, N, C], fp32: sample i depends on generators[i] alone."""
-        shape = (self.transformer.config.in_channels, *self.grid(height, width))
-        # Drawn as the pipeline draws it, [B, C, rows, columns], then rows x columns become tokens.
-        return self._draw(generators, shape).flatten(2).transpose(1, 2).contiguous()
 
     def _shift(self, steps: int, n_tokens: int) -> float:
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
@@ -182,10 +158,6 @@ class Flux2Policy(Policy):
         assert n_ids == n_image + n_references, f"{n_ids} ids for {n_image} + {n_references} tokens"
         assert len(ids_of_text) == n_text, f"{len(ids_of_text)} ids for {n_text} text tokens"
         assert image_ids.dtype == ids_of_text.dtype == torch.float32, "bf16 ids are wrong beyond 256"
-
-    def _latents(self, x: Tensor, grid: Grid) -> Tensor:
-        mean, deviation = self._token_statistics()
-        return unpack(x * deviation + mean, grid)
 
     # Sizes
 

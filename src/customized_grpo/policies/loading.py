@@ -11,13 +11,20 @@ from torch import nn
 
 from customized_grpo.embedded import EMBEDDED, embedded_folder, load_embedded
 from customized_grpo.errors import UserError
+from customized_grpo.hub import MODULAR_INDEX
 from customized_grpo.hub import explained as explained_hub
 from customized_grpo.libraries import quiet
-from customized_grpo.policies.checkpoint_files import find_pipeline_class, read_architecture
+from customized_grpo.policies.checkpoint_files import find_pipeline_class, read_architecture, read_index
 from customized_grpo.policies.families import get_family, read_options
 from customized_grpo.policies.fuse import check_fused_loras, fuse_lora
 from customized_grpo.policies.out_of_memory import explained
-from customized_grpo.policies.parts import check_pipeline, check_tokenizers, find_class, load_parts
+from customized_grpo.policies.parts import (
+    check_pipeline,
+    check_tokenizers,
+    class_names,
+    find_class,
+    load_parts,
+)
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.quantisation import check_quantisation, quantise_layers
 from customized_grpo.policies.settings import PolicySettings, Precision
@@ -106,9 +113,10 @@ def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "b
         folder = _local_folder(pipeline_class, path)
         half = {"default": torch.bfloat16, "vae": torch.float32}
         dtype = half if precision == "bf16" else torch.float32
-        parts = load_parts(folder, dtype, get_family(family).policy_class().extra_parts)
+        policy_class = get_family(family).policy_class()
+        parts = load_parts(folder, dtype, policy_class.extra_parts)
         with explained_loading(f"model.path {path!r}: the pipeline could not be loaded"):
-            pipe = pipeline_class.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **parts)
+            pipe = policy_class.assemble(pipeline_class, folder, dtype, parts)
         check_tokenizers(pipe, path)
         return pipe
 
@@ -137,7 +145,20 @@ def _local_folder(pipeline_class: Any, path: str) -> Path:
     if folder.is_dir():
         return folder
     with explained_hub(path, "its files"):
-        return Path(pipeline_class.download(path, use_safetensors=True))
+        if hasattr(pipeline_class, "download"):
+            return Path(pipeline_class.download(path, use_safetensors=True))
+        return _modular_snapshot(path)
+
+
+def _modular_snapshot(path: str) -> Path:
+    """Fetch what a modular index names of its own repository, which may hold more than the pipeline needs."""
+    from huggingface_hub import snapshot_download
+
+    names = class_names(read_index(path), path)
+    patterns = [MODULAR_INDEX]
+    for name in (*names, "scheduler"):
+        patterns += [f"{name}/*.{ending}" for ending in ("json", "safetensors", "txt", "jinja")]
+    return Path(snapshot_download(path, allow_patterns=patterns))
 
 
 def _load_embedded(path: str, family: str, precision: Precision) -> Any:

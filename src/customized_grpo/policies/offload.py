@@ -101,8 +101,8 @@ class Placement:
     def drop_text_encoders(self) -> None:
         """Free the text encoders; they cannot come back."""
         names = self._text_encoder_names()
-        self._pipe.register_modules(**dict.fromkeys(names))
         for name in names:
+            setattr(self._pipe, name, None)  # what pipelines and modular ones both take
             del self._copies[name]
         self._dropped = True
 

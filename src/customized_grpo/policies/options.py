@@ -30,3 +30,10 @@ class Flux2Options(Section):
 
     text_layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
     """Hidden states of the text encoder that are joined; null means 9, 18, 27 (klein) or 10, 20, 30 (dev)."""
+
+
+class Flux3Options(Section):
+    """The options of FLUX.3."""
+
+    text_layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
+    """Hidden states of the text encoder that are joined; null means 4, 8, ..., 32."""

@@ -136,6 +136,34 @@ def qwen_image_place(layer: str) -> Place | None:
     return Place(layer) if layer.startswith("transformer_blocks.") else None
 
 
+_FLUX3_STACKS = {
+    "single_transformer_blocks": "single_blocks",
+    "mode_blocks.image": "content_mode_blocks.image",
+    "mode_blocks.image_cond": "content_mode_blocks.image_cond",
+    "txt_mode_blocks": "txt_mode_blocks",
+}
+_FLUX3_LAYERS = {
+    "attn.to_q": "q_proj",
+    "attn.to_k": "k_proj",
+    "attn.to_v": "v_proj",
+    "attn.to_out.0": "attn_out",
+    "ff.linear_in": "mlp_in",
+    "ff.linear_out": "mlp_out",
+}
+_FLUX3_LAYER = re.compile(r"(.+?)\.(\d+)\.(.+)")
+
+
+def flux3_place(layer: str) -> Place | None:
+    """Return where a layer of FLUX.3 is in the original model, whose matrices are the same ones."""
+    match = _FLUX3_LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    stack, number, rest = match.groups()
+    if stack not in _FLUX3_STACKS or rest not in _FLUX3_LAYERS:
+        return None
+    return Place(f"{_FLUX3_STACKS[stack]}.{number}.{_FLUX3_LAYERS[rest]}")
+
+
 def no_place(layer: str) -> None:
     """Return None: nothing is known of the original model."""
 
@@ -161,6 +189,7 @@ class OtherPrograms:
         pipeline: The class of diffusers with which a model card loads the base.
         call: Maps a recipe's `model` section to lines of Python, the arguments with which that pipeline draws
             as the policy does, apart from prompt, image, size, steps and generator; None if no pipeline can.
+        comfyui_originals: Whether ComfyUI is given original names, as it maps no others of this family.
         reference_rule: The rule by which that pipeline brings a reference to its size; None: it does not.
         keep_size: The argument with which it takes a reference as it is in spite of that; None: it has none.
     """
@@ -171,5 +200,6 @@ class OtherPrograms:
     base_version: str | None = None
     pipeline: str = "DiffusionPipeline"
     call: Callable[[ModelConfig], list[str] | None] = embedded_guidance_call
+    comfyui_originals: bool = False
     reference_rule: ReferenceRule | None = None
     keep_size: str | None = None

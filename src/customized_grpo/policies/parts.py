@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.hub import INDEX, read_json
+from customized_grpo.hub import index_of, read_json
 from customized_grpo.weights.files import check_json_files
 from customized_grpo.weights.models import check_finite, explained, load_model
 from customized_grpo.weights.tokenizers import check_tokenizer, check_tokenizer_files
@@ -27,7 +27,8 @@ def class_names(index: Mapping[str, Any], source: str) -> dict[str, tuple[str, s
     transformers are allowed.
 
     Args:
-        index: Content of a model_index.json.
+        index: Content of a model_index.json, or of a modular one, whose parts in other repositories are left
+            out.
         source: What messages call it.
 
     Raises:
@@ -37,6 +38,10 @@ def class_names(index: Mapping[str, Any], source: str) -> dict[str, tuple[str, s
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
+        if len(value) == 3 and isinstance(value[2], dict):  # with where it is: a modular index
+            if value[2].get("subfolder") != name:
+                continue
+            value = value[:2] if value[0] else value[2].get("type_hint") or value
         library, class_name = value if len(value) == 2 else (None, None)
         if library not in LIBRARIES or not isinstance(class_name, str):
             raise UserError(
@@ -84,14 +89,14 @@ def load_parts(
     Raises:
         UserError: A part is missing, damaged, or of a class that is not allowed.
     """
-    index = folder / INDEX
+    index = index_of(folder)
     classes = {
         name: find_class(library, class_name, f"{index}: {name}")
         for name, (library, class_name) in class_names(read_json(index), str(index)).items()
     }
     for name in classes:
         if not (folder / name).is_dir():
-            raise UserError(f"{folder / name}: no such folder, but {INDEX} names it")
+            raise UserError(f"{folder / name}: no such folder, but {index.name} names it")
         check_json_files(folder / name)
         if name.startswith("tokenizer"):
             check_tokenizer_files(folder / name)

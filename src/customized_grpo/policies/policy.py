@@ -52,9 +52,6 @@ class Policy(PolicySizes, ABC):
     LORA_TARGET: ClassVar[str]
     """Regular expression of the layers that get an adapter, see `default_target`."""
 
-    VAE_MEMORY_FORMAT: ClassVar[torch.memory_format] = torch.channels_last
-    """Convolutions are twice as fast in this layout, on CPUs as well."""
-
     def __init__(self, pipe: Any, settings: PolicySettings, options: Section = NO_OPTIONS) -> None:
         if settings.mu is not None and not pipe.scheduler.config.use_dynamic_shifting:
             raise UserError("model.mu: this checkpoint's noise schedule has a fixed shift", hint="Remove it.")
@@ -79,6 +76,11 @@ class Policy(PolicySizes, ABC):
     def extra_parts(cls, path: str) -> dict[str, Any]:
         """Return the parts of a pipeline that diffusers cannot load itself, from a folder or hub id."""
         return {}
+
+    @classmethod
+    def assemble(cls, pipeline_class: Any, folder: Path, dtype: Any, parts: dict[str, Any]) -> Any:
+        """Return the pipeline of a checkpoint's folder with the parts that were loaded already."""
+        return pipeline_class.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **parts)
 
     # Conditioning
 
@@ -136,8 +138,7 @@ class Policy(PolicySizes, ABC):
     def _all_reference_tokens(self, references: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the tokens [B, R, C] of all references of B samples, each sample's one after the other."""
         if not references[0]:
-            n_channels = self.transformer.config.in_channels
-            return torch.zeros(len(references), 0, n_channels, device=self.device)
+            return torch.zeros(len(references), 0, self.transformer.config.in_channels, device=self.device)
         # from references per sample to one batch per slot: the i-th images of all samples have one size
         slots = [torch.stack(list(images)) for images in zip(*references, strict=True)]
         with self.placement.vae():

@@ -18,6 +18,7 @@ Sources, read in November 2026:
   `zero_cond_t` (docs of diffusers). Qwen/Qwen2.5-VL-7B-Instruct's config.json.
 * Qwen-Image-2.1: defaults of QwenImage21Transformer2DModel and AutoencoderKLQwenImage21;
   Qwen/Qwen3-VL-8B-Instruct's config.json.
+* FLUX.3 Image Klein Base: defaults of Flux3Transformer2DModel; Qwen/Qwen3-VL-4B-Instruct's config.json.
 * Autoencoders: FLUX.1's ae_params (github.com/black-forest-labs/flux: 128 channels x (1, 2, 4, 4), 2 blocks,
   16 latent channels); defaults of AutoencoderKLFlux2 and AutoencoderKLQwenImage.
 """
@@ -152,6 +153,29 @@ _QWEN3_VL_8B = Part(
         "tie_word_embeddings": False,
     },
 )
+_QWEN3_VL_4B = replace(
+    _QWEN3_VL_8B,
+    config={
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+        "vision_config": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "tie_word_embeddings": True,
+    },
+)
 
 FLUX1 = Architecture(
     transformer=Part(
@@ -283,6 +307,25 @@ QWEN_IMAGE21 = Architecture(
     ),
     vae=Part("diffusers", "AutoencoderKLQwenImage21", {"base_dim": 96, "decoder_base_dim": 144, "z_dim": 64}),
     text_encoders=(_QWEN3_VL_8B,),
+    distilled=False,
+    source=_SOURCE,
+)
+FLUX3_KLEIN = Architecture(
+    transformer=Part(
+        "diffusers",
+        "Flux3Transformer2DModel",
+        {
+            "in_channels": 128,
+            "cond_in_channels": 128,
+            "num_layers": 5,
+            "num_single_layers": 28,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 8 * 2560,
+        },
+    ),
+    vae=FLUX2_DEV.vae,
+    text_encoders=(_QWEN3_VL_4B,),
     distilled=False,
     source=_SOURCE,
 )

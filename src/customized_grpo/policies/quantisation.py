@@ -80,11 +80,20 @@ def quantise_layers(transformer: nn.Module, kind: Quantisation, device: torch.de
             parent.register_module(child, QuantisedLinear(layer, kind, device))
 
 
+def block_lists(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield name and blocks of each stack of repeated blocks; FLUX.3 has a dictionary of stacks."""
+    for name, child in transformer.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield name, child
+        elif isinstance(child, nn.ModuleDict):
+            for key, stack in child.items():
+                if isinstance(stack, nn.ModuleList):
+                    yield f"{name}.{key}", stack
+
+
 def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
     """Yield (name, parent, name in the parent, layer) of the linear layers in the repeated blocks."""
-    for blocks_name, blocks in transformer.named_children():
-        if not isinstance(blocks, nn.ModuleList):
-            continue
+    for blocks_name, blocks in block_lists(transformer):
         for parent_name, parent in blocks.named_modules(prefix=blocks_name):
             for child_name, child in parent.named_children():
                 if isinstance(child, nn.Linear):

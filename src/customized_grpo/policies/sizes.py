@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.tokens import PATCH, Grid
@@ -20,6 +24,9 @@ class PolicySizes:
     SIDE_IN_TOKENS: ClassVar[int] = 1
     """The sides of an image are multiples of so many tokens."""
 
+    VAE_MEMORY_FORMAT: ClassVar[torch.memory_format] = torch.channels_last
+    """Convolutions are twice as fast in this layout, on CPUs as well."""
+
     VAE_FRAMES: ClassVar[tuple[int, ...]] = ()
     """Axes that the autoencoder has between channels and rows: (1,) for one of videos."""
 
@@ -28,6 +35,9 @@ class PolicySizes:
 
     TEXT_TO_IMAGE: ClassVar[bool] = False
     """Whether it draws from a prompt alone, without references, as well."""
+
+    LEAST_BLOCKS: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    """Blocks of a stack, by its key in the transformer's config, without which others' outputs go nowhere."""
 
     @classmethod
     def grid_of(cls, height: int, width: int, pixels_per_latent: int) -> Grid:

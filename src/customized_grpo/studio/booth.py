@@ -170,7 +170,7 @@ class Booth:
 
     def _questions(self, item: int) -> list[Question]:
         row_of_a, _ = self._rows[item]
-        has_reference = bool(self._samples["a"].rows[row_of_a].get("reference"))
+        has_reference = self._samples["a"].rows[row_of_a].get("reference") is not None
         return [question for question in QUESTIONS if has_reference or question != "identity"]
 
     def _order(self, voter: str) -> list[tuple[int, Literal["a", "b"]]]:

@@ -273,7 +273,7 @@ def samples_view(run: Run) -> SamplesView:
             SampleRowView(
                 prompt=row.get("prompt") or "",
                 subject=row.get("subject"),
-                has_reference=bool(row.get("reference")),
+                has_reference=row.get("reference") is not None,
                 has_target=bool(row.get("target")),
             )
         )

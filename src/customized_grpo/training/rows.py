@@ -115,7 +115,7 @@ def _bare_notes(config: Config, manifest: CheckedManifest) -> list[str]:
     if not get_family(family).policy_class().TEXT_TO_IMAGE:
         raise UserError(
             f"{found}, and {family} does not draw from a prompt alone",
-            hint="Name references in every row, or a family of text to image: flux1, flux2, qwen_image21.",
+            hint="Name references in every row, or a family of text to image, such as flux2.",
         )
     return [] if manifest.n_bare == total else [f"{found}: they are drawn from the prompt alone"]
 
