@@ -115,7 +115,9 @@ class Work:
         from random_models import build_policy
 
         size = TINY if place.is_tiny else ()
-        batches = (f"rollout.batch_size={batch}", f"train.micro_batch_size={batch}")
+        # the reference below is as large as the image, so the plan must count it so
+        crop = "model.reference_fit=crop"
+        batches = (f"rollout.batch_size={batch}", f"train.micro_batch_size={batch}", crop)
         config = load_config(
             "flux1-kontext",
             [*SHORTENED, WITHOUT_ENCODERS, *size, *batches, f"model.device={place.device.type}", *settings],

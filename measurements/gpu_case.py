@@ -199,9 +199,11 @@ class Bench:
         return LearningSignal(
             names=PAIR,
             scores=drawn,
+            asked=torch.ones_like(drawn, dtype=torch.bool),
             kinds=PAIR,
             advantages=drawn,
             rewards=drawn,
+            present=torch.ones_like(drawn, dtype=torch.bool),
             valid=torch.ones(len(drawn), dtype=torch.bool),
             weights=weights,
             quality_weight=config.advantage.quality_weight,
@@ -304,6 +306,8 @@ def measure(config: Config, device: torch.device, card_gib: float | None = None)
     Returns:
         Seconds, work and memory by phase, and the deviations from ratio 1.
     """
+    # a reference as large as the image, in the bench as in the plan, so that the two can be compared
+    config = config.model_copy(update={"model": config.model.model_copy(update={"reference_fit": "crop"})})
     plan = Planner(config).estimate()
     batches = {
         "train.micro_batch_size": config.train.micro_batch_size,
