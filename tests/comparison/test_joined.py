@@ -128,6 +128,7 @@ def test_results_of_other_settings_are_refused_and_nothing_is_written(tmp_path: 
         ("a.json", b"\xff\xfe", "not results"),
         ("a.json", b'{"format": 2}', "not results of this version of `cgrpo compare`: format"),
     ],
+    ids=["missing", "no gzip", "cut gzip", "cut JSON", "a list", "not UTF-8", "another format"],
 )
 def test_a_file_that_holds_no_results_is_refused(
     tmp_path: Path, name: str, content: bytes | None, what: str
