@@ -29,9 +29,11 @@ def test_where_there_is_nothing_to_spare_nothing_changes(
         monkeypatch.delitem(sys.modules, "diffusers", raising=False)
         gc.disable()
     try:
-        before = gc.isenabled(), gc.get_freeze_count()
+        enabled = gc.isenabled()
+        frozen = gc.get_freeze_count()
         with undisturbed_imports():
-            assert (gc.isenabled(), gc.get_freeze_count()) == before
-        assert (gc.isenabled(), gc.get_freeze_count()) == before
+            assert gc.isenabled() == enabled
+        # fewer when frozen objects of other tests have ended meanwhile
+        assert gc.isenabled() == enabled and gc.get_freeze_count() <= frozen
     finally:
         gc.enable()

@@ -33,6 +33,9 @@ class Service:
             file.write(repr(metrics))
         if iteration == 1:
             raise ConnectionError("401 for https://service/?key=" + os.environ["WANDB_API_KEY"])
+    def log_images(self, images, iteration):
+        with self.sent.open("a") as file:
+            file.write(repr(images))
     def close(self):
         pass
 

@@ -167,6 +167,8 @@ class SecondDevice(TorchDispatchMode):
             kwargs["device"] = CPU
         if func is aten._to_copy.default:
             return self._copied(func(*args, **kwargs), args[0], _is_device(device))
+        if func is aten.cat.default and torch._C._current_graph_task_id() != -1:
+            self._adopt_zeros(tensors)
         places = {self.register.holds(one) for one in tensors}
         if func is aten.copy_.default:
             self._count_copy(self.register.holds(args[1]), self.register.holds(args[0]), args[0].nbytes)
@@ -178,6 +180,16 @@ class SecondDevice(TorchDispatchMode):
         if func is not aten.copy_.default and (True in places or _is_device(device)):
             self._place_all(out)
         return out
+
+    def _adopt_zeros(self, tensors: list[Tensor]) -> None:
+        """Place zeros on the device that the backward pass has made itself, for a part that nobody used.
+
+        It takes the device from the storage, where CUDA would be found, and finds the CPU here.
+        """
+        if any(self.register.holds(one) for one in tensors):
+            for one in tensors:
+                if not self.register.holds(one) and not one.any():
+                    self.register.place(one, DEVICE)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func.namespace != "bitsandbytes":

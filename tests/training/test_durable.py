@@ -51,7 +51,8 @@ def test_scores_and_their_name_are_synced(
 ) -> None:
     monkeypatch.setattr("customized_grpo.training.evaluator.save_samples", lambda *_: None)
     engine = SimpleNamespace(from_main=lambda work: work())
-    evaluator = SimpleNamespace(engine=engine, folder=RunFolder(tmp_path))
+    log = SimpleNamespace(images=lambda *_: None)
+    evaluator = SimpleNamespace(engine=engine, folder=RunFolder(tmp_path), log=log)
     scores = SimpleNamespace(to_json=lambda: {"ids": []})
     Evaluator._keep(cast(Evaluator, evaluator), 3, cast(Any, scores), cast(Any, None))
     draft, folder = synced
