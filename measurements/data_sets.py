@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,9 @@ def measure_starts(n_rows: int, size: int) -> list[dict[str, Any]]:
 
 class Painter:
     """A policy that shows its initial noise."""
+
+    placement = SimpleNamespace(text_encoders_wait=False)
+    device = torch.device("cpu")
 
     def encoding(self) -> AbstractContextManager[None]:
         """Prepare nothing."""
