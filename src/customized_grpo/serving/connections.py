@@ -9,11 +9,33 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_S = 10.0
 CONNECTIONS = 512  # of all clients; below the 1,024 files that a process may usually open
 CONNECTIONS_OF_A_CLIENT = 256  # by address; a trainer needs `connections` for each reward
+
+
+def server_config(app: Any, *, keep_alive_s: int, close_s: int) -> uvicorn.Config:
+    """Return how a service of the package listens: silently, by `Connection`, without lifespan or websockets.
+
+    Args:
+        app: The ASGI application.
+        keep_alive_s: Seconds that an idle connection may stay.
+        close_s: Seconds for answers that are on their way when the service ends.
+    """
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=close_s,
+    )
 
 
 class Connection(H11Protocol):

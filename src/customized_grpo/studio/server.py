@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from customized_grpo.serving.connections import Connection
+from customized_grpo.serving.connections import server_config
 from customized_grpo.studio.app import Studio, build_app
 
 CLOSE_S = 2  # for answers that are on their way after a signal
@@ -24,19 +24,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, studio: Studio) -> None:
-        super().__init__(
-            uvicorn.Config(
-                build_app(studio),
-                http=Connection,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                ws="none",
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=CLOSE_S,
-            )
-        )
+        super().__init__(server_config(build_app(studio), keep_alive_s=KEEP_ALIVE_S, close_s=CLOSE_S))
         self.studio = studio
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ import uvicorn
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.service.app import Limits, Service, build_app
 from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
-from customized_grpo.serving.connections import Connection
+from customized_grpo.serving.connections import server_config
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +67,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, service: Service) -> None:
-        super().__init__(
-            uvicorn.Config(
-                build_app(service),
-                http=Connection,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                ws="none",
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(CLOSE_S),
-            )
-        )
+        super().__init__(server_config(build_app(service), keep_alive_s=KEEP_ALIVE_S, close_s=int(CLOSE_S)))
         self.service = service
         self._drained_by: float | None = None
 
