@@ -21,5 +21,5 @@ def test_the_tables_of_results_are_those_of_the_committed_runs(name: str, option
     rows = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split("\n")
     page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8").split("\n")
     printed = [row for row in rows if row]
-    assert len(printed) > 25
+    assert len(printed) > 10
     assert [row for row in printed if row not in page] == []
