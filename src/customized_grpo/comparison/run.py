@@ -53,6 +53,7 @@ def run_comparison(
     joined.check(plan)
     plan = replace(plan, elsewhere=joined.done)
     whole = replace(adopt(plan), elsewhere=joined.done)
+    joined.check(whole)  # with arms of earlier calls
     joined.keep(plan.folder)
     write_arms(plan.folder, union_of_arms(whole.arms, joined.arms))
     if train:

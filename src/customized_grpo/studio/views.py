@@ -21,6 +21,7 @@ from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
 from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.studio.control import Control
+from customized_grpo.studio.counts import counts_of
 from customized_grpo.studio.library import (
     RESULTS,
     Comparison,
@@ -73,6 +74,10 @@ class ComparisonView(BaseModel):
     folder: str
     written_s: float | None
     """Unix time of its results; None before the first run has ended."""
+    runs: int
+    """Runs that are planned, in a folder of it, or joined from elsewhere."""
+    elsewhere: int
+    """Those among them that have finished elsewhere, without a folder here."""
 
 
 class ListView(BaseModel):
@@ -133,9 +138,16 @@ def list_view(library: Library) -> ListView:
     """Return the list of runs and comparisons, as they are now."""
     comparisons = []
     for entry in library.comparisons():
-        written = _written(entry.folder / RESULTS)
+        counts = counts_of(entry)
         comparisons.append(
-            ComparisonView(id=entry.id, name=entry.name, folder=str(entry.folder), written_s=written)
+            ComparisonView(
+                id=entry.id,
+                name=entry.name,
+                folder=str(entry.folder),
+                written_s=_written(entry.folder / RESULTS),
+                runs=counts.runs,
+                elsewhere=counts.elsewhere,
+            )
         )
     return ListView(
         folders=[str(folder) for folder in library.folders],
