@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ def analyse(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
     front = Front([arm["name"] for arm in arms if arm["role"] == "front"], tables)
     against = _against_controls(arms, tables)
     gains = [(name, front.gain(name)) for name in names]
+    methods = [arm["name"] for arm in arms if arm["role"] == "method"]
     return {
         # The base is one run: a table of one row, whose interval is about new subjects alone.
         "base": {metric: crossed_interval(table[None]).to_json() for metric, table in tables.before.items()},
         "arms": [_arm(name, runs, tables, front, against.get(name)) for name in names],
         "front": front.to_json(),
         "hypervolume_gain": [{"arm": name, **gain} for name, gain in gains if gain is not None],
+        "margin_differences": _margin_differences(methods, front),
     }
 
 
@@ -56,6 +59,16 @@ def _arm(
         "quadrants": _quadrants(own),
         "group_std": _group_std(own),
     }
+
+
+def _margin_differences(methods: Sequence[str], front: Front) -> list[dict[str, Any]]:
+    """Return by how much further outside the front each method lies than each one after it."""
+    differences: list[dict[str, Any]] = []
+    for arm, other in itertools.combinations(methods, 2):
+        difference = front.difference(arm, other)
+        if difference is not None:
+            differences.append({"arm": arm, "other": other, **difference})
+    return differences
 
 
 def _intervals(tables: Mapping[str, Floats]) -> dict[str, dict[str, float]]:

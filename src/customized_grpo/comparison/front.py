@@ -107,6 +107,17 @@ class Front:
         margin = points.interval(estimate, draws)
         return {"share": float((draws > 0).mean()), "outside": margin["low"] > 0, "margin": margin}
 
+    def difference(self, arm: str, other: str) -> dict[str, float] | None:
+        """Return the margin of an arm minus that of another, over the seeds that both and the front have.
+
+        The margins of both are taken from the same draws, so what they share cancels.
+        """
+        points = None if {arm, other} & set(self.names) else self._points(arm, other)
+        if points is None:
+            return None
+        estimate = _margin_differences(points.estimate)[0]
+        return points.interval(estimate, _margin_differences(points.draws))
+
     def gain(self, arm: str) -> dict[str, float] | None:
         """Return by how much hypervolume an arm extends the front."""
         points = None if arm in self.names else self._points(arm)
@@ -134,6 +145,15 @@ class Front:
 
 def _is_judged(arm: str, tables: Tables) -> bool:
     return arm in tables.arms and {IDENTITY, PROMPT} <= set(tables.arms[arm].after)
+
+
+def _margin_differences(points: Floats) -> Floats:
+    """Return by how much the margins [draws] of the last two of the points [draws, A, 2] differ.
+
+    All other points are the front.
+    """
+    front = points[:, :-2]
+    return margins(points[:, -2], front) - margins(points[:, -1], front)
 
 
 def _added_volume(points: Floats) -> Floats:
