@@ -57,6 +57,7 @@ def train(config: Config) -> int:
         UserError: Something the user can fix; the run folder is then untouched or resumable.
     """
     engine = build_engine(config)
+    # Before models are loaded: a folder that is in use is refused within seconds.
     engine.from_main(lambda: RunFolder.check_free(config))
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
@@ -90,6 +91,7 @@ def resume(
     with ExitStack() as stack:
 
         def open_folder() -> None:
+            # The lock first, so that no other trainer saves while checkpoints are read.
             stack.enter_context(RunLock(run_dir))
             if CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep).latest() is None:
                 raise UserError(
@@ -162,6 +164,7 @@ class Trainer:
                     self.log.progress.message(f"interrupted; continue with: cgrpo resume {self.folder.path}")
                     self.engine.close()
                     return signal.status
+        # After the log is closed, so that the report has every line.
         if self.engine.is_main:
             print(f"report: {write_report(self.folder.path)}")
         self.engine.close()
@@ -189,11 +192,14 @@ class Trainer:
             signal = self.signal(scores)
             with clock.phase("update"):
                 report = self.update(samples, signal)
+            # Counted before it is recorded: a line's number is that of finished iterations.
             self.state.iteration += 1
             self.state.rollouts += len(scores)
             self.record(signal, report, samples, clock)
+            # After the iteration's line is written, because the run may stop here.
             self.count_waste(scores, signal)
             self.log.check()
+            # Saved before the evaluation, which may take long and may stop the run.
             if self.is_due(self.config.checkpoint.every):
                 self.save()
             self.evaluate_if_due()
@@ -262,6 +268,7 @@ class Trainer:
         # A check while waiting is an exchange, and the other processes wait for their own rewards.
         is_alone = self.engine.world_size == 1
         scores = self.scorer.collect(self.stop.check) if is_alone else self.scorer.collect()
+        # process after process -> prompts in the order of the iteration, as the rows were drawn
         return self.partition.in_iteration_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> LearningSignal:
@@ -281,6 +288,7 @@ class Trainer:
     def record_skip(self, update: int) -> None:
         """Write down the prompts of an update that is left out, as one of them may be to blame."""
         rows = self.prompt_rows()
+        # prompts of the iteration -> those of this update
         n_update = len(rows) // self.config.train.updates_per_iteration
         rows_of_update = rows[update * n_update : (update + 1) * n_update]
         ids = ", ".join(self.data.train[row].id for row in rows_of_update)
@@ -375,6 +383,7 @@ class Trainer:
     def finish(self) -> None:
         """Write the adapter for diffusers; write the summary and show it."""
         self.evaluate_if_due()  # resumed, with train.iterations lowered to the number already finished
+        # The last checkpoint before the results: a run that is killed now can write them again.
         self.save()
         if not self.engine.is_main:
             return
