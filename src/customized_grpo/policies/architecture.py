@@ -41,7 +41,7 @@ class Part:
             with explained(f"the config of a part describes no {self.name}"):
                 if self.library == "diffusers":
                     return model_class.from_config(dict(self.config))
-                # transformers builds a model from an object of its config, diffusers from the dictionary itself.
+                # transformers builds a model from an object of its config, diffusers from the dictionary.
                 return model_class(model_class.config_class.from_dict(dict(self.config)))
 
 

@@ -117,7 +117,6 @@ class Policy(PolicySizes, ABC):
         if not prompts or len(prompts) != len(references):
             raise ValueError(f"{len(prompts)} prompts and {len(references)} lists of references")
         grids = [self.grid(*shape) for shape in reference_shapes(references, self.TEXT_TO_IMAGE)]
-        # Encoders run in their own types, whatever context the caller is in.
         with self._autocast_off():
             per_sample, shared = self._encode(prompts, references, self.grid(height, width), grids)
         return Conditioning(per_sample, shared, height, width)
@@ -171,7 +170,6 @@ class Policy(PolicySizes, ABC):
 
     def _draw(self, generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
         """Return noise [B, *shape], fp32, sample i from generators[i] alone."""
-        # On each generator's own device: the same seed gives other numbers on another one.
         samples = [torch.randn(shape, generator=one, device=one.device) for one in generators]
         return torch.stack(samples).to(self.device)  # one transfer, not one a sample
 
@@ -337,7 +335,6 @@ class Policy(PolicySizes, ABC):
         """Make the adapter, fresh and of the file's layers, rank and alpha, continue a LoRA file."""
         tensors = file.uniform_tensors()
         lora.load_adapter_tensors(self.transformer, tensors, str(file.path))
-        # A copy: the adapter itself is trained on from here.
         self._start = self.adapter_tensors()  # on the adapter's device
 
     @contextmanager

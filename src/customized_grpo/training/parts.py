@@ -146,9 +146,7 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
     Raises:
         UserError: Something is wrong with the recipe, its data, its rewards or its model.
     """
-    # From here on in the order of cost: settings, rows, rewards, and the generator last.
     check_optimizer(config.train, engine.device)
-    # The adapter that is continued decides rank, alpha and layers.
     config = config.model_copy(update={"model": shaped_like_start(config.model)})
     data = build_data(config, show=engine.is_main)
     if engine.is_main:
@@ -189,7 +187,6 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         return _two_scale([(model.height, model.width) for model in models])
     if isinstance(data, ManifestData):
         rows = open_rows(config, data, show=show)
-        # Intervals resample subjects: of one there is no spread.
         if data.held_out is not None and rows.n_held_out_subjects == 1:
             raise UserError(
                 f"{data.held_out}: all rows are about one subject, so no interval can be given",
@@ -302,7 +299,6 @@ def build_engine(config: Config) -> Engine:
     """
     device = pick_device(config.model.device)
     engine = Engine(device, config.run.process_timeout_s, is_sharded=config.model.shard)
-    # First of all: processes of different recipes would wait for each other for ever.
     check_processes(engine, process_values(config))
     if engine.world_size > 1 and ":" in config.model.device:
         raise UserError(
@@ -330,7 +326,6 @@ def build_scorer(config: Config, device: torch.device | None = None) -> Scorer:
     check_rewards(config.rewards)
     device = device or pick_device(config.model.device)
     scorer = executors.build_scorer(config.rewards, device, load_segmenter(config, config.rewards, device))
-    # The executors may have started threads or actors by now; a refusal must end them.
     try:
         refuse_idle_settings(config, scorer.rewards)
     except UserError:
@@ -392,7 +387,6 @@ def check_whole_groups(evaluation: EvaluationConfig, scorer: Scorer) -> None:
             f"{reason}, and evaluation.samples_per_prompt={count} draws one",
             hint="Set evaluation.samples_per_prompt=2 or more.",
         )
-    # Every batch is scored alone, so a prompt's images must lie in one.
     if evaluation.batch_size % count:
         raise UserError(
             f"{reason}, and evaluation.batch_size={evaluation.batch_size} does not hold whole prompts of "

@@ -164,7 +164,6 @@ class Trainer:
                     self.log.progress.message(f"interrupted; continue with: cgrpo resume {self.folder.path}")
                     self.engine.close()
                     return signal.status
-        # After the log is closed, so that the report has every line.
         if self.engine.is_main:
             print(f"report: {write_report(self.folder.path)}")
         self.engine.close()
@@ -196,7 +195,6 @@ class Trainer:
             self.state.iteration += 1
             self.state.rollouts += len(scores)
             self.record(signal, report, samples, clock)
-            # After the iteration's line is written, because the run may stop here.
             self.count_waste(scores, signal)
             self.log.check()
             # Saved before the evaluation, which may take long and may stop the run.
@@ -288,7 +286,6 @@ class Trainer:
     def record_skip(self, update: int) -> None:
         """Write down the prompts of an update that is left out, as one of them may be to blame."""
         rows = self.prompt_rows()
-        # prompts of the iteration -> those of this update
         n_update = len(rows) // self.config.train.updates_per_iteration
         rows_of_update = rows[update * n_update : (update + 1) * n_update]
         ids = ", ".join(self.data.train[row].id for row in rows_of_update)
@@ -383,7 +380,6 @@ class Trainer:
     def finish(self) -> None:
         """Write the adapter for diffusers; write the summary and show it."""
         self.evaluate_if_due()  # resumed, with train.iterations lowered to the number already finished
-        # The last checkpoint before the results: a run that is killed now can write them again.
         self.save()
         if not self.engine.is_main:
             return
