@@ -8,6 +8,7 @@ from typing import Any
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return a nested recipe by dotted keys; rewards by their names, other lists whole."""
     if isinstance(config, list) and config and all(isinstance(entry, dict) for entry in config):
+        # A list of tables by name, so that a reward that moved is no difference.
         config = {str(entry.get("name", number)): entry for number, entry in enumerate(config)}
     if not isinstance(config, dict) or not config:
         return {prefix.removesuffix("."): config}
