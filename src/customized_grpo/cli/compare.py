@@ -71,7 +71,7 @@ def compare(
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """Train arms x seeds of a recipe and compare them, or existing runs.
+    """Compare arms of a recipe, which it trains, or runs.
 
     An arm is a method, such as constant weights or SARS with TDW. All arms see the same prompts and the same
     noise. Call it again to continue after an interruption, or to add arms and seeds.

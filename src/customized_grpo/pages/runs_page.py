@@ -122,6 +122,7 @@ def render_runs_page(results: Mapping[str, Any], runs: Sequence[RunData]) -> str
     metrics = [metric for metric in NAMES if metric in results["runs"][0]["after"]]
     views = [_view(number, entry, metrics) for number, entry in enumerate(results["runs"], start=1)]
     images, problems = _drawn(runs)
+    settings = [(entry["key"], list(map(_text, entry["values"]))) for entry in results["settings"]]
     return (
         environment()
         .get_template("runs.html.j2")
@@ -133,9 +134,7 @@ def render_runs_page(results: Mapping[str, Any], runs: Sequence[RunData]) -> str
             curves=_curves(runs, views),
             images=images,
             problems=problems,
-            settings=[
-                (entry["key"], [_text(value) for value in entry["values"]]) for entry in results["settings"]
-            ],
+            settings=settings,
         )
     )
 
