@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from customized_grpo.config import preset_names
+from customized_grpo.config.flat import flat
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
@@ -340,16 +341,3 @@ def differences(first: Run, second: Run) -> list[Difference]:
         if before.get(key) != after.get(key) and key != "run.dir":
             found.append(Difference(key=key, first=before.get(key), second=after.get(key)))
     return found
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested recipe by dotted keys; rewards by their names, other lists whole."""
-    if isinstance(config, list) and config and all(isinstance(entry, dict) for entry in config):
-        # A list of tables by name, so that a reward that moved is no difference.
-        config = {str(entry.get("name", number)): entry for number, entry in enumerate(config)}
-    if not isinstance(config, dict) or not config:
-        return {prefix.removesuffix("."): config}
-    flattened: dict[str, Any] = {}
-    for key, value in config.items():
-        flattened |= flat(value, f"{prefix}{key}.")
-    return flattened
