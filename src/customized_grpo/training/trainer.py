@@ -59,7 +59,6 @@ def train(config: Config) -> int:
         UserError: Something the user can fix; the run folder is then untouched or resumable.
     """
     engine = build_engine(config)
-    # Before models are loaded: a folder that is in use is refused within seconds.
     engine.from_main(lambda: RunFolder.check_free(config))
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
@@ -93,7 +92,6 @@ def resume(
     with ExitStack() as stack:
 
         def open_folder() -> None:
-            # The lock first, so that no other trainer saves while checkpoints are read.
             stack.enter_context(RunLock(run_dir))
             if CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep).latest() is None:
                 raise UserError(
@@ -196,13 +194,11 @@ class Trainer:
             signal = self.signal(scores)
             with clock.phase("update"):
                 report = self.update(samples, signal)
-            # Counted before it is recorded: a line's number is that of finished iterations.
             self.state.iteration += 1
             self.state.rollouts += len(scores)
             self.record(signal, report, samples, clock)
             self.count_waste(scores, signal)
             self.log.check()
-            # Saved before the evaluation, which may take long and may stop the run.
             if self.is_due(self.config.checkpoint.every):
                 self.save()
             self.evaluate_if_due()
@@ -271,7 +267,6 @@ class Trainer:
         # A check while waiting is an exchange, and the other processes wait for their own rewards.
         is_alone = self.engine.world_size == 1
         scores = self.scorer.collect(self.stop.check) if is_alone else self.scorer.collect()
-        # process after process -> prompts in the order of the iteration, as the rows were drawn
         return self.partition.in_iteration_order(self.engine.gather(scores))
 
     def signal(self, scores: torch.Tensor) -> LearningSignal:
