@@ -106,6 +106,7 @@ class TextSegmenter:
                 found.append(_nothing(image))
         masks = torch.stack([one.union for one in found])
         instances = [one.masks for one in found]
+        # The union for rewards of one subject, the single masks for those that match several.
         return replace(batch, image_masks=masks.to(batch.images.device), image_instances=instances)
 
     @torch.inference_mode()
@@ -126,7 +127,7 @@ class TextSegmenter:
         (masks,) = self.cutter_processor.post_process_masks(
             outputs.pred_masks.cpu(), inputs["original_sizes"], inputs["reshaped_input_sizes"]
         )
-        masks = masks[:, 0]
+        masks = masks[:, 0]  # [M, 1, H, W]: one mask for each box, as multimask_output is off
         # a box in which nothing is cut out holds no subject; it would count as one of the size of the image
         is_cut = masks.flatten(1).any(dim=1)
         return Found(boxes[is_cut], masks[is_cut])
