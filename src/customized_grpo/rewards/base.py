@@ -8,7 +8,7 @@ score. A groupwise reward gets the images of one prompt, all of its group, in on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -247,6 +247,11 @@ def is_asked(name: str, meta: Mapping[str, Any]) -> bool:
     """Return whether a row is to be scored by a reward: by all, or by those that its `meta.rewards` lists."""
     chosen = meta.get("rewards")
     return chosen is None or name in chosen
+
+
+def is_asked_by_any(names: Iterable[str], meta: Mapping[str, Any]) -> bool:
+    """Return whether a row is to be scored by one of some rewards."""
+    return any(is_asked(name, meta) for name in names)
 
 
 def as_scores(columns: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.evaluation.held_out import Judges
 from customized_grpo.evaluation.judges import RewardJudges
-from customized_grpo.rewards.base import is_asked, needs_references
+from customized_grpo.rewards.base import is_asked, is_asked_by_any, needs_references
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rewards.segmenter import words_of
 
@@ -93,9 +93,9 @@ def check_words(
     Raises:
         UserError: Lists the rows.
     """
-    told = [row for row in _told_of_training(train) if any(is_asked(name, row) for name in names)]
+    told = [row for row in _told_of_training(train) if is_asked_by_any(names, row)]
     for example in held_out:
-        if judged or any(is_asked(name, example.meta) for name in names):
+        if judged or is_asked_by_any(names, example.meta):
             told.append({"id": example.id, "subject": example.subject, **example.meta})
     mistakes = []
     for row in told:

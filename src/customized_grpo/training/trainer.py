@@ -35,7 +35,7 @@ from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
 from customized_grpo.training.algorithm import Draw, build_algorithm
-from customized_grpo.training.best import BestCheckpoint, check_measure
+from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.expected import announce
@@ -364,9 +364,7 @@ class Trainer:
         missing = self.evaluator.restore(
             restored.history, is_comparable=restored.is_comparable, allowed=allowed
         )
-        if self.evaluator.base is not None:  # it may have been set only now
-            check_measure(self.config.checkpoint.best, self.evaluator.base)
-        self.best.restore()
+        self.best.restore(self.evaluator.base)
         self.notes = [*restored.notes(self.engine.world_size), *(("missing", text) for text in missing)]
 
     def give_up(self, reason: str, advice: str = "") -> None:

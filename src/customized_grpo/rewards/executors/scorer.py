@@ -14,7 +14,14 @@ from torch import Tensor
 from customized_grpo.algorithms import advantages as adv
 from customized_grpo.kinds import kinds_of
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import NOT_ASKED, Reward, RewardError, ScoringBatch, is_asked
+from customized_grpo.rewards.base import (
+    NOT_ASKED,
+    Reward,
+    RewardError,
+    ScoringBatch,
+    is_asked,
+    is_asked_by_any,
+)
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 from customized_grpo.rewards.segmenter import TextSegmenter
@@ -93,7 +100,7 @@ class Scorer:
         batch = in_8_bits(batch)
         if self.segmenter is not None:
             names = [r.name for r, looks in zip(self.rewards, self._segmented, strict=True) if looks]
-            wanted = [any(is_asked(name, meta) for name in names) for meta in batch.meta]
+            wanted = [is_asked_by_any(names, meta) for meta in batch.meta]
             batch = self.segmenter.with_masks(batch, wanted)
         # All are asked before any is waited for: rewards in threads and elsewhere run side by side.
         for k, reward in enumerate(self.rewards):
