@@ -131,10 +131,14 @@ def _truncated(layer: Layer, rank: int) -> tuple[Layer, float]:
     """
     q, r = torch.linalg.qr(layer.up.double())
     p, s = torch.linalg.qr(layer.down.double().T)
-    left, values, right = torch.linalg.svd(r @ s.T)
+    left, values, right = torch.linalg.svd(r @ s.T, full_matrices=False)
     root = values[:rank].sqrt()
     up = q @ left[:, :rank] * root
     down = root[:, None] * (right[:rank] @ p.T)
+    missing = rank - len(root)  # a layer of few inputs or outputs has no such rank
+    if missing > 0:
+        up = nn.functional.pad(up, (0, missing))
+        down = nn.functional.pad(down, (0, 0, 0, missing))
     squares = values.square()
     total = float(squares.sum())
     lost = float(squares[rank:].sum()) / total if total else 0.0
