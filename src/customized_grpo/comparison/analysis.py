@@ -44,6 +44,7 @@ def _arm(
     front: Front,
     against: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    # An unfinished run has no final point.
     own = [run for run in runs if run["arm"] == name and run["state"] == "finished"]
     scores = tables.arms.get(name)
     return {
@@ -87,8 +88,10 @@ def _against_controls(arms: Sequence[Mapping[str, Any]], tables: Tables) -> dict
             if difference is not None:
                 entry[metric] = crossed_interval(difference).to_json()
                 tests.append(entry[metric])
+        # Both measures or none: the verdict states both.
         if {IDENTITY, PROMPT} <= entry.keys():
             against[arm["name"]] = entry
+    # Over all arms and both measures at once, as the definitions say.
     adjusted = holm([test["p"] for test in tests])
     for test, p in zip(tests, adjusted, strict=True):
         test["p_holm"] = p  # `against` holds the same objects
@@ -113,6 +116,7 @@ def _means(
     """Return the mean of each column over the last share of training; None where one was never measured."""
     records: list[Mapping[str, Any]] = []
     for run in runs:
+        # By records, not by iterations: a run that logs less often counts less.
         start = int(len(run["train"]) * (1 - last))
         records += run["train"][start:]
     means: dict[str, float] = {}

@@ -115,6 +115,7 @@ def passes(
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
     per_trained_step = 1 + backward + other_models(train)
     return Passes(
+        # The shared steps are drawn once for the whole group.
         rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=round(

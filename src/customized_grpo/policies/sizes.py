@@ -69,6 +69,7 @@ class PolicySizes:
     @classmethod
     def pixels_per_latent(cls, vae_config: Any) -> int:
         """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
+        # Every stage but the last halves the sides.
         return 1 << (len(vae_config.block_out_channels) - 1)
 
     @classmethod

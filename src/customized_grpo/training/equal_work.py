@@ -33,9 +33,11 @@ def check_equal_work(
             hint="Leave model.shard out; model.quantisation=nf4 and model.text_encoders=offload save memory.",
         )
     counts: list[tuple[str, int]] = []
+    # Training rows and held-out rows together: both phases call the sharded model.
     for part in (*[rows for rows, _ in train], held_out[0]):
         if part is not None:
             counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
+    # Any row may be the measure: what matters is that all agree.
     first, n_references = counts[0]
     others = [(row, f"{count} references") for row, count in counts if count != n_references]
     if others:
