@@ -67,6 +67,7 @@ class Flux3Policy(BatchNormTokens):
     """
 
     TEXT_TO_IMAGE = True
+    CALLS_BY_TEXT = True
     LEAST_BLOCKS = MappingProxyType({"num_single_layers": 1})  # where image, references and text meet
     LORA_TARGET = (
         r"(single_transformer_blocks|txt_mode_blocks|mode_blocks\.(image|image_cond))\.\d+\."

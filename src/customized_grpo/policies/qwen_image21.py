@@ -61,6 +61,7 @@ class QwenImage21Policy(Policy):
     """
 
     TEXT_TO_IMAGE = True
+    CALLS_BY_TEXT = True
     PATCH = 1
     SIDE_IN_TOKENS = 2
     VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D

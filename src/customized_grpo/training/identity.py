@@ -58,7 +58,9 @@ OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.de
 """Settings that may differ between the processes of one run."""
 
 SCORES_DEPEND_ON = (
-    *("model", "data.held_out", "data.reference_size", "rewards", "evaluation", "rollout.steps"),
+    *("model", "data.held_out", "data.reference_size", "rewards", "segmenter", "evaluation", "rollout.steps"),
+    # the rows that an embedded world holds out
+    *("data.kind", "data.seed", "data.held_out_subjects", "data.held_out_prompts_per_subject"),
     *("code", "environment"),
 )
 """Keys on which the scores of an evaluation depend: across a change, evaluations cannot be compared."""
