@@ -113,6 +113,7 @@ class ScoringBatch:
         """Return the samples of batches with images of one size, one batch after the other."""
         if len(batches) == 1:
             return batches[0]
+        # Batches of one run all have masks, or none has.
         masks = [batch.reference_masks for batch in batches if batch.reference_masks is not None]
         image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
         instances = [batch.image_instances for batch in batches if batch.image_instances is not None]

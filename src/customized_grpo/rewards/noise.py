@@ -45,6 +45,7 @@ class NoisyReward:
         return {**self.reward.fingerprint(), "noise": self.std}
 
     def _error(self, image: Tensor, prompt: str) -> Tensor:
+        # Of the 8 bits that every executor sees, so that the noise is the same everywhere.
         image_hash = content_key(to_uint8(image)).hex()
         # Seed 0 and not the run's: the noise is part of the reward, and two runs have the same judge.
         return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, image_hash))

@@ -98,6 +98,7 @@ class TextSegmenter:
             found.append(self.find(image, words_of(meta)))
         masks = torch.stack([one.union for one in found])
         instances = [one.masks for one in found]
+        # The union for rewards of one subject, the single masks for those that match several.
         return replace(batch, image_masks=masks.to(batch.images.device), image_instances=instances)
 
     @torch.inference_mode()
@@ -118,6 +119,7 @@ class TextSegmenter:
         (masks,) = self.cutter_processor.post_process_masks(
             outputs.pred_masks.cpu(), inputs["original_sizes"], inputs["reshaped_input_sizes"]
         )
+        # [M, 1, H, W]: one mask for each box, as multimask_output is off.
         return Found(boxes, masks[:, 0])
 
     def _boxes(self, image: Tensor, words: str) -> Tensor:

@@ -75,6 +75,7 @@ class ReferenceSimilarity:
         Raises:
             UserError: A reference is missing, or a mask that `segment` needs is missing or empty.
         """
+        # image -> how many rows of `references` are its own, one image after the other
         counts = [len(images) for images in batch.references]
         for row, count in enumerate(counts):
             if count == 0:
@@ -119,6 +120,7 @@ class ReferenceSimilarity:
             references = self._reference_features(batch).split(counts)
             for image, masks, known in zip(batch.images, batch.image_instances, references, strict=True):
                 crops = [crop_to_subject(image, mask, self._neutral) for mask in masks]
+                # No subject: an empty tensor of the right width.
                 features = self._encode(crops) if crops else known[:0]
                 scores.append(matched_score(features, known))
         return torch.tensor(scores, dtype=torch.float32)
@@ -142,6 +144,7 @@ class ReferenceSimilarity:
 
     def _reference_features(self, batch: ScoringBatch) -> Tensor:
         """Return features [number of references, D]; a reference is encoded once, however often used."""
+        # rows of references -> one list; `counts` leads back
         images = list(itertools.chain.from_iterable(batch.references))
         if self.segment == "none":
             keys = [content_key(to_uint8(image)) for image in images]

@@ -81,8 +81,10 @@ class BestCheckpoint:
         if self.measure is None or scores is None:
             return False
         value = scores.mean(self.measure)
+        # Only a strictly better one: of equals the earlier, less trained one stays.
         if math.isnan(value) or not (self.iteration is None or value > self.value):
             return False
+        # Saved before it is named: a kill between the two leaves the older best in force.
         save()
         self._set(iteration, value)
         self.engine.from_main(self._write)
@@ -91,6 +93,7 @@ class BestCheckpoint:
     def _find(self) -> tuple[int, float] | None:
         assert self.measure is not None
         best: tuple[int, float] | None = None
+        # Only checkpoints that are still there: an evaluation alone cannot be gone back to.
         for step in self.store.steps():
             file = self.folder.path / scores_file(step)
             if not file.is_file():
@@ -104,6 +107,7 @@ class BestCheckpoint:
     def _set(self, iteration: int, value: float) -> None:
         self.iteration = iteration
         self.value = value
+        # The store deletes old checkpoints, but never this one.
         self.store.kept_step = iteration
 
     def _write(self) -> None:

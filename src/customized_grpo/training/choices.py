@@ -39,6 +39,7 @@ def check_choices(train: ExampleSource, held_out: Sequence[Example], names: Sequ
 
 def _metas(train: ExampleSource, held_out: Sequence[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield id and meta of the rows of manifests; no image is opened."""
+    # Each part of a mixture is a manifest of its own and may choose for all of its rows.
     parts = train.parts if isinstance(train, Mixture) else []
     for part in parts:
         if part.rewards is not None:

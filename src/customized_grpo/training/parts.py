@@ -197,9 +197,8 @@ def build_data(config: Config, *, show: bool = False) -> Data:
         fitting = fitting_of(config, config.model)
         evaluation_fitting = fitting_of(config, config.evaluation_model)
         if config.model.shard:
-            check_equal_work(
-                [(part, fitting) for part in (rows.train, *rows.mix)], (rows.held_out, evaluation_fitting)
-            )
+            train_rows = [(part, fitting) for part in (rows.train, *rows.mix)]
+            check_equal_work(config.model.family, train_rows, (rows.held_out, evaluation_fitting))
         # a batch is asked for its images several times, and its first row may be of the batch before
         examples = ManifestSource(held_out, evaluation_fitting).on_demand(config.evaluation.batch_size + 1)
         device = pick_device(config.model.device)

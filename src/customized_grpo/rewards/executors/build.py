@@ -40,6 +40,7 @@ def build_scorer(
         UserError: A reward cannot be built; lists every missing token and package before anything is loaded.
             Or two rewards have one name.
     """
+    # Before any reward is built, which may read gigabytes of weights.
     check_prerequisites(configs)
     executors: list[Executor] = []
     try:

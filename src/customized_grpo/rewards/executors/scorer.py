@@ -99,6 +99,7 @@ class Scorer:
 
     def _ask_about_whole_groups(self, batch: ScoringBatch, group_size: int) -> None:
         samples = batch if self._open is None else ScoringBatch.join([self._open, batch])
+        # The rest is kept: a batch of the rollout may end within a group.
         n_whole = len(samples) // group_size * group_size
         for start in range(0, n_whole, group_size):
             group = samples.select(range(start, start + group_size))
@@ -110,6 +111,7 @@ class Scorer:
     def _ask(self, k: int, batch: ScoringBatch) -> None:
         """Ask a reward about those samples of a batch whose rows chose it."""
         reward = self.rewards[k]
+        # rows of the batch that chose this reward; the others stay NOT_ASKED
         rows = [row for row, meta in enumerate(batch.meta) if is_asked(reward.name, meta)]
         if len(rows) < len(batch):
             n_samples = len(batch)
@@ -138,6 +140,7 @@ class Scorer:
             RewardError: A reward with "stop" failed; names it and the samples.
             ValueError: The last group is not whole, and a reward needs it.
         """
+        # Taken out first: after an error nothing of this iteration is left for the next one.
         pending = self._pending
         self._pending = self._nothing_pending()
         unfinished = self._open
@@ -222,6 +225,7 @@ class Scorer:
         column = torch.full((question.n_samples,), NOT_ASKED)
         if question.future is not None:
             answer = self._answer(k, question.future, question.batch)
+            # An infinite score would be taken for NOT_ASKED.
             column[question.rows] = answer.masked_fill(answer.isinf(), float("nan"))
         return column
 
