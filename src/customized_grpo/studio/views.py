@@ -11,9 +11,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from customized_grpo.config import preset_names
-from customized_grpo.config.flat import flat
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
+from customized_grpo.flat import flat
 from customized_grpo.links import leads_out
 from customized_grpo.pages.comparison_page import render_comparison_page
 from customized_grpo.pages.page import environment
