@@ -78,6 +78,7 @@ class JoinedRun(BaseModel):
         Raises:
             ValueError: Which metric lacks scores.
         """
+        # All three or none.
         if self.subjects is None and self.before is None and self.after is None:
             return self  # a recipe without evaluation
         if self.subjects is None or self.before is None or self.after is None:
@@ -88,6 +89,7 @@ class JoinedRun(BaseModel):
             if not len(before) == len(after) == len(self.subjects):
                 raise ValueError(f"{self.arm} (seed {self.seed}) lacks scores of {metric}")
             pairs = zip(before, after, strict=True)
+            # A pair with a missing half cannot be subtracted.
             if sum(old is not None and new is not None for old, new in pairs) < MIN_CLUSTERS:
                 raise ValueError(f"{self.arm} (seed {self.seed}) has too few scores of {metric}")
         return self
@@ -125,6 +127,7 @@ class Joined:
         for results in self.results.values():
             finished = {run.arm for run in results.runs if run.state == "finished"}
             for arm in results.arms:
+                # An arm that names its control says more than one that does not.
                 if arm.name in finished and (arm.name not in arms or arms[arm.name].control is None):
                     arms[arm.name] = arm
         return list(arms.values())
@@ -157,8 +160,15 @@ class Joined:
         Raises:
             UserError: Recipe, threads or the overrides of an arm differ.
         """
+        planned = {arm.name for arm in plan.arms}
+        seen: dict[str, Arm] = {}
         for file, results in self.results.items():
             changed = different_settings(results.config, results.arms, results.threads_per_run, plan)
+            for arm in results.arms:
+                # those of the plan are compared with it, the others with each other
+                other = seen.setdefault(arm.name, arm)
+                if other.overrides != arm.overrides and arm.name not in planned:
+                    changed.append(f"arm {arm.name!r}: {arm.overrides} there, {other.overrides} elsewhere")
             if changed:
                 raise UserError(
                     f"{file} holds results of other settings:\n  " + "\n  ".join(changed),
@@ -188,6 +198,7 @@ def read_joined(folder: Path, files: Sequence[Path] = ()) -> Joined:
     contents: dict[Path, bytes] = {}
     for file in [*sorted((folder / FOLDER).glob("*.json")), *files]:
         content = _read(file)
+        # By content: the copy in the folder and the file it came from are one.
         if content in contents.values():
             continue  # given again
         results[file] = _parse(file, content)
@@ -196,7 +207,7 @@ def read_joined(folder: Path, files: Sequence[Path] = ()) -> Joined:
 
 
 def unique_runs(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runs, each arm and seed once.
+    """Return the runs, each arm and seed once: a finished one, if there is one.
 
     Raises:
         UserError: A finished run is there twice with different scores.
@@ -205,7 +216,9 @@ def unique_runs(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in runs:
         key = (run["arm"], run["seed"])
         other = unique.setdefault(key, run)
-        if other.get("after") != run.get("after"):
+        if other["state"] != "finished":
+            unique[key] = run  # begun here, and finished elsewhere
+        elif run["state"] == "finished" and other.get("after") != run.get("after"):
             raise UserError(
                 f"{run['arm']} (seed {run['seed']}) is there twice, with different scores",
                 hint="Machines differ in the last bits, which training amplifies; take one file of the two.",
@@ -222,6 +235,7 @@ def _read(file: Path) -> bytes:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rb") as stream:
+            # A small compressed file may unpack to any size; reading stops one byte above the limit.
             content: bytes = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error

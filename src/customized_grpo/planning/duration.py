@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.errors import UserError
+from customized_grpo.planning.work import other_models
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -115,6 +116,7 @@ def predict_duration(card: Card, *, operations: float, moved: float, unpacked: f
         moved: Bytes that are read and written between them.
         unpacked: Bytes that dequantisation reads and writes.
     """
+    # Makers count GB by 10^9 bytes, memory here by 2^30.
     bytes_per_second = BANDWIDTH_REACHED * card.bandwidth * 1e9
     return Duration(
         products=operations / (PRODUCTS_REACHED * card.tflops * 1e12),
@@ -126,7 +128,8 @@ def predict_duration(card: Card, *, operations: float, moved: float, unpacked: f
 def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_weights: int) -> int:
     """Return the bytes that dequantisation moves in an iteration of one process.
 
-    Every call of the transformer unpacks all of its weights, and so does every backward pass.
+    Every call of the transformer unpacks all of its weights, and so does every backward pass: also those of
+    the KL reference, and of the old policy of NFT and AWM.
 
     Args:
         config: The recipe.
@@ -137,7 +140,8 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
     model = config.model
     if model.quantisation is None:
         return 0
-    per_micro_batch = 2 + model.gradient_checkpointing + (config.train.kl_weight > 0)
+    # Unpacked forward and backward; once more for recomputing, and for each other model that is asked.
+    per_micro_batch = 2 + model.gradient_checkpointing + other_models(config.train)
     rollout = batches.rollout_batches * config.rollout.steps
     update = batches.optimizer_steps * batches.micro_batches_per_step * per_micro_batch
     return int(calls * (rollout + update) * quantised_weights * UNPACKING_BYTES[model.quantisation])

@@ -16,6 +16,7 @@ from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
+    from customized_grpo.config.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,23 @@ def passes(
     per_evaluation_step = calls if evaluation_calls is None else evaluation_calls
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
-    # NFT and AWM ask the old policy as well, which may be the one that the KL is from
-    other_models = (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
-    per_trained_step = 1 + backward + other_models
+    per_trained_step = 1 + backward + other_models(train)
     return Passes(
+        # The shared steps are drawn once for the whole group.
         rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=round(
             per_evaluation_step * config.evaluation.samples_per_prompt * config.evaluation_steps
         ),
     )
+
+
+def other_models(train: TrainConfig) -> int:
+    """Return how many models besides the trained one are asked at a trained step or noise level.
+
+    NFT and AWM ask the old policy, which may be the one that the KL is from.
+    """
+    return (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
 
 
 def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:

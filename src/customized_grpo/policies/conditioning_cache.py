@@ -41,6 +41,7 @@ class ConditioningCache:
     """
 
     def __init__(self, folder: Path, encoders: str) -> None:
+        # Other encoders have another folder: old files stay and are never mixed in.
         self.folder = folder / encoders[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,7 @@ class ConditioningCache:
                 for name in file.keys():  # noqa: SIM118 not a mapping
                     part, _, rest = name.partition(".")
                     parts[part][rest] = file.get_tensor(name)
+                # The size is no tensor, so it is in the header.
                 size = json.loads(file.metadata()["size"])
         except (FileNotFoundError, SafetensorError):
             return None
@@ -101,6 +103,7 @@ def encoders_hash(policy: Policy, model: ModelConfig) -> str:
     settings = model.model_dump(mode="json", exclude=IRRELEVANT)
     digest = hashlib.sha256(json.dumps([settings, policy.device.type], sort_keys=True).encode())
     for part, module in sorted(policy.pipe.components.items()):
+        # The transformer encodes nothing, and an adapter changes it all the time.
         if isinstance(module, nn.Module) and module is not policy.transformer:
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)};".encode())

@@ -59,6 +59,7 @@ class Family:
             UserError: There is no such class.
         """
         try:
+            # By name, so that a recipe can be read without torch and diffusers.
             module, _, name = self.policy.partition(":")
             policy: type[Policy] = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:

@@ -124,6 +124,7 @@ def _flux_place(layer: str, double: Mapping[str, Place], single: Mapping[str, Pl
         return None
     stack, number, rest = match.groups()
     is_double = stack == "transformer_blocks"
+    # layer of a block -> matrix of the original block; the number of the block stays
     place = double.get(rest) if is_double else single.get(rest)
     if place is None:
         return None

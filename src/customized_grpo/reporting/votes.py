@@ -50,6 +50,8 @@ class Ballot(_Line):
     iterations: tuple[int, int]
     """After which the images of a and of b were drawn."""
     items: list[Item]
+    images: str = ""
+    """Digest of the pixels of all images, so that those of a run that was made again do not mix with them."""
     key: str
     """Random text, from which each voter's order of items and sides follows."""
 
@@ -96,7 +98,9 @@ class VoteFile:
         """
         if path.exists():
             old, votes = read_votes(path)
-            if old.model_copy(update={"key": ballot.key}) != ballot:
+            # A new ballot has a new random key, which is no difference; older files do not know their images.
+            known = {"key": ballot.key, "images": old.images and ballot.images}
+            if old.model_copy(update={"key": ballot.key}) != ballot.model_copy(update=known):
                 raise UserError(
                     f"{path} has votes on other images: {old.a} against {old.b}",
                     hint="Name another file with --votes; votes on different images do not mix.",
@@ -123,6 +127,7 @@ class VoteFile:
 
 def latest(votes: Sequence[Vote]) -> list[Vote]:
     """Return each voter's latest vote on every question of every item."""
+    # A later vote takes the place of an earlier one under the same key.
     found = {(vote.voter, vote.item, vote.question): vote for vote in votes}
     return list(found.values())
 
@@ -137,11 +142,13 @@ def read_votes(path: Path) -> tuple[Ballot, list[Vote]]:
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed tells a full file from one that is too large.
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, the limit of a file of votes")
+    # What follows the last line feed was torn by a crash.
     lines = content.split(b"\n")[:-1]
     if not lines:
         raise UserError(f"{path} is no file of votes: it has no first line")

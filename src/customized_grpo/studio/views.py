@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from customized_grpo.config import preset_names
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
+from customized_grpo.flat import flat
 from customized_grpo.links import leads_out
 from customized_grpo.pages.comparison_page import render_comparison_page
 from customized_grpo.pages.page import render
@@ -21,6 +22,7 @@ from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
 from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.studio.control import Control
+from customized_grpo.studio.counts import counts_of
 from customized_grpo.studio.library import (
     RESULTS,
     Comparison,
@@ -73,6 +75,10 @@ class ComparisonView(BaseModel):
     folder: str
     written_s: float | None
     """Unix time of its results; None before the first run has ended."""
+    runs: int
+    """Runs that are planned, in a folder of it, or joined from elsewhere."""
+    elsewhere: int
+    """Those among them that have finished elsewhere, without a folder here."""
 
 
 class ListView(BaseModel):
@@ -133,9 +139,16 @@ def list_view(library: Library) -> ListView:
     """Return the list of runs and comparisons, as they are now."""
     comparisons = []
     for entry in library.comparisons():
-        written = _written(entry.folder / RESULTS)
+        counts = counts_of(entry)
         comparisons.append(
-            ComparisonView(id=entry.id, name=entry.name, folder=str(entry.folder), written_s=written)
+            ComparisonView(
+                id=entry.id,
+                name=entry.name,
+                folder=str(entry.folder),
+                written_s=_written(entry.folder / RESULTS),
+                runs=counts.runs,
+                elsewhere=counts.elsewhere,
+            )
         )
     return ListView(
         folders=[str(folder) for folder in library.folders],
@@ -167,10 +180,12 @@ def control_view(control: Control | None, library: Library) -> ControlView:
 def run_view(run: Run) -> RunView:
     """Return a run as the list shows it."""
     state = run.state()
+    # The last holder of a lock that is free says nothing about now.
     holder = run.holder() if state in ("running", "elsewhere") else None
     rewards: dict[str, float] = {}
     for key, value in run.last.items():
         name = key.removeprefix("reward/")
+        # reward/KIND alone; deeper names and spreads are other statistics.
         is_mean = name != key and "/" not in name and not name.endswith("_group_std")
         if is_mean and isinstance(value, int | float):
             rewards[name] = value
@@ -250,6 +265,7 @@ def comparison_html(comparison: Comparison) -> str:
         arm = run.get("arm")
         seed = run.get("seed")
         folder = comparison.folder / "runs" / str(arm) / f"seed_{seed}"
+        # Arm and seed come from a file that somebody may have sent.
         if not leads_out(folder, comparison.folder):
             folders[(arm, seed)] = folder
     # newer than those in the results: people vote after the runs
@@ -301,6 +317,7 @@ def image_png(run: Run, row: int, which: str, side: int | None) -> bytes:
         path = samples.reference_path(row)
     elif which == "target":
         path = samples.target_path(row)
+    # Only iterations that the index lists: a number from the address names no file by itself.
     elif which.isdecimal() and len(which) < 10 and int(which) in samples.iterations:
         path = samples.drawn_path(row, int(which))
     else:
@@ -338,15 +355,3 @@ def differences(first: Run, second: Run) -> list[Difference]:
         if before.get(key) != after.get(key) and key != "run.dir":
             found.append(Difference(key=key, first=before.get(key), second=after.get(key)))
     return found
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested recipe by dotted keys; rewards by their names, other lists whole."""
-    if isinstance(config, list) and config and all(isinstance(entry, dict) for entry in config):
-        config = {str(entry.get("name", number)): entry for number, entry in enumerate(config)}
-    if not isinstance(config, dict) or not config:
-        return {prefix.removesuffix("."): config}
-    flattened: dict[str, Any] = {}
-    for key, value in config.items():
-        flattened |= flat(value, f"{prefix}{key}.")
-    return flattened
