@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.benchmarks import run
 from customized_grpo.benchmarks.encoders import MetricReward
 from customized_grpo.benchmarks.images import ImageFolder, generate
 from customized_grpo.benchmarks.protocol import GeneratorStamp, ImageProtocol
@@ -173,3 +174,11 @@ def test_cutting_out_needs_masks_and_only_the_given_references_have_them(rows: l
     check_scorable(masked, "single", "reference")
     with pytest.raises(UserError, match="only the given references have masks"):
         check_scorable(masked, "all", "reference")
+
+
+def test_an_encoder_that_compares_the_images_of_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking = FunctionReward("ranking", "quality", brightness, groupwise=True)
+    monkeypatch.setattr(run, "build_reward", lambda config, device: ranking)
+    request = run.BenchmarkRequest("toybox", "dreambench", Path("data"), encoders=["clip_t=toybox"])
+    with pytest.raises(UserError, match="--encoder ranking compares the images of a group"):
+        run.build_metric_rewards(request)

@@ -51,6 +51,7 @@ from customized_grpo.pages.page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import build_reward, check_rewards
+from customized_grpo.rewards.base import is_groupwise
 from customized_grpo.rewards.features import weights_hash
 from customized_grpo.runs.folder import installation
 
@@ -191,7 +192,8 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     """Build the rewards that score the images.
 
     Raises:
-        UserError: The benchmark needs a judge and there is none, or an encoder cannot be built.
+        UserError: The benchmark needs a judge and there is none, or an encoder cannot be built or compares
+            the images of a group.
     """
     judged = request.benchmark in JUDGED
     if request.judge is not None and not judged:
@@ -210,6 +212,13 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     rewards = []
     for config in configs:
         rewards.append(MetricReward(config.metric, build_reward(config.reward, device), config.scale))
+    groupwise = [reward.reward.name for reward in rewards if is_groupwise(reward.reward)]
+    if groupwise:
+        raise UserError(
+            f"--encoder {', '.join(groupwise)} compares the images of a group, and a benchmark scores images "
+            "one by one",
+            hint="Choose an encoder that scores single images.",
+        )
     return rewards
 
 
