@@ -67,6 +67,14 @@ FOREIGN_NAMED = 5
 PATHS = ("source", "data", "out", "lora", "against")
 """Fields of a request that only say where something is."""
 
+SAME_IMAGES = {
+    # what the protocol and the hash of the weights say
+    "path", "fuse_lora", "start_lora", "lora", "guidance", "height", "width", "reference_fit",
+    # where and how the work is done
+    "gradient_checkpointing", "text_encoders", "offload_vae", "shard", "compile", "cache", "device",
+}  # fmt: skip
+"""Settings of a model that say nothing more of the images that it draws."""
+
 RESULT = "results.json"
 PAGE = "report.html"
 
@@ -177,7 +185,9 @@ def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator
     weights = weights_hash(generator.policy.transformer)
     check_processes(engine, {**asdict(protocol), "weights": weights})
     path = request.out or default_folder(generator.name, request.benchmark)
-    folder = ImageFolder(path, protocol, GeneratorStamp(generator.name, weights))
+    # By exclusion: a setting that is new here counts until someone has thought about it.
+    settings = generator.model.model_dump(mode="json", exclude=SAME_IMAGES)
+    folder = ImageFolder(path, protocol, GeneratorStamp(generator.name, weights), settings)
     engine.from_main(folder.claim)
     return folder
 
