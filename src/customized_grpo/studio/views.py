@@ -16,7 +16,7 @@ from customized_grpo.files import read_json
 from customized_grpo.flat import flat
 from customized_grpo.links import leads_out
 from customized_grpo.pages.comparison_page import render_comparison_page
-from customized_grpo.pages.page import environment
+from customized_grpo.pages.page import render
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
@@ -248,7 +248,9 @@ def report_html(run: Run) -> str:
 
 
 def _render(template: str, run: Run) -> str:
-    return environment(TEMPLATES).get_template(f"studio_{template}").render(numbers_of(read_run(run.folder)))
+    numbers = numbers_of(read_run(run.folder))
+    # two runs stand side by side, and one address must not be there twice
+    return render(f"studio_{template}", TEMPLATES, addressed=False, **numbers)
 
 
 def comparison_html(comparison: Comparison) -> str:
