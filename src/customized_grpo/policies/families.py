@@ -155,6 +155,10 @@ QWEN_IMAGE21 = Family(
         pipeline="QwenImage21Pipeline",
         call=_qwen_image21_call,
         reference_rule="qwen_edit",
+        set_size="output_resolution={pixels} ** 0.5,",
+        # levels of the checkpoint's own are taken where they are as many, as the policy takes them
+        even_levels="sigmas=None if len(pipe.config.sample_sigmas or ()) == {steps} else "
+        "[1 - i / {steps} for i in range({steps})],",
     ),
 )
 FLUX3 = Family(
