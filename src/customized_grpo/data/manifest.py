@@ -22,9 +22,9 @@ from customized_grpo.data.row_checks import (
     RowProblem,
     key_problems,
     parse_line,
-    resolve_path,
     type_problems,
 )
+from customized_grpo.data.row_paths import RowPaths
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 
@@ -132,6 +132,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
         UserError: A path of a row lies outside the manifest's folder.
         ValueError: Two rows share an id.
     """
+    # An id seeds the noise of a row: two rows of one id would get the same.
     if len({row.id for row in rows}) != len(rows):
         raise ValueError("two rows share an id")
     folder = path.parent.resolve()
@@ -192,6 +193,7 @@ class LineReader:
         self.folder = folder
         self.require_masks = require_masks
         self.inspector = inspector
+        self._paths = RowPaths(folder)
         self._first_line: dict[str, int] = {}
 
     def read_all(self, file: BinaryIO) -> Iterator[tuple[int, Row | None, list[str]]]:
@@ -224,6 +226,7 @@ class LineReader:
         row_id = item.get("id")
         if not isinstance(row_id, str):
             return []
+        # The first line keeps the id; every later one is a mistake.
         first = self._first_line.setdefault(row_id, number)
         return [] if first == number else [f"id {row_id!r} was used on line {first} already"]
 
@@ -239,7 +242,7 @@ class LineReader:
             for name in names:
                 if isinstance(name, str) and name:
                     try:
-                        paths.append(resolve_path(self.folder, key, name))
+                        paths.append(self._paths.resolve(key, name))
                     except RowProblem as problem:
                         problems.append(str(problem))
             return tuple(paths)
