@@ -9,6 +9,7 @@ import pytest
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.planning import work
+from customized_grpo.planning.duration import UNPACKING_BYTES, dequantised_bytes
 
 
 def test_the_released_recipe_costs_972_passes_a_prompt() -> None:
@@ -60,6 +61,20 @@ def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None
     assert divided.rollout_batches == 5
     assert (divided.optimizer_steps, divided.samples_per_step) == (2, 96)
     assert divided.micro_batches_per_step == 3 * 2  # 24 samples a process in batches of 12, for three steps
+
+
+def test_further_prompts_of_dynamic_sampling_count_as_if_one_process_drew_them_all() -> None:
+    settings = ["train.prompts_per_iteration=8", "train.group_size=12", "rollout.batch_size=10"]
+    settings += ["model.quantisation=nf4"]
+    without = load_config("flux1-kontext", settings)
+    config = load_config("flux1-kontext", [*settings, "train.dynamic_sampling.budget=5"])
+    divided = [work.batches(recipe, 3, 2) for recipe in (without, config)]
+    assert [batches.further_prompts for batches in divided] == [0, 5]
+    unpacked = [
+        dequantised_bytes(recipe, batches, 1, 1) / UNPACKING_BYTES["nf4"]
+        for recipe, batches in zip((without, config), divided, strict=True)
+    ]
+    assert unpacked[1] - unpacked[0] == 5 * 2 * config.rollout.steps  # a group takes two batches
 
 
 def test_prompts_that_cannot_be_shared_are_refused_with_a_number_that_can() -> None:

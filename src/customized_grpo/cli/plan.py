@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from customized_grpo.planning.duration import Card, Duration
     from customized_grpo.planning.estimate import Advice, Estimate, GraphReuse
     from customized_grpo.planning.memory import Memory
+    from customized_grpo.planning.work import Batches
 
 
 def plan(
@@ -121,7 +122,7 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
     tokens = estimate.tokens
     return [
         ["algorithm", estimate.algorithm],
-        ["iteration", f"{batches.prompts} prompts, {batches.samples} samples"],
+        ["iteration", f"{batches.prompts} prompts, {batches.samples} samples{_further(batches)}"],
         [
             "process",
             f"{estimate.processes}, each {batches.prompts_per_process} prompts, "
@@ -142,6 +143,15 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
             f"{tokens.text} text a sample",
         ],
     ]
+
+
+def _further(batches: Batches) -> str:
+    if not batches.further_prompts:
+        return ""
+    return (
+        f"; at worst {batches.further_prompts} further prompts of dynamic sampling in one process, which "
+        "time and memory below include"
+    )
 
 
 def _trained(estimate: Estimate) -> str:

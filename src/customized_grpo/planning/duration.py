@@ -138,6 +138,7 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
     if model.quantisation is None:
         return 0
     per_micro_batch = 2 + model.gradient_checkpointing + (config.train.kl_weight > 0)
-    rollout = batches.rollout_batches * config.rollout.steps
+    further = batches.further_prompts * math.ceil(config.train.group_size / config.rollout.batch_size)
+    rollout = (batches.rollout_batches + further) * config.rollout.steps
     update = batches.optimizer_steps * batches.micro_batches_per_step * per_micro_batch
     return int(calls * (rollout + update) * quantised_weights * UNPACKING_BYTES[model.quantisation])

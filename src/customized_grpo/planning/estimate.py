@@ -121,14 +121,19 @@ class Estimate:
     graph_reuse: GraphReuse
     host: HostMemory
 
+    @property
+    def passes_per_process(self) -> int:
+        """Return the passes of one process in an iteration, at worst if dynamic sampling may draw more."""
+        further = self.passes.rollout * self.batches.further_prompts
+        return self.passes.iteration * self.batches.prompts_per_process + further
+
     def seconds_per_iteration(self, tflops: float) -> float:
         """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
-        passes = self.passes.iteration * self.batches.prompts_per_process
-        return work.seconds(passes, self.flops_per_pass, tflops)
+        return work.seconds(self.passes_per_process, self.flops_per_pass, tflops)
 
     def duration(self, card: Card) -> Duration:
         """Return the time of an iteration's passes through the transformer on a card."""
-        passes = self.passes.iteration * self.batches.prompts_per_process
+        passes = self.passes_per_process
         return predict_duration(
             card,
             operations=passes * self.flops_per_pass,

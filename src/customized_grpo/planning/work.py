@@ -31,6 +31,7 @@ class Batches:
         optimizer_steps: Optimizer steps of an iteration.
         samples_per_step: Samples that one optimizer step sees, over all processes.
         micro_batches_per_step: Backward passes of one process that one optimizer step adds up.
+        further_prompts: The most that dynamic sampling draws besides; at worst one by one in one process.
     """
 
     prompts: int
@@ -41,6 +42,7 @@ class Batches:
     optimizer_steps: int
     samples_per_step: int
     micro_batches_per_step: int
+    further_prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
         optimizer_steps=train.updates_per_iteration * train.inner_epochs,
         samples_per_step=samples_per_step,
         micro_batches_per_step=n_trained * math.ceil(samples_per_step // processes / train.micro_batch_size),
+        further_prompts=0 if train.dynamic_sampling is None else train.dynamic_sampling.budget,
     )
 
 
