@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,11 @@ from hypothesis import settings
 
 # The search for garbage would walk over all modules again and again while they are imported.
 gc.disable()
+
+# Containers often forbid bytecode. Then every worker, and every process that a test starts, would compile
+# the tests and the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same examples in every run, with all the time they need: a red test must come from a change, not from
 # other work on the machine. New inputs are the task of `make fuzz`.

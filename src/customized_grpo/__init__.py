@@ -19,6 +19,7 @@ _HOMES = {
     "evaluate": "api.verbs",
     "generate": "api.verbs",
     "compare": "api.verbs",
+    "compare_runs": "api.verbs",
     "Report": "api.report",
     "load_config": "config.loading",
     "preset_names": "config.loading",

@@ -15,6 +15,7 @@ from customized_grpo.algorithms.schedules import Tdw as Tdw
 from customized_grpo.algorithms.schedules import prompt_weights as prompt_weights
 from customized_grpo.api.report import Report as Report
 from customized_grpo.api.verbs import compare as compare
+from customized_grpo.api.verbs import compare_runs as compare_runs
 from customized_grpo.api.verbs import evaluate as evaluate
 from customized_grpo.api.verbs import generate as generate
 from customized_grpo.api.verbs import resume as resume

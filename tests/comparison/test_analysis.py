@@ -117,6 +117,27 @@ def test_margin_against_values_worked_out_by_hand(point: tuple[float, float], ma
     assert outside["outside"] == (margin > 0) and outside["share"] == float(margin > 0)
 
 
+def test_margins_of_two_methods_differ_by_what_lies_between_them() -> None:
+    points = {**FRONT, "far": (0.67, 0.66), "near": (0.62, 0.62), "inside": (0.58, 0.58)}
+    arms = [*FRONT_ARMS, arm("far", "method"), arm("near", "method"), arm("inside", "method"), arm("rival")]
+    differences = analyse(arms, make_runs({**points, "rival": (0.9, 0.9)}, noise=0.0))["margin_differences"]
+    found = {(entry["arm"], entry["other"]): entry for entry in differences}
+    # by hand: "far" has to lose .07 of both qualities until w5 dominates it, "near" .02, "inside" -.02
+    expected = {("far", "near"): 0.07 - 0.02, ("far", "inside"): 0.07 + 0.02, ("near", "inside"): 0.02 + 0.02}
+    assert found.keys() == expected.keys()
+    for pair, difference in expected.items():
+        assert found[pair]["mean"] == pytest.approx(difference)
+        assert found[pair]["low"] == pytest.approx(difference)  # the luck that both share cancels
+
+
+def test_margins_of_two_methods_are_compared_on_their_common_seeds() -> None:
+    runs = make_runs({**FRONT, "x": (0.65, 0.65), "y": (0.62, 0.62)}, seeds={"y": [2, 4]})
+    front = Front(list(FRONT), Tables.from_runs(runs))
+    common = Front(list(FRONT), Tables.from_runs([run for run in runs if run["seed"] in (2, 4)]))
+    assert front.difference("x", "y") == common.difference("x", "y") != None  # noqa: E711
+    assert front.difference("x", "w5") is None
+
+
 def test_front_and_hypervolume_against_values_worked_out_by_hand() -> None:
     dominated = {**FRONT, "w1": (0.55, 0.55)}
     front = Front(list(dominated), Tables.from_runs(make_runs(dominated, noise=0.0)))

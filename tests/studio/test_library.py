@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from customized_grpo.config.flat import flat
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.studio import library
 from customized_grpo.studio.library import Library, Run
-from customized_grpo.studio.views import differences, flat, run_view
+from customized_grpo.studio.views import differences, run_view
 
 
 def names(*folders: Path) -> list[str]:

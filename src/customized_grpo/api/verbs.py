@@ -211,6 +211,30 @@ def compare(
     return results
 
 
+def compare_runs(
+    first: str | Path, /, *others: str | Path, out: str | Path | None = None
+) -> Mapping[str, Any]:
+    """Compare runs that are there already; nothing is trained, and nothing is written into them.
+
+    Args:
+        first: Folder of the run that the others are compared with.
+        others: Folders of the other runs, one or more.
+        out: Folder for results.json and the page; None: runs/compare-NAME--NAME.
+
+    Returns:
+        The content of results.json; `["verdicts"]` has it in sentences, `["pairs"]` the differences that are
+        paired by image, with 95 % intervals clustered by subject and Holm's p-values.
+
+    Raises:
+        UserError: They were judged on other held-out images or by other judges, or the folder is taken.
+    """
+    from customized_grpo.comparison.existing_run import compare_runs as compare_folders
+
+    folders = [_run_folder(run) for run in (first, *others)]
+    results, _ = compare_folders(folders, None if out is None else Path(out))
+    return results
+
+
 def _run_folder(run: str | Path) -> Path:
     folder = Path(run)
     if not is_run_folder(folder):

@@ -21,14 +21,16 @@ from customized_grpo.plain_text import one_line
 UNBROKEN = 100_000  # columns, more than any line needs
 
 
-def _presets(typed: str) -> list[str]:
+def complete_presets(typed: str) -> list[str]:
     """Return the presets that a shell can complete; it knows files itself."""
     from customized_grpo.config.loading import preset_names
 
     return [name for name in preset_names() if name.startswith(typed)]
 
 
-Recipe = Annotated[str, typer.Argument(help="Preset, or path of a YAML file.", autocompletion=_presets)]
+Recipe = Annotated[
+    str, typer.Argument(help="Preset, or path of a YAML file.", autocompletion=complete_presets)
+]
 
 Overrides = Annotated[
     list[str] | None,

@@ -1,18 +1,41 @@
-"""`cgrpo compare`: several runs of every arm of a recipe, and a page that compares the arms."""
+"""`cgrpo compare`: several runs of every arm of a recipe, or existing runs, and a page that compares them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Overrides, Recipe, Trust
+from customized_grpo.cli.common import Trust, check_run, complete_presets
+from customized_grpo.errors import UserError
+
+Compared = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|RUN",
+        help="Preset, or path of a YAML file, whose arms are trained; or folder of a run.",
+        autocompletion=complete_presets,
+    ),
+]
+
+Further = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.KEY=VALUE|RUN",
+        help="Settings that replace the recipe's; or folders of the other runs.",
+    ),
+]
+
+OF_RUNS = {"recipe", "overrides", "out"}
+"""Parameters that a comparison of existing runs has."""
 
 
 def compare(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    context: typer.Context,
+    recipe: Compared,
+    overrides: Further = None,
     arms: Annotated[
         str, typer.Option(help="What to compare: core, full, or path of a YAML file of arms.")
     ] = "core",
@@ -48,13 +71,23 @@ def compare(
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """Train arms x seeds of a recipe and compare them.
+    """Compare arms of a recipe, which it trains, or runs.
 
     An arm is a method, such as constant weights or SARS with TDW. All arms see the same prompts and the same
     noise. Call it again to continue after an interruption, or to add arms and seeds.
 
     For example: cgrpo compare toybox --arms core --seeds 5
+
+    With folders of runs nothing is trained: each is paired with the first by held-out image, and the page
+    has intervals, images, curves and the settings that differ.
+
+    For example: cgrpo compare runs/naive runs/ours
     """
+    if names_run(recipe, overrides or ()):
+        _check_options(context)
+        _compare_runs([recipe, *(overrides or ())], out)
+        return
+
     from customized_grpo.comparison.arms import calibrated, load_arms
     from customized_grpo.comparison.plan import make_plan
 
@@ -76,3 +109,57 @@ def compare(
     # by Exit, because click ignores what a verb returns
     status = run_comparison(plan, jobs=jobs, examine=doctor, train=not report_only, also=also or ())
     raise typer.Exit(status)
+
+
+def names_run(first: str, others: Sequence[str]) -> bool:
+    """Return whether a comparison is of runs that are there: a folder is no recipe.
+
+    Raises:
+        UserError: Recipes and runs are mixed.
+    """
+    from customized_grpo.config import preset_names
+
+    if first not in preset_names() and Path(first).is_dir():
+        return True
+    folders = [other for other in others if "=" not in other and Path(other).is_dir()]
+    if folders:
+        raise UserError(
+            f"{folders[0]} is a folder, {first} is none",
+            hint="Give folders of runs alone, or a recipe with settings.",
+        )
+    return False
+
+
+def _check_options(context: typer.Context) -> None:
+    """Refuse options that mean nothing where nothing is trained.
+
+    Raises:
+        UserError: Names them.
+    """
+    given = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in OF_RUNS:
+            given.append(parameter.opts[0])
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: of no use in a comparison of existing runs, which trains nothing",
+            hint="Leave it out; --out is the folder of the page.",
+        )
+
+
+def _compare_runs(runs: Sequence[str], out: Path | None) -> None:
+    """Compare runs that are there, and print what is found."""
+    settings = [run for run in runs if "=" in run and not Path(run).exists()]
+    if settings:
+        raise UserError(
+            f"{settings[0]}: a comparison of existing runs takes no settings",
+            hint="Give folders of runs alone.",
+        )
+    folders = [check_run(Path(run)) for run in runs]
+
+    from customized_grpo.comparison.existing_run import compare_runs
+
+    results, page = compare_runs(folders, out)
+    print("\n".join([*results["verdicts"], *(f"note: {note}" for note in results["notes"])]))
+    print(f"page: {page}")

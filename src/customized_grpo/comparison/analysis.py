@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ def analyse(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
     front = Front([arm["name"] for arm in arms if arm["role"] == "front"], tables)
     against = _against_controls(arms, tables)
     gains = [(name, front.gain(name)) for name in names]
+    methods = [arm["name"] for arm in arms if arm["role"] == "method"]
     return {
         # The base is one run: a table of one row, whose interval is about new subjects alone.
         "base": {metric: crossed_interval(table[None]).to_json() for metric, table in tables.before.items()},
         "arms": [_arm(name, runs, tables, front, against.get(name)) for name in names],
         "front": front.to_json(),
         "hypervolume_gain": [{"arm": name, **gain} for name, gain in gains if gain is not None],
+        "margin_differences": _margin_differences(methods, front),
     }
 
 
@@ -41,6 +44,7 @@ def _arm(
     front: Front,
     against: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    # An unfinished run has no final point.
     own = [run for run in runs if run["arm"] == name and run["state"] == "finished"]
     scores = tables.arms.get(name)
     return {
@@ -55,6 +59,16 @@ def _arm(
         "quadrants": _quadrants(own),
         "group_std": _group_std(own),
     }
+
+
+def _margin_differences(methods: Sequence[str], front: Front) -> list[dict[str, Any]]:
+    """Return by how much further outside the front each method lies than each one after it."""
+    differences: list[dict[str, Any]] = []
+    for arm, other in itertools.combinations(methods, 2):
+        difference = front.difference(arm, other)
+        if difference is not None:
+            differences.append({"arm": arm, "other": other, **difference})
+    return differences
 
 
 def _intervals(tables: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
@@ -74,8 +88,10 @@ def _against_controls(arms: Sequence[Mapping[str, Any]], tables: Tables) -> dict
             if difference is not None:
                 entry[metric] = crossed_interval(difference).to_json()
                 tests.append(entry[metric])
+        # Both measures or none: the verdict states both.
         if {IDENTITY, PROMPT} <= entry.keys():
             against[arm["name"]] = entry
+    # Over all arms and both measures at once, as the definitions say.
     adjusted = holm([test["p"] for test in tests])
     for test, p in zip(tests, adjusted, strict=True):
         test["p_holm"] = p  # `against` holds the same objects
@@ -100,6 +116,7 @@ def _means(
     """Return the mean of each column over the last share of training; None where one was never measured."""
     records: list[Mapping[str, Any]] = []
     for run in runs:
+        # By records, not by iterations: a run that logs less often counts less.
         start = int(len(run["train"]) * (1 - last))
         records += run["train"][start:]
     means: dict[str, float] = {}

@@ -77,6 +77,7 @@ def load_arms(source: str, only: Sequence[str] = ()) -> list[Arm]:
     arms: list[Arm] = []
     if not mistakes:
         arms, mistakes = _parse(data)
+    # After all arms are read: a control may come later in the file than its arm.
     mistakes += _reference_mistakes(arms)
     if mistakes:
         raise UserError(f"arms {source}:\n  " + "\n  ".join(mistakes))
@@ -122,6 +123,7 @@ def _reference_mistakes(arms: Sequence[Arm]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     mistakes = [f"arm {name!r}: the name is given twice" for name in twice]
     for arm in arms:
+        # An arm is no control of itself.
         if arm.control is not None and (arm.control not in names or arm.control == arm.name):
             mistakes.append(f"arm {arm.name!r}: its control {arm.control!r} is no other arm of the file")
     return mistakes
@@ -146,6 +148,7 @@ def _parse(data: Any) -> tuple[list[Arm], list[str]]:
 
 
 def _without_absent_controls(arms: Sequence[Arm]) -> list[Arm]:
+    # Without its control an arm is still trained, and compared with the front alone.
     names = {arm.name for arm in arms}
     return [arm if arm.control in names else arm.model_copy(update={"control": None}) for arm in arms]
 

@@ -57,6 +57,7 @@ class Points:
         n is the number of seeds (of subjects if there is one seed); the spread is widened by
         sqrt(n / (n - 1)), by which drawing from n makes it too small.
         """
+        # With one seed chance is in the subjects alone.
         n = self.seeds if self.seeds > 1 else self.subjects
         # stdtrit is the quantile of Student's t; scipy.stats has it too, but takes long to import
         half = float(stdtrit(n - 1, 0.975)) * float(draws.std()) * math.sqrt(n / (n - 1))
@@ -88,6 +89,7 @@ class Front:
         volume = hypervolumes(points.estimate, REFERENCE)[0]
         names = [BASE, *self.names]
         return {
+            # index of a point -> its arm; the base is point 0
             "arms": [names[index] for index in pareto_front(points.estimate[0])],
             "hypervolume": points.interval(volume, hypervolumes(points.draws, REFERENCE)),
             "reference": list(REFERENCE),
@@ -99,10 +101,22 @@ class Front:
         if points is None:
             return None
         # the last point is the arm, the others are the base and the front
+        # Margins are taken within each draw, so that what arm and front share cancels out.
         draws = margins(points.draws[:, -1], points.draws[:, :-1])
         estimate = margins(points.estimate[:, -1], points.estimate[:, :-1])[0]
         margin = points.interval(estimate, draws)
         return {"share": float((draws > 0).mean()), "outside": margin["low"] > 0, "margin": margin}
+
+    def difference(self, arm: str, other: str) -> dict[str, float] | None:
+        """Return the margin of an arm minus that of another, over the seeds that both and the front have.
+
+        The margins of both are taken from the same draws, so what they share cancels.
+        """
+        points = None if {arm, other} & set(self.names) else self._points(arm, other)
+        if points is None:
+            return None
+        estimate = _margin_differences(points.estimate)[0]
+        return points.interval(estimate, _margin_differences(points.draws))
 
     def gain(self, arm: str) -> dict[str, float] | None:
         """Return by how much hypervolume an arm extends the front."""
@@ -114,6 +128,7 @@ class Front:
 
     def _points(self, *extra: str) -> Points | None:
         """Return the points of base, front and extra arms, over the seeds that all arms have finished."""
+        # Both tables over the same seeds, or the two coordinates of a point would be of different runs.
         identity = self._table([*self.names, *extra], IDENTITY)
         prompt = self._table([*self.names, *extra], PROMPT)
         return None if identity is None or prompt is None else Points(identity, prompt)
@@ -130,6 +145,15 @@ class Front:
 
 def _is_judged(arm: str, tables: Tables) -> bool:
     return arm in tables.arms and {IDENTITY, PROMPT} <= set(tables.arms[arm].after)
+
+
+def _margin_differences(points: Floats) -> Floats:
+    """Return by how much the margins [draws] of the last two of the points [draws, A, 2] differ.
+
+    All other points are the front.
+    """
+    front = points[:, :-2]
+    return margins(points[:, -2], front) - margins(points[:, -1], front)
 
 
 def _added_volume(points: Floats) -> Floats:

@@ -78,6 +78,7 @@ class JoinedRun(BaseModel):
         Raises:
             ValueError: Which metric lacks scores.
         """
+        # All three or none.
         if self.subjects is None and self.before is None and self.after is None:
             return self  # a recipe without evaluation
         if self.subjects is None or self.before is None or self.after is None:
@@ -88,6 +89,7 @@ class JoinedRun(BaseModel):
             if not len(before) == len(after) == len(self.subjects):
                 raise ValueError(f"{self.arm} (seed {self.seed}) lacks scores of {metric}")
             pairs = zip(before, after, strict=True)
+            # A pair with a missing half cannot be subtracted.
             if sum(old is not None and new is not None for old, new in pairs) < MIN_CLUSTERS:
                 raise ValueError(f"{self.arm} (seed {self.seed}) has too few scores of {metric}")
         return self
@@ -125,6 +127,7 @@ class Joined:
         for results in self.results.values():
             finished = {run.arm for run in results.runs if run.state == "finished"}
             for arm in results.arms:
+                # An arm that names its control says more than one that does not.
                 if arm.name in finished and (arm.name not in arms or arms[arm.name].control is None):
                     arms[arm.name] = arm
         return list(arms.values())
@@ -188,6 +191,7 @@ def read_joined(folder: Path, files: Sequence[Path] = ()) -> Joined:
     contents: dict[Path, bytes] = {}
     for file in [*sorted((folder / FOLDER).glob("*.json")), *files]:
         content = _read(file)
+        # By content: the copy in the folder and the file it came from are one.
         if content in contents.values():
             continue  # given again
         results[file] = _parse(file, content)
@@ -222,6 +226,7 @@ def _read(file: Path) -> bytes:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rb") as stream:
+            # A small compressed file may unpack to any size; reading stops one byte above the limit.
             content: bytes = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error

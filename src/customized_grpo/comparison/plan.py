@@ -102,12 +102,14 @@ class Plan:
         for seed in self.seeds:
             for arm in self.arms:
                 run = self._run(arm.name, seed)
+                # A run that was begun here is finished here, even if a joined file has it too.
                 if (arm.name, seed) not in self.elsewhere or run.folder.path.exists():
                     runs.append(run)
         return runs
 
     def _run(self, arm: str, seed: int) -> PlannedRun:
         config = self.configs[arm]
+        # A run that is there already is resumed; overwriting it would lose hours.
         where = {"dir": self.folder / "runs" / arm / f"seed_{seed}", "seed": seed, "overwrite": False}
         run = config.run.model_copy(update=where)
         return PlannedRun(arm, seed, config.model_copy(update={"run": run}))
@@ -148,6 +150,7 @@ def make_plan(
     Raises:
         UserError: The recipe, or one with an arm, is not valid; all bad arms are listed.
     """
+    # Without any arm: what the runs of a folder must have in common.
     base = load_config(recipe, overrides)
     configs: dict[str, Config] = {}
     mistakes: list[str] = []
@@ -223,6 +226,7 @@ def _merge(before: dict[str, Any], plan: Plan) -> Plan:
         UserError: Recipe, threads or the overrides of an arm differ.
     """
     planned_before = _read_plan(before, plan.folder / PLAN)
+    # Of the folder, which may hold arms that this call does not name.
     planned_arms = planned_before.arms
     changed = different_settings(planned_before.config, planned_arms, planned_before.threads_per_run, plan)
     if changed:
@@ -264,6 +268,7 @@ def different_settings(config: Config, arms: Sequence[Arm], threads: int, plan: 
     earlier = {arm.name: arm for arm in arms}
     for arm in plan.arms:
         other = earlier.get(arm.name)
+        # Only arms of one name are compared: new ones may join at any time.
         if other is not None and other.overrides != arm.overrides:
             changed.append(f"arm {arm.name!r}: {other.overrides} there, {arm.overrides} now")
     return changed

@@ -43,6 +43,7 @@ def collect(plan: Plan, joined: Joined) -> dict[str, Any]:
             run is there twice with different scores.
     """
     runs = [_entry(run) for run in plan.runs()]
+    # Before joined runs come in, which hold subjects but no prompts.
     _check_prompts([run for run in runs if run["state"] == "finished"])
     for run in runs:
         del run["prompts"]
@@ -108,6 +109,7 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
     }
     if summary is None:
         return entry
+    # Every run judges the base itself: its first evaluation, before the first update.
     base = _evaluation(run, 0)
     final = _evaluation(run, summary["iterations"])
     if base is not None and final is not None:
@@ -128,6 +130,7 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
 
 def _standing_alarms(records: Sequence[Record]) -> list[str]:
     """Return the names of the alarms that the latest evaluation raised."""
+    # An alarm counts if the last evaluation raised it; earlier ones may have passed.
     latest = max((int(record["iteration"] or 0) for record in records if record["kind"] == "eval"), default=0)
     names = []
     for record in records:
@@ -169,6 +172,7 @@ def _short(value: Any) -> Any:
 
 
 def _evaluation(run: PlannedRun, iteration: int) -> HeldOutScores | None:
+    # Six digits, as the run writes its evaluations.
     file = run.folder.path / f"evaluations/iteration_{iteration:06d}.json"
     return read_scores(file) if file.is_file() else None
 
@@ -187,6 +191,7 @@ def _subject_means(values: Sequence[float], subjects: Sequence[str]) -> list[flo
     by_subject: dict[str, list[float]] = {}
     for value, subject in zip(values, subjects, strict=True):
         by_subject.setdefault(subject, []).append(value)
+    # sample -> subject: the column of every table from here on
     return [_short(_mean(by_subject[subject])) for subject in sorted(by_subject)]
 
 

@@ -51,8 +51,10 @@ def run_comparison(
     """
     joined = read_joined(plan.folder, also)
     joined.check(plan)
+    # `plan` is what this call trains; `whole` also what the folder held before.
     plan = replace(plan, elsewhere=joined.done)
     whole = replace(adopt(plan), elsewhere=joined.done)
+    # The copies let a later call, and the page, do without the files of --also.
     joined.keep(plan.folder)
     write_arms(plan.folder, union_of_arms(whole.arms, joined.arms))
     if train:
@@ -62,6 +64,7 @@ def run_comparison(
             _examine(plan, environments[0])
         with StopFlag() as stop:
             try:
+                # The page is written again after every run: it is worth reading before the last one ends.
                 Runner(plan, environments, on_message=_print, on_finished=lambda: write(whole)).run(stop)
             except Interrupted as signal:
                 _print("interrupted; call the same command to go on")

@@ -136,6 +136,7 @@ class Runner:
             if claim is None:
                 continue
             self.pending.remove(run)
+            # Looked at again under the lock, which nobody else can hold now.
             if run.summary() is not None:  # another comparison has finished it since we looked
                 claim.release()
                 self.on_finished()
@@ -170,6 +171,7 @@ class Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environments[slot]},
+                # The child holds the lock too: it stays taken if this process is killed.
                 pass_fds=[claim.descriptor],
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the runs
             )
@@ -179,6 +181,7 @@ class Runner:
         """Return the command that begins or continues a run."""
         path = run.folder.path
         store = CheckpointStore(path / "checkpoints", run.config.checkpoint.keep)
+        # A folder without a checkpoint has nothing to go on from.
         if is_run_folder(path) and store.latest() is not None:
             return ["resume", str(path)]
         recipe = self.plan.folder / "recipes" / f"{run.name}.yaml"
@@ -204,6 +207,7 @@ class Runner:
     def _left(self) -> str:
         """Return how many runs are left and for how long, by the mean time of those done."""
         count = len(self.pending) + len(self.active)
+        # Slots work side by side.
         seconds = sum(self.seconds) / len(self.seconds) * count / len(self.environments)
         return f"{count} left, about {seconds / 60:.0f} min"
 

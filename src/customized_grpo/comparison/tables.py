@@ -43,6 +43,7 @@ class ArmScores:
 
     def of_seeds(self, metric: str, seeds: Sequence[int]) -> Floats:
         """Return the scores after training [S, C] of the given seeds, in their order."""
+        # seed -> row of this arm's table, which may hold other seeds
         rows = [self.seeds.index(seed) for seed in seeds]
         return self.after[metric][rows]
 
@@ -87,6 +88,7 @@ class Tables:
             if arm not in self.arms or metric not in self.arms[arm].after:
                 return None
             scores.append(self.arms[arm])
+        # Only seeds that every arm has: a difference is between runs of the same noise.
         shared = set.intersection(*(set(one.seeds) for one in scores))
         seeds = [seed for seed in scores[0].seeds if seed in shared]
         if not seeds:

@@ -94,6 +94,7 @@ def _cure(entry: Mapping[str, Any]) -> str:
             f"was run with one seed: margin {_interval(margin)}, which is about new subjects, not new runs."
         )
     bounds = f"(margin {_interval(margin)})"
+    # The whole interval inside, then one that touches the front, then the clear case.
     if margin["high"] < 0:
         return f"lies inside the front of naive GRPO {bounds}: the base or a constant weight is better."
     if not entry["outside_front"]["outside"]:

@@ -163,6 +163,7 @@ def _copying(record: MonitorRecord) -> dict[str, str]:
 
 def _hacking(record: MonitorRecord) -> dict[str, str]:
     messages = {}
+    # A kind that no judge scores has nothing that its reward could be compared with.
     for kind in sorted(record.proxy_change.keys() & record.held_out_change.keys()):
         proxy = record.proxy_change[kind]
         held_out = record.held_out_change[kind]
@@ -218,6 +219,7 @@ def _collapse(record: MonitorRecord) -> dict[str, str]:
 def _overfitting(record: MonitorRecord, first: MonitorRecord) -> dict[str, str]:
     messages = {}
     for kind in sorted(record.train_gap.keys() & first.train_gap.keys()):
+        # Against the first evaluation: training and held-out rows may differ from the start.
         rise = record.train_gap[kind] - first.train_gap[kind]
         if rise > TRAIN_GAP_RISE_LIMIT:
             messages[f"train_gap/{kind}"] = (

@@ -109,6 +109,7 @@ def _scaled_gaps(
     for name, gap in train_gaps(now, train_reward).items():
         kind = name.removeprefix("gap/")
         values = torch.tensor(base.columns[f"reward/{kind}"])
+        # An image without a score has no part in the spread.
         values = values[~values.isnan()]
         spread = float(values.std()) if len(values) > 1 else 0.0
         if spread > 0 and not math.isnan(gap):  # one image or a constant reward has no spread

@@ -181,6 +181,7 @@ def measure_decisions(
         scores.add_branches(place, samples, columns)
         if time.monotonic() - said > QUIET_S:
             said = time.monotonic()
+            # `place` counts whole points; `samples.stop` the finished continuations of this one.
             share = (place + samples.stop / len(example_of_branch)) / len(plan.points)
             report(f"decision curves: {share:.0%} of the continuations are drawn")
     return summarise(scores.variances(), plan, sampler.sigmas, prompt_weights)
@@ -336,6 +337,7 @@ def _open_when_closed(decisions: Decisions, source: str) -> str:
     # there is always one: after the last step nothing is open
     step = next(step for step, share in enumerate(prompt) if share <= CLOSED)
     identity = decisions.curves[f"{source}/identity"].share[step]
+    # A curve has a value before the first step and one after each.
     n_steps = len(prompt) - 1
     return (
         f"after {step} of {n_steps} steps {prompt[step]:.0%} of the prompt's variance is open, "

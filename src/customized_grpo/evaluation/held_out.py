@@ -70,6 +70,7 @@ class HeldOutEvaluation:
         self.scorer = scorer
         self.judges = judges
         self.examples = examples
+        # A number counts all held-out prompts, a place this process's own.
         self.own_numbers = padded_block(len(examples), engine.rank, engine.world_size)
         self.own_examples = [examples[number] for number in self.own_numbers]
 
@@ -101,6 +102,7 @@ class HeldOutEvaluation:
                 samples_per_prompt=samples_per_prompt,
                 seed=self.settings.seed,
                 batch_size=self.settings.batch_size,
+                # place of a prompt -> its first sample
                 kept=[place * samples_per_prompt for place in shown],
                 before_batch=before_batch,
             )
@@ -191,6 +193,7 @@ def evaluate_policy(
 
 
 def _between(samples: slice, wanted: set[int]) -> list[int]:
+    # Numbers over all samples of this process, not within the batch.
     return [row for row in range(samples.start, samples.stop) if row in wanted]
 
 
@@ -220,7 +223,9 @@ def score_columns(
 
 def _pooled(images: Tensor) -> Tensor:
     """Return images averaged to DIVERSITY_PIXELS and centred, [N, D]."""
+    # A smaller image stays as it is.
     side = min(DIVERSITY_PIXELS, *images.shape[2:])
+    # Centred, because the cosine of two all-positive vectors is near 1 whatever they show.
     return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1) - 0.5
 
 

@@ -82,6 +82,7 @@ class RewardJudges:
                 f"evaluation.judges: {', '.join(segmenting)} cuts out the subject, but targets have no masks",
                 hint="Set segment: none for it.",
             )
+        # The copy score compares features: the first judge with an encoder lends it.
         self._encoder: Encoder | None = similar[0].encoder if similar else None
         self._device = similar[0].device if similar else torch.device("cpu")
         self._cache = FeatureCache(CACHED_PHOTOS)
@@ -110,6 +111,7 @@ class RewardJudges:
         scores = score_all(self.judges, self._batch(images, examples)) if self.judges else None
         columns: dict[str, Tensor] = {}
         for kind in KINDS:
+            # column of `scores` -> its judge
             members = [k for k, judge in enumerate(self.judges) if judge.kind == kind]
             if members and scores is not None:
                 # shares add up to 1 before the sum, so that a single judge's scores are kept bit for bit
@@ -128,6 +130,7 @@ class RewardJudges:
             batch = self.segmenter.with_masks(batch)
         if not self.by_target:
             return batch
+        # Judged by target only if every held-out row has one: none is left out here.
         targets = [[example.target] for example in examples if example.target is not None]
         return replace(batch, references=targets, reference_masks=None)  # targets have no masks
 
@@ -211,6 +214,7 @@ def in_shape(photo: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(photo.shape[1:]) == shape:
         return photo
     height, width = photo.shape[1:]
+    # The largest centred window in the proportions of the image.
     scale = min(height / shape[0], width / shape[1])
     kept_height = max(1, round(shape[0] * scale))
     kept_width = max(1, round(shape[1] * scale))
@@ -227,8 +231,10 @@ def _background(images: Tensor, examples: Sequence[Example]) -> Tensor:
     if not rows:
         return similarity
     shape = (images.shape[2], images.shape[3])
+    # Of several references the monitor looks at the first.
     masks = torch.stack([in_shape(e.masks[0], shape) for e in examples if e.masks is not None])
     references = torch.stack([in_shape(examples[n].references[0], shape) for n in rows])
+    # A drawn image has no mask of its own: the reference's serves for both.
     similarity[rows] = monitors.background_similarity(images[rows], references, masks, masks)
     return similarity
 

@@ -111,6 +111,7 @@ class HeldOutScores:
         """Return the means for one line of metrics.jsonl, with intervals of the two judges."""
         line = {name: self.mean(name) for name in self.columns}
         for name in ("judge/identity", "judge/prompt"):
+            # Against itself: are there enough subjects for an interval?
             if name in self.columns and self.is_measured(name, self):
                 interval = self.interval(name)
                 line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}

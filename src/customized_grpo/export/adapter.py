@@ -71,6 +71,7 @@ def read_adapter(run_dir: Path, *, step: Step = None, average: bool | None = Non
         raise UserError(
             f"{run_dir} keeps no moving average: train.ema_decay is null", hint="Leave out --ema."
         )
+    # By default what the evaluation judged.
     is_average = config.evaluation.use_ema if average is None else average
     checkpoint = run_checkpoint(run_dir, step)
     tensors = checkpoint.tensors["adapter"]
@@ -82,6 +83,7 @@ def read_adapter(run_dir: Path, *, step: Step = None, average: bool | None = Non
         iteration=checkpoint.step,
         is_average=is_average,
         rank=lora.rank,
+        # Without an alpha the scale is 1.
         alpha=float(lora.rank if lora.alpha is None else lora.alpha),
         layers=_layers(tensors),
         state=checkpoint.state,

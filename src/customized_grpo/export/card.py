@@ -130,6 +130,7 @@ def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:
         if licence.name is not None:
             facts |= {"license_name": licence.name, "license_link": licence.link}
     tags = ["diffusers", "image-to-image", "subject-driven-generation", "customized-grpo"]
+    # A merged transformer is no LoRA any more.
     facts["tags"] = tags if name == TRANSFORMER else ["lora", *tags]
     return facts
 
@@ -141,6 +142,7 @@ def _class_of_transformer(adapter: RunAdapter, name: str) -> str | None:
 def _describes(run: RunData, adapter: RunAdapter) -> bool:
     """Return whether the run's results are those of this adapter."""
     judged_by_average = adapter.config.evaluation.use_ema
+    # The results are those of the end of training; another checkpoint's card must not show them.
     return run.summary.get("iterations") == adapter.iteration and adapter.is_average == judged_by_average
 
 
@@ -173,6 +175,7 @@ def _environment() -> Environment:
     """Return the template engine, which escapes for Markdown and refuses unknown names."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
+        # Escapes for HTML would show in Markdown; `finalize` escapes what is filled in.
         autoescape=False,
         finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
         undefined=StrictUndefined,
@@ -196,6 +199,7 @@ def _setting_of_loras(loras: Sequence[FusedLora]) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text in one line that Markdown shows as it is: no markup, no HTML, no table cell of its own."""
+    # The ampersand first: the other two escapes bring new ones.
     line = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line)
 
@@ -205,6 +209,8 @@ def code(text: str) -> str:
     line = one_line(text).replace("|", "\\|")
     # the fence must be a run of backticks that the text has not
     lengths = [len(backticks) for backticks in re.findall("`+", line)]
+    # n runs of backticks cannot use up n + 1 lengths.
     fence = "`" * next(n for n in range(1, len(lengths) + 2) if n not in lengths)
+    # A backtick at the edge would lengthen the fence.
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{space}{line}{space}{fence}"

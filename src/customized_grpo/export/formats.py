@@ -49,6 +49,7 @@ def comfyui_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
     scale = adapter.alpha / adapter.rank
     if not get_family(adapter.config.model.family).other_programs.comfyui_originals:
         return _pairs(adapter.layers, scale)
+    # name of a module here -> name of the matrix in the original checkpoint
     renamed = {place.name: adapter.layers[name] for name, place in places.items()}
     return _pairs(renamed, scale, COMFYUI_PREFIX)
 
@@ -76,6 +77,7 @@ def kohya_tensors(adapter: RunAdapter) -> dict[str, Tensor]:
         key = KOHYA_PREFIX + name.replace(".", "_")
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
+        # The scale alpha / rank must stay, and the joined matrix has a higher rank.
         tensors[f"{key}.alpha"] = torch.tensor(adapter.alpha / adapter.rank * len(down))
     return tensors
 
@@ -103,6 +105,7 @@ def _joined(parts: list[tuple[Place, Layer]]) -> tuple[Tensor, Tensor]:
         return layer.down.contiguous(), layer.up.contiguous()
     width = layer.down.shape[1]
     down = torch.cat([part.down for _, part in parts])
+    # Block-diagonal: a part's columns of `up` reach only the rows that are its own.
     up = torch.zeros(place.rows * width, len(down), dtype=layer.up.dtype)
     column = 0  # first of the columns of `up`, which are the rows of `down`, that belong to a part
     for part_place, part in parts:

@@ -107,6 +107,7 @@ def _fused_layers(model: ModelConfig) -> Iterator[tuple[str, Layer]]:
 
 
 def _sum(parts: list[Layer]) -> Layer:
+    # Stacked factors add their products: [U1 U2] [D1; D2] = U1 D1 + U2 D2.
     return Layer(torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts], dim=1))
 
 
@@ -115,6 +116,7 @@ def _of_plain_base(adapter: RunAdapter, layers: dict[str, Layer]) -> RunAdapter:
     rank = max(len(layer.down) for layer in layers.values())
     filled = {}
     for name, layer in layers.items():
+        # Zeros change nothing, and a file states one rank for all of its layers.
         missing = rank - len(layer.down)
         down = nn.functional.pad(layer.down, (0, 0, 0, missing))
         filled[name] = Layer(down, nn.functional.pad(layer.up, (0, missing)))
@@ -129,9 +131,11 @@ def _truncated(layer: Layer, rank: int) -> tuple[Layer, float]:
 
     With up = Q R and down^T = P S the singular values of up down are those of R S^T, a small matrix.
     """
+    # Both factors by QR first: the SVD is then of rank x rank numbers, not of the whole weight.
     q, r = torch.linalg.qr(layer.up.double())
     p, s = torch.linalg.qr(layer.down.double().T)
     left, values, right = torch.linalg.svd(r @ s.T)
+    # Each factor takes one root of the singular values, so that neither is far larger.
     root = values[:rank].sqrt()
     up = q @ left[:, :rank] * root
     down = root[:, None] * (right[:rank] @ p.T)

@@ -27,6 +27,7 @@ def check_login(repository: str) -> None:
 
         if get_token() is None:
             raise UserError(f"--push {repository}: nobody is logged in here", hint="Log in: hf auth login.")
+        # A token may have expired: only the hub knows.
         HfApi().whoami()
 
 

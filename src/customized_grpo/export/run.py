@@ -92,6 +92,7 @@ def export_run(
     title = run_dir.resolve().name
     file = folder / (FILE_NAME if name == "diffusers" else f"{file_stem(title)}.safetensors")
     card = render_card(run, adapter, name, file.name)
+    # The folder gets its name when everything is in it.
     with new_folder(folder) as draft:
         write_tensors(draft / file.name, tensors, header(adapter, name, tensors, title=title))
         write_page(draft / "README.md", card)
@@ -127,6 +128,7 @@ def in_precision(tensors: Mapping[str, Tensor], precision: Precision) -> dict[st
         UserError: A number is too large for it.
     """
     converted = {key: tensor.to(DTYPES[precision]) for key, tensor in tensors.items()}
+    # fp16 ends at 65,504.
     large = [key for key, tensor in converted.items() if not torch.isfinite(tensor).all()]
     if large:
         raise UserError(f"{large[0]} has numbers that {precision} cannot hold", hint="Use bf16 or fp32.")

@@ -42,6 +42,7 @@ def draw(generator: Generator, rows: Sequence[Example], seed: int, count: int = 
         samples_per_prompt=count,
         batch_size=generator.batch_size,
         seed=seed,
+        # The evaluation's noise: same seed, id and number, same image as there.
         purpose="held-out",
     )
     with explained(generator.model, {"batch_size": generator.batch_size}, training=False):

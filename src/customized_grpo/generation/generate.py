@@ -101,6 +101,7 @@ def generate(
     Raises:
         UserError: An argument is wrong, which is found before weights are read; or a file cannot be written.
     """
+    # Every file is read before a generator is: a wrong one must cost seconds.
     subject = [open_image(path) for path in request.references]
     masks = [open_mask(path) for path in request.masks]
     used = _settings(source, settings, lora)
@@ -116,6 +117,7 @@ def generate(
     note = fitting.note(sizes)
     if note is not None:
         on_note(note)
+    # Also before the weights: a folder that cannot be written is found now.
     _make_folder(out)
     generator = open_generator(source, settings=settings, lora=lora, base=base, step=step, with_start=grid)
     for sentence in _cut_prompts(generator.policy, request.prompts):
@@ -131,6 +133,7 @@ def generate(
     # without an adapter there is nothing to compare with
     has_adapter = not base and (lora is not None or "checkpoint" in facts)
     if has_adapter:
+        # What training began with, and not the plain base where the recipe has a start LoRA.
         with torch.no_grad(), generator.policy.start():
             plain = [to_pil(image) for image in draw(generator, rows, request.seed, request.count)]
         files += writer.write(plain, is_base=True)
@@ -160,6 +163,7 @@ def _references(
     Raises:
         UserError: What a mask marks is cut away when its reference gets its size.
     """
+    # How many there are may decide how large each can be.
     images = [to_tensor(fitting.apply(image, len(subject))) for image in subject]
     for number, mask in enumerate(masks):
         cut = fitting.apply(mask, len(subject))
@@ -254,12 +258,14 @@ class _Writer:
                 with creating(file) as draft:
                     image.save(draft, format="PNG", pnginfo=info)
             except FileExistsError:
+                # Another process has taken the number since the folder was listed.
                 number += 1
                 continue
             self.numbers.append(number)
             return file
 
     def _next_number(self) -> int:
+        # An empty folder begins at 0.
         numbers = [-1, *self.numbers]
         for path in self.out.iterdir():
             # a number is used up by any file that begins with it: image, JSON, base or grid
@@ -283,6 +289,7 @@ class _Writer:
             images = list(references)
             for _, of_column in columns:
                 images += of_column[row * count : (row + 1) * count]  # a column has `count` images per prompt
+            # The first image of this prompt; its JSON file has the prompt in full.
             elsewhere = self._file(self.numbers[row * count], ".json").name
             rows.append(GridRow(prompt, images, elsewhere))
         path = self._file(self.numbers[0], "-grid.png")

@@ -62,6 +62,7 @@ def compose_grid(labels: Sequence[str], rows: Sequence[GridRow]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     lefts = [MARGIN + sum(widths[:column]) + GAP * column for column in range(len(widths))]
     for column, label in enumerate(labels):
+        # Neighbours with one label have it once.
         if column == 0 or label != labels[column - 1]:
             pen.text((lefts[column], MARGIN), label, FAINT, header)
     for row, prompt, size_of_row in zip(cells, prompts, heights, strict=True):
@@ -101,6 +102,7 @@ def _fit(image: Image.Image) -> Image.Image:
         scale = LARGEST / longer
         size = (round(image.width * scale), round(image.height * scale))
         return image.resize(size, Image.Resampling.LANCZOS)
+    # Rounded up, to SMALLEST pixels at least.
     times = -(-SMALLEST // longer)
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 

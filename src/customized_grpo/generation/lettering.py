@@ -43,6 +43,7 @@ def lettered(text: str, size: int, elsewhere: str) -> tuple[str, Font]:
     lines = " ".join(text.split())
     missing = _missing(default, lines)
     best: Font = default
+    # Fonts are looked for only when the built-in one lacks a character.
     for file in _font_files() if missing else ():
         try:
             font = ImageFont.truetype(file, size)
@@ -68,6 +69,7 @@ def _missing(font: Font, text: str) -> set[str]:
         cannot_join = _needs_shaping(character) and not features.check("raqm")
         if cannot_join or not character.isprintable():
             missing.add(character)
+        # A combining mark is drawn on its letter and has no shape of its own to compare.
         elif not unicodedata.combining(character):
             mask = font.getmask(character)
             if mask.size == box.size and bytes(mask) == empty:
@@ -91,6 +93,7 @@ def _font_files() -> tuple[Path, ...]:
                 found.setdefault(file.name, file)
     preferred = [found[name] for name in PREFERRED if name in found]
     others = [file for name, file in found.items() if name not in PREFERRED]
+    # Plain before bold, italic and monospaced, then by name: a machine always takes the same font.
     others.sort(key=lambda file: (any(word in file.name for word in ("Bold", "Italic", "Mono")), file.name))
     return (*preferred, *others)[:MAX_TRIED]
 

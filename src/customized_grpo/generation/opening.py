@@ -102,6 +102,7 @@ def open_generator(
         model = _with_adapter(checked.model, rank=1, alpha=None)
         policy = _load(model, seed=0)
         return Generator(policy, model, checked.steps, checked.batch_size, fitting_of(checked), source)
+    # The file may name layers as other programs do; the family knows where those are.
     place = get_family(checked.model.family).other_programs.place
     file = read_lora_file(lora, empty_transformer(checked.model), place)
     model = _with_adapter(checked.model, rank=file.rank, alpha=file.alpha, target=file.target)
@@ -149,6 +150,7 @@ def source_settings(
     folder = Path(source)
     if is_run_folder(folder):
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
+    # A name that is no folder here is taken for one of the hub.
     if source not in EMBEDDED and folder.is_dir() and not index_of(folder).is_file():
         raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
     origin = Provenance.from_header(header, "the adapter")
@@ -253,6 +255,7 @@ def _open_run(
     fitting = fitting_of(checked)
     if checkpoint is None:  # a fresh adapter changes nothing, bit for bit
         return Generator(policy, model, checked.steps, checked.batch_size, fitting, f"{name} (base)")
+    # The weights that the evaluation judged, which may be the moving average.
     load_checkpoint(policy, checkpoint, average=config.evaluation.use_ema)
     warn_of_other_base(checkpoint, model)
     return Generator(policy, model, checked.steps, checked.batch_size, fitting, name, checkpoint.step)

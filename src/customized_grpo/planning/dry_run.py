@@ -53,6 +53,7 @@ class DryRun:
         self.model = model
         self.policy_class = get_family(model.family).policy_class()
         self.dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+        # Classifier-free guidance asks the transformer twice for one velocity.
         self.calls = self.policy_class.calls_per_velocity(architecture, model.guidance)
         self.vae = architecture.vae.build()
         self.references = tuple(references)
@@ -99,6 +100,7 @@ class DryRun:
         texts = self.policy_class.texts_per_sample(self.architecture, self.model.guidance)
         width: int = texts * self.model.max_text_tokens * self.policy_class.text_channels(self.config)
         width += self.config.get("pooled_projection_dim", 0)
+        # Text in the model's precision, references as fp32 latents of 4 bytes a number.
         return width * self.dtype.itemsize + self.n_references * self.token_channels * 4
 
     def call_shape(self, batch: int) -> CallShape:
@@ -165,6 +167,7 @@ class DryRun:
 
     def _both(self, measure: Callable[[_Stub], T]) -> tuple[list[T], list[T]]:
         """Return a measure of each stack alone, with two of its blocks and with three."""
+        # The difference of the two is the cost of one block.
         return (
             [measure(self._stub(stack, 2)) for stack in self._stacks],
             [measure(self._stub(stack, 3)) for stack in self._stacks],
@@ -250,6 +253,7 @@ class _Stub:
         with self.run.mode, RealLayout(), torch.no_grad():
             inputs = self._inputs(batch)
             return replay.peak_bytes(
+                # A list, because with guidance both results are alive at once.
                 lambda: [self._velocity(inputs) for _ in range(self.run.calls)],
                 [*replay.known_tensors(self.module), *_tensors(inputs)],
             )
@@ -276,6 +280,7 @@ class _Stub:
                 velocities = [self._velocity(inputs) for _ in range(self.run.calls)]
                 if kl:
                     with torch.no_grad(), lora.adapter_off(self.module):
+                        # While the graph of the trained velocity is held.
                         for _ in range(self.run.calls):
                             self._velocity(inputs)
                 torch.stack([v.square().mean() for v in velocities]).sum().backward()  # type: ignore[no-untyped-call]
@@ -289,6 +294,7 @@ class _Stub:
         """Call the transformer once, as the family's `velocity` does."""
         with replay.bf16_products(self.run.model.precision == "bf16"):
             v: Tensor = self.module(**inputs, return_dict=False)[0]
+        # The references' tokens follow those of the image, and have no velocity.
         return v[:, : self.run.n_image].float()
 
 
@@ -307,6 +313,7 @@ def _extended(two: Sequence[int], three: Sequence[int], depths: Sequence[int], l
     """
     per_block = [longer - shorter for shorter, longer in zip(two, three, strict=True)]
     around = two[0] - 2 * per_block[0]  # embeddings and the last layer, which every measure has
+    # The stub of the first stack also has the fewest possible blocks of the others.
     around -= sum(n * blocks for n, blocks in zip(least[1:], per_block[1:], strict=True))
     return around + sum(depth * n for depth, n in zip(depths, per_block, strict=True))
 
@@ -327,6 +334,7 @@ def _deepen(two: Sequence[int], three: Sequence[int], depths: Sequence[int]) -> 
     peaks = []
     before = 0  # bytes that the stacks before this one keep for the backward pass
     for peak, more, depth in zip(two, per_block, depths, strict=True):
+        # `peak` has two of the blocks in it.
         peaks.append(before + peak + (depth - 2) * more)
         before += depth * more
     return max(peaks)

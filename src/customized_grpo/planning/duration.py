@@ -115,6 +115,7 @@ def predict_duration(card: Card, *, operations: float, moved: float, unpacked: f
         moved: Bytes that are read and written between them.
         unpacked: Bytes that dequantisation reads and writes.
     """
+    # Makers count GB by 10^9 bytes, memory here by 2^30.
     bytes_per_second = BANDWIDTH_REACHED * card.bandwidth * 1e9
     return Duration(
         products=operations / (PRODUCTS_REACHED * card.tflops * 1e12),
@@ -137,6 +138,7 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
     model = config.model
     if model.quantisation is None:
         return 0
+    # Unpacked forward and backward; once more for recomputing, and for the base's velocity of the KL term.
     per_micro_batch = 2 + model.gradient_checkpointing + (config.train.kl_weight > 0)
     further = batches.further_prompts * math.ceil(config.train.group_size / config.rollout.batch_size)
     rollout = (batches.rollout_batches + further) * config.rollout.steps

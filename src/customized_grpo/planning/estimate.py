@@ -124,6 +124,7 @@ class Estimate:
     @property
     def passes_per_process(self) -> int:
         """Return the passes of one process in an iteration, at worst if dynamic sampling may draw more."""
+        # `passes` are those of one prompt with its whole group.
         further = self.passes.rollout * self.batches.further_prompts
         return self.passes.iteration * self.batches.prompts_per_process + further
 
@@ -188,6 +189,7 @@ class Planner:
         sizes = seen_sizes(config, config.model, references)
         self.dry_run = dry_run or DryRun(read_architecture(config.model), config.model, sizes)
         self.evaluation_run = self.dry_run
+        # The evaluation may draw at another size or guidance.
         if config.evaluation_model != config.model:
             sizes = seen_sizes(config, config.evaluation_model, references)
             self.evaluation_run = DryRun(self.dry_run.architecture, config.evaluation_model, sizes)
@@ -205,6 +207,7 @@ class Planner:
         run = self.dry_run
         step_plan = plan_iteration(config, 0)
         is_grpo = config.train.algorithm == "grpo"
+        # NFT and AWM train at noise levels, which are no steps of the rollout.
         n_trained = len(step_plan.trained) if is_grpo else config.train.forward.levels
         batches = work.batches(config, n_trained, self.processes)
         memory = predict(config, run, self.evaluation_run, batches, n_trained)
@@ -247,10 +250,12 @@ class Planner:
         whole, rest = divmod(batches.samples_per_process, config.rollout.batch_size)
         checkpointing = config.model.gradient_checkpointing
         n_bytes = 0
+        # Whole batches, and the smaller last one.
         for size, count in ((config.rollout.batch_size, whole), (rest, 1)):
             if size and count:
                 n_bytes += count * self.dry_run.graph_bytes(size, checkpointing=checkpointing)
         saved = self.dry_run.calls * config.train.group_size * n_trained
+        # A graph for each trained step of each batch.
         return GraphReuse(None, n_trained * n_bytes, saved)
 
     def find_fit(self, device_gib: float) -> Advice:
@@ -275,6 +280,7 @@ class Planner:
             memory = self.estimate(overrides).memory
         if not fits(memory):
             return Advice(overrides, memory, fits=False)
+        # A later, stronger setting may have made an earlier one needless.
         for override in overrides:
             # these two go together: a first ratio of 1 wants the same in both phases
             if override.startswith(("rollout.batch_size", "train.micro_batch_size")):

@@ -52,5 +52,6 @@ def predict_host(config: Config, run: DryRun, parts: Mapping[str, int]) -> HostM
     waiting = parts["autoencoder"] if model.offload_vae else 0
     if model.text_encoders == "offload":
         waiting += encoders + parts["base"]  # each has a place there for while the other is on the device
+    # Weights are read on the host in the precision of the products; only the device quantises them.
     loading = unquantised + encoders + parts["autoencoder"]
     return HostMemory(loading=loading + PROGRAM_BYTES, training=waiting + PROGRAM_BYTES)

@@ -90,6 +90,7 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
     model = config.model
     train = config.train
     rollout = config.rollout
+    # A process may have fewer samples than a batch takes.
     update_batch = min(train.micro_batch_size, batches.samples_per_process)
     rollout_batch = min(rollout.batch_size, batches.samples_per_process)
     evaluation_batch = config.evaluation.batch_size
@@ -182,6 +183,7 @@ def base_bytes(run: DryRun, quantisation: Quantisation) -> int:
 
 def nf4_bytes(n_weights: int) -> int:
     """Return the bytes of weights in nf4: half a byte each, and scales whose own scales are fp32."""
+    # Rounded up: a last, shorter block has a scale as well.
     scales = -(-n_weights // NF4_BLOCK)
     return -(-n_weights // 2) + scales + FP32 * -(-scales // NF4_OUTER_BLOCK)
 
@@ -193,6 +195,7 @@ def dequantised_bytes(run: DryRun, quantisation: Quantisation) -> int:
     """
     if quantisation is None:
         return 0
+    # nf4 is unpacked into the type of the product at once, the others by way of fp32.
     per_weight = run.dtype.itemsize if quantisation == "nf4" else FP32 + run.dtype.itemsize
     return per_weight * max(rows * columns for rows, columns in run.block_linears)
 

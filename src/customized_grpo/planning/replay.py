@@ -36,12 +36,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
         for tensor in known:
+            # Counted as 0 bytes: seen, and so never counted later.
             self._watch(tensor, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
+                # The storage, because views share one.
                 self._watch(tensor, tensor.untyped_storage().nbytes())
         return out
 
@@ -54,6 +56,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def freed(_: Any) -> None:
             self.now -= n_bytes
+            # A new storage may get the id of a freed one.
             del self._seen[key]
 
         self._seen[key] = weakref.ref(storage, freed)
@@ -134,6 +137,7 @@ def flops(call: Callable[[], Any]) -> int:
         count: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
         return count
 
+    # What attention is on a CPU; the counter of torch knows only those of GPUs.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
         call()
@@ -160,6 +164,7 @@ class MovedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         is_view = func.is_view or name in self.UNMARKED_VIEWS
+        # Views move nothing, and products are counted by their operations.
         if is_view or any(product in name for product in self.PRODUCTS):
             return out
         for tensor in tree_iter((args, kwargs, out)):

@@ -119,6 +119,7 @@ def passes(
     other_models = (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
     per_trained_step = 1 + backward + other_models
     return Passes(
+        # The shared steps are drawn once for the whole group.
         rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=round(

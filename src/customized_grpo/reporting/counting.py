@@ -37,6 +37,7 @@ class Counting:
 
     def add(self, count: int) -> None:
         """Count so many more."""
+        # Before and after: a batch may pass several tenths, and says one line all the same.
         tenths = self._done * 10 // self._total
         self._done += count
         if self._console.is_terminal:

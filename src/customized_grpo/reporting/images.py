@@ -53,6 +53,7 @@ def start_samples(folder: Path, rows: Sequence[SampleRow]) -> None:
     for number, row in enumerate(rows):
         names = []
         for place, image in enumerate(row.references):
+            # The first has no number, because most rows have one reference only.
             ending = f"_{place}" if place else ""
             names.append(save_image(folder / f"reference_{number:02d}{ending}.png", image).name)
         target = None

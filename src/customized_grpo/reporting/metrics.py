@@ -40,8 +40,10 @@ class MetricsWriter:
         self.path = path
         self._trackers = trackers
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A torn last line goes away now: a record appended to it would be lost with it.
         if path.exists():
             _rewrite(path, read_metrics(path))
+        # Appended, so that a second writer cannot overwrite lines.
         self._file: BinaryIO = os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab")
 
     @classmethod
@@ -65,6 +67,7 @@ class MetricsWriter:
         Raises:
             UserError: A line other than the last is not a JSON object.
         """
+        # A resumed run does these iterations again and writes their records again.
         if upto_iteration is not None and path.exists():
             records = read_metrics(path)
             kept = [record for record in records if iteration_of(record) <= upto_iteration]
@@ -137,6 +140,7 @@ def read_metrics(path: Path) -> list[Record]:
     if lines[-1] == b"":
         lines.pop()
     parsed = [parse_line(line) for line in lines]
+    # Torn lines at the end are a crash's; the same in the middle is damage.
     while parsed and parsed[-1] is None:
         parsed.pop()
     records: list[Record] = []
@@ -168,6 +172,7 @@ def parse_line(line: bytes) -> Record | None:
 def problem_of(record: Record) -> str | None:
     """Return why `MetricsWriter` cannot have written this; None if it can."""
     iteration = record.get("iteration")
+    # True is an int in Python.
     if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
         return f"iteration must be a whole number, not {iteration!r}"
     for key, value in record.items():
@@ -198,6 +203,7 @@ def _line(record: Mapping[str, Scalar]) -> bytes:
 def _rewrite(path: Path, records: list[Record]) -> None:
     """Replace the file in one step, so that a kill here loses neither the old lines nor the new file."""
     content = b"".join(_line(record) for record in records)
+    # Most files are whole: they are left alone, and so is their time of writing.
     if content == path.read_bytes():
         return
     write_bytes(path, content, durable=True)

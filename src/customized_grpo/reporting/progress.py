@@ -113,6 +113,7 @@ class Progress:
         """Return (seconds an iteration, rollouts a second) over the window; None until known."""
         t0, done0, rollouts0 = self._pace[0]
         t1, done1, rollouts1 = self._pace[-1]
+        # Before the first iteration has ended there is no pace.
         if done1 <= done0 or t1 <= t0:
             return None, None
         if rollouts0 is None and rollouts1 is not None:
@@ -146,6 +147,7 @@ class Progress:
             if key not in self._last_eval:
                 continue
             text = f"{label} {number(self._last_eval.get(key))}"
+            # The first evaluation is the base itself.
             if self._last_eval is not self._first_eval:
                 text += f" (base {number(self._first_eval.get(key))})"
             parts.append(text)

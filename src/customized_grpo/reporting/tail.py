@@ -52,6 +52,7 @@ class MetricsTail:
             self._forget()
             return Change(restarted)
         with self.path.open("rb") as file:
+            # Of the open file: the path may lead to another one by now.
             inode = os.fstat(file.fileno()).st_ino
             restarted = self._offset > 0 and not self._goes_on(file, inode)
             if restarted:
@@ -59,6 +60,7 @@ class MetricsTail:
             self._inode = inode
             file.seek(self._offset)
             content = file.read()
+        # What follows the last line feed is still being written.
         return Change(restarted, self._take(content[: content.rfind(b"\n") + 1]))
 
     def _take(self, content: bytes) -> list[Record]:
@@ -73,6 +75,7 @@ class MetricsTail:
             if record is None or problem is not None:
                 raise UserError(f"{self.path}, line {number}: {problem}", hint=DAMAGED)
             records.append(record)
+        # Torn lines are not passed: a resume may take them away or complete the file behind them.
         taken = b"".join(line + b"\n" for line in lines[: len(records)])
         self._before = (self._before + taken)[-REMEMBERED:]
         self._offset += len(taken)

@@ -143,6 +143,7 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
+        # Before any tracker is started, because one that runs would have to be ended.
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
             raise ValueError(f"unknown trackers {unknown}; there are {', '.join(TRACKERS)}")
@@ -171,6 +172,7 @@ class Trackers:
         metrics = {
             f"{prefix}/{key}": float(value)
             for key, value in record.items()
+            # float)|null is "not measured", which a tracker has no number for.
             if isinstance(value, int | float) and key != "iteration"
         }
         self._each(lambda tracker: tracker.log(metrics, int(record["iteration"])))
@@ -191,6 +193,7 @@ class Trackers:
         self._active.clear()
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
+        # A copy, as one that fails is taken out.
         for name, tracker in list(self._active.items()):
             try:
                 call(tracker)

@@ -96,6 +96,7 @@ class VoteFile:
         """
         if path.exists():
             old, votes = read_votes(path)
+            # A new ballot has a new random key, which is no difference.
             if old.model_copy(update={"key": ballot.key}) != ballot:
                 raise UserError(
                     f"{path} has votes on other images: {old.a} against {old.b}",
@@ -123,6 +124,7 @@ class VoteFile:
 
 def latest(votes: Sequence[Vote]) -> list[Vote]:
     """Return each voter's latest vote on every question of every item."""
+    # A later vote takes the place of an earlier one under the same key.
     found = {(vote.voter, vote.item, vote.question): vote for vote in votes}
     return list(found.values())
 
@@ -137,11 +139,13 @@ def read_votes(path: Path) -> tuple[Ballot, list[Vote]]:
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed tells a full file from one that is too large.
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, the limit of a file of votes")
+    # What follows the last line feed was torn by a crash.
     lines = content.split(b"\n")[:-1]
     if not lines:
         raise UserError(f"{path} is no file of votes: it has no first line")

@@ -59,6 +59,7 @@ def count_batches(examples: Sequence[Example], group_size: int, size: int) -> in
     """Return the number of batches of at most `size` samples that a group of each example makes."""
     buckets = [example.bucket for example in examples]
     all_samples = slice(0, len(examples) * group_size)
+    # Not a division: a batch also ends where the bucket changes.
     return sum(1 for _ in sample_batches(buckets, group_size, all_samples, size))
 
 
@@ -73,6 +74,7 @@ def sample_conditioning(
         samples: A range of the N samples, all of one bucket.
     """
     first_prompt = samples.start // group_size
+    # The range ends before `stop`, which may be the first sample of the next prompt.
     last_prompt = (samples.stop - 1) // group_size
     parts = []
     for prompt in range(first_prompt, last_prompt + 1):

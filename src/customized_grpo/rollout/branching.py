@@ -65,6 +65,7 @@ class BranchPlan:
     @property
     def images_per_prompt(self) -> int:
         """Return how many images are made of a prompt."""
+        # One image of the trunk serves every point; the other continuations have their own.
         return 1 + len(self.points) * (self.continuations - 1)
 
     @property
@@ -128,6 +129,7 @@ def draw_trunks(
             if step in states:
                 # [B, L, C] -> B tensors: a later batch of branches mixes trunks of several batches
                 states[step] += move.x.unbind()
+        # After the last step `move` holds the finished samples.
         latents += move.x_next.unbind()
     return Trunks(conditionings, states, latents)
 
@@ -154,6 +156,7 @@ def draw_branches(
         continuations there, those of a prompt in a row; and their images [B, 3, H, W] in [0, 1].
     """
     buckets = [example.bucket for example in examples]
+    # The branches of a prompt take the place of its group: sample n is branch n % (K - 1) of its prompt.
     n_branches = plan.continuations - 1
     everyone = slice(0, len(examples) * n_branches)
     for place, point in enumerate(plan.points):

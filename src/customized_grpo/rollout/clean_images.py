@@ -92,9 +92,13 @@ class CleanSamples:
         """
         generators = []
         for sample in range(samples.start, samples.stop):
+            # sample of the N -> its prompt, and its place in the group
             prompt, place = divmod(sample, self.group_size)
+            # A prompt that was drawn twice has two groups: the noise goes by the number among all its
+            # samples.
             number = self.first_numbers[prompt] + place
             generators.append(self.noise_key.generator(f"level {level}", self.prompt_ids[prompt], number))
+        # A batch is of one bucket, so the first prompt's size is everyone's.
         conditioning = self.conditionings[samples.start // self.group_size]
         return policy.noise(generators, conditioning.height, conditioning.width)
 
@@ -157,6 +161,7 @@ def collect_clean(
         clean=torch.cat(clean),
         images=torch.cat(images),
         prompt_ids=[example.id for example in examples],
+        # The second group of a prompt goes on counting where the first one ended.
         first_numbers=[repeat * group_size for repeat in repeats],
         noise_key=noise_key,
     )

@@ -103,6 +103,7 @@ def collect(
     for samples, noise in batches_with_noise(examples, config, group_size, noise_key, repeats):
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
+        # row of the batch -> prompt, by which `start` is indexed
         prompts = [sample // group_size for sample in range(samples.start, samples.stop)]
         states = _begin(policy, conditioning, noise, prompts, start)
         moves, batch_images = _draw(
@@ -110,6 +111,7 @@ def collect(
         )
         parts.append(_TrainedSteps.of(moves, keep_means=keep_means))
         if keeps_graphs:
+            # `moves` has the trained steps only; the key has the true step, by which the update asks.
             for step, move in zip(plan.trained, moves, strict=True):
                 graphs[step, samples.start, samples.stop] = (move.mean, move.std)
         images.append(batch_images)
@@ -220,6 +222,7 @@ def _begin(
     if start is None or len(prompts) < MIN_ROWS:
         return _States(0, policy.noise(noise.initial, *size))
     mean, std = start.of_samples(prompts)
+    # The first draw of each generator, as it would be without a shared start.
     return _States(start.next_step, mean if std is None else mean + std * policy.noise(noise.steps, *size))
 
 
@@ -238,7 +241,9 @@ def _draw(
     graphed = plan.trained if keeps_graphs else ()
     first = states.next_step
     moves = denoise(policy, sampler, conditioning, states.x, noise.steps, plan.noisy, first, graphed)
+    # `moves` begins at `first`: counted from there, `step` is the true step.
     for step, move in enumerate(moves, first):
         if step in plan.trained:
             trained.append(move)
+    # The last move, trained or not, ends in the finished sample.
     return trained, policy.decode(move.x_next, conditioning.height, conditioning.width)

@@ -48,6 +48,7 @@ def denoise(
     for step in range(first_step, sampler.n_steps):
         with torch.set_grad_enabled(step in graphed):
             mean, std = sampler.transition(policy, x, step, conditioning, noisy=step in noisy)
+        # The state takes no graph along: each step is trained by itself, not through those after it.
         x_next = mean.detach()
         if step in noisy:
             # A generator for each sample: the noise of a sample does not depend on the batch it is in.

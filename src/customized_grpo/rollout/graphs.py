@@ -43,6 +43,7 @@ def reuse_obstacle(config: Config, samples: int) -> str | None:
     if train.inner_epochs > 1:
         # it holds the rollout against a computation of its own, which the later passes rely on
         return f"train.inner_epochs={train.inner_epochs}: the first pass must show that later ones will agree"
+    # Sizes above the number of samples are the same batch: all of them.
     if min(config.rollout.batch_size, samples) != min(train.micro_batch_size, samples):
         return "rollout.batch_size and train.micro_batch_size batch the samples differently"
     if config.model.shard:

@@ -94,9 +94,11 @@ def sample_examples(
     for samples in sample_batches(buckets, samples_per_prompt, all_samples, batch_size):
         before_batch()
         first_prompt = samples.start // samples_per_prompt
+        # One past the prompt of the last sample.
         end_prompt = (samples.stop - 1) // samples_per_prompt + 1
         if end_prompt > block.stop:
             is_costly = policy.placement.text_encoders_wait  # each turn of theirs moves the whole transformer
+            # The block may end beyond the last example; a slice of a list does not mind.
             block = slice(first_prompt, max(end_prompt, first_prompt + AHEAD) if is_costly else end_prompt)
             encoded = encoder.ahead(examples[block]) if is_costly else encoder(examples[block])
         # counted from the block's first example on

@@ -82,6 +82,7 @@ def plan_iteration(config: Config, iteration: int) -> StepPlan:
     rollout = config.rollout
     if config.train.algorithm == "grpo":
         return plan_steps(rollout, config.train.trained_fraction, iteration, config.run.seed)
+    # Noise in the last step would stay in the image; with eta = 0 every step is the ODE's.
     noisy = range(rollout.steps - 1) if rollout.eta > 0 else range(0)
     return StepPlan(frozenset(noisy), [])
 

@@ -22,6 +22,7 @@ def scoring_batch(images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
         references=[list(example.references) for example in examples],
         # a reward that needs masks needs them for all: some are as good as none
         reference_masks=masks if len(masks) == len(examples) else None,
+        # Nobody has masks of images that were drawn just now; a segmenter adds them later.
         image_masks=None,
         meta=[{"id": example.id, "subject": example.subject, **example.meta} for example in examples],
     )

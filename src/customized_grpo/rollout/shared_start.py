@@ -82,9 +82,11 @@ def draw_shared_start(
     for prompts in sample_batches(buckets, 1, slice(0, len(buckets)), batch_size):
         n_prompts = prompts.stop - prompts.start
         last = prompts.stop - 1
+        # row of the call -> prompt; the last prompt fills the call up to MIN_ROWS
         rows = [*range(prompts.start, prompts.stop), *[last] * (MIN_ROWS - n_prompts)]
         conditioning = Conditioning.cat([conditionings[row] for row in rows])
         x = policy.noise(initial[prompts], conditioning.height, conditioning.width)
+        # The rows that fill up start from the last prompt's noise, and are cut off below.
         x = torch.cat([x, x[-1:].expand(len(rows) - n_prompts, -1, -1)])
         for step in range(n_steps):
             x, std = sampler.transition(policy, x, step, conditioning, noisy=step in plan.noisy)

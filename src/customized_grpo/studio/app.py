@@ -121,7 +121,9 @@ def build_app(studio: Studio) -> FastAPI:
     app.include_router(_run_routes(studio))
     app.include_router(_control_routes(studio))
     app.include_router(_vote_routes(studio))
+    # After the routes: /static/report.css is put together, and no file of that folder.
     app.mount("/static", StaticFiles(directory=STATIC))
+    # The guard is outermost: no route is asked before it has agreed.
     app.add_middleware(Guard, rules=studio.rules, login_page=(STATIC / "login.html").read_text("utf-8"))
 
     @app.exception_handler(UserError)
@@ -153,6 +155,7 @@ def _page_routes(studio: Studio) -> APIRouter:
         if not studio.rules.is_token(given.token):
             return problem(401, "the token is wrong")
         answer = JSONResponse({})
+        # Out of reach of scripts, and never sent along by a link from another site.
         answer.set_cookie(studio.rules.cookie_name, studio.rules.cookie(), httponly=True, samesite="strict")
         return answer
 
@@ -182,6 +185,7 @@ def _list_routes(studio: Studio) -> APIRouter:
             return problem(503, f"{studio.streams} pages are followed already", "Close some of them.")
         if runs is None:
             return _stream(studio, [ListFollower(studio.library)], LIST_POLL_S)
+        # An unknown run is refused here, before the stream has begun to answer.
         return _stream(studio, [RunFollower(studio.run(run)) for run in runs], POLL_S)
 
     @routes.get("/comparisons/{comparison_id}/page")

@@ -85,6 +85,7 @@ class Booth:
         self.b = _run(second)
         self._samples = {"a": _samples(self.a), "b": _samples(self.b)}
         self._rows = _shared_rows(self._samples["a"], self._samples["b"], prompts)
+        # Names are kept in the file of votes and shown with the results only.
         names = _names(self.a, self.b)
         ballot = Ballot(
             a=names[0],
@@ -94,6 +95,7 @@ class Booth:
             key=secrets.token_hex(16),
         )
         self.votes = VoteFile.open(file or default_file(self.a.folder, self.b.folder, names), ballot)
+        # The file's own ballot, whose random key the orders of earlier voters follow from.
         self.ballot = self.votes.ballot
 
     def view(self) -> BoothView:
@@ -109,6 +111,7 @@ class Booth:
         answers: dict[int, dict[str, Literal["left", "right", "tie"]]] = {}
         for vote in self.votes.votes():
             if vote.voter == checked_name(voter):
+                # run -> side, as this voter saw it
                 side: Side = "left" if vote.choice == vote.left else "right"
                 answers.setdefault(vote.item, {})[vote.question] = "tie" if vote.choice == "tie" else side
         views = []
@@ -142,6 +145,7 @@ class Booth:
         item, left = self._at(answer.voter, answer.number)
         if answer.question not in self._questions(item):
             raise UserError("without a reference there is no question of identity")
+        # side -> run: what is stored must not depend on where an image was shown
         sides: dict[str, Literal["a", "b", "tie"]] = {"left": left, "right": OTHER[left], "tie": "tie"}
         self.votes.add(
             Vote(
@@ -179,8 +183,10 @@ class Booth:
         Each run is on the left for half of the items, so that a voter who prefers a side prefers no run.
         """
         name = checked_name(voter)
+        # Nothing is stored: name and key give the same order at every visit.
         chance = random.Random(hashlib.sha256(f"{self.ballot.key} {name}".encode()).digest())
         count = len(self._rows)
+        # Each run is on the left in half of the items, and chance decides in which.
         lefts: list[Literal["a", "b"]] = ["a" if place % 2 else "b" for place in range(count)]
         chance.shuffle(lefts)
         items = list(range(count))
@@ -252,6 +258,7 @@ def _shared_rows(first: Samples, second: Samples, prompts: list[str] | None) -> 
     """Return (row of first, row of second) of every prompt that both draw for the same reference."""
     rows: dict[tuple[Any, Any], int] = {}
     for number, row in enumerate(second.rows):
+        # A prompt that was drawn twice counts once, by its first row.
         rows.setdefault((row.get("prompt"), row.get("subject")), number)
     shared = []
     for number, row in enumerate(first.rows):

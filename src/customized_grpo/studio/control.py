@@ -110,6 +110,7 @@ class Control:
         if not NAME.fullmatch(name):
             raise UserError(f"{name!r} is no name for a run", hint="Take letters, digits and . _ + -")
         _check_settings(settings)
+        # The id of a run stands for its recipe; anything else is a preset or a file.
         run = self._library.run(recipe)
         source = recipe if run is None else str(run.folder / CONFIG)
         if not source:
@@ -117,6 +118,7 @@ class Control:
         folder = self.folder / name
         # as JSON, because a setting is read as YAML
         where = [f"run.dir={json.dumps(str(folder))}", "run.overwrite=false"]
+        # The studio's own settings last, because the last of two wins.
         return self._run("train", folder, [source, *settings, *where])
 
     def resume(self, run: Run, settings: Sequence[str]) -> Job:
@@ -138,6 +140,7 @@ class Control:
         if run.state() != "running" or holder is None:
             raise UserError(f"{run.name} does not train on this machine")
         try:
+            # SIGTERM, at which a trainer saves a checkpoint before it ends.
             os.kill(holder.pid, signal.SIGTERM)
         except ProcessLookupError:  # it has ended since we looked
             return
@@ -159,6 +162,7 @@ class Control:
         job = Job(number, verb, folder, log, process)
         self.jobs.append(job)
         self._note(job, "")
+        # A daemon: the studio may end before its runs do.
         threading.Thread(target=self._wait, args=[job], daemon=True).start()
         return job
 

@@ -78,6 +78,7 @@ class Rules:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(given):
             return True
+        # In constant time, as for the token.
         return hmac.compare_digest(request.cookies.get(self.cookie_name, "").encode(), self.cookie().encode())
 
 
@@ -126,16 +127,20 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         """Return why a request is not answered; None if it is."""
         host = request.headers.get("host", "")
+        # A foreign site may point its own name at this machine (DNS rebinding).
         if self._rules.names is not None and _name(f"//{host}") not in self._rules.names:
             return problem(
                 403, "this name is not the studio's", "Open the address that cgrpo studio has printed."
             )
         if request.method not in ("GET", "HEAD"):
+            # Browsers send it with every change; other programs need not.
             origin = request.headers.get("origin")
             if origin is not None and urlsplit(origin).netloc != host:
                 return problem(403, "the request comes from another page")
+            # A form of another site cannot send JSON without asking first.
             if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                 return problem(415, "the request must be application/json")
+        # The page that asks for the token must load without one.
         if request.url.path.startswith(OPEN_PATHS) or self._rules.is_known(request):
             return None
         if request.url.path == "/":

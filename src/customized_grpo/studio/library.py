@@ -99,9 +99,11 @@ class Run:
                 message = str(record.get("message", ""))
                 self.alarms[str(record.get("alarm", message))] = (iteration, message)
             return
+        # Records add to one another: that of an evaluation lacks what training says.
         if iteration >= iteration_of(self.last or {"iteration": 0}):
             self.last = {**self.last, **record}
         if kind == "eval":
+            # The base, even where a resumed run has written an evaluation twice.
             if not self.first_eval or iteration < iteration_of(self.first_eval):
                 self.first_eval = record
             if not self.last_eval or iteration >= iteration_of(self.last_eval):
@@ -115,6 +117,7 @@ class Run:
         """Return how the run is doing."""
         if self.problem:
             return "damaged"
+        # First: a finished run may still have the file of its lock.
         if _is_finished(self.folder):
             return "ended"
         holder = self.holder()
@@ -197,6 +200,7 @@ class Library:
             for folder, name, comparison in _found(root):
                 if (folder / PLAN).is_file() and not is_run_folder(folder):
                     entry = Comparison(folder_id(folder), folder, name)
+                    # Two folders of the command line may hold the same one.
                     comparisons.setdefault(entry.id, entry)
                     continue
                 run = self._known(folder, name, comparison)
@@ -221,6 +225,7 @@ class Library:
 
 def folder_id(folder: Path) -> str:
     """Return the id of a folder."""
+    # Of the real path, so that a run has one id by whichever way it was found.
     return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:12]
 
 
@@ -234,6 +239,7 @@ def _found(root: Path) -> Iterator[tuple[Path, str, Path | None]]:
         # below a comparison names would all begin with runs/, and those of two could not be told apart
         base = root.parent if (root / PLAN).is_file() or folder == root else root
         name = str(folder.relative_to(base))
+        # Nothing is looked for inside a run.
         if is_run_folder(folder):
             yield folder, name, comparison
             continue

@@ -68,11 +68,13 @@ class RunFollower:
             change = self._tail.read()
         except (UserError, OSError):  # the run's entry says what is wrong
             return []
+        # The first message also says "restarted": the page then forgets what it had drawn.
         restarted = change.restarted or not self._begun
         self._begun = True
         if not change.records and not restarted:
             return []
         messages = []
+        # Once at least, to say that the file has begun anew even if it is empty.
         for start in range(0, max(len(change.records), 1), BATCH):
             part = {
                 "run": self._run.id,

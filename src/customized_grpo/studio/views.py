@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from customized_grpo.config import preset_names
+from customized_grpo.config.flat import flat
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
@@ -167,10 +168,12 @@ def control_view(control: Control | None, library: Library) -> ControlView:
 def run_view(run: Run) -> RunView:
     """Return a run as the list shows it."""
     state = run.state()
+    # The last holder of a lock that is free says nothing about now.
     holder = run.holder() if state in ("running", "elsewhere") else None
     rewards: dict[str, float] = {}
     for key, value in run.last.items():
         name = key.removeprefix("reward/")
+        # reward/KIND alone; deeper names and spreads are other statistics.
         is_mean = name != key and "/" not in name and not name.endswith("_group_std")
         if is_mean and isinstance(value, int | float):
             rewards[name] = value
@@ -248,6 +251,7 @@ def comparison_html(comparison: Comparison) -> str:
         arm = run.get("arm")
         seed = run.get("seed")
         folder = comparison.folder / "runs" / str(arm) / f"seed_{seed}"
+        # Arm and seed come from a file that somebody may have sent.
         if not leads_out(folder, comparison.folder):
             folders[(arm, seed)] = folder
     # newer than those in the results: people vote after the runs
@@ -299,6 +303,7 @@ def image_png(run: Run, row: int, which: str, side: int | None) -> bytes:
         path = samples.reference_path(row)
     elif which == "target":
         path = samples.target_path(row)
+    # Only iterations that the index lists: a number from the address names no file by itself.
     elif which.isdecimal() and len(which) < 10 and int(which) in samples.iterations:
         path = samples.drawn_path(row, int(which))
     else:
@@ -336,15 +341,3 @@ def differences(first: Run, second: Run) -> list[Difference]:
         if before.get(key) != after.get(key) and key != "run.dir":
             found.append(Difference(key=key, first=before.get(key), second=after.get(key)))
     return found
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested recipe by dotted keys; rewards by their names, other lists whole."""
-    if isinstance(config, list) and config and all(isinstance(entry, dict) for entry in config):
-        config = {str(entry.get("name", number)): entry for number, entry in enumerate(config)}
-    if not isinstance(config, dict) or not config:
-        return {prefix.removesuffix("."): config}
-    flattened: dict[str, Any] = {}
-    for key, value in config.items():
-        flattened |= flat(value, f"{prefix}{key}.")
-    return flattened

@@ -12,6 +12,7 @@ and only the main process writes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.drawing import Drawing, Groups
 from customized_grpo.training.evaluator import Evaluator
+from customized_grpo.training.expected import announce
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.log import RunLog
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
@@ -181,7 +183,10 @@ class Trainer:
 
     def fit(self) -> None:
         """Alternate sampling, scoring and updating; evaluate and save on the way."""
+        started = time.monotonic()
         self.evaluator.evaluate_base()
+        first = self.data.train[self.prompt_rows()[0]]
+        announce(self.parts, self.state, first, time.monotonic() - started, self.log.progress.message)
         self.evaluate_if_due()  # resumed: a checkpoint is saved before its iteration is evaluated
         while self.iteration < self.config.train.iterations:
             clock = Clock()

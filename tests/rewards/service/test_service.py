@@ -85,7 +85,6 @@ def test_a_failing_reward_tells_its_client_nothing_of_the_inside(
         ({"image": to_base64(png("L"))}, 422, "not a plain RGB PNG of 8 bits"),
         ({"image": to_base64(png("I;16"))}, 422, "not a plain RGB PNG of 8 bits"),
         ({"image": to_base64(png(size=(64, 64))[:60])}, 422, "the PNG is damaged"),
-        ({"image": to_base64(bomb(20_000, 5_000))}, 413, "more than 1,000,000 pixels in all"),
         ({"image_mask": to_base64(png())}, 422, "samples.0.image_mask: not a plain grey PNG"),
         ({"references": ["../../etc/passwd"]}, 422, "samples.0.references.0"),
         ({"references": ["file:///etc/passwd"]}, 422, "samples.0.references.0"),
@@ -119,7 +118,7 @@ def test_a_bomb_is_refused_without_being_unpacked(service: Any) -> None:
     data = bomb(20_000, 5_000)  # 300 MB of pixels
     assert len(data) < 400_000
     tracemalloc.start()
-    is_problem(ask(service, {"image": to_base64(data)}), 413, "pixels")
+    is_problem(ask(service, {"image": to_base64(data)}), 413, "more than 1,000,000 pixels in all")
     address = f"{service.url}/v1/references/{hashlib.sha256(data).hexdigest()}"
     is_problem(httpx.put(address, content=data), 413, "100,000,000 pixels; the limit is 1,000,000")
     assert tracemalloc.get_traced_memory()[1] < 50e6
