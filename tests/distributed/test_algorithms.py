@@ -31,9 +31,9 @@ FORWARD = ("train.forward.levels=2", "train.forward.old_growth=0.3", "advantage.
 CASES = {
     "nft": (*FORWARD, "train.algorithm=nft", "train.kl_reference=old"),
     "awm": (*FORWARD, "train.algorithm=awm", "advantage.std=global"),
-    "dynamic": ("rewards=[{name: 'own_rewards:sometimes'}]", "train.dynamic_sampling.budget=3"),
+    "dynamic": ("run.seed=3", "rewards=[{name: 'own_rewards:sometimes'}]", "train.dynamic_sampling.budget=3"),
     "nft-dynamic": (
-        *("train.algorithm=nft", "train.forward.old_growth=0.3"),
+        *("run.seed=3", "train.algorithm=nft", "train.forward.old_growth=0.3"),
         *("rewards=[{name: 'own_rewards:sometimes'}]", "train.dynamic_sampling.budget=50"),
     ),
 }
