@@ -93,6 +93,8 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio"),
         ("train.updates_per_iteration=3", "cannot share 4 groups (train.prompts_per_iteration) evenly"),
         ("rollout.sampler=ode", "rollout.sampler: 'ode' draws no noise"),
+        ("rollout.sampler=heun", "rollout.sampler: 'heun' draws no noise and leaves nothing to train"),
+        ("rollout.sampler=dpmpp_2m", "rollout.sampler: 'dpmpp_2m' draws no noise and leaves nothing to"),
         ("rollout.eta=0", "draws no noise and leaves nothing to train"),
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
         ("rollout.sde_window.size=10", "does not fit the 9 steps that can be trained"),

@@ -53,6 +53,19 @@ def test_nft_asks_the_old_policy_at_every_level_and_the_kl_reference_unless_it_i
     assert work.passes(config, 6, 1).update == 12 * 6 * (1 + 3 + models)
 
 
+@pytest.mark.parametrize(("sampler", "calls"), [("ode", 10), ("heun", 19), ("dpmpp_2m", 10)])
+def test_a_step_of_heun_takes_two_velocities_except_the_last(sampler: str, calls: int) -> None:
+    settings = ["train.algorithm=nft", f"rollout.sampler={sampler}", "rollout.eta=0"]
+    settings += ["rollout.shared_noise=false", "model.quantisation=nf4", "rollout.batch_size=12"]
+    config = load_config("flux1-kontext", settings)
+    assert config.rollout.steps == 10
+    assert work.passes(config, 4, 2).rollout == 2 * 12 * calls
+    batches = work.batches(config, 4, 1)
+    update = batches.optimizer_steps * batches.micro_batches_per_step * 3
+    unpacked = dequantised_bytes(config, batches, 1, 1) / UNPACKING_BYTES["nf4"]
+    assert unpacked == batches.rollout_batches * calls + update
+
+
 def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None:
     settings = ["train.prompts_per_iteration=16", "train.updates_per_iteration=2", "rollout.batch_size=10"]
     settings.append("train.micro_batch_size=12")

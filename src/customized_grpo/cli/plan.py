@@ -135,7 +135,8 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
         ],
         [
             "steps",
-            f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, " + _trained(estimate),
+            f"{estimate.steps} denoising steps{_calls(estimate)}, {estimate.noisy_steps} draw noise, "
+            + _trained(estimate),
         ],
         [
             "tokens",
@@ -152,6 +153,11 @@ def _further(batches: Batches) -> str:
         f"; at worst {batches.further_prompts} further prompts of dynamic sampling in one process, which "
         "time and memory below include"
     )
+
+
+def _calls(estimate: Estimate) -> str:
+    calls = estimate.rollout_calls
+    return "" if calls == estimate.steps else f" of {calls} velocities"
 
 
 def _trained(estimate: Estimate) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.errors import UserError
+from customized_grpo.planning.work import rollout_calls
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -141,6 +142,6 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
     # Unpacked forward and backward; once more for recomputing, and for the base's velocity of the KL term.
     per_micro_batch = 2 + model.gradient_checkpointing + (config.train.kl_weight > 0)
     further = batches.further_prompts * math.ceil(config.train.group_size / config.rollout.batch_size)
-    rollout = (batches.rollout_batches + further) * config.rollout.steps
+    rollout = (batches.rollout_batches + further) * rollout_calls(config)
     update = batches.optimizer_steps * batches.micro_batches_per_step * per_micro_batch
     return int(calls * (rollout + update) * quantised_weights * UNPACKING_BYTES[model.quantisation])

@@ -92,6 +92,7 @@ class Estimate:
         batches: How samples are divided.
         tokens: Of one sample.
         steps: Denoising steps of a sample.
+        rollout_calls: Velocities that they take.
         noisy_steps: Steps among them that draw noise.
         trained_steps: Steps among those that are trained; for nft and awm, noise levels that are.
         passes: Forward-equivalents per prompt.
@@ -110,6 +111,7 @@ class Estimate:
     batches: Batches
     tokens: Tokens
     steps: int
+    rollout_calls: int
     noisy_steps: int
     trained_steps: int
     passes: Passes
@@ -219,6 +221,7 @@ class Planner:
             batches=batches,
             tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
             steps=config.rollout.steps,
+            rollout_calls=work.rollout_calls(config),
             noisy_steps=len(step_plan.noisy),
             trained_steps=n_trained,
             passes=work.passes(

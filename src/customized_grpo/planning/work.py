@@ -12,9 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from customized_grpo import extensions
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
+    from customized_grpo.algorithms.samplers import Transition
     from customized_grpo.config import Config
 
 
@@ -118,14 +120,21 @@ def passes(
     # NFT and AWM ask the old policy as well, which may be the one that the KL is from
     other_models = (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
     per_trained_step = 1 + backward + other_models
+    n_calls = rollout_calls(config)
     return Passes(
         # The shared steps are drawn once for the whole group.
-        rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
+        rollout=calls * (train.group_size * (n_calls - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=round(
             per_evaluation_step * config.evaluation.samples_per_prompt * config.evaluation_steps
         ),
     )
+
+
+def rollout_calls(config: Config) -> int:
+    """Return the velocities that a sample of the rollout takes: one a step, or two with some solvers."""
+    sampler: Transition = extensions.load("sampler", config.rollout.sampler)
+    return sampler.n_calls(config.rollout.steps)
 
 
 def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:

@@ -19,7 +19,7 @@ from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.batches import sample_conditioning, samples_of_groups
 from customized_grpo.rollout.collect import NoiseKey, batches_with_noise
-from customized_grpo.rollout.denoise import denoise
+from customized_grpo.rollout.denoise import draw_clean
 from customized_grpo.rollout.sampler import Sampler, StepPlan
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def collect_clean(
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
         x = policy.noise(noise.initial, conditioning.height, conditioning.width)
-        for move in denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy):
-            x = move.x_next
+        x = draw_clean(policy, sampler, conditioning, x, noise.steps, plan.noisy)
         clean.append(x)
         images.append(policy.decode(x, conditioning.height, conditioning.width))
         on_batch(samples, images[-1])

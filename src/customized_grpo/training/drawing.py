@@ -26,6 +26,7 @@ from customized_grpo.training.signal import idle_groups
 
 if TYPE_CHECKING:
     from customized_grpo.config.training import DynamicSamplingConfig
+    from customized_grpo.data.examples import Example
     from customized_grpo.engine.interrupts import StopFlag
     from customized_grpo.engine.partition import Partition
     from customized_grpo.training.graph_memory import GraphMemory
@@ -135,6 +136,10 @@ class Drawing:
             idle = self._idle(scores)
         return Groups(rows, samples, scores, len(drawn), idle)
 
+    def next_example(self) -> Example:
+        """Return the first prompt of the next iteration."""
+        return self.train[self._next_rows([], 1)[0]]
+
     def _next_rows(self, drawn: Sequence[int], count: int) -> list[int]:
         """Return the rows that follow those that this iteration has drawn."""
         before = self.state.iteration * self.config.train.prompts_per_iteration + self.state.further_prompts
@@ -180,7 +185,7 @@ class Drawing:
             scores = self.score()
             return samples, self._of_all_processes(scores, own, len(places))
 
-    def collect(self, examples: list[Any], repeats: Sequence[int], clock: Clock) -> Samples | None:
+    def collect(self, examples: list[Example], repeats: Sequence[int], clock: Clock) -> Samples | None:
         """Draw a group of samples for each example; hand each batch of images to the rewards at once.
 
         Args:

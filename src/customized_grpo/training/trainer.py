@@ -185,7 +185,7 @@ class Trainer:
         """Alternate sampling, scoring and updating; evaluate and save on the way."""
         started = time.monotonic()
         self.evaluator.evaluate_base()
-        first = self.data.train[self.prompt_rows()[0]]
+        first = self.drawing.next_example()
         announce(self.parts, self.state, first, time.monotonic() - started, self.log.progress.message)
         self.evaluate_if_due()  # resumed: a checkpoint is saved before its iteration is evaluated
         while self.iteration < self.config.train.iterations:
