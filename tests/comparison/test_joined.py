@@ -91,6 +91,30 @@ def test_a_run_with_two_different_scores_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "out", one, other)
 
 
+def test_a_run_that_was_begun_here_and_finished_elsewhere_counts_as_finished(tmp_path: Path) -> None:
+    begun = tmp_path / "out" / "runs" / "both" / "seed_0"
+    assert report(tmp_path / "out", results(tmp_path / "a.json", run("naive", 0)))["runs"]
+    begun.mkdir(parents=True)
+    (begun / "metrics.jsonl").write_text(json.dumps({"kind": "train", "iteration": 1, "rollouts": 2}) + "\n")
+    other = results(tmp_path / "b.json", run("both", 0), arms=(BOTH,))
+    found = {(one["arm"], one["seed"]): one["state"] for one in report(tmp_path / "out", other)["runs"]}
+    assert found == {("naive", 0): "finished", ("both", 0): "finished", ("both", 1): "missing"}
+
+
+def test_one_name_for_two_arms_is_refused(tmp_path: Path) -> None:
+    renamed = NAIVE.model_copy(update={"overrides": {"advantage.gamma": 0.1}})
+    one = results(tmp_path / "a.json", run("naive", 0))
+    other = results(tmp_path / "b.json", run("naive", 1), arms=(renamed,))
+    # in two files, neither of which is of the plan
+    with pytest.raises(UserError, match="arm 'naive': .*gamma.* there, .*linear.* elsewhere"):
+        report(tmp_path / "out", one, other)
+    # and where an earlier call has planned one of them
+    report(tmp_path / "out", arms=(renamed,))
+    with pytest.raises(UserError, match="arm 'naive': .*linear.* there, .*gamma.* now"):
+        report(tmp_path / "out", one)
+    assert not (tmp_path / "out" / "also").exists()
+
+
 def test_runs_judged_on_other_subjects_are_refused(tmp_path: Path) -> None:
     strange = {**run("naive", 1), "subjects": ["a", "c"]}
     other = results(tmp_path / "results.json", run("naive", 0), strange)

@@ -90,7 +90,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("rollout.sampler=dnace", "rollout.sampler: there is no sampler 'dnace' (did you mean dance?)"),
         ("data.kind=toybx", "data.kind: 'toybx' is not known (did you mean toybox?)"),
         ("data={subjects: 3}", "data.kind: must be given: manifest or toybox or two-scale"),
-        ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio"),
+        ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio, mlflow"),
         ("train.updates_per_iteration=3", "cannot share 4 groups (train.prompts_per_iteration) evenly"),
         ("rollout.sampler=ode", "rollout.sampler: 'ode' draws no noise"),
         ("rollout.sampler=heun", "rollout.sampler: 'heun' draws no noise and leaves nothing to train"),

@@ -46,6 +46,17 @@ def test_a_cut_is_the_nearest_of_its_rank(rank: int) -> None:
     assert (cut.rank, cut.alpha, cut.layers["x"].down.shape) == (rank, float(rank), (rank, 9))
 
 
+@pytest.mark.parametrize(("n_out", "n_in"), [(7, 30), (30, 7), (7, 6)])
+def test_a_layer_with_fewer_inputs_or_outputs_than_the_rank_is_filled_up(n_out: int, n_in: int) -> None:
+    """The cut loses nothing there: no product of that layer has a larger rank."""
+    random = torch.Generator().manual_seed(4)
+    small = Layer(torch.randn(12, n_in, generator=random), torch.randn(n_out, 12, generator=random))
+    cut, lost = truncated_adapter(adapter({"x": small}, 12, 12.0), 10)
+    assert (cut.layers["x"].down.shape, cut.layers["x"].up.shape) == ((10, n_in), (n_out, 10))
+    torch.testing.assert_close(product(cut), small.up @ small.down, atol=1e-4, rtol=0)
+    assert lost < 1e-12
+
+
 def test_a_cut_that_needs_no_more_lacks_nothing_and_the_worst_layer_counts() -> None:
     thin = layer(2, 2)
     padded = Layer(nn.functional.pad(thin.down, (0, 0, 0, 3)), nn.functional.pad(thin.up, (0, 3)))

@@ -30,15 +30,18 @@ def exchanges() -> None:
 
 
 def gradients() -> None:
-    """Of several types, shapes and sizes; one parameter has none."""
-    shapes = [(3, 2), (5,), (), (1000, 1000), (7,)]
-    dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    """Of several types, shapes and sizes; one parameter has one here or there alone, and one has none."""
+    shapes = [(3, 2), (5,), (), (1000, 1000), (7,), (2, 2), (4,)]
+    dtypes = [torch.float32, torch.bfloat16] + 5 * [torch.float32]
     parameters = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s, d in zip(shapes, dtypes, strict=True)]
+    alone = {4: 0, 5: 1}  # parameter -> the process that has its gradient
     for number, parameter in enumerate(parameters[:-1]):
-        parameter.grad = torch.full_like(parameter, (number + 1) * (1 + 2 * rank))
+        if alone.get(number, rank) == rank:
+            parameter.grad = torch.full_like(parameter, (number + 1) * (1 + 2 * rank))
     engine.sum_gradients(parameters)
     for number, parameter in enumerate(parameters[:-1]):
-        assert parameter.grad is not None and bool((parameter.grad == (number + 1) * 4).all()), number
+        expected = (number + 1) * (4 if number not in alone else 1 + 2 * alone[number])
+        assert parameter.grad is not None and bool((parameter.grad == expected).all()), number
     assert parameters[-1].grad is None
 
 

@@ -48,6 +48,21 @@ def test_every_call_and_every_backward_pass_unpacks_all_weights(recipe: Recipe) 
     assert dequantised_bytes(recipe(), plan, 2, 1000) == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "calls"),
+    [
+        ([], 3),  # old policy, forward, backward
+        (["train.kl_weight=0.1"], 4),
+        (["train.kl_weight=0.1", "train.kl_reference=old"], 3),
+    ],
+)
+def test_the_old_policy_unpacks_the_weights_as_well(recipe: Recipe, settings: list[str], calls: int) -> None:
+    nft = ["train.algorithm=nft", "train.forward.levels=2", "model.quantisation=nf4", *settings]
+    config = recipe(*nft, "rollout.batch_size=3", "train.micro_batch_size=2")
+    plan = batches(config, n_trained=2, processes=1)  # 2 prompts, 6 samples, 4 steps
+    assert dequantised_bytes(config, plan, 1, 1000) == (2 * 4 + 2 * 3 * calls) * 2500
+
+
 def test_views_and_products_move_no_bytes_between_products() -> None:
     x = torch.ones(4, 8)
     assert replay.moved_bytes(lambda: x.relu()) == 2 * 128

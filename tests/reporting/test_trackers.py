@@ -3,19 +3,30 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 
-from customized_grpo.reporting import trackers
+from commands import run_here
+from customized_grpo.reporting import services, trackers
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.trackers import TRACKERS, Trackers
+from serving import wait_until
 
+ROOT = Path(__file__).parents[2]
 RECORD = {"kind": "train", "iteration": 1, "rollouts": 8, "reward/prompt": 0.5, "policy/kl": None}
+
+
+@pytest.fixture(autouse=True)
+def state() -> None:
+    """Make what the engine of a run makes first: accelerate's trackers do not log without it."""
+    PartialState()
 
 
 class Recorder:
@@ -56,13 +67,33 @@ def test_a_tracker_that_cannot_be_imported_gives_one_warning_and_never_stops(
     def absent(module: str) -> None:
         raise ImportError(f"No module named {module!r}")
 
-    monkeypatch.setattr(trackers.importlib, "import_module", absent)
+    monkeypatch.setattr(services.importlib, "import_module", absent)
     with MetricsWriter(tmp_path / "metrics.jsonl", Trackers([name], tmp_path, {})) as writer:
         writer.write(RECORD)
         writer.write({**RECORD, "iteration": 2})
     warnings = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert len(warnings) == 1 and name in warnings[0].getMessage()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_what_is_not_installed_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda package: package == "wandb" or None)
+    trackers.check_trackers(["wandb"])
+    arguments = [f"run.dir={tmp_path / 'run'}", "trackers=[wandb, mlflow, tensorboard]"]
+    started = run_here("train", "two-scale", *arguments)
+    assert started.returncode == 2 and "device:" not in started.stderr
+    assert started.stderr.startswith("error: trackers: mlflow, tensorboard: not installed\n")
+    assert "pip install 'customized-grpo[mlflow,tensorboard]'" in started.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_tracker_has_an_extra_that_installs_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, tracker in TRACKERS.items():
+        (requirement,) = extras[tracker.extra]  # type: ignore[attr-defined]
+        assert requirement.startswith(tracker.package), name  # type: ignore[attr-defined]
 
 
 def test_a_raising_tracker_is_dropped_with_one_warning_that_hides_its_message(
@@ -198,14 +229,17 @@ def test_the_real_wandb_takes_numbers_and_images_offline(
     samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):  # without a key it is offline by itself
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     tracked = Trackers(["wandb"], tmp_path, {})
     tracked.log(RECORD)
     tracked.log_images(samples, 1)
     assert tracked.active == ("wandb",)
     tracked.close()
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert written.stat().st_size > 500
+    # its own process writes on after `finish`
+    wait_until(lambda: written.stat().st_size > 500)
     assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))) == 2
 
 
@@ -230,3 +264,57 @@ def test_a_tracker_that_asks_for_a_key_gets_no_keyboard(
     assert sys.stdin is keyboard
     assert "tracker wandb is off for this run (EOFError)" in caplog.text
     assert "WANDB_API_KEY" in caplog.text
+
+
+def test_wandb_without_a_key_is_kept_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class UsageError(Exception):
+        """The name that wandb gives it."""
+
+    class Keyless(FakeService):
+        def init(self, **options: Any) -> FakeService:
+            super().init(**options)
+            if options.get("mode") != "offline":
+                raise UsageError("No API key configured. Use `wandb login` to log in.")
+            return self
+
+    service = Keyless()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    tracked = Trackers(["wandb"], tmp_path, {})
+    assert tracked.active == ("wandb",) and service.starts[-1]["mode"] == "offline"
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert "kept offline" in warning and "wandb sync" in warning
+    # a key that the service refuses is no reason to hide the run from it
+    monkeypatch.setenv("WANDB_API_KEY", "wrong")
+    assert Trackers(["wandb"], tmp_path, {}).active == ()
+
+
+def test_the_real_mlflow_keeps_numbers_images_and_settings_in_one_run_after_a_resume(
+    samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    for iteration, seed in ((1, 0), (2, 7)):
+        tracked = Trackers(["mlflow"], run, {"run": {"seed": seed}})
+        tracked.log({**RECORD, "iteration": iteration, "score/my reward: 50 %": 0.25})
+        tracked.log({**RECORD, "kind": "eval", "iteration": iteration, "reward/prompt": 0.75})
+        tracked.log_images(samples, iteration)
+        assert tracked.active == ("mlflow",)
+        tracked.close()
+    client = mlflow.MlflowClient((run / "mlruns").as_uri())
+    (experiment,) = client.search_experiments(filter_string="name = 'customized-grpo'")
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert kept.info.run_name == "run" and kept.data.params == {"run.seed": "0"}
+    assert [point.step for point in client.get_metric_history(kept.info.run_id, "train/reward/prompt")] == [
+        1,
+        2,
+    ]
+    assert kept.data.metrics["held_out/reward/prompt"] == 0.75
+    assert kept.data.metrics["train/score/my reward: 50 _"] == 0.25
+    images = [file.path for file in client.list_artifacts(kept.info.run_id, "samples/iteration_000002")]
+    assert images == ["samples/iteration_000002/00.png", "samples/iteration_000002/01.png"]

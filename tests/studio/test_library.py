@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.config.flat import flat
+from customized_grpo.flat import flat
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.studio import library

@@ -13,6 +13,7 @@ from customized_grpo.engine.agreement import check_processes
 from customized_grpo.engine.engine import Engine
 from customized_grpo.errors import UserError
 from customized_grpo.training.identity import (
+    SCORES_DEPEND_ON,
     Difference,
     differing,
     differing_settings,
@@ -88,6 +89,20 @@ def test_of_loras_the_contents_and_scales_are_compared_not_the_paths(recipe: Rec
     new = recipe("model.fuse_lora=[{path: b, scale: 0.7}, d]", "model.start_lora=y")
     keys = [difference.key for difference in differing_settings(old, new, contents)]
     assert keys == ["model.fuse_lora.0.scale", "model.fuse_lora.1.path"]
+
+
+@pytest.mark.parametrize(
+    "override", ["data.seed=1", "data.held_out_subjects=7", "data.held_out_prompts_per_subject=3"]
+)
+def test_scores_on_other_held_out_toys_cannot_be_compared(recipe: Recipe, override: str) -> None:
+    (difference,) = differing_settings(recipe(), recipe(override), {})
+    assert difference.is_about(SCORES_DEPEND_ON)
+
+
+def test_scores_by_other_masks_cannot_be_compared_and_those_after_other_training_can(recipe: Recipe) -> None:
+    assert Difference("segmenter.path", "a", "b").is_about(SCORES_DEPEND_ON)
+    (difference,) = differing_settings(recipe(), recipe("data.subjects=7"), {})
+    assert not difference.is_about(SCORES_DEPEND_ON)
 
 
 def test_a_difference_is_allowed_by_its_key_or_a_section_of_it() -> None:

@@ -154,6 +154,15 @@ def test_rows_of_a_sharded_model_need_references_of_one_size(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("name", ["flux3-klein", "qwen-image-2.1"])
+def test_a_family_whose_calls_depend_on_the_prompts_is_not_sharded(name: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, [(512, 512)])
+    assert len(build_data(preset(name, rows)).train) == 1
+    with pytest.raises(UserError, match="once for each length of text") as error:
+        build_data(preset(name, rows, "model.shard=true"))
+    assert "Leave model.shard out" in str(error.value.hint)
+
+
 @pytest.mark.slow
 def test_references_of_different_sizes_are_trained_together_and_the_models_view_is_kept(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ OPTIONAL = (
     "tensorboard",
     "wandb",
     "trackio",
+    "mlflow-skinny",
     "pillow-heif",
     "torchvision",
 )

@@ -17,7 +17,7 @@ from customized_grpo.comparison.existing import (
     same_base,
 )
 from customized_grpo.comparison.results import degraded
-from customized_grpo.config.flat import flat
+from customized_grpo.flat import flat
 from customized_grpo.pages.findings import alarms
 from customized_grpo.statistics.crossed import holm
 from customized_grpo.statistics.intervals import FEW_CLUSTERS, Floats, Interval, clustered_test

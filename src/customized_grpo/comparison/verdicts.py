@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
+from customized_grpo.pages.comparison_head import ALARMS_BEGIN, MIN_RUNS
 
 QUALITY_NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
 SIGNIFICANT = 0.05
 """Holm-adjusted p-value below which a difference counts."""
-
-MIN_RUNS = 2
-"""Runs of an arm below which nothing is said about new runs."""
 
 
 def verdicts(
@@ -58,7 +56,7 @@ def _alarms(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
             parts.append(f"{arm['label']} in {len(alarmed)} of {len(ended)} ({names})")
     if not parts:
         return []
-    return [f"Alarms stood at the end of runs of: {'; '.join(parts)}. They qualify all that follows."]
+    return [f"{ALARMS_BEGIN}{'; '.join(parts)}. They qualify all that follows."]
 
 
 def _degradation(measured: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:

@@ -42,6 +42,7 @@ def cross_field_mistakes(values: Mapping[str, Any], broken: frozenset[str] = fro
     """
     mistakes = []
     for check in CHECKS:
+        # A section that could not be read at all is not among the values.
         is_left_out = any(field.split(".")[0] not in values for field in check.fields)
         if is_left_out or _is_broken(check, broken):
             continue
@@ -127,6 +128,7 @@ def _only_of(name: str, owners: str, instead: str) -> Check:
     default = TrainConfig().model_dump()[name]
 
     def problem(value: Any, algorithm: str) -> str | None:
+        # A resolved recipe spells out every default: only a changed value is a mistake.
         if algorithm in owners.split() or value == default:
             return None
         users = owners.replace(" ", " or ")
@@ -194,6 +196,7 @@ def _ever_noisy(steps: int, window: Mapping[str, int] | None) -> range:
     """Return the steps that draw noise at some time of a training, however long."""
     if window is None:
         return range(steps - 1)
+    # A window that moves reaches every step in the end.
     last = steps - 1 if window["shift_every"] else window["start"] + window["size"]
     return range(window["start"], min(last, steps - 1))
 

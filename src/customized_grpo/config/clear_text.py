@@ -63,6 +63,7 @@ def _is_secret(name: str, value: Any) -> bool:
     # a switch such as `use_token: true` holds nothing secret
     if value is None or value == "" or isinstance(value, bool):
         return False
+    # A reference to a variable is what is asked for; a known form of key is one under any name.
     if isinstance(value, str) and (value.startswith(REFERENCE) or _SECRET_VALUE.fullmatch(value)):
         return not value.startswith(REFERENCE)
     words = _words(name)

@@ -73,12 +73,14 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         gather_options(data, section)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
+        # By the name of the recipe itself, not of what it extends.
         run.setdefault("dir", f"runs/{name}")
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         field_mistakes = explain(error.errors(include_url=False))
         broken = frozenset(mistake.path for mistake in field_mistakes)
+        # A place that is wrong anyway is named once.
         mistakes += [mistake for mistake in secrets if mistake.path not in broken]
         raise _refusal(
             recipe, [*mistakes, *field_mistakes, *cross_field_mistakes(_without_broken(data, broken), broken)]
@@ -99,6 +101,7 @@ def config_hash(config: Config) -> str:
     values = {
         path: value for path, value in leaves(config).items() if not f"{generic(path)}.".startswith(ignored)
     }
+    # Sorted, because the order of keys is no difference.
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -337,6 +340,7 @@ def leaves(config: Config) -> dict[str, Any]:
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         )
         inner = [(f"{path}.{key}" if path else str(key), item) for key, item in items]
+        # Depth first, so that the leaves come in the order of the schema.
         pending = inner + pending
         if not inner:
             leaves[path] = value

@@ -100,6 +100,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
     siblings = [knob.path.rpartition(".")[2] for knob in knobs() if knob.path.rpartition(".")[0] == section]
     if (close := nearest(key, siblings)) is not None:
         return f"there is no such key; did you mean {'.'.join((*parents, close))}?"
+    # The right key in the wrong section: it is told by its last part.
     elsewhere = [knob.path for knob in knobs() if knob.path.rpartition(".")[2] == key]
     if elsewhere:
         return f"there is no such key; did you mean {' or '.join(elsewhere)}?"
@@ -114,6 +115,7 @@ def _unknown_name(path: tuple[str, ...], error: ErrorDetails) -> str:
     else:
         known = re.findall(r"'([^']*)'", context["expected"])
     close = nearest(value, known) if isinstance(value, str) else None
+    # With a single known name, the list that follows says it already.
     suggestion = "" if close is None or len(known) == 1 else f" (did you mean {close}?)"
     return f"{_shown(path, value)} is not known{suggestion}; known: {', '.join(known)}"
 

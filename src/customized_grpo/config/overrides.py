@@ -26,6 +26,7 @@ def read_value(path: tuple[str, ...], text: str) -> tuple[Any, list[Mistake]]:
         text: What stands after the equals sign.
     """
     kinds = _kinds(path)
+    # A field that takes text or a list: brackets mean the list.
     may_be_list = "list" in kinds and text.startswith("[")
     if "text" in kinds and not may_be_list:
         if text in _NULL and "null" in kinds:

@@ -81,6 +81,7 @@ def gather_options(data: dict[str, Any], section: str) -> None:
         return  # refused later, with its place
     choice = CHOICES[section]
     fields = choice.fields()
+    # Those of other parts too: an option of the wrong part is then refused by its name.
     options = choice.options(values.get(choice.key)) | choice.options_of_the_package()
     # a key that another section has was put into the wrong one, and is no option
     elsewhere = {knob.path.rpartition(".")[2] for knob in knobs()}
@@ -110,6 +111,7 @@ def forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], va
     choice = CHOICES.get(path[0])
     if choice is None or path[1:] != (choice.key,) or section.get(choice.key) == value:
         return
+    # What the new choice has as well stays set.
     options = choice.options(value)
     _keep(section, choice.fields() | options)
     if isinstance(section.get("options"), dict):

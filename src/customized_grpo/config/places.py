@@ -44,6 +44,7 @@ def settle_paths(config: Config, folder: Path) -> Config:
 
 def _settle_model(model: ModelConfig, settled: Callable[[str], str]) -> ModelConfig:
     changes: dict[str, object] = {}
+    # An embedded world stays one, even beside a folder of its name.
     if model.path not in EMBEDDED:
         changes["path"] = settled(model.path)
     changes["fuse_lora"] = tuple(

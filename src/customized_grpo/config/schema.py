@@ -308,7 +308,9 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], Field(strict=False)
+    ] = ()
     """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
 
     @property

@@ -87,6 +87,7 @@ def write_yaml(data: Any) -> str:
     # keys stay in the order of the schema
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.allow_unicode = False  # written raw, some line separators would not come back
+    # No line is folded, so that a value can be searched for.
     yaml.width = 4096
     stream = io.StringIO()
     yaml.dump(data, stream)
@@ -139,6 +140,7 @@ def _mapping(yaml: YAML, node: MappingNode, path: tuple[str, ...], mistakes: lis
             continue
         key = _characters(key_node.value, path, mistakes)
         value = _data(yaml, value_node, (*path, key), mistakes)
+        # Most parsers would let the last one win without a word.
         if key in result:
             mistakes.append(Mistake(".".join((*path, key)), f"given twice (again in line {line})"))
         else:

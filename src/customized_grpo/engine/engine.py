@@ -83,13 +83,14 @@ class Engine:
         self.accelerator.backward(loss)
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add up the gradients of all processes, in place; parameters without one are left alone.
+        """Add up the gradients of all processes, in place; parameters without one anywhere are left alone.
 
         The sum, not the mean: a loss term is divided by the number of terms over all processes already.
         """
         if self.world_size == 1:
             return
-        # All processes have gradients of the same parameters, so their buckets are equal.
+        self._fill_gradients(parameters)
+        # All processes have gradients of the same parameters now, so their buckets are equal.
         for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             with _contact(self.rank):
@@ -97,6 +98,16 @@ class Engine:
             sums = flat.split([gradient.numel() for gradient in bucket])
             for gradient, summed in zip(bucket, sums, strict=True):
                 gradient.copy_(summed.view_as(gradient))
+
+    def _fill_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Give a parameter that has a gradient in another process alone one of zeros here.
+
+        FLUX.3's layers for references have none where all rows of a process are without references.
+        """
+        mine = torch.tensor([float(p.grad is not None) for p in parameters])
+        for parameter, count in zip(parameters, self.total(mine).tolist(), strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def clip_grad_norm(self, parameters: Sequence[torch.nn.Parameter], largest: float) -> float:
         """Scale gradients down to an L2 norm of at most `largest`; return the norm before."""

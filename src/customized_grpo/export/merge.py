@@ -134,11 +134,15 @@ def _truncated(layer: Layer, rank: int) -> tuple[Layer, float]:
     # Both factors by QR first: the SVD is then of rank x rank numbers, not of the whole weight.
     q, r = torch.linalg.qr(layer.up.double())
     p, s = torch.linalg.qr(layer.down.double().T)
-    left, values, right = torch.linalg.svd(r @ s.T)
+    left, values, right = torch.linalg.svd(r @ s.T, full_matrices=False)
     # Each factor takes one root of the singular values, so that neither is far larger.
     root = values[:rank].sqrt()
     up = q @ left[:, :rank] * root
     down = root[:, None] * (right[:rank] @ p.T)
+    missing = rank - len(root)  # a layer of few inputs or outputs has no such rank
+    if missing > 0:
+        up = nn.functional.pad(up, (0, missing))
+        down = nn.functional.pad(down, (0, 0, 0, missing))
     squares = values.square()
     total = float(squares.sum())
     lost = float(squares[rank:].sum()) / total if total else 0.0

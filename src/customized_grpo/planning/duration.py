@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.errors import UserError
-from customized_grpo.planning.work import rollout_calls
+from customized_grpo.planning.work import other_models, rollout_calls
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -128,7 +128,8 @@ def predict_duration(card: Card, *, operations: float, moved: float, unpacked: f
 def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_weights: int) -> int:
     """Return the bytes that dequantisation moves in an iteration of one process.
 
-    Every call of the transformer unpacks all of its weights, and so does every backward pass.
+    Every call of the transformer unpacks all of its weights, and so does every backward pass: also those of
+    the KL reference, and of the old policy of NFT and AWM.
 
     Args:
         config: The recipe.
@@ -139,8 +140,8 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
     model = config.model
     if model.quantisation is None:
         return 0
-    # Unpacked forward and backward; once more for recomputing, and for the base's velocity of the KL term.
-    per_micro_batch = 2 + model.gradient_checkpointing + (config.train.kl_weight > 0)
+    # Unpacked forward and backward; once more for recomputing, and for each other model that is asked.
+    per_micro_batch = 2 + model.gradient_checkpointing + other_models(config.train)
     further = batches.further_prompts * math.ceil(config.train.group_size / config.rollout.batch_size)
     rollout = (batches.rollout_batches + further) * rollout_calls(config)
     update = batches.optimizer_steps * batches.micro_batches_per_step * per_micro_batch

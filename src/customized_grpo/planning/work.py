@@ -18,6 +18,7 @@ from customized_grpo.errors import UserError
 if TYPE_CHECKING:
     from customized_grpo.algorithms.samplers import Transition
     from customized_grpo.config import Config
+    from customized_grpo.config.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ def passes(
     per_evaluation_step = calls if evaluation_calls is None else evaluation_calls
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
-    # NFT and AWM ask the old policy as well, which may be the one that the KL is from
-    other_models = (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
-    per_trained_step = 1 + backward + other_models
+    per_trained_step = 1 + backward + other_models(train)
     n_calls = rollout_calls(config)
     return Passes(
         # The shared steps are drawn once for the whole group.
@@ -135,6 +134,14 @@ def rollout_calls(config: Config) -> int:
     """Return the velocities that a sample of the rollout takes: one a step, or two with some solvers."""
     sampler: Transition = extensions.load("sampler", config.rollout.sampler)
     return sampler.n_calls(config.rollout.steps)
+
+
+def other_models(train: TrainConfig) -> int:
+    """Return how many models besides the trained one are asked at a trained step or noise level.
+
+    NFT and AWM ask the old policy, which may be the one that the KL is from.
+    """
+    return (train.algorithm != "grpo") + (train.kl_weight > 0 and train.kl_reference != "old")
 
 
 def seconds(passes: int, flops_per_pass: int, tflops: float) -> float:

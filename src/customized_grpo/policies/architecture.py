@@ -41,6 +41,7 @@ class Part:
             with explained(f"the config of a part describes no {self.name}"):
                 if self.library == "diffusers":
                     return model_class.from_config(dict(self.config))
+                # transformers builds a model from an object of its config, diffusers from the dictionary.
                 return model_class(model_class.config_class.from_dict(dict(self.config)))
 
 
@@ -111,4 +112,5 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def n_parameters(module: nn.Module) -> int:
     """Return the number of parameters of a module; one that several layers share counts once."""
+    # `parameters` yields a shared one once.
     return sum(parameter.numel() for parameter in module.parameters())

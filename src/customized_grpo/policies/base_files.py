@@ -36,6 +36,7 @@ def fingerprint_base(model: ModelConfig) -> dict[str, str]:
     """
     folder = _folder(model.path)
     files = {} if folder is None else {str(file.relative_to(folder)): file for file in _files(folder)}
+    # By its place: the same file twice, at two scales, is another base.
     loras = {f"fuse_lora.{number}": lora.path for number, lora in enumerate(model.fuse_lora)}
     if model.start_lora is not None:
         loras["start_lora"] = model.start_lora
@@ -44,6 +45,7 @@ def fingerprint_base(model: ModelConfig) -> dict[str, str]:
         if file is not None:
             files[name] = file
     try:
+        # Sampled and not read whole: a base has tens of GB, and every start of a run asks.
         return {name: sampled_sha256(file) for name, file in sorted(files.items())}
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -26,6 +26,7 @@ class BatchNormTokens(Policy):
 
         vae = self.pipe.vae
         pixels = (images * 2 - 1).to(device=self.device, dtype=vae.dtype)
+        # The mode, so that a reference has the same tokens each time.
         latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         mean, deviation = self._token_statistics()
         # Scaled after packing: the statistics are of a token's channels, 4 for each of the latent's.

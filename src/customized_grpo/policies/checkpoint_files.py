@@ -39,6 +39,7 @@ def _read_index(locate: Locate) -> dict[str, Any]:
         UserError: See `read_index`.
     """
     try:
+        # The usual index first, whose error is the better one if both are missing.
         return read_json(locate(INDEX))
     except UserError as error:
         try:
@@ -123,6 +124,7 @@ def _read_architecture(locate: Locate, model: ModelConfig, source: str) -> Archi
     for name in ("transformer", "vae"):
         if name not in names:
             raise UserError(f"model.path {model.path!r}: {INDEX} names no {name}")
+    # One or two of them, by the family.
     encoders = [name for name in names if name.startswith("text_encoder")]
     return Architecture(
         transformer=part("transformer"),

@@ -109,6 +109,7 @@ _AS_IN_THE_PAPER = Sampling(
 )
 
 CHECKPOINTS: dict[str, Checkpoint] = {
+    # As the base of UNO, which alone makes it take references.
     "black-forest-labs/FLUX.1-dev": _flux1("black-forest-labs/FLUX.1-dev", "FluxPipeline", _AS_IN_THE_PAPER),
     "black-forest-labs/FLUX.1-Kontext-dev": _flux1(
         "black-forest-labs/FLUX.1-Kontext-dev",

@@ -42,6 +42,7 @@ class Conditioning:
     def index(self, indices: Indices) -> Conditioning:
         """Return the samples that `indices` selects, in that order; a slice is a view."""
         # shared tensors belong to the bucket, not to a row, so they are passed on whole
+        # A slice stays one, as a view costs nothing; a list of numbers copies.
         rows = indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.long)
         selected = {name: tensor[rows] for name, tensor in self.per_sample.items()}
         return Conditioning(selected, self.shared, self.height, self.width)

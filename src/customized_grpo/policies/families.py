@@ -59,6 +59,7 @@ class Family:
             UserError: There is no such class.
         """
         try:
+            # By name, so that a recipe can be read without torch and diffusers.
             module, _, name = self.policy.partition(":")
             policy: type[Policy] = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
@@ -148,6 +149,10 @@ QWEN_IMAGE21 = Family(
         pipeline="QwenImage21Pipeline",
         call=_qwen_image21_call,
         reference_rule="qwen_edit",
+        set_size="output_resolution={pixels} ** 0.5,",
+        # levels of the checkpoint's own are taken where they are as many, as the policy takes them
+        even_levels="sigmas=None if len(pipe.config.sample_sigmas or ()) == {steps} else "
+        "[1 - i / {steps} for i in range({steps})],",
     ),
 )
 FLUX3 = Family(

@@ -154,12 +154,14 @@ def token_ids(image: Grid, references: Sequence[Grid], convention: ReferenceIds)
     # All in tokens, not pixels: a token is 2 x 2 latent pixels, 16 x 16 pixels of the image.
     parts = [_grid_ids(image, t=0, top=0, left=0)]
     if convention == "uno":
+        # UNO goes down the diagonal: each reference begins where the one before it ends in both directions.
         top, left = image
         for rows, columns in references:
             parts.append(_grid_ids((rows, columns), t=0, top=top, left=left))
             top += rows
             left += columns
         return torch.cat(parts)
+    # Kontext lays the references out on one sheet, in a frame of their own.
     sheet_rows = 0
     sheet_columns = 0
     for rows, columns in references:

@@ -143,6 +143,7 @@ class Flux2Policy(BatchNormTokens):
         v = self._call_transformer(
             hidden_states=torch.cat([x, conditioning.per_sample["reference_tokens"]], dim=1),
             timestep=level,
+            # One number for each sample, as the timestep.
             guidance=torch.full_like(level, self.guidance) if embedded else None,
             encoder_hidden_states=embeds,
             txt_ids=conditioning.shared["text_ids"],
@@ -222,6 +223,7 @@ def token_ids(image: Grid, references: Sequence[Grid]) -> Tensor:
         references: Rows and columns of each reference's tokens, at t = 10, 20, ...
     """
     grids = [image, *references]
+    # The image has slot 0, the references 1, 2, ..., far enough apart in t.
     return torch.cat([_grid_ids(grid, t=REFERENCE_SPACING * slot) for slot, grid in enumerate(grids)])
 
 

@@ -67,6 +67,7 @@ class Flux3Policy(BatchNormTokens):
     """
 
     TEXT_TO_IMAGE = True
+    CALLS_BY_TEXT = True
     LEAST_BLOCKS = MappingProxyType({"num_single_layers": 1})  # where image, references and text meet
     LORA_TARGET = (
         r"(single_transformer_blocks|txt_mode_blocks|mode_blocks\.(image|image_cond))\.\d+\."
@@ -79,11 +80,7 @@ class Flux3Policy(BatchNormTokens):
                 "this checkpoint is step-distilled: each of its steps must know the next one's noise level",
                 hint="Train FLUX.3 Image Klein Base; its adapter can be tried on the distilled one.",
             )
-        if settings.guidance < 1:
-            raise UserError(
-                f"model.guidance {settings.guidance:g}: classifier-free guidance starts at 1",
-                hint="Set it to 1 for none, or above.",
-            )
+        _check_guidance(settings.guidance)
         super().__init__(pipe, settings, options)
         self.text_layers = options.text_layers or LAYERS
 
@@ -97,12 +94,14 @@ class Flux3Policy(BatchNormTokens):
         reference_grids: Sequence[Grid],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         shared = {"image_ids": grid_ids(image_grid, slot=0).to(self.device)}
+        # Slot 0 is the image; references count from 1.
         ids = [grid_ids(grid, slot=slot) for slot, grid in enumerate(reference_grids, start=1)]
         shared["reference_ids"] = torch.cat([torch.zeros(0, 4), *ids]).to(self.device)
         with self.placement.text_encoders():
             windows = [self._window(prompt) for prompt in prompts]
             if self._is_guided:
                 shared["empty_embeds"] = self._empty_embeds
+        # Padded to one length to be stacked; `prompt_length` takes the padding off again.
         embeds = [pad(window, (0, 0, 0, self.max_text_tokens - len(window))) for window in windows]
         lengths = [len(window) for window in windows]
         per_sample = {
@@ -120,6 +119,7 @@ class Flux3Policy(BatchNormTokens):
 
     @property
     def _is_guided(self) -> bool:
+        _check_guidance(self.guidance)  # that of evaluations may be another than the one of the beginning
         return self.guidance > 1
 
     def _formatted(self, prompt: str) -> str:
@@ -170,6 +170,7 @@ class Flux3Policy(BatchNormTokens):
         return HostValues()
 
     def _with_prompt(self, x: Tensor, level: Tensor, conditioning: Conditioning, length: int) -> Tensor:
+        # The padding behind the window is cut off: it would change the result.
         return self._transform(x, level, conditioning, conditioning.per_sample["prompt_embeds"][:, :length])
 
     def _transform(self, x: Tensor, level: Tensor, conditioning: Conditioning, embeds: Tensor) -> Tensor:
@@ -241,10 +242,20 @@ class Flux3Policy(BatchNormTokens):
         }
 
 
+def _check_guidance(guidance: float) -> None:
+    """Refuse a scale that would count as none without a word."""
+    if guidance < 1:
+        raise UserError(
+            f"guidance {guidance:g}: classifier-free guidance starts at 1",
+            hint="Set model.guidance, or evaluation.guidance, to 1 for none, or above.",
+        )
+
+
 def empty_pipeline() -> Any:
     """Return a pipeline without parts, which reads prompts as they are, without the upsampler of prompts."""
     from diffusers.modular_pipelines.flux3 import Flux3AutoBlocks
 
+    # The upsampler would rewrite prompts by a model of its own, and rewards judge the prompt as written.
     blocks = Flux3AutoBlocks()
     blocks.sub_blocks.pop("prompt_upsampler")
     return blocks.init_pipeline()
@@ -260,5 +271,6 @@ def grid_ids(grid: Grid, *, slot: int) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     zeros = torch.zeros_like(rows)
     ids = torch.stack([zeros, rows, columns, zeros - slot], dim=-1).flatten(0, 1).float()
+    # y and x only: t and the slot are counts.
     ids[:, 1:3] *= ID_SCALE
     return ids

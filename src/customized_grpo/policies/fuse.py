@@ -52,6 +52,7 @@ def check_fused_loras(model: ModelConfig) -> None:
         return
     transformer = empty_transformer(model)
     for lora in model.fuse_lora:
+        # The updates themselves are read when the weights are there to be changed.
         read_lora(lora.path, SETTING, transformer, get_family(model.family).other_programs.place)
 
 

@@ -41,6 +41,7 @@ class HostCopy:
 
     def come(self) -> None:
         """Move the part to the device; its frozen weights stay on the CPU too."""
+        # Taken before the move, which replaces the data of each weight.
         waiting = {name: tensor.data for name, tensor in self._frozen()}
         self._part.to(self._device)
         for name, tensor in self._frozen():

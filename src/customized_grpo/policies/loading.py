@@ -63,11 +63,13 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device | str | N
 
 def _load(model: ModelConfig, seed: int, device: torch.device) -> Policy:
     pipe = load_pipeline(model.path, family=model.family, precision=model.precision)
+    # Before quantisation: an update added to rounded weights would be rounded away.
     for lora in model.fuse_lora:
         fuse_lora(pipe, lora.path, lora.scale)
     if model.quantisation is not None:
         quantise_layers(pipe.transformer, model.quantisation, device)
     if model.shard:
+        # Before the adapter, which every process keeps whole.
         shard(pipe.transformer, device)
     return assemble_policy(pipe, model, seed=seed, device=device)
 
@@ -90,6 +92,7 @@ def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.d
     if model.start_lora is not None:
         policy.start_from(read_start(model))
     policy.set_gradient_checkpointing(model.gradient_checkpointing)
+    # Last, because a block is compiled with the adapter that is in it.
     if model.compile:
         policy.compile_blocks()
     return policy
@@ -180,6 +183,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: The named accelerator is not there.
     """
+    # One of several GPUs: launched processes are given theirs by the engine.
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")

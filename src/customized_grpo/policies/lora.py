@@ -55,6 +55,7 @@ def add_adapter(transformer: Any, *, rank: int, alpha: float | None, target: str
     if has_adapter(transformer):
         raise ValueError("the transformer already has an adapter")
     _check_target(transformer, target)
+    # Before the adapter is added, whose parameters are then the only ones with a gradient.
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=float(rank if alpha is None else alpha), target_modules=target)
     with quiet(), torch.random.fork_rng():  # peft draws its own A, which is replaced below
@@ -82,6 +83,7 @@ def has_adapter(transformer: Any) -> bool:
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters (not copies) by name, in the order of the model's layers."""
     infix = f".{ADAPTER}."  # peft puts the adapter's name into that of the parameter; files leave it out
+    # name in the model -> name in files and checkpoints
     return {
         name.replace(infix, "."): parameter
         for name, parameter in transformer.named_parameters()
@@ -199,6 +201,7 @@ def adapter_exchanged(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> 
     """
     parameters = adapter_parameters(transformer)
     own = {name: parameter.data for name, parameter in parameters.items()}
+    # The data alone: the parameters stay those that an optimizer knows.
     for name, parameter in parameters.items():
         parameter.data = tensors[name]
     try:
@@ -256,6 +259,7 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
 
 def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return a moving average by its names in checkpoints: numbers, in the order of the parameters."""
+    # Four digits, so that sorted names are in the order of the parameters.
     return {f"{i:04d}": value for i, value in enumerate(average)}
 
 

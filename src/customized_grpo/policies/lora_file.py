@@ -90,6 +90,7 @@ class LoraFile:
     @property
     def target(self) -> str:
         """Return a regular expression that matches the updated layers and no others."""
+        # Escaped, because a dot in a name would match any character.
         return "|".join(re.escape(name) for name in sorted(self.entries))
 
     def updates(self) -> Iterator[tuple[str, LowRank]]:
@@ -158,6 +159,7 @@ def find_file(path: Path) -> Path:
         )
     file = path
     if path.is_dir():
+        # diffusers' name first; a folder of peft alone has the other one.
         present = [path / name for name in (FILE_NAME, PEFT_FILE_NAME) if (path / name).is_file()]
         file = present[0] if present else path / FILE_NAME
     if not file.is_file():

@@ -112,6 +112,7 @@ class LayerNames:
         for name, parts in rows.items():
             self._dotted[name] = tuple(layer for _, layer in sorted(parts))
         self._dotted |= _processor_names(self._dotted)
+        # kohya writes underscores for dots, which cannot be turned back without the list of layers.
         self._flat = {name.replace(".", "_"): found for name, found in self._dotted.items()}
 
     def find(self, name: str) -> tuple[str, ...]:
@@ -146,6 +147,7 @@ def _processor_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[st
         block, _, rest = name.rpartition(".")
         if block.startswith("single_blocks."):
             if rest == "linear1":
+                # q, k and v of the four parts of linear1; the MLP has no LoRA there.
                 found[f"{block}.processor.qkv_lora"] = layers[:3]
             elif rest == "linear2":
                 found[f"{block}.processor.proj_lora"] = layers

@@ -68,10 +68,12 @@ class _Reader:
         """Return the entries by layer."""
         linears = _linear_layers(transformer)
         names = LayerNames(linears, place)
+        # name in the file -> layers of this transformer, one or the several of a fused matrix
         layers_of = {name: names.find(name) for name in self._matrices}
         strange = [next(iter(self._matrices[name].values())) for name in layers_of if not layers_of[name]]
         if strange or not layers_of:
             raise self._misfit(strange or ["it has no tensors"])
+        # After the names fit: a missing half of an unknown matrix would be the wrong message.
         self._check_whole()
         misfits = []
         entries: dict[str, Entry] = {}
@@ -163,6 +165,7 @@ class _Reader:
             )
         alpha = of_config if of_config is not None else of_tensor
         if alpha is None:
+            # Nobody says an alpha: then the scale is 1.
             return float(rank)
         if alpha == 0 or not math.isfinite(alpha):
             raise UserError(f"{self._source}: alpha of {layer} is {alpha:g}: the layer would have no effect")
@@ -195,6 +198,7 @@ def _linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
 
     layers = {}
     for name, module in transformer.named_modules():
+        # The name stays that of the wrapper, as it was before the adapter.
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(layer, nn.Linear):
             layers[name] = layer

@@ -73,6 +73,7 @@ class PeftScale:
         alpha = self._value(layer, "alpha_pattern", "lora_alpha")
         if alpha is None:
             raise UserError(f"{self._source}: there is no lora_alpha in it, so the scale is not known")
+        # rslora divides by the root of the rank; what is returned is still divided by the rank.
         return alpha * math.sqrt(rank) if self._rslora else alpha
 
     def _value(self, layer: str, pattern_key: str, key: str) -> float | None:
@@ -80,6 +81,7 @@ class PeftScale:
         from peft.utils.other import get_pattern_key
 
         patterns = self._patterns[pattern_key]
+        # peft's own rule, so that the first pattern wins here as there.
         matching = get_pattern_key(list(patterns), layer)
         value = patterns.get(matching, self._config.get(key))
         if value is None and key not in self._config:
@@ -132,6 +134,7 @@ def _is_simple(pattern: str) -> bool:
 
     A repeated group, or many repetitions one after the other, can take for ever.
     """
+    # Nested repetitions can take exponential time; a name of a layer needs hardly any.
     repetitions = re.findall(r"[*+{]", pattern)
     if len(repetitions) > MAX_REPETITIONS or re.search(r"\)[*+?{]", pattern):
         return False

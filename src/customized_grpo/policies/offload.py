@@ -88,6 +88,7 @@ class Placement:
             with self._visiting(self._text_encoder_names()):
                 yield
         finally:
+            # The encoders have left by now: the transformer may need their place.
             self._encoding = False
             if not stays:
                 self._copies["transformer"].come()

@@ -56,6 +56,7 @@ def _numbers(text: str) -> str:
     needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
     free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
     if needed is None or free is None:
+        # A message of another form still says something in its first sentence.
         return text.partition(". ")[0] or "Python has no more memory"
     return f"{needed[1]} more were needed, {free[2]} of the device's {free[1]} are free"
 

@@ -62,6 +62,7 @@ def find_class(library: str, class_name: str, what: str) -> type:
     import transformers
 
     module = diffusers if library == "diffusers" else transformers
+    # By name from two libraries only: an index cannot name any code of its own.
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         raise UserError(
@@ -102,6 +103,7 @@ def load_parts(
             check_tokenizer_files(folder / name)
             read_json(folder / name / "tokenizer_config.json")  # without it texts have no greatest length
     with explained(f"{folder}: a part could not be loaded"):
+        # First: a fault in them is found before the large weights are read.
         parts = extra(str(folder))
     for name, part_class in classes.items():
         if issubclass(part_class, nn.Module):

@@ -40,6 +40,7 @@ class Provenance:
     @classmethod
     def from_config(cls, config: Config) -> Provenance:
         """Return what a run's recipe says; a file of this machine is named by its last part alone."""
+        # As the run was judged, and not as it was trained: sizes and guidance may differ.
         model = config.evaluation_model
         sampling = Sampling(
             guidance=model.guidance,

@@ -94,6 +94,7 @@ def block_lists(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 def _block_linears(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
     """Yield (name, parent, name in the parent, layer) of the linear layers in the repeated blocks."""
     for blocks_name, blocks in block_lists(transformer):
+        # Blocks only: the layers outside them are few weights.
         for parent_name, parent in blocks.named_modules(prefix=blocks_name):
             for child_name, child in parent.named_children():
                 if isinstance(child, nn.Linear):
@@ -131,6 +132,7 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
+        # On the context and not saved by autograd: these never change and have no gradient.
         ctx.scale = scale
         # The wide weight lives for this product alone; neither autograd nor the layer keeps it.
         return linear(x, _dequantised(weight, scale, x.dtype), bias)

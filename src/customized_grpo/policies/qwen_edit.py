@@ -77,6 +77,7 @@ class QwenEditPolicy(QwenPolicy):
         image_grid: Grid,
         reference_grids: Sequence[Grid],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        # On the host, before the encoders come to the device.
         small = [self._shrink(images) for images in references]
         with self.placement.text_encoders():
             embeds, mask = self._embed(prompts, small)
@@ -119,6 +120,7 @@ class QwenEditPolicy(QwenPolicy):
         One sample at a time, so that it does not depend on its batch.
         """
         rows = [self._embed_one(prompt, images) for prompt, images in zip(prompts, references, strict=True)]
+        # Behind the text, where the mask hides it.
         embeds = [pad(row, (0, 0, 0, self.max_text_tokens - len(row))) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         # [T] < [B, 1] -> [B, T]: padding is behind the text

@@ -56,6 +56,7 @@ class QwenImage21Policy(QwenPolicy):
     """A policy around a QwenImage21Pipeline."""
 
     TEXT_TO_IMAGE = True
+    CALLS_BY_TEXT = True
     PATCH = 1
     SIDE_IN_TOKENS = 2
     PROCESSOR = "Qwen3VLProcessor"
@@ -109,6 +110,8 @@ class QwenImage21Policy(QwenPolicy):
             text, is_slot = self._embed_one(prompt, images, grids)
             embeds.append(pad(text, (0, 0, 0, self.max_text_tokens - len(text))))
             lengths.append(len(text))
+            # Up to the last slot the sequence is the same for all prompts of a bucket; behind it only texts
+            # differ.
             slots = is_slot[: int(is_slot.nonzero().max()) + 1] if bool(is_slot.any()) else slots
         return torch.stack(embeds), torch.tensor(lengths, device=self.device), slots
 
@@ -171,6 +174,7 @@ class QwenImage21Policy(QwenPolicy):
     def _reference_tokens(self, images: Tensor) -> Tensor:
         """Map images [B, 3, h, w] in [0, 1] to tokens [B, R, C], fp32."""
         vae = self.pipe.vae
+        # The autoencoder knows opacity; photographs are opaque.
         opaque = torch.ones_like(images[:, :1])
         pixels = (torch.cat([images, opaque], dim=1) * 2 - 1).to(device=self.device, dtype=vae.dtype)
         # a video of one frame in, its one frame out: [B, 4, 1, h, w] -> [B, C, h, w]
@@ -206,6 +210,7 @@ class QwenImage21Policy(QwenPolicy):
         """Call the transformer with text [B, T, D] that is not padded; return v [B, N, C], fp32."""
         image, *references = self._grids(conditioning)
         text, is_slot = sequence(embeds, conditioning.shared["slots"], x.shape[1])
+        # References first here, and the image last, unlike in the other families.
         shapes = [(1, rows, columns) for rows, columns in [*references, image]]
         v = self._call_transformer(
             hidden_states=torch.cat([conditioning.per_sample["reference_tokens"], x], dim=1),
@@ -265,6 +270,7 @@ def sequence(embeds: Tensor, slots: Tensor, n_image: int) -> tuple[Tensor, Tenso
         places are image slots, bool [L + N / 4].
     """
     n_slots = int(slots.sum())
+    # What is left of the text behind the last slot.
     after = embeds.shape[1] + n_slots - len(slots)
     is_slot = torch.cat([slots, slots.new_zeros(after)])
     whole = embeds.new_zeros(len(embeds), len(is_slot), embeds.shape[2])

@@ -22,6 +22,7 @@ def reference_size_of(config: Config) -> ReferenceSize:
     data = config.data
     if isinstance(data, ManifestData) and data.reference_size is not None:
         return data.reference_size
+    # Recipe, then checkpoint, then family: the more special says more.
     checkpoint = CHECKPOINTS.get(config.model.path)
     sampling = get_family(config.model.family).sampling if checkpoint is None else checkpoint.sampling
     return sampling.reference_size

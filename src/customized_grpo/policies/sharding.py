@@ -36,6 +36,7 @@ def shard(transformer: Any, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     transformer.requires_grad_(False)
+    # Block by block, so that only one is whole on a device at a time.
     for block in transformer.modules():
         if type(block).__name__ in transformer._repeated_blocks:
             fully_shard(block, mesh=mesh)

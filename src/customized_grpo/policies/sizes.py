@@ -36,6 +36,9 @@ class PolicySizes:
     TEXT_TO_IMAGE: ClassVar[bool] = False
     """Whether it draws from a prompt alone, without references, as well."""
 
+    CALLS_BY_TEXT: ClassVar[bool] = False
+    """Whether a batch takes a call of the transformer for each length of its texts, see `text_lengths`."""
+
     LEAST_BLOCKS: ClassVar[Mapping[str, int]] = MappingProxyType({})
     """Blocks of a stack, by its key in the transformer's config, without which others' outputs go nowhere."""
 
@@ -66,6 +69,7 @@ class PolicySizes:
     @classmethod
     def pixels_per_latent(cls, vae_config: Any) -> int:
         """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
+        # Every stage but the last halves the sides.
         return 1 << (len(vae_config.block_out_channels) - 1)
 
     @classmethod

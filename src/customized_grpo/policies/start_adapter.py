@@ -64,5 +64,6 @@ def target_of(layers: Iterable[str], linears: Collection[str]) -> str:
     for name in chosen:
         pattern = re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name), count=1)
         matching = {other for other in linears if re.fullmatch(pattern, other)}
+        # Only where all blocks have the layer: a file may leave some blocks alone.
         parts.add(pattern if matching <= chosen else re.escape(name))
     return "|".join(sorted(parts))

@@ -50,5 +50,6 @@ def by_length(
         rows = [row for row, own in enumerate(lengths) if own == length]
         velocities.append(predict(x[rows], level[rows], conditioning.index(rows), length))
         order += rows
+    # place in the calls -> row of the batch, turned round by argsort
     back = torch.tensor(order, device=x.device).argsort()
     return torch.cat(velocities)[back]

@@ -15,6 +15,7 @@ def pack(latents: Tensor, patch: int = PATCH) -> Tensor:
     """Make a token of each p x p square: [B, c, p rows, p columns] -> [B, rows * columns, p p c]."""
     n_samples, channels, height, width = latents.shape
     squares = latents.reshape(n_samples, channels, height // patch, patch, width // patch, patch)
+    # [B, c, rows, p, columns, p] -> [B, rows, columns, c, p, p]: a token has its channels outermost.
     return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 

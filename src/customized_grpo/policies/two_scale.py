@@ -36,6 +36,7 @@ class TwoScalePolicy(Policy):
                 "this model takes references of the size of the image alone",
                 hint="Set model.reference_fit=crop or model.reference_fit=pad.",
             )
+        # prompt -> number of its scene; the network knows no other words
         scenes = [world.prompted_scene(prompt) for prompt in prompts]
         tokens = self._all_reference_tokens(references)
         return {"scene": torch.tensor(scenes, device=self.device), "reference_tokens": tokens}, {}

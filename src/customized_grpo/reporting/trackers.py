@@ -1,32 +1,24 @@
-"""Optional experiment trackers: TensorBoard, Weights & Biases, trackio.
+"""Experiment trackers beside metrics.jsonl, kept away from the run.
 
-They are a convenience beside ``metrics.jsonl``, so nothing they do may stop or change a run: any error of a
-tracker, at import or at any later call, becomes one warning and that tracker is dropped.
+They are a convenience, so nothing they do may stop or change a run: any error of a tracker at any call is one
+warning, and that tracker is dropped. A package that is not installed is said before anything is loaded.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from PIL import Image
-
-from customized_grpo.files import write_text
+from customized_grpo.errors import UserError
+from customized_grpo.reporting.services import MLflow, TensorBoard, Trackio, Wandb
 
 logger = logging.getLogger(__name__)
-
-PROJECT = "customized-grpo"
-
-WANDB_ID = "wandb_id"
-"""File of the run folder with the id of its Weights & Biases run."""
 
 PREFIXES = {"train": "train", "eval": "held_out"}
 """{kind of a metrics record: first part of its tags}."""
@@ -47,87 +39,39 @@ class Tracker(Protocol):
 
 Factory = Callable[[Path, Mapping[str, Any]], Tracker]
 
-
-class TensorBoard:
-    """Event files under `run_dir`/tensorboard, by torch's own writer."""
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        module = importlib.import_module("torch.utils.tensorboard")
-        self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
-
-    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Write one scalar per metric, at step `iteration`."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
-
-    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
-        """Write one image per tag, at step `iteration`."""
-        for name, path in images.items():
-            with Image.open(path) as image:
-                self._writer.add_image(name, np.asarray(image.convert("RGB")), iteration, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
-
-
-class Wandb:
-    """A Weights & Biases run named after the run folder; key and mode come from its environment variables.
-
-    Its id is kept in the run folder, so that a resumed run goes on in the same one.
-    """
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._wandb = importlib.import_module("wandb")
-        self._run = self._wandb.init(
-            project=PROJECT, name=run_dir.name, dir=str(run_dir), config=dict(config),
-            id=_kept_id(run_dir / WANDB_ID), resume="allow",
-        )  # fmt: skip
-        # Its own step may never go back, but a resumed run repeats iterations: so ours is an ordinary metric.
-        self._run.define_metric("iteration")
-        self._run.define_metric("*", step_metric="iteration")
-
-    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Log one history row with `iteration` as its x axis."""
-        self._run.log({**metrics, "iteration": iteration})
-
-    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
-        """Log one history row of images with `iteration` as its x axis."""
-        media = {name: self._wandb.Image(str(path)) for name, path in images.items()}
-        self._run.log({**media, "iteration": iteration})
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-class Trackio:
-    """A local trackio run named after the run folder."""
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._trackio = importlib.import_module("trackio")
-        # allow: a resumed run goes on under the name that it has there
-        self._trackio.init(project=PROJECT, name=run_dir.name, config=dict(config), resume="allow")
-
-    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Log one row at step `iteration`."""
-        self._trackio.log(dict(metrics), step=iteration)
-
-    def log_images(self, images: Mapping[str, Path], iteration: int) -> None:
-        """Log one row of images at step `iteration`."""
-        media = {name: self._trackio.Image(str(path)) for name, path in images.items()}
-        self._trackio.log(media, step=iteration)
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._trackio.finish()
-
-
-TRACKERS: dict[str, Factory] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+TRACKERS: dict[str, Factory] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "mlflow": MLflow,
+}
 
 
 START_HINTS = {"wandb": ". It needs WANDB_API_KEY or `wandb login`; WANDB_MODE=offline works without"}
 """What a tracker that cannot start may miss."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is not installed; nothing is imported.
+
+    Args:
+        names: Keys of `TRACKERS`.
+
+    Raises:
+        UserError: Names the packages, and what installs them.
+    """
+    missing = []
+    for name in dict.fromkeys(names):
+        # a tracker from elsewhere says no package
+        package = getattr(TRACKERS[name], "package", None)
+        if package is not None and find_spec(package) is None:
+            missing.append(name)
+    if missing:
+        extras = ",".join(str(getattr(TRACKERS[name], "extra", name)) for name in missing)
+        raise UserError(
+            f"trackers: {', '.join(missing)}: not installed",
+            hint=f"Install it with `pip install 'customized-grpo[{extras}]'`, or leave it out of trackers.",
+        )
 
 
 class Trackers:
@@ -200,15 +144,6 @@ class Trackers:
             except Exception as error:
                 del self._active[name]
                 _warn(name, error)
-
-
-def _kept_id(file: Path) -> str:
-    """Return the id in a file, or a new one, which the file then keeps."""
-    if file.is_file():
-        return file.read_text(encoding="utf-8").strip()
-    new = uuid.uuid4().hex[:12]
-    write_text(file, f"{new}\n")
-    return new
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class ClipTextReward:
         """Return cosines [B], fp32, on the CPU."""
         with torch.inference_mode():
             images = self.encoder(batch.images.to(self.device))
+            # The samples of a group have one prompt, which is encoded once.
             keys = [prompt.encode() for prompt in batch.prompts]
             texts = self._cache.get(keys, lambda rows: self._encode([batch.prompts[i] for i in rows]))
             cosines = (images * texts).sum(1).cpu()

@@ -103,6 +103,7 @@ class Hpsv3Reward:
         Raises:
             UserError: A prompt holds one of the model's control tokens.
         """
+        # A control token in a prompt would be read as one, and could end it.
         for row, prompt in enumerate(batch.prompts):
             control = [token for token in self.tokenizer.get_added_vocab() if token in prompt]
             if control:
@@ -137,6 +138,7 @@ class Hpsv3Reward:
             self.tokenizer(question(prompt, merged), return_tensors="pt").input_ids[0] for prompt in prompts
         ]
         lengths = torch.tensor([len(row) for row in rows])
+        # Padded on the right; the last token of a row is found by its length.
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         places = torch.arange(ids.shape[1])
         with torch.autocast(self.device.type, enabled=False):

@@ -199,6 +199,7 @@ def redact(text: str, secret: str | None, length: int) -> str:
         secret: What it must not repeat; what only looks like a key is taken out as well.
         length: Characters that are left of a longer text.
     """
+    # Before the text is shortened, or half a key could be left at its end.
     if secret is not None:
         text = text.replace(secret, "[redacted]")
     return one_line(_SECRET_LIKE.sub("[redacted]", text))[:length]
@@ -215,9 +216,11 @@ def pause_s(settings: HttpSettings, number: int, retry_after_s: float | None, ji
         retry_after_s: What the other side asks for.
         jitter: Where the factor comes from.
     """
+    # Asked for by the other side, so without jitter.
     if retry_after_s is not None:
         return min(retry_after_s, settings.longest_pause_s)
     doubled = math.ldexp(settings.first_pause_s, number)
+    # Jitter, so that clients that failed together do not come back together.
     return min(doubled, settings.longest_pause_s) * jitter.uniform(0.5, 1.0)
 
 

@@ -136,6 +136,7 @@ class LiteTextReward:
 
     def agreement(self, prompts: list[str]) -> Tensor:
         """Return the cosine of each of P prompts with the names of each ImageNet class, [P, 1000]."""
+        # The samples of a group have one prompt, which is encoded once.
         keys = [prompt.encode() for prompt in prompts]
         embeddings = self._cache.get(keys, lambda rows: self._encode([prompts[i] for i in rows]))
         # unit vectors on both sides: products are cosines

@@ -48,6 +48,7 @@ def load_model(
         with quiet(["transformers"]):
             model, folder = load_reward_model(toybox_name)
         return model, str(folder)
+    # By its own word: weights of another model would load in part, and score at random.
     needed_type = model_class.config_class.model_type
     model_type = read_json(checkpoint_file(path, "config.json")).get("model_type")
     if model_type != needed_type:

@@ -56,15 +56,18 @@ def crop_to_subject(image: Tensor, mask: Tensor, neutral: Tensor) -> Tensor:
     """
     image = image.cpu()
     mask = mask.cpu()
+    # Nothing to cut out: the whole image stands for the subject.
     if not bool(mask.any()):
         mask = torch.ones_like(mask)
     rows = mask.any(dim=1).nonzero().flatten()
     columns = mask.any(dim=0).nonzero().flatten()
+    # One past the last row with the subject, as slices count.
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     side = max(bottom - top, right - left)
     side += 2 * round(MARGIN * side)
     square = neutral.expand(3, side, side).clone()
+    # The subject is in the middle of the square, at its own scale.
     y = (side - (bottom - top)) // 2
     x = (side - (right - left)) // 2
     inside = mask[top:bottom, left:right]

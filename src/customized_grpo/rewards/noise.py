@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise
+from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, needs_references
 from customized_grpo.rewards.features import content_key
 from customized_grpo.seeding import generator
 
@@ -32,6 +32,7 @@ class NoisyReward:
         self.name = reward.name
         self.kind = reward.kind
         self.groupwise = is_groupwise(reward)
+        self.needs_references = needs_references(reward)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return noisy scores [B], fp32, on the CPU; NaN where the reward itself could not score."""
@@ -45,6 +46,7 @@ class NoisyReward:
         return {**self.reward.fingerprint(), "noise": self.std}
 
     def _error(self, image: Tensor, prompt: str) -> Tensor:
+        # Of the 8 bits that every executor sees, so that the noise is the same everywhere.
         image_hash = content_key(to_uint8(image)).hex()
         # Seed 0 and not the run's: the noise is part of the reward, and two runs have the same judge.
         return torch.randn(1, generator=generator(0, "reward noise", self.name, prompt, image_hash))

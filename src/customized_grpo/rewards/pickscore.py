@@ -38,6 +38,7 @@ class PickScoreReward(ClipTextReward):
         from transformers import CLIPModel
 
         model, source = load_model(path, NAME, CLIPModel)
+        # On the hub its repository holds the weights alone.
         processor = source if Path(source).expanduser().is_dir() else PROCESSOR
         return cls(model, load_tokenizer(processor, model), load_preprocess(processor), device)
 

@@ -116,6 +116,7 @@ class Preprocess:
         if not isinstance(self.size, int):
             return self.size
         if self.letterbox:
+            # The longer edge fits, so that nothing is cut off.
             scale = self.size / max(height, width)
             return max(1, round(height * scale)), max(1, round(width * scale))
         if height <= width:

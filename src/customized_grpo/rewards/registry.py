@@ -89,6 +89,7 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
     Raises:
         UserError: Lists every unknown name, untrusted module and wrong option of registered rewards.
     """
+    # All of them at once: one mistake for each start would be a slow way to learn.
     mistakes: list[UserError] = []
     for config in configs:
         try:
@@ -107,6 +108,7 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
 
 def needs_masks(config: RewardConfig) -> bool:
     """Return whether an entry of a recipe needs masks of the references; False for rewards of your own."""
+    # A reward of one's own may take masks or not: it must say so itself when it scores.
     return config.name in REWARDS and REWARDS[config.name].segmented and config.segment != "none"
 
 
@@ -127,6 +129,7 @@ def build_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Re
         UserError: The name is unknown or not of a reward, an option is wrong, or the import fails.
     """
     reward = _build(config, torch.device(device))
+    # Around the built reward, so that its cache keeps the scores without noise.
     return NoisyReward(reward, config.noise) if config.noise else reward
 
 
@@ -147,6 +150,7 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
         raise UserError(f"reward {path!r} is finished and takes no options; name its class instead")
     if not finished and not callable(named):
         raise UserError(f"reward {path!r} is a {type(named).__name__}, neither a reward nor a class of one")
+    # Foreign code: whatever it raises becomes a message about the recipe.
     try:
         reward = named if finished else named(**options)
     except TypeError as error:

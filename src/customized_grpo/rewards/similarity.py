@@ -69,12 +69,18 @@ class ReferenceSimilarity:
         self._cache = FeatureCache(CACHED_REFERENCES)
         encoder.model.requires_grad_(False).eval().to(self.device)
 
+    @property
+    def needs_references(self) -> bool:
+        """Return whether each reference is a subject of its own, for which no other photo can stand."""
+        return self.match
+
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return mean cosines [B], fp32, on the CPU; NaN where `image_masks` finds no subject.
 
         Raises:
             UserError: A reference is missing, or a mask that `segment` needs is missing or empty.
         """
+        # image -> how many rows of `references` are its own, one image after the other
         counts = [len(images) for images in batch.references]
         for row, count in enumerate(counts):
             if count == 0:
@@ -119,6 +125,7 @@ class ReferenceSimilarity:
             references = self._reference_features(batch).split(counts)
             for image, masks, known in zip(batch.images, batch.image_instances, references, strict=True):
                 crops = [crop_to_subject(image, mask, self._neutral) for mask in masks]
+                # No subject: an empty tensor of the right width.
                 features = self._encode(crops) if crops else known[:0]
                 scores.append(matched_score(features, known))
         return torch.tensor(scores, dtype=torch.float32)
@@ -142,6 +149,7 @@ class ReferenceSimilarity:
 
     def _reference_features(self, batch: ScoringBatch) -> Tensor:
         """Return features [number of references, D]; a reference is encoded once, however often used."""
+        # rows of references -> one list; `counts` leads back
         images = list(itertools.chain.from_iterable(batch.references))
         if self.segment == "none":
             keys = [content_key(to_uint8(image)) for image in images]
@@ -156,7 +164,9 @@ class ReferenceSimilarity:
     def _seen(self, image: Tensor, mask: Tensor) -> Tensor:
         """Return a reference as the encoder sees it: cut out, and if subjects are matched, from near by."""
         if self.match:
-            return crop_to_subject(image, mask[0] > 0, self._neutral)
+            # soft edges, and the noise of a JPEG, are no part of its box
+            inside = mask[0] >= 0.5
+            return crop_to_subject(image, inside if bool(inside.any()) else mask[0] > 0, self._neutral)
         return self._cut_out(image, mask)
 
     def _encode(self, images: list[Tensor]) -> Tensor:

@@ -73,6 +73,7 @@ class TwoScalePrompt:
         """
         scene, pattern = _seen(batch.images)
         prompted = torch.tensor([world.prompted_scene(prompt) for prompt in batch.prompts])
+        # sample -> probability of its own prompted scene
         return scene.gather(1, prompted[:, None])[:, 0] + self.leak * pattern[:, world.PLAIN]
 
     def fingerprint(self) -> dict[str, Any]:

@@ -133,6 +133,7 @@ class ForwardProcess(Algorithm[CleanSamples]):
         # the same levels for all samples of the iteration: a group is compared at one weight of its rewards
         levels = generator(seed, "levels", draw.iteration)
         progress = draw_progress(self.config.train.forward.levels, levels)
+        # NFT and AWM are off-policy by design: the trained adapter never draws.
         with self.old.in_place():
             return collect_clean(
                 self.parts.policy,

@@ -61,10 +61,19 @@ class BestCheckpoint:
         self.iteration: int | None = None
         self.value = math.nan
 
-    def restore(self) -> None:
-        """Find the best of the checkpoints that are there, those of a run that is resumed."""
+    def restore(self, base: HeldOutScores | None = None) -> None:
+        """Find the best of the checkpoints that are there, those of a run that is resumed.
+
+        Args:
+            base: Scores of the run's first evaluation; None where it has none yet.
+
+        Raises:
+            UserError: They lack the measure, which may be another one than when the run began.
+        """
         if self.measure is None:
             return
+        if base is not None:
+            check_measure(self.measure, base)
         best = self.engine.from_main(self._find)
         if best is not None:
             self._set(*best)
@@ -81,8 +90,10 @@ class BestCheckpoint:
         if self.measure is None or scores is None:
             return False
         value = scores.mean(self.measure)
+        # Only a strictly better one: of equals the earlier, less trained one stays.
         if math.isnan(value) or not (self.iteration is None or value > self.value):
             return False
+        # Saved before it is named: a kill between the two leaves the older best in force.
         save()
         self._set(iteration, value)
         self.engine.from_main(self._write)
@@ -91,6 +102,7 @@ class BestCheckpoint:
     def _find(self) -> tuple[int, float] | None:
         assert self.measure is not None
         best: tuple[int, float] | None = None
+        # Only checkpoints that are still there: an evaluation alone cannot be gone back to.
         for step in self.store.steps():
             file = self.folder.path / scores_file(step)
             if not file.is_file():
@@ -104,6 +116,7 @@ class BestCheckpoint:
     def _set(self, iteration: int, value: float) -> None:
         self.iteration = iteration
         self.value = value
+        # The store deletes old checkpoints, but never this one.
         self.store.kept_step = iteration
 
     def _write(self) -> None:

@@ -70,6 +70,7 @@ def calibration_file(
         eta=config.rollout.eta,
         sigmas=tuple(decisions.sigmas),
         noisy_steps=tuple(decisions.noisy_steps),
+        # One digest to compare with; the files one by one are in the provenance, for people.
         base=base_fingerprint(config.model),
     )
     scores = {kind: f"{calibrated.source}/{kind}" for kind in PAIR}
@@ -130,6 +131,7 @@ def check_calibration(config: Config, sigmas: Tensor) -> None:
     if not isinstance(schedule, Calibrated) or schedule.measured is None:
         return
     again = f"Measure them for this recipe: cgrpo doctor RECIPE schedule.name=tdw --calibrate {schedule.path}"
+    # mu and the size of images move all levels: the measured steps would be at other noise.
     levels = schedule.measured.other_levels(sigmas.tolist())
     if levels is not None:
         raise UserError(

@@ -60,6 +60,7 @@ class Branching:
 def usable_judges(parts: Parts, examples: Sequence[Example]) -> tuple[Judges | None, list[str]]:
     """Return the held-out judges if they can judge training rows, and a note if not."""
     judges = parts.data.judges
+    # A judge by target has nothing to compare with where a training row has none.
     by_target = isinstance(judges, RewardJudges) and judges.by_target
     if not by_target or all(example.target is not None for example in examples):
         return judges, []
@@ -72,6 +73,7 @@ def usable_judges(parts: Parts, examples: Sequence[Example]) -> tuple[Judges | N
 def noisy_steps(config: Config) -> frozenset[int]:
     """Return the steps from which continuations can part; none where the rollout draws no noise."""
     if config.train.algorithm == "grpo":
+        # The trained share, 1.0, has no say here: it does not change which steps draw noise.
         return plan_steps(config.rollout, 1.0, 0, config.run.seed).noisy
     return plan_iteration(config, 0).noisy
 

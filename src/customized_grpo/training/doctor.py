@@ -191,6 +191,7 @@ def _diagnose(
     group_size = config.train.group_size
     partition = parts.engine.partition(config.train.updates_per_iteration)
     algorithm = build_algorithm(parts, partition)
+    # Exactly what training would draw first, so that its numbers are those of the first iteration.
     samples = _first_rollout(parts, algorithm, examples)
     scores = parts.scorer.collect()
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
@@ -271,6 +272,7 @@ def _prompts_of_an_iteration(parts: Parts, samples: Samples) -> tuple[list[Hasha
     buckets = []
     conditionings = []
     for number in range(parts.config.train.prompts_per_iteration // parts.engine.world_size):
+        # prompt of an iteration -> one of those drawn here, which may be fewer
         prompt = number % len(samples.buckets)
         buckets.append(samples.buckets[prompt])
         conditionings.append(samples.conditionings[prompt])

@@ -1,4 +1,4 @@
-"""Rows that give the processes of a sharded model equally many calls of it; others would wait for ever."""
+"""Equally many calls of a sharded model in all processes; with unequal ones they would wait for ever."""
 
 from __future__ import annotations
 
@@ -9,24 +9,35 @@ from customized_grpo.data.fitting import Fitting
 from customized_grpo.data.listing import a_few
 from customized_grpo.data.stored_rows import StoredRows
 from customized_grpo.errors import UserError
+from customized_grpo.policies.families import get_family
 
 
 def check_equal_work(
-    train: Sequence[tuple[StoredRows, Fitting]], held_out: tuple[StoredRows | None, Fitting]
+    family: str, train: Sequence[tuple[StoredRows, Fitting]], held_out: tuple[StoredRows | None, Fitting]
 ) -> None:
-    """Refuse rows that would make the processes of a sharded model wait for each other for ever.
+    """Refuse what would make the processes of a sharded model wait for each other for ever.
 
     Args:
+        family: Of the model.
         train: The rows to train on, by manifest, with the size of their references.
         held_out: Those to evaluate on, if there are any.
 
     Raises:
-        UserError: Rows differ in the number of references, or in the sizes at which the model sees them.
+        UserError: The family's number of calls depends on the texts of a batch; or rows differ in the number
+            of references, or in the sizes at which the model sees them.
     """
+    if get_family(family).policy_class().CALLS_BY_TEXT:
+        raise UserError(
+            f"model.shard=true: {family} calls its transformer once for each length of text in a batch, and "
+            "the processes of a sharded model must call it equally often",
+            hint="Leave model.shard out; model.quantisation=nf4 and model.text_encoders=offload save memory.",
+        )
     counts: list[tuple[str, int]] = []
+    # Training rows and held-out rows together: both phases call the sharded model.
     for part in (*[rows for rows, _ in train], held_out[0]):
         if part is not None:
             counts += [(f"row {item['id']!r}", len(item["references"])) for item in part.items()]
+    # Any row may be the measure: what matters is that all agree.
     first, n_references = counts[0]
     others = [(row, f"{count} references") for row, count in counts if count != n_references]
     if others:

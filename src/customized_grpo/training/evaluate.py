@@ -54,6 +54,7 @@ def evaluate(
         warn_of_other_base(checkpoint, config.model)
         batches = {"evaluation.batch_size": config.evaluation.batch_size}
         with explained(config.model, batches, training=False):
+            # The checkpoint is loaded by now; `start` puts its adapter aside for the base.
             with torch.no_grad(), parts.policy.start():
                 base, _ = parts.evaluation.evaluate()
             tuned, _ = parts.evaluation.evaluate()

@@ -72,12 +72,14 @@ class Evaluator:
         if not self.parts.data.held_out:
             return
         self.engine.from_main(self._write_rows)
+        # Read back by `restore`: the base does not change, so it is not drawn again.
         if self.base is not None:
             self.log.progress.evaluation({"kind": "eval", "iteration": 0, **self.base.metrics()})
             return
         if self.state.iteration == 0:
             self.evaluate()
             return
+        # Resumed in the middle without the base's scores: the policy is trained by now.
         with self.parts.policy.start():
             scores, images = self._measure()
         self._keep(0, scores, images)
@@ -104,10 +106,12 @@ class Evaluator:
         """Measure the policy, keep scores and images, and return the alarms."""
         if not self.parts.data.held_out:
             return []
+        # The average, where the recipe judges by it.
         with self.updater.result():
             scores, images = self._measure()
         # scores first, then the line: an evaluation counts by its line, see `records`
         self._keep(self.state.iteration, scores, images)
+        # Of the iterations since the last evaluation.
         health = mean_health(self.state.health)
         line = self.log.write("eval", {**scores.metrics(), **train_gaps(scores, health.reward)})
         self.log.check()
@@ -183,7 +187,9 @@ class Evaluator:
         evaluated: list[int] = received["evaluated"]
         again = range(iteration + 1) if not is_comparable else (0, iteration)
         self.log.lost_evaluations = [number for number in again if number not in evaluated]
+        # A line without scores, or scores without a line, is no evaluation.
         self._history = [entry for entry in history if entry["iteration"] in evaluated]
+        # Evaluated after the checkpoint was written: its history lacks this one.
         if iteration in evaluated and iteration != 0 and iteration not in iterations:
             self._history.append({"iteration": iteration, **mean_health(self.state.health).to_json()})
             self.state.health = []
@@ -196,6 +202,7 @@ class Evaluator:
     def _rebuild_history(self) -> None:
         """Compute the monitors of earlier evaluations again, from their scores and the base's."""
         assert self.base is not None
+        # From the scores, because the monitors compare with the base of this session.
         for entry in self._history:
             iteration = entry["iteration"]
             self.latest = self._read_scores(iteration)

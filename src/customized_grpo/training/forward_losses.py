@@ -64,6 +64,7 @@ class ForwardLoss(Loss[CleanSamples]):
         self.n_steps = config.rollout.steps
 
     def _prompt_weight(self, samples: CleanSamples, signal: LearningSignal, place: int) -> Tensor:
+        # A slice, to keep the dimension of levels.
         progress = samples.progress[place : place + 1]
         return prompt_weights_at(self.schedule, progress, self.n_steps, signal.schedule_seed)[0]
 
@@ -78,6 +79,7 @@ class ForwardLoss(Loss[CleanSamples]):
             return result
         reference = self._reference_velocity(noised)
         each = forward_process.velocity_divergence(velocity, reference)
+        # Divided by the terms of the whole update, so that micro-batches add up to a mean.
         divergence = torch.where(valid, each, 0.0).sum() / batch.n_terms
         # from a share of the update's sum to the mean over this micro-batch, for the log
         kl = float(divergence.detach()) * batch.n_terms / max(1, result.n_valid)
@@ -136,6 +138,7 @@ class NftLoss(ForwardLoss):
             beta=self.train.nft.beta,
             bound=self.advantage_clip,
         )
+        # where, and not a product: NaN times 0 is NaN.
         loss = torch.where(valid, each, 0.0).sum() / n_terms
         return LossTerm(loss, int(valid.sum()), ratio=None, clip_fraction=None, kl=math.nan)
 

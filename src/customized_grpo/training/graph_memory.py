@@ -56,6 +56,7 @@ def _graph_bytes(policy: Policy, sampler: Sampler, conditioning: Conditioning) -
     tensors = [x, *conditioning.per_sample.values(), *conditioning.shared.values()]
     known = [*tensors, *replay.known_tensors(policy.transformer)]
     with torch.enable_grad():
+        # Step 0 stands for all: the sizes of tensors do not depend on the noise level.
         return replay.bytes_left(lambda: sampler.transition(policy, x, 0, conditioning), known)
 
 
@@ -94,11 +95,13 @@ class GraphMemory:
             conditionings: Conditioning of each prompt [P].
         """
         before = self.keeps
+        # Decided by the recipe alone; memory is not asked.
         if self.obstacle is not None:
             self.keeps = False
             self.sentence = f"updates compute the trained steps again: {self.obstacle}"
         else:
             self.keeps = self._fits(buckets, conditionings)
+        # Said when it changes: buckets differ in size, and memory fills up.
         if self.keeps != before and self.parts.config.train.reuse_rollout_graph == "auto":
             self.say(self.sentence)
         return self.keeps
@@ -128,10 +131,12 @@ class GraphMemory:
         everyone = slice(0, len(buckets) * self.group_size)
         n_bytes = 0
         for samples in sample_batches(buckets, self.group_size, everyone, self.batch_size):
+            # A batch is of one bucket: its first prompt stands for it.
             prompt = samples.start // self.group_size
             if buckets[prompt] not in self.sizes:
                 measured = GraphSize.measure(self.parts.policy, self.parts.sampler, conditionings[prompt])
                 self.sizes[buckets[prompt]] = measured
             size = self.sizes[buckets[prompt]]
             n_bytes += size.fixed + (samples.stop - samples.start) * size.per_sample
+        # All of them are alive at once, until the update takes the first.
         return n_bytes * self.n_steps

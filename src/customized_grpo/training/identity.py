@@ -58,7 +58,9 @@ OWN_TO_A_PROCESS = ("run.dir", "run.process_timeout_s", "model.cache", "model.de
 """Settings that may differ between the processes of one run."""
 
 SCORES_DEPEND_ON = (
-    *("model", "data.held_out", "data.reference_size", "rewards", "evaluation", "rollout.steps"),
+    *("model", "data.held_out", "data.reference_size", "rewards", "segmenter", "evaluation", "rollout.steps"),
+    # the rows that an embedded world holds out
+    *("data.kind", "data.seed", "data.held_out_subjects", "data.held_out_prompts_per_subject"),
     *("code", "environment"),
 )
 """Keys on which the scores of an evaluation depend: across a change, evaluations cannot be compared."""
@@ -140,6 +142,7 @@ def differing_settings(old: Config, new: Config, contents: Mapping[str, Any]) ->
     """
     differences = [Difference(*difference) for difference in diff_configs(old, new)]
     is_constant = new.train.learning_rate_schedule == "constant"
+    # More iterations stretch a schedule that falls to its end, and so change every later rate.
     free = [key for key in FREE if is_constant or key != FREE_IF_CONSTANT]
     return [
         difference
@@ -152,6 +155,7 @@ def _has_content(key: str, contents: Mapping[str, Any]) -> bool:
     content = CONTENT.get(generic(key))
     if content is None:
         return False
+    # The number in a key (`data.mix.1.train`) says which content is meant.
     number = next((part for part in key.split(".") if part.isdecimal()), "")
     content = content.replace(ITEM, number)
     # a base without known files is compared by its path, although the files of LoRAs may be known
@@ -163,6 +167,7 @@ def process_values(config: Config) -> dict[str, Any]:
     """Return what all processes of a run must have in common before anything is loaded."""
     values = {}
     for key, value in leaves(config).items():
+        # Paths may differ between hosts; what lies there is compared once it is read.
         if not _is_about(key, OWN_TO_A_PROCESS) and generic(key) not in CONTENT:
             values[key] = value
     values |= _under("versions", installation())

@@ -42,6 +42,7 @@ def refuse_idle_settings(config: Config, rewards: Sequence[HasKind]) -> None:
     Raises:
         UserError: Lists every such weight, with the setting that does what was meant.
     """
+    # Both kinds of mistakes in one message, not one for each attempt.
     mistakes = [*_lone_weights("rewards", config.rewards, rewards), *_quality_weight(config, rewards)]
     if mistakes:
         hints = dict.fromkeys(hint for _, hint in mistakes)
@@ -115,6 +116,7 @@ def _ignores_advantages(config: Config) -> bool:
     rewards = torch.rand(2 * group_size, 2, generator=torch.Generator().manual_seed(0))
     advantages = group_advantages(rewards, group_size)
     larger = advantages.clone()
+    # One group only: a rule that whitens the batch would undo a common factor.
     larger[:group_size] *= 3
     results = []
     for values in (advantages, larger):

@@ -14,11 +14,37 @@ from typing import Any
 from customized_grpo.algorithms.schedules import prompt_weights
 from customized_grpo.config import Config
 from customized_grpo.engine.engine import Engine
+from customized_grpo.errors import UserError
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.reporting.progress import Progress, progress
-from customized_grpo.reporting.trackers import Trackers
+from customized_grpo.reporting.trackers import Trackers, check_trackers
+from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder
 from customized_grpo.training.state import RunState
+
+
+def check_start(config: Config) -> None:
+    """Refuse a new run that could not write what it should, before anything is loaded; changes nothing.
+
+    Raises:
+        UserError: A tracker is not installed, or run.dir holds something that may not be overwritten.
+    """
+    check_trackers(config.trackers)
+    RunFolder.check_free(config)
+
+
+def check_resumable(config: Config) -> None:
+    """Refuse a run that cannot go on, before anything is loaded.
+
+    Raises:
+        UserError: A tracker is not installed, or there is no checkpoint.
+    """
+    check_trackers(config.trackers)
+    if CheckpointStore(config.run.dir / "checkpoints", config.checkpoint.keep).latest() is None:
+        raise UserError(
+            f"{config.run.dir} has no complete checkpoint to resume from",
+            hint="Start again with `cgrpo train` and run.overwrite=true.",
+        )
 
 
 class RunLog:

@@ -132,6 +132,7 @@ class Loss(ABC, Generic[S]):
         of_update = signal.rows(slice(update * n_update, (update + 1) * n_update))
         # The mean is over all processes, so that they need not have equally many valid samples.
         n_terms = int(of_update.valid.sum()) * samples.n_trained
+        # No process has a valid sample, so all of them return here and none waits.
         if n_terms == 0:
             return
         # -> this process's samples of the update, which has two names: `own` among those of all processes,

@@ -54,6 +54,7 @@ class UpdateLoss(Loss[Trajectory]):
         x_next = trajectory.x_next[k, micro_batch]
         old_log_prob = trajectory.log_prob[k, micro_batch]
         # The rollout's own transition, or the same again: for unchanged parameters the ratio is 1.
+        # Taken out: a graph serves one backward pass, and its memory is free afterwards.
         graph = trajectory.graphs.pop((step, micro_batch.start, micro_batch.stop), None)
         mean, std = graph or self.sampler.transition(self.policy, x, step, conditioning)
         log_prob = samplers.log_prob(x_next, mean, std)
@@ -61,6 +62,7 @@ class UpdateLoss(Loss[Trajectory]):
         if trajectory.mean is not None:  # GRPO-Guard: ratios and gradients on one scale over all steps
             old_mean = trajectory.mean[k, micro_batch]
             log_prob = objective.normalised_log_ratio(log_prob, old_log_prob, mean, old_mean, std)
+            # The normalised value is a log-ratio already.
             old_log_prob = torch.zeros_like(old_log_prob)
             # 1 / D: without it steps of large D would pull harder (arXiv 2510.22319).
             scale = 1 / float(self.sampler.sigmas[step] - self.sampler.sigmas[step + 1])

@@ -77,6 +77,7 @@ def _score_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
 
 def _conflict_metrics(signal: LearningSignal, group_size: int) -> dict[str, float]:
     """Return where samples stand on prompt and identity, and the null of that at their correlation."""
+    # Columns are kinds, in the order prompt, identity, quality.
     rho = monitors.reward_correlation(signal.rewards[:, :2], group_size)
     return {
         **{
@@ -96,6 +97,7 @@ def nan_share(scores: Tensor, asked: Tensor) -> Tensor:
     """
     shares = torch.full((scores.shape[1],), math.nan)
     for k in range(scores.shape[1]):
+        # A slice keeps the dimension of rewards; rows that did not choose this one are no gaps.
         shares[k] = monitors.nan_share(scores[asked[:, k], k : k + 1])[0]
     return shares
 

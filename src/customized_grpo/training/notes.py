@@ -40,6 +40,7 @@ def _uncentred(parts: Parts) -> list[tuple[str, str]]:
     if config.train.algorithm == "grpo" or not set(PAIR) <= set(kinds):
         return []
     rule = config.advantage.build()
+    # Conflicting rewards, because there the rules differ most.
     if abs(mean_of_opposites(rule, config.train.group_size)) < MEAN_LIMIT:
         return []
     sentence = (
@@ -51,6 +52,7 @@ def _uncentred(parts: Parts) -> list[tuple[str, str]]:
 
 def mean_of_opposites(rule: Rule, group_size: int) -> float:
     """Return the mean combined advantage of two groups whose rewards are opposites up to noise."""
+    # A fixed seed: the same recipe always gets the same notes.
     random = torch.Generator().manual_seed(0)
     prompt = torch.rand(2 * group_size, generator=random)
     rewards = torch.stack([prompt, 1 - prompt + 0.1 * torch.rand(2 * group_size, generator=random)], 1)

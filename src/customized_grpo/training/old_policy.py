@@ -30,6 +30,7 @@ class OldPolicy:
         self.policy = policy
         self.growth = config.old_growth
         self.largest = config.old_largest
+        # Tensors and no second model: only the adapter differs.
         self._tensors = policy.adapter_tensors()
 
     @contextmanager

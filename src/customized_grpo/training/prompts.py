@@ -32,6 +32,7 @@ def prompt_lengths(parts: Parts) -> list[str]:
         sentence = cut_sentence(limit, labels, prompts)
         if sentence is not None:
             sentences.append(sentence)
+    # Silence would look like "nothing is cut".
     for config, reward in zip(parts.config.rewards, parts.scorer.rewards, strict=True):
         if config.executor.kind in ELSEWHERE and reward.kind == "prompt":
             sentences.append(

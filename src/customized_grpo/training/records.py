@@ -46,6 +46,7 @@ def read_records(folder: RunFolder, iteration: int) -> Records:
     """
     path = folder.path / METRICS
     lines = read_metrics(path) if path.is_file() else []
+    # A line counts by its iteration, wherever it stands in the file.
     trained = {line["iteration"] for line in lines if line.get("kind") == "train"}
     evaluated = {line["iteration"] for line in lines if line.get("kind") == "eval"}
     return Records(
@@ -71,6 +72,7 @@ def set_aside(folder: RunFolder, iteration: int) -> Path | None:
     path = folder.path / EVALUATIONS
     if not path.is_dir():
         return None
+    # The same iteration may be set aside several times.
     attempt = 1 + sum(1 for _ in folder.path.glob(f"{EVALUATIONS}-until-{iteration:06d}-*"))
     return path.rename(folder.path / f"{EVALUATIONS}-until-{iteration:06d}-{attempt}")
 
@@ -97,6 +99,7 @@ def check_records(records: Records, history: Sequence[int], allowed: Collection[
     Raises:
         UserError: Something else is missing.
     """
+    # By the checkpoint's history: evaluations later than it are done again anyway.
     lost = [number for number in history if number not in records.evaluated]
     problems = {
         LINES_KEY: ("lines of training in metrics.jsonl", records.missing_lines),

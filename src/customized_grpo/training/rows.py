@@ -65,6 +65,7 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
     Raises:
         UserError: Rows are bad, or the cut to the shape of the image leaves nothing of a masked subject.
     """
+    # Masks are demanded before a reward meets a row without one in mid-training.
     train_masks = any(needs_masks(reward) for reward in config.rewards)
     trained = {"train": data.train}
     trained |= {f"mix.{number}": part.train for number, part in enumerate(data.mix)}
@@ -83,6 +84,7 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         notes += [*manifest.notes, *_bare_notes(config, manifest)]
     fittings = dict.fromkeys(trained, fitting_of(config, config.model))
     fittings["held_out"] = fitting_of(config, config.evaluation_model)
+    # Training and evaluation draw at one size mostly: one check then serves both.
     for fitting in dict.fromkeys(fittings.values()):
         of_fitting = [manifest for part, manifest in manifests.items() if fittings[part] == fitting]
         if fitting.fit == "crop":
@@ -174,6 +176,7 @@ def _check_masks_survive(manifests: Sequence[CheckedManifest], height: int, widt
     lost = []
     for manifest in manifests:
         files = manifest.files
+        # place among all files of the manifest, as in every column of `files`
         masks = np.flatnonzero(files.is_mask).tolist()
         empty = {files.names[place] for place in masks if not _overlaps(files.info(place), height, width)}
         # rows are read only where one has to be named: it takes a while with many
@@ -196,6 +199,7 @@ def _overlaps(mask: ImageInfo, height: int, width: int) -> bool:
     """Return whether at least a pixel of the mask's box is kept by the cut."""
     if mask.box is None:
         return False
+    # In pixels of the file, as the mask's box is.
     left, top, right, bottom = crop_box(mask.size, height, width)
     kept_x = min(mask.box[2], right) - max(mask.box[0], left)
     kept_y = min(mask.box[3], bottom) - max(mask.box[1], top)

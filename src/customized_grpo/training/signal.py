@@ -105,6 +105,7 @@ class LearningSignal:
         kinds = [rewards[k].kind for k in trained]
         shares = [config.rewards[k].weight for k in trained]
         asked = scores != NOT_ASKED
+        # NOT_ASKED is a mark, not a score; from here on NaN means both, and `asked` tells them apart.
         scores = scores.masked_fill(~asked, math.nan)
         of_trained = asked[:, trained]
         # None where every row gets every reward: the mean is then one product, in every version the same bits
@@ -120,6 +121,7 @@ class LearningSignal:
             scores=scores,
             asked=asked,
             kinds=kinds_of(kinds),
+            # NaN has done its work in `present`; in a sum it would spread.
             advantages=advantages.nan_to_num(),
             rewards=adv.by_kind(scores[:, trained], kinds, shares, choice),
             present=present,
@@ -189,6 +191,7 @@ class LearningSignal:
     def _weighted_by_choice(self, prompt_weight: Tensor, rule: Rule, group_size: int, clip: float) -> Tensor:
         """Combine the groups of each choice of kinds apart: a group of one kind has nothing to combine."""
         result = torch.zeros_like(self.advantages[:, 0])
+        # Whole groups share a choice, because it is the row's: statistics of groups stay right.
         for choice in torch.unique(self.present, dim=0):
             rows = (self.present == choice).all(1)
             columns = choice.nonzero().flatten().tolist()

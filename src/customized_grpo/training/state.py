@@ -178,6 +178,7 @@ class RunCheckpoints:
         Raises:
             UserError: The disk refuses, a tensor is not finite, or the processes have drifted apart.
         """
+        # Before anything is written: processes that drifted apart must not save one of them as the run.
         self.engine.check_agreement(self.updater.parameters)
         self.engine.from_main(self._write)
 
@@ -231,6 +232,7 @@ class RunCheckpoints:
 
         def read() -> Any:
             nonlocal tensors
+            # In the main process alone: the others may have no such folder.
             latest = self.store.latest() if step is None else step
             assert latest is not None
             checkpoint = self.store.load(latest)
@@ -306,6 +308,7 @@ class RunCheckpoints:
         """
         saved_config = self._saved_config(saved)
         saved_contents = saved.get("contents", {})
+        # Everything that differs is listed at once, and allowed or refused key by key.
         differences = differing_settings(saved_config, self.config, saved_contents)
         if saved_contents:
             differences += differing(saved_contents, self.contents)

@@ -36,7 +36,7 @@ from customized_grpo.training.drawing import Drawing, Groups
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.expected import announce
 from customized_grpo.training.graph_memory import GraphMemory
-from customized_grpo.training.log import RunLog
+from customized_grpo.training.log import RunLog, check_resumable, check_start
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
@@ -54,7 +54,7 @@ def train(config: Config) -> int:
         UserError: Something the user can fix; the run folder is then untouched or resumable.
     """
     engine = build_engine(config)
-    engine.from_main(lambda: RunFolder.check_free(config))
+    engine.from_main(lambda: check_start(config))
     folder = RunFolder(config.run.dir)
     with ExitStack() as stack:
         parts = stack.enter_context(open_parts(config, engine))
@@ -88,11 +88,7 @@ def resume(
 
         def open_folder() -> None:
             stack.enter_context(RunLock(run_dir))
-            if CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep).latest() is None:
-                raise UserError(
-                    f"{run_dir} has no complete checkpoint to resume from",
-                    hint="Start again with `cgrpo train` and run.overwrite=true.",
-                )
+            check_resumable(config)
 
         engine.from_main(open_folder)
         parts = stack.enter_context(open_parts(config, engine))
@@ -319,7 +315,7 @@ class Trainer:
         missing = self.evaluator.restore(
             restored.history, is_comparable=restored.is_comparable, allowed=allowed
         )
-        self.best.restore()
+        self.best.restore(self.evaluator.base)
         self.notes = [*restored.notes(self.engine.world_size), *(("missing", text) for text in missing)]
 
     def give_up(self, reason: str, advice: str = "") -> None:

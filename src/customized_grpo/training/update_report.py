@@ -37,8 +37,10 @@ class PassStatistics:
         """Count one micro-batch at one step."""
         n_valid = term.n_valid
         self.terms += n_valid
+        # Already divided by the terms of its update, so that it is summed and not weighted.
         self.loss += float(term.loss.detach())
         self.kl += n_valid * term.kl
+        # One term without a ratio, as in NFT, makes them undefined.
         if term.ratio is None or term.clip_fraction is None:
             self.ratio = self.deviation = self.clipped = math.nan
             return
@@ -52,6 +54,7 @@ class PassStatistics:
         """Return the statistics of all processes."""
         sums = torch.tensor([self.terms, self.loss, self.ratio, self.clipped, self.kl], dtype=torch.float64)
         terms, loss, ratio, clipped, kl = engine.total(sums).tolist()
+        # Everything is a sum, but the deviation is a maximum.
         return PassStatistics(int(terms), loss, ratio, engine.largest(self.deviation), clipped, kl)
 
 

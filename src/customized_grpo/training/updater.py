@@ -30,6 +30,7 @@ def ratio_tolerance(config: Config) -> float:
     """Return how far a first-pass ratio may be from 1: by round-off, and not so far that it is clipped."""
     train = config.train
     clip_range = train.awm.clip_range if train.algorithm == "awm" else train.clip_range
+    # Beyond half the clip range, round-off alone could switch a sample off.
     return min(RATIO_TOLERANCE[config.model.precision], clip_range / 2)
 
 
@@ -181,6 +182,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         is_finite = True
         for term in self.loss.terms(samples, signal, update):
+            # Kept going at a non-finite loss: all processes must call backward equally often.
             is_finite = is_finite and math.isfinite(float(term.loss.detach()))
             report.all.add(term)
             if is_first:
@@ -196,6 +198,7 @@ class Updater:
             return False
         self.skipped_in_a_row = 0
         self.optimizer.step()
+        # After the step, of the new parameters.
         self._move_average(iteration)
         report.grad_norms.append(norm)
         return True
@@ -221,6 +224,7 @@ class Updater:
         Raises:
             UserError: Too many in a row.
         """
+        # A non-finite gradient must not meet the next update.
         self.optimizer.zero_grad(set_to_none=True)
         report.skipped += 1
         self.skipped_in_a_row += 1

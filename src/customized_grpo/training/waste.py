@@ -45,6 +45,7 @@ def find_waste(
         signal: Learning signal of the same samples.
         max_unscored_share: Share of the samples that may lack a reward.
     """
+    # A kind that a row did not choose is no gap.
     unscored = int((signal.present & ~signal.rewards.isfinite()).any(1).sum())
     if unscored > max_unscored_share * len(scores):
         missing = zip(names, (signal.asked & signal.scores.isnan()).sum(0).tolist(), strict=True)
@@ -55,6 +56,7 @@ def find_waste(
             "Find out why the reward gives no score, or raise train.max_unscored_share if that is to be "
             "expected of these prompts.",
         )
+    # A single advantage that is not 0 teaches something.
     if bool((signal.advantages[signal.valid] != 0).any()):
         return None
     means = zip(names, signal.scores.nanmean(0).tolist(), strict=True)

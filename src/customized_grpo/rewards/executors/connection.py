@@ -51,6 +51,7 @@ class Connection:
             answer = await self._http.request(method, f"{self.place.url}{path}", body, content_type)
         except HttpError as error:
             raise HttpError(self.place.url, f"{error}{self._attempts(error.may_pass)}") from error
+        # Still such a status after the last attempt.
         if answer.may_pass:
             detail = f"{answer.status} {self._http.redact(_problem(answer.body).detail)}"
             raise HttpError(self.place.url, f"{detail}{self._attempts(True)}")

@@ -135,6 +135,7 @@ class HttpExecutor:
             for sha256 in missing:
                 await ask("PUT", f"/v1/references/{sha256}", upload.files[sha256], "image/png")
             answer = await ask("POST", "/v1/score", upload.body)
+            # 409: other clients have pushed some of the references out in the meantime.
             if answer.status != 409:
                 scores = _read(ScoreAnswer, answer.body).scores
                 if len(scores) != samples:
@@ -189,6 +190,7 @@ def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
     if reward is None:
         names = ", ".join(reward.name for reward in info.rewards)
         raise UserError(f"{url} has no reward {config.name!r}, only {names}")
+    # A reward that says nothing of noise adds none.
     settings = {"noise": reward.fingerprint.get("noise", 0.0)}
     if "segment" in reward.fingerprint:
         settings["segment"] = reward.fingerprint["segment"]

@@ -56,6 +56,7 @@ class RayReward:
         options = actor_options(place)
         worker = ray.remote(**options)(_Worker)
         device = "cuda" if place.gpus_per_actor else "cpu"
+        # All are started before one is asked, so that they load side by side.
         self._actors = [worker.remote(config, device) for _ in range(place.actors)]
         self._free: SimpleQueue[Any] = SimpleQueue()
         for actor in self._actors:
@@ -70,6 +71,7 @@ class RayReward:
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return what an actor returns, on its second try if it died in the first."""
+        # Waits until an actor is free: one scores a batch at a time.
         actor = self._free.get()
         try:
             scores: Tensor = _get(actor.score.remote(_on_cpu(batch)))

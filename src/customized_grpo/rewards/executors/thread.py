@@ -59,5 +59,6 @@ class ThreadExecutor:
 
     def close(self) -> None:
         """Drop the batches that wait, and return when those under way are done."""
+        # First, as it ends what the threads may be waiting for.
         self.release()
         self._pool.shutdown(cancel_futures=True)

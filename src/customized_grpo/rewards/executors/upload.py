@@ -52,6 +52,7 @@ def _sample(batch: ScoringBatch, row: int, references: _Files) -> Sample:
         references=[references.add(image) for image in batch.references[row]],
         reference_masks=None if masks is None else [references.add(mask) for mask in masks[row]],
         image_mask=image_mask,
+        # Objects of Python cannot travel; what is JSON goes along.
         meta={key: value for key, value in batch.meta[row].items() if _is_json(value)},
     )
 

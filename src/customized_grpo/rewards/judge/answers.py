@@ -112,9 +112,11 @@ def read_score(body: bytes, scale: int) -> float | Failure:
         score = _Verdict.model_validate_json(content).score
     except ValidationError:
         return Failure(CUT_OFF if cut_off else "no whole number as score", content)
+    # An endpoint may ignore the schema that it was given.
     if not 0 <= score <= scale:
         return Failure(f"score outside 0 to {scale}", content)
     tokens = _tokens(choice.logprobs)
+    # The mean over the digit's alternatives: whole numbers tie, and ties teach nothing.
     expected = expected_score(content, tokens, scale) if tokens and scale <= LAST_DIGIT else None
     return float(score) if expected is None else expected
 
@@ -136,6 +138,7 @@ def expected_score(content: str, tokens: Sequence[_Token], scale: int) -> float 
         scale: The best score, at most 9.
     """
     content = content.strip()
+    # The last place, because a model that thinks may have quoted its answer before.
     start = "".join(token.token for token in tokens).rfind(content)
     match = _SCORE.search(content)
     if start < 0 or match is None:
@@ -165,6 +168,7 @@ def _mean(candidates: Iterable[_Candidate], same: re.Pattern[str], scale: int) -
             return None
         weights.append((int(match.group(1)), math.exp(log_prob)))
     total = sum(weight for _, weight in weights)
+    # Divided by what the digits have in all: other tokens have the rest.
     return sum(score * weight for score, weight in weights) / total if total > 0 else None
 
 

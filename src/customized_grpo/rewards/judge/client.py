@@ -115,6 +115,7 @@ class JudgeClient:
 
     async def _understood(self, http: HttpClient, body: Mapping[str, Any]) -> HttpAnswer:
         """Ask, and once more without each parameter that a refusal names; remember those if that helps."""
+        # What it refused before is not tried again.
         refused = self._refused
         while True:
             asked = without(body, refused)
@@ -125,6 +126,7 @@ class JudgeClient:
             if parameter is None:
                 break
             refused = (*refused, parameter)
+        # Only what helped is remembered: a refusal may have named the wrong thing.
         if answer.status == httpx.codes.OK:
             self._learn(refused)
         return answer

@@ -38,6 +38,7 @@ def refused_parameter(asked: Mapping[str, Any], refusal: str) -> str | None:
         refusal: The body of the answer.
     """
     for name in _NAMES.findall(_named(refusal)):
+        # Fewer were refused as well: it takes none at all.
         if name == "top_logprobs" and asked.get(name, 0) <= FEWER_TOKENS:
             name = "logprobs"
         if name in asked:

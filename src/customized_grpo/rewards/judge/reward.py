@@ -112,6 +112,7 @@ class JudgeReward:
         self.options = options
         self.rubric = options.the_rubric()
         self.kind: Kind = self.rubric.kind
+        self.needs_references = self.rubric.is_edit
         self._client = JudgeClient(
             options.url,
             key=_read_key(options),
@@ -135,6 +136,7 @@ class JudgeReward:
                 if not references:
                     raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
         keys = [self._key(batch, row) for row in range(len(batch))]
+        # Equal images with equal questions are one entry, also over iterations.
         scores = {key: self._scores[key] for key in keys if key in self._scores}
         # by key, so that equal samples are asked about once
         new_rows = {key: row for row, key in enumerate(keys) if key not in scores}

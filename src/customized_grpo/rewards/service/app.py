@@ -116,6 +116,7 @@ class Service:
 
     async def body(self, request: Request) -> bytes:
         """Return the body of a request; refuse one over the limit or too slow."""
+        # From the header, before a byte of the body is taken.
         await self._check_before_reading(request)
         size = 0
         parts = []
@@ -127,9 +128,11 @@ class Service:
                     self._buffered += len(part)
                     if size > self.limits.body_bytes:
                         raise self._too_large()
+                    # Many requests that are each within their limit may still fill the memory together.
                     if self._buffered > self.limits.waiting * self.limits.body_bytes:
                         raise Refusal(503, "too many requests arrive at once", retry_after=RETRY_AFTER_S)
                     parts.append(part)
+                    # Every part buys time: a slow client is served, a stalled one is not.
                     timeout.reschedule(begun + READ_S + size / READ_RATE)
         except TimeoutError as error:
             raise Refusal(408, "the request arrived too slowly") from error
@@ -306,6 +309,7 @@ async def _discard(request: Request, limit: int) -> None:
 def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:
     if hashlib.sha256(png).hexdigest() != sha256:
         raise Refusal(422, "the sha256 of the content differs from the one in the address")
+    # A reference or a mask: what it is, only the request says that names it.
     for channels in (3, 1):
         try:
             pixels = pixel_count(png, channels)

@@ -143,6 +143,7 @@ def measure(request: ScoreRequest, files: dict[str, bytes], max_pixels: int) -> 
     mask_rows = [s.reference_masks for s in request.samples if s.reference_masks is not None]
     references = {sha: budget.take(f"reference {sha}", files[sha], 3) for sha in _distinct(rows)}
     reference_masks = {sha: budget.take(f"mask {sha}", files[sha], 1) for sha in _distinct(mask_rows)}
+    # A file may be small and named a thousand times: every mention becomes pixels of a batch.
     mentioned = sum(references[sha].pixels for sha in itertools.chain.from_iterable(rows))
     if mentioned > MENTIONED * max_pixels:
         raise Refusal(413, f"the references of a request have {mentioned:,} pixels in all", FEWER)
@@ -214,6 +215,7 @@ class _Budget:
             image = _Image(what, png, channels, size(png, channels))
         except PngError as error:
             raise Refusal(422, f"{what}: {error}") from error
+        # Counted by headers, before one pixel is decoded.
         self.left -= image.pixels
         if self.left < 0:
             raise Refusal(413, f"the images of a request have more than {self.limit:,} pixels in all", FEWER)

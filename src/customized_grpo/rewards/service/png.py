@@ -37,6 +37,7 @@ def size(png: bytes, channels: int) -> tuple[int, int]:
     length, name, width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(png, len(_SIGNATURE))
     if name != b"IHDR" or length != 13 or width == 0 or height == 0:
         raise PngError("not a PNG")
+    # One form only: palettes, 16 bits and interlacing have no use here and paths of their own in a decoder.
     if (depth, colour, interlaced) != (8, _COLOUR_TYPES[channels], 0):
         raise PngError(f"not a plain {'RGB' if channels == 3 else 'grey'} PNG of 8 bits per channel")
     return int(width), int(height)

@@ -116,6 +116,7 @@ class RequestQueue:
     def _next(self) -> list[_Job]:
         """Wait for jobs and take the next ones; an empty list means that the queue is closed."""
         with self._changed:
+            # Also when it is closed: what is queued by then is still scored.
             self._changed.wait_for(lambda: self._jobs or self._closed)
             # In order of arrival: a large request is never passed over for ever by small ones that fit.
             taken = [self._jobs.popleft()] if self._jobs else []

@@ -31,6 +31,7 @@ class ReferenceStore:
 
     def missing(self, hashes: Iterable[str]) -> list[str]:
         """Return the hashes that are not stored, each once; the others count as used now."""
+        # `get` and not `in`, which would not count as a use.
         return [sha256 for sha256 in dict.fromkeys(hashes) if self._files.get(sha256) is None]
 
     def get(self, sha256: str) -> bytes:

@@ -86,5 +86,6 @@ class Server(uvicorn.Server):
             return stop
         now = time.monotonic()
         if self._drained_by is None:
+            # Counted from the first tick after the signal.
             self._drained_by = now + DRAIN_S
         return stop or self.service.accepted == 0 or now > self._drained_by
