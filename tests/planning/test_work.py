@@ -107,6 +107,7 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
     from diffusers import FluxTransformer2DModel
 
     from customized_grpo.rollout.sampler import plan_steps
+    from customized_grpo.training.expected import TIMED_STEPS, timed_samples
     from customized_grpo.training.trainer import train
 
     samples: Counter[bool] = Counter()
@@ -128,6 +129,7 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
         ],
     )
     assert train(config) == 0
+    samples[False] -= TIMED_STEPS * timed_samples(config, 1)  # before the first iteration, for its estimate
 
     plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     passes, prompts = work.passes(config, len(plan.trained), 1), config.train.prompts_per_iteration
