@@ -122,6 +122,16 @@ def test_runs_judged_on_other_subjects_are_refused(tmp_path: Path) -> None:
         report(tmp_path / "out", other)
 
 
+def test_runs_of_another_base_are_refused(tmp_path: Path) -> None:
+    def of_base(shift: float) -> Path:
+        before = {"judge/identity": [0.5 + shift, 0.5], "judge/prompt": [0.25 + shift, 0.75]}
+        return results(tmp_path / f"{shift}.json", run("naive", 0), {**run("naive", 1), "before": before})
+
+    assert len(report(tmp_path / "out", of_base(0.001))["runs"]) == 4  # another machine's rounding
+    with pytest.raises(UserError, match=r"naive \(seed 0\) and naive \(seed 1\) have other scores before"):
+        report(tmp_path / "other", of_base(0.2))
+
+
 def test_runs_judged_by_other_metrics_are_refused(tmp_path: Path) -> None:
     scores = {"judge/identity": [0.5, 0.5]}
     strange = {**run("naive", 1), "before": scores, "after": scores}
