@@ -148,9 +148,18 @@ def test_no_label_leaves_its_chart_or_covers_another(
 def test_no_row_of_a_table_covers_the_next(show: Any, viewport: dict[str, int]) -> None:
     page = show("benchmark", viewport)
     covered = page.evaluate(
-        "() => [...document.querySelectorAll('tr')].filter((row) => row.nextElementSibling &&"
-        " Math.max(...[...row.cells].map((cell) => cell.getBoundingClientRect().bottom)) >"
-        " row.nextElementSibling.getBoundingClientRect().top + 2).map((row) => row.textContent.trim())"
+        """() => {
+          const bottom = (row) => {
+            const letters = document.createRange();
+            letters.selectNodeContents(row);
+            return letters.getBoundingClientRect().bottom;
+          };
+          const isCovering = (row) => {
+            const next = row.nextElementSibling;
+            return next && bottom(row) > next.getBoundingClientRect().top + 2;
+          };
+          return [...document.querySelectorAll('tr')].filter(isCovering).map((row) => row.textContent.trim());
+        }"""
     )
     assert covered == []
 
