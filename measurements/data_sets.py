@@ -1,6 +1,7 @@
 """What a large data set costs: seconds and memory of a start, and memory of an evaluation of held-out rows.
 
     python measurements/data_sets.py start --rows 100000     # first, second, one image changed
+    python measurements/data_sets.py start --rows 1000000 --images 200000
     python measurements/data_sets.py held-out --rows 1200 --size 512
 
 Every figure is of a process of its own; seconds are CPU time of all its threads. `start` opens the rows of a
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,13 +92,20 @@ def start(manifest: Path, held_out: Path) -> dict[str, float]:
     }
 
 
-def measure_starts(n_rows: int, size: int) -> list[dict[str, Any]]:
-    """Return the figures of the first and the second start, and of one after an image was changed."""
+def measure_starts(n_rows: int, size: int, n_images: int | None = None) -> list[dict[str, Any]]:
+    """Return the figures of the first and the second start, and of one after an image was changed.
+
+    Args:
+        n_rows: Rows of the manifest.
+        size: Side of the images in pixels.
+        n_images: Images that the rows share; None: each has two of its own.
+    """
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = make_images(folder, 2 * n_rows + 16, size)
-        train = make_manifest(folder / "train.jsonl", "train", images[16:])
+        images = make_images(folder, (n_images or 2 * n_rows) + 16, size)
+        of_rows = list(islice(cycle(images[16:]), 2 * n_rows))
+        train = make_manifest(folder / "train.jsonl", "train", of_rows)
         held_out = make_manifest(folder / "held_out.jsonl", "held-out", images[:16])
         for label in ("first start", "second start", "one image changed"):
             if label == "one image changed":
@@ -211,12 +220,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("start", "held-out"))
     parser.add_argument("--rows", type=int, default=1200, help="rows of the manifest (default 1200)")
+    parser.add_argument("--images", type=int, help="images that rows of `start` share (default: two each)")
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default 64)")
     parser.add_argument("--samples", type=int, default=1, help="samples of a held-out row (default 1)")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args(arguments)
     if options.what == "start":
-        results = measure_starts(options.rows, options.size)
+        results = measure_starts(options.rows, options.size, options.images)
     else:
         results = measure_held_out(options.rows, options.size, options.samples)
     if options.json is not None:

@@ -245,22 +245,50 @@ def at_progress(name: str, progress: torch.Tensor, n_steps: int = T, seed: int =
     return schedules.prompt_weights_at(schedule, progress, n_steps, seed)
 
 
+CONTROLS = ("tdw_mean", "inverse_tdw", "shuffled_tdw")
+
+
 @pytest.mark.parametrize("n_steps", [2, 10, 25, 49])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in CONTROLS])
 def test_at_the_progress_of_a_step_the_weight_is_that_of_the_step(name: str, n_steps: int) -> None:
     progress = torch.arange(n_steps, dtype=torch.float64) / n_steps
     expected = prompt_weights(name, n_steps, seed=3)
     assert torch.equal(at_progress(name, progress, n_steps, seed=3), expected)
 
 
-def test_between_two_steps_tdw_has_its_own_formula_and_its_controls_the_weight_of_the_step() -> None:
+@pytest.mark.parametrize("n_steps", [4, 10, 25])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_over_all_progress_the_controls_of_tdw_have_its_mean_at_any_number_of_steps(
+    name: str, n_steps: int
+) -> None:
+    """By hand: .7 up to .24, .5 from .88 on, and the fall between them, whose integral is a softplus."""
+    fall = (math.log1p(math.exp(20 * 0.16)) - math.log1p(math.exp(-20 * 0.48))) / 20
+    mean = 0.7 * 0.24 + 0.3 * 0.64 + 0.4 * fall + 0.5 * 0.12
+    progress = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    weights = at_progress(name, progress, n_steps, seed=5)
+    assert float(weights.double().mean()) == pytest.approx(mean, abs=1e-4)
+
+
+def test_over_all_progress_the_controls_are_reversed_shuffled_or_constant() -> None:
+    progress = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    tdw = at_progress("tdw", progress)
+    assert torch.equal(at_progress("inverse_tdw", progress), tdw.flip(0))
+    assert len(set(at_progress("tdw_mean", progress).tolist())) == 1
+    # 8 parts in another order; another order in another iteration
+    one = at_progress("shuffled_tdw", progress, 8, seed=1)
+    two = at_progress("shuffled_tdw", progress, 8, seed=2)
+    for shuffled in (one, two):
+        assert torch.allclose(shuffled.sort().values, tdw.sort().values, atol=1e-6)
+        assert not torch.allclose(shuffled, tdw, atol=1e-3)
+    assert not torch.equal(one, two)
+
+
+def test_between_two_steps_tdw_has_its_own_formula() -> None:
     progress = torch.tensor([0.1, 0.43, 0.9], dtype=torch.float64)
     falling = 0.3 + 0.4 / (1 + math.exp(20 * (0.43 - 0.4)))
     assert at_progress("tdw", progress).tolist() == pytest.approx([0.7, falling, 0.5])
     assert at_progress("linear", progress).tolist() == pytest.approx([0.66, 0.528, 0.34])
-    # progress .43 of 25 steps lies in step 10
-    inverse = prompt_weights("inverse_tdw", T)
-    assert at_progress("inverse_tdw", progress).tolist() == pytest.approx(inverse[[2, 10, 22]].tolist())
+    assert at_progress("inverse_tdw", 1 - progress).tolist() == pytest.approx([0.7, falling, 0.5])
 
 
 def test_weights_of_levels_outside_the_trajectory_are_refused() -> None:

@@ -34,6 +34,22 @@ def test_a_run_is_trained_and_reported(report: cg.Report) -> None:
     assert report.write().read_text().startswith("<!doctype html>")
 
 
+def test_a_report_stays_with_its_run_when_the_working_directory_changes(
+    report: cg.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(report.folder.parent)
+    here = cg.Report("first")
+    monkeypatch.chdir(tmp_path)
+    assert here.summary == report.summary and len(here.training) == len(report.training) > 0
+    assert here.images == report.images and here.adapter.is_file()
+
+
+def test_a_measure_that_a_resumed_run_lacks_is_refused_at_once(report: cg.Report) -> None:
+    with pytest.raises(cg.UserError, match="did you mean reward/identity"):
+        cg.resume(report.folder, train={"iterations": 3}, checkpoint={"best": "reward/identiy"})
+    assert len(report.training) == 2 and report.is_finished
+
+
 def test_a_run_goes_on_for_longer(report: cg.Report) -> None:
     longer = cg.resume(report.folder, train={"iterations": 3})
     assert [record["iteration"] for record in longer.training] == [1, 2, 3] and longer.is_finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.benchmarks import run
 from customized_grpo.benchmarks.encoders import MetricReward
 from customized_grpo.benchmarks.images import ImageFolder, generate
 from customized_grpo.benchmarks.protocol import GeneratorStamp, ImageProtocol
 from customized_grpo.benchmarks.rows import BenchmarkRow
 from customized_grpo.benchmarks.scoring import check_scorable, score_images
+from customized_grpo.config import load_config
+from customized_grpo.config.schema import ModelConfig
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward
 from customized_grpo.rewards.base import ScoringBatch
@@ -173,3 +177,32 @@ def test_cutting_out_needs_masks_and_only_the_given_references_have_them(rows: l
     check_scorable(masked, "single", "reference")
     with pytest.raises(UserError, match="only the given references have masks"):
         check_scorable(masked, "all", "reference")
+
+
+def test_an_encoder_that_compares_the_images_of_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking = FunctionReward("ranking", "quality", brightness, groupwise=True)
+    monkeypatch.setattr(run, "build_reward", lambda config, device: ranking)
+    request = run.BenchmarkRequest("toybox", "dreambench", Path("data"), encoders=["clip_t=toybox"])
+    with pytest.raises(UserError, match="--encoder ranking compares the images of a group"):
+        run.build_metric_rewards(request)
+
+
+def test_images_of_another_setting_of_the_model_do_not_mix(tmp_path: Path) -> None:
+    def claim(**settings: object) -> None:
+        ImageFolder(tmp_path, PROTOCOL, GeneratorStamp("tiny", "w"), settings).claim()
+
+    claim(max_text_tokens=8, options={"a": (1, 2)})
+    claim(max_text_tokens=8, options={"a": (1, 2)})
+    with pytest.raises(UserError, match="model.max_text_tokens: 8, 64"):
+        claim(max_text_tokens=64, options={"a": (1, 2)})
+    # a folder of an older version does not say
+    stamp = json.loads((tmp_path / "images.json").read_text())
+    del stamp["model"]
+    (tmp_path / "images.json").write_text(json.dumps(stamp))
+    claim(max_text_tokens=64)
+
+
+def test_every_setting_of_a_model_counts_unless_it_changes_no_image() -> None:
+    settings = load_config("toybox-smoke", []).model.model_dump(mode="json", exclude=run.SAME_IMAGES)
+    assert set(ModelConfig.model_fields) >= run.SAME_IMAGES
+    assert set(settings) == {"family", "options", "mu", "max_text_tokens", "precision", "quantisation"}

@@ -245,6 +245,15 @@ def test_one_seed_is_no_cure_however_far_outside() -> None:
     assert "METHOD was run with one seed: margin +0.050" in text and "is a cure" not in text
 
 
+def test_one_seed_that_an_arm_shares_with_the_others_is_one_seed_however_many_it_has() -> None:
+    # as when results of other machines are joined: the front was trained with another set of seeds
+    text = sentences({"method": (0.65, 0.65)}, seeds={name: [0] for name in FRONT})
+    assert "METHOD shares one seed with the front: margin +0.050" in text and "is a cure" not in text
+    assert "W5: identity +0.050" in text and "on one seed that both have" in text
+    whole = sentences({"method": (0.65, 0.65)}, seeds={name: [0, 3] for name in FRONT})
+    assert "METHOD is a cure" in whole and "one seed" not in whole
+
+
 def test_an_unfinished_comparison_is_called_provisional() -> None:
     arms = FRONT_ARMS
     runs = [

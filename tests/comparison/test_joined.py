@@ -91,11 +91,45 @@ def test_a_run_with_two_different_scores_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "out", one, other)
 
 
+def test_a_run_that_was_begun_here_and_finished_elsewhere_counts_as_finished(tmp_path: Path) -> None:
+    begun = tmp_path / "out" / "runs" / "both" / "seed_0"
+    assert report(tmp_path / "out", results(tmp_path / "a.json", run("naive", 0)))["runs"]
+    begun.mkdir(parents=True)
+    (begun / "metrics.jsonl").write_text(json.dumps({"kind": "train", "iteration": 1, "rollouts": 2}) + "\n")
+    other = results(tmp_path / "b.json", run("both", 0), arms=(BOTH,))
+    found = {(one["arm"], one["seed"]): one["state"] for one in report(tmp_path / "out", other)["runs"]}
+    assert found == {("naive", 0): "finished", ("both", 0): "finished", ("both", 1): "missing"}
+
+
+def test_one_name_for_two_arms_is_refused(tmp_path: Path) -> None:
+    renamed = NAIVE.model_copy(update={"overrides": {"advantage.gamma": 0.1}})
+    one = results(tmp_path / "a.json", run("naive", 0))
+    other = results(tmp_path / "b.json", run("naive", 1), arms=(renamed,))
+    # in two files, neither of which is of the plan
+    with pytest.raises(UserError, match="arm 'naive': .*gamma.* there, .*linear.* elsewhere"):
+        report(tmp_path / "out", one, other)
+    # and where an earlier call has planned one of them
+    report(tmp_path / "out", arms=(renamed,))
+    with pytest.raises(UserError, match="arm 'naive': .*linear.* there, .*gamma.* now"):
+        report(tmp_path / "out", one)
+    assert not (tmp_path / "out" / "also").exists()
+
+
 def test_runs_judged_on_other_subjects_are_refused(tmp_path: Path) -> None:
     strange = {**run("naive", 1), "subjects": ["a", "c"]}
     other = results(tmp_path / "results.json", run("naive", 0), strange)
     with pytest.raises(UserError, match="different held-out subjects"):
         report(tmp_path / "out", other)
+
+
+def test_runs_of_another_base_are_refused(tmp_path: Path) -> None:
+    def of_base(shift: float) -> Path:
+        before = {"judge/identity": [0.5 + shift, 0.5], "judge/prompt": [0.25 + shift, 0.75]}
+        return results(tmp_path / f"{shift}.json", run("naive", 0), {**run("naive", 1), "before": before})
+
+    assert len(report(tmp_path / "out", of_base(0.001))["runs"]) == 4  # another machine's rounding
+    with pytest.raises(UserError, match=r"naive \(seed 0\) and naive \(seed 1\) have other scores before"):
+        report(tmp_path / "other", of_base(0.2))
 
 
 def test_runs_judged_by_other_metrics_are_refused(tmp_path: Path) -> None:

@@ -136,6 +136,41 @@ def test_a_mask_of_another_size_than_its_known_reference_is_found(manifest: Path
         opened(manifest)
 
 
+def test_a_reference_of_another_size_than_its_known_mask_is_found(manifest: Path) -> None:
+    opened(manifest)
+    Image.new("RGB", (12, 9)).save(manifest.parent / "1a.png")
+    with pytest.raises(UserError, match=r"line 3: mask .*1m\.png is 12 x 8 pixels, its reference 12 x 9"):
+        opened(manifest)
+
+
+def test_changed_files_of_the_same_lines_are_opened_and_no_line_is_read(
+    manifest: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = opened(manifest)
+    decoded.clear()
+    mask = Image.new("L", (12, 8))
+    mask.paste(255, (3, 3, 9, 8))
+    mask.save(manifest.parent / "1m.png")
+    Image.new("RGB", (12, 8), "blue").save(manifest.parent / "0a.png")
+    with monkeypatch.context() as patched:
+        patched.delattr(checked_manifest, "_read_lines")
+        renewed = opened(manifest)
+        assert decoded == ["0a.png", "1m.png"]
+        assert same(renewed, opened(manifest)) and len(decoded) == 2  # the index has been renewed as well
+    assert renewed.files.info(4).box == (3, 3, 9, 8) and renewed.fingerprint != before.fingerprint
+    index_path(manifest).unlink()
+    assert same(renewed, opened(manifest))
+
+
+def test_a_file_that_became_a_link_out_of_the_folder_is_refused(manifest: Path, tmp_path: Path) -> None:
+    opened(manifest)
+    Image.new("RGB", (10, 10), "red").save(tmp_path / "outside.png")
+    (manifest.parent / "c.png").unlink()
+    (manifest.parent / "c.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(UserError, match=r"line 5: `references`: 'c\.png' is a link that leaves"):
+        opened(manifest)
+
+
 def test_a_row_more_costs_its_own_files_and_a_bad_one_is_found(manifest: Path, decoded: list[str]) -> None:
     opened(manifest)
     decoded.clear()
@@ -229,6 +264,10 @@ def test_the_edited_index_is_taken_where_nothing_is_wrong_with_it(manifest: Path
         {"names": np.zeros(3)},
         {"stamps": np.zeros((2, 3), np.int64)},
         {"stamps": np.zeros((7, 3), np.float64)},
+        {"places": np.array([7], np.int32)},
+        {"places": np.array([-1], np.int32)},
+        {"places": np.zeros((2, 2), np.int32)},
+        {"places": np.zeros(3, np.int64)},
         {"subjects": text("[1]")},
         {"subjects": text("[" * 100_000)},
     ],

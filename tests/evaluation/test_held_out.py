@@ -163,6 +163,15 @@ def test_the_lead_of_training_is_measured_in_the_bases_standard_deviations() -> 
     assert monitor_record(1, now, constant, health).train_gap == {}
 
 
+def test_images_that_have_lost_their_score_are_counted_among_those_that_had_one() -> None:
+    nan = math.nan
+    base = scores(judge__identity=[0.5, 0.5, 0.5, nan], score__dino=[0.5] * 4, monitor__copy_score=[0.0] * 4)
+    now = scores(judge__identity=[nan, 0.9, 0.9, nan], score__dino=[0.5] * 4, monitor__copy_score=[nan] * 4)
+    record = monitor_record(1, now, base, SOUND)
+    assert record.lost_share == {"judge/identity": pytest.approx(1 / 3)}
+    assert monitor_record(1, base, now, SOUND).lost_share == {}
+
+
 def test_diversity_is_compared_with_the_base_and_is_no_image_statistic() -> None:
     base, now = scores(monitor__diversity=[0.4] * 4), scores(monitor__diversity=[0.1, 0.1, 0.3, 0.3])
     record = monitor_record(1, now, base, SOUND)

@@ -20,6 +20,7 @@ from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.judges import RewardJudges, build_judges, in_shape
 from customized_grpo.rewards import FunctionReward, Reward, ScoringBatch, build_reward
+from customized_grpo.rewards.base import needs_references
 from customized_grpo.toybox.export import export_manifest
 from customized_grpo.toybox.source import ToyBoxSource
 from customized_grpo.training.parts import build_data, build_scorer, check_held_out
@@ -90,6 +91,52 @@ def test_the_nearest_of_several_references_decides_about_copying(rows: list[Exam
     assert found["monitor/copy_score"].item() == pytest.approx(1.0, abs=1e-5)
 
 
+class Asking:
+    """A judge that keeps the references it is shown."""
+
+    def __init__(self, kind: str, *, needs_references: bool) -> None:
+        self.name = f"{kind} {needs_references}"
+        self.kind: Any = kind
+        self.needs_references = needs_references
+        self.seen: list[list[Tensor]] = []
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        self.seen = batch.references
+        return torch.zeros(len(batch))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def test_targets_stand_for_the_references_of_a_likeness_and_of_nothing_else(rows: list[Example]) -> None:
+    likeness = Asking("identity", needs_references=False)
+    # an edit is one of the reference: a judge that saw the edited image would call a right edit no change
+    others = [
+        Asking("identity", needs_references=True),
+        Asking("prompt", needs_references=True),
+        Asking("prompt", needs_references=False),
+    ]
+    judges: list[Reward] = [likeness, *others]
+    RewardJudges(judges, list("abcd"), [1.0] * 4, by_target=True).columns(stacked(rows, "target"), rows)
+    for row, example in enumerate(rows):
+        assert [id(image) for image in likeness.seen[row]] == [id(example.target)]
+        for judge in others:
+            assert [id(image) for image in judge.seen[row]] == list(map(id, example.references))
+
+
+def test_judges_of_edits_and_of_several_subjects_need_the_references_themselves() -> None:
+    options = {"url": "http://localhost:1/v1", "model": "m"}
+    needing = {}
+    for rubric in ("identity", "prompt", "edit_identity", "edit_prompt"):
+        entry = RewardConfig(name="judge", options={**options, "rubric": rubric}, noise=0.1)
+        needing[rubric] = needs_references(build_reward(entry))
+    assert needing == {"identity": False, "prompt": False, "edit_identity": True, "edit_prompt": True}
+    matching = build_reward(RewardConfig(name="dino", path="toybox", options={"match": True}))
+    assert needs_references(matching) and not needs_references(encoder())
+    # its references have masks, where targets have none
+    RewardJudges([matching], ["dino"], [1.0], by_target=True)
+
+
 def test_judges_of_a_kind_are_weighted(rows: list[Example]) -> None:
     twice = FunctionReward("twice", "prompt", lambda batch: 2 * brightness(batch))
     images = stacked(rows, "target")
@@ -132,6 +179,19 @@ def test_a_training_reward_in_disguise_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="brightness"):
         judges.check_apart([PROMPT.fingerprint()])
     judges.check_apart([build_reward(RewardConfig(name="clip_t", path="toybox")).fingerprint()])
+
+
+def test_a_model_behind_an_endpoint_is_the_same_with_another_rubric_or_seed() -> None:
+    def judge(**options: Any) -> Reward:
+        given = {"url": "http://localhost:1/v1", "model": "m", "rubric": "prompt", **options}
+        return build_reward(RewardConfig(name="judge", options=given))
+
+    trained = judge().fingerprint()
+    for same in (judge(seed=1), judge(rubric="identity"), judge(log_probs=False)):
+        with pytest.raises(UserError, match="judge has the weights of a training reward"):
+            RewardJudges([same], ["judge"], [1.0], by_target=False).check_apart([trained])
+    for other in (judge(model="n"), judge(url="http://localhost:2/v1")):
+        RewardJudges([other], ["judge"], [1.0], by_target=False).check_apart([trained])
 
 
 # In a run

@@ -7,17 +7,20 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import tiny_qwen_image21
 from customized_grpo.config.schema import FusedLora
 from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.export import export_run
 from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import code, escape_markdown, front_matter, render_card
 from customized_grpo.pages.run_data import read_run
+from customized_grpo.policies.loading import load_pipeline
 from customized_grpo.rollout.ode import sample_images
 
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `*_\n# title\n```"
@@ -178,3 +181,71 @@ def test_the_snippet_leaves_the_size_of_the_reference_to_a_pipeline_that_has_the
         other = replace(adapter, config=adapter.config.model_copy(update={"model": model}))
         card = render_card(read_run(trained.path), other, "diffusers", "x.safetensors")
         assert words in card and "_auto_resize=False," in card
+
+
+def at_size(trained: Any, **model: Any) -> str:
+    """The card of the run, had it another family, path, size or shape of references."""
+    adapter = read_adapter(trained.path)
+    config = adapter.config.model_copy(update={"model": adapter.config.model.model_copy(update=model)})
+    return render_card(read_run(trained.path), replace(adapter, config=config), "diffusers", "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "is_drawn"),
+    [
+        # Qwen-Image-Edit's pipeline shows the model a megapixel, whatever it is given
+        ({"family": "qwen_edit", "path": "mine/edit"}, False),
+        ({"family": "qwen_edit", "path": "mine/edit", "height": 1024, "width": 1024}, True),
+        ({"family": "qwen_edit", "path": "Qwen/Qwen-Image-Edit-2511"}, True),
+        ({"family": "qwen_edit", "path": "Qwen/Qwen-Image-Edit-2511", "reference_fit": "crop"}, False),
+        # FLUX.2's one at most
+        ({"family": "flux2", "path": "mine/klein"}, True),
+        ({"family": "flux2", "path": "mine/klein", "height": 2048, "width": 1024}, False),
+    ],
+)
+def test_a_pipeline_that_shows_references_at_another_size_than_training_is_not_named(
+    trained: Any, model: dict[str, Any], is_drawn: bool
+) -> None:
+    card = at_size(trained, options={}, **{"height": 512, "width": 512, **model})
+    assert ("```python" in card, "cgrpo generate" in card) == (is_drawn, not is_drawn)
+
+
+def test_qwen_image21_brings_references_to_the_size_of_training_in_its_own_multiples(trained: Any) -> None:
+    card = at_size(trained, family="qwen_image21", path="mine/qwen", options={}, height=512, width=768)
+    assert "output_resolution=393216 ** 0.5," in card and "resize(" not in card
+    published = at_size(trained, family="qwen_image21", path="Qwen/Qwen-Image-2.1", options={})
+    assert "output_resolution" not in published and "the pipeline brings it" in published
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [[1.0, 0.9, 0.5, 0.3], [1.0, 0.02]])
+def test_the_snippet_of_qwen_image21_draws_the_trainers_image(
+    levels: list[float], make_trained: Any, reference: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 4 steps, of a checkpoint that has so many noise levels of its own, or others."""
+    from diffusers import QwenImage21Pipeline
+
+    trained = make_trained("qwen_image21", alpha=6.0)
+    folder = export_run(trained.path, "diffusers", out=trained.path / f"of-{len(levels)}").parent
+    image = Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
+    image.save(folder / "reference.png")
+    snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
+    assert snippet is not None
+    # as the published processor's part for videos needs torchvision
+    pipe = load_pipeline(str(trained.base), family="qwen_image21", precision="fp32")
+    for each in (pipe, trained.policy.pipe):
+        each.register_to_config(sample_sigmas=levels)
+    monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda path, torch_dtype: pipe)
+    monkeypatch.chdir(folder)
+    exec(snippet[1], {})
+    drawn = to_tensor(Image.open("image.png"))
+    policy = trained.policy
+    conditioning = policy.encode(["the subject on a beach at sunset"], [[reference]], 64, 64)
+    noise = [torch.Generator().manual_seed(0)]
+    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
+    assert (tiny_qwen_image21.over_white(drawn[None])[0] - ours).abs().max() < 0.01
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """[C, H, W] in [0, 1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255

@@ -48,7 +48,8 @@ def assert_nothing_is_fetched(seen: Page) -> None:
     for tag, attributes in seen.tags:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             if attributes.get(name) is not None:
-                assert (attributes[name] or "").startswith("data:image/"), (tag, name)
+                # "#": a place of the page itself
+                assert (attributes[name] or "").startswith(("data:image/", "#")), (tag, name)
     assert not seen.of("link") and not seen.of("iframe")
     assert "url(" not in seen.source and "@import" not in seen.source
     assert set(re.findall(r"https?://[^\"'\s<]+", seen.source)) == {"http://www.w3.org/2000/svg"}

@@ -13,6 +13,7 @@ import data_sets
     ("words", "cases"),
     [
         (["start", "--rows", "12"], ["first start", "second start", "one image changed"]),
+        (["start", "--rows", "12", "--images", "4"], ["first start", "second start", "one image changed"]),
         (["held-out", "--rows", "12", "--size", "32"], ["12 rows of 32 px"]),
     ],
 )

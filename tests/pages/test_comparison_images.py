@@ -59,7 +59,9 @@ def test_arms_of_one_seed_stand_beside_reference_and_base(tmp_path: Path, folder
         samples.drawn(1, 60),
     ]
     seen = Page(render_comparison_page(two_arms(), folders))
-    assert seen.headings[2] == "What the arms draw" and "prompt 1" in seen.text
+    # before any table, and the first prompts in sight
+    assert seen.headings[1] == "What the arms draw" and "prompt 1" in seen.text
+    assert f"{MAX_ROWS - 4} more prompts" in seen.text
 
 
 def test_the_seed_is_the_one_that_most_arms_finished(folders: Folders) -> None:

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import copy
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comparison_results import ARMS, comparison, many_arms
-from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.pages.comparison_curves import MeanCurve, curves, mean_curve, strips
 from customized_grpo.pages.comparison_data import OWN_COLOURS, read_comparison
@@ -22,12 +20,12 @@ from html_page import Page, assert_nothing_is_fetched
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 SECTIONS = [
-    "Definitions", "Identity against prompt", "All arms",
+    "Identity against prompt", "All arms",
     "Against the control of each arm", "Training curves", "Held-out identity", "Held-out prompt accuracy",
     "Copy score", "Background similarity", "Spread of the prompt reward", "Spread of the identity reward",
     "Do the two rewards agree?", "Hypervolume", "When each quality is decided",
     "Still open, by the held-out judges", "Still open, by the training rewards",
-    "Weights of the schedule by step", "Calibrated weights by step", "How it was run",
+    "Weights of the schedule by step", "Calibrated weights by step", "Definitions", "How it was run",
 ]  # fmt: skip
 
 
@@ -171,7 +169,7 @@ def test_many_arms_are_numbered_and_explained_beside_the_plane() -> None:
     names = re.findall(r'<text class="name[^>]*>([^<]*)</text>', found.figure.chart)
     assert set(names) >= {str(number) for number in range(5, 29)}
     seen = page(results)
-    assert headings(seen)[:4] == SECTIONS[:4]
+    assert headings(seen)[:3] == SECTIONS[:3]
     entries = re.findall(r"<li><span[^>]*>(\d+)</span> ([^<]*)</li>", seen.source)
     assert [int(number) for number, _ in entries] == list(range(5, 29))
     assert entries[-1][1] == "Rival number 16 with a rather long name"
@@ -191,7 +189,7 @@ def test_any_number_of_arms_and_seeds_makes_a_page(count: int, seeds: int) -> No
 
 def test_a_comparison_that_has_just_begun_makes_a_page() -> None:
     seen = page(comparison(finished=dict.fromkeys((arm["name"] for arm in ARMS), 0), decisions=False))
-    assert headings(seen) == [*SECTIONS[:3], "How it was run"]
+    assert headings(seen) == [*SECTIONS[:2], *SECTIONS[-2:]]
     assert "No verdict yet" in seen.text and "nothing to plot" in seen.text
     assert "unfinished: 55 of 55 runs are missing" in seen.text and "Method, 0 of 5 runs." in seen.text
     assert "None" not in seen.text and "nan" not in seen.text
@@ -231,7 +229,7 @@ def test_what_was_not_measured_is_left_out() -> None:
         for record in run["train"]:
             del record["reward/prompt_group_std"]
     gone = {"Against the control of each arm", "Do the two rewards agree?", "Spread of the prompt reward"}
-    gone |= set(SECTIONS[SECTIONS.index("When each quality is decided") : -1])
+    gone |= set(SECTIONS[SECTIONS.index("When each quality is decided") : -2])
     seen = page(results)
     assert headings(seen) == [heading for heading in SECTIONS if heading not in gone]
     assert '<th class="number">Copy score</th>' not in seen.source
@@ -388,29 +386,8 @@ def test_step_weights_are_those_of_the_results(seen: Page, results: dict[str, An
     assert shown == [(str(place % 8), f"{weight:.2f}") for place, weight in enumerate(weights)]
 
 
-def test_how_to_repeat_it_is_on_the_page(seen: Page, results: dict[str, Any]) -> None:
-    recipe = re.search(r"<pre>(.*?)</pre>", seen.source, re.DOTALL)
-    assert recipe is not None and read_yaml(recipe[1].replace("&#39;", "'")) == (results["config"], [])
-    command = (
-        "cgrpo compare toybox train.iterations=60 --arms runs/compare-toybox/arms.yaml "
-        "--first-seed 0 --seeds 5 --threads 1"
-    )
-    assert command in seen.text
-    codes = re.findall(r"<code>([^<]*)</code>", seen.source)
-    assert {"advantage.name=linear", "schedule.prompt_weight=0.75", "torch"} <= set(codes)
-
-
-def test_seeds_with_a_gap_need_a_command_for_each_row_of_them() -> None:
-    results = comparison(ARMS[:2], 1) | {"seeds": [7, 0, 1, 8]}
-    first, second = read_comparison(results).commands
-    assert first[-6:-2] == ["--first-seed", "0", "--seeds", "2"]
-    assert second[-6:-2] == ["--first-seed", "7", "--seeds", "2"]
-    assert first[:-6] == second[:-6]
-
-
-def test_a_name_with_spaces_is_quoted_in_the_command() -> None:
-    results = comparison(ARMS[:2], 1) | {"recipe": "my arms; $HOME"}
-    assert f"cgrpo compare {shlex.quote('my arms; $HOME')}" in page(results).text
+def test_what_p_is_adjusted_by_is_named_and_explained(seen: Page) -> None:
+    assert "adjusted by Holm's method" in seen.text and "multiplied by n, the next by n \u2212 1" in seen.text
 
 
 def test_results_of_another_format_are_refused() -> None:

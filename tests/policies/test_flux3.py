@@ -171,6 +171,15 @@ def test_the_step_distilled_checkpoint_is_refused() -> None:
         Flux3Policy(pipe, settings, Flux3Options())
 
 
+def test_a_guidance_below_1_is_refused_also_when_evaluations_alone_have_it(make_image: MakeImage) -> None:
+    with pytest.raises(UserError, match="guidance 0.5: classifier-free guidance starts at 1"):
+        make_policy(guidance=0.5)
+    policy = make_policy(guidance=1.0)
+    with policy.guided(0.5), pytest.raises(UserError, match="starts at 1") as error:
+        policy.encode(PROMPTS[:1], [[make_image(1)]], 64, 64)
+    assert "evaluation.guidance" in str(error.value.hint)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_the_whole_adapter_and_both_phases_see_the_same_bits(
     make_image: MakeImage, precision: str

@@ -70,6 +70,16 @@ def test_a_users_mistake_passes_through_as_it_is() -> None:
         score_all([FunctionReward("mine", "prompt", refusing)], tiny.make_batch(3))
 
 
+def test_a_whole_of_which_a_part_lacks_masks_has_none() -> None:
+    batch = tiny.make_batch(3)
+    assert batch.reference_masks is not None
+    bare = dataclasses.replace(batch, reference_masks=None, image_masks=None)
+    for parts in ([batch, bare], [bare, batch]):
+        joined = ScoringBatch.join(parts)
+        assert len(joined) == 6 and joined.reference_masks is None and joined.image_masks is None
+    assert ScoringBatch.join([batch, batch]).reference_masks == batch.reference_masks * 2
+
+
 def test_select_takes_every_part_of_a_sample_along() -> None:
     batch = tiny.make_batch(3)
     chosen = batch.select([2, 0])

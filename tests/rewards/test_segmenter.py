@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +15,18 @@ import tiny_segmenter
 from customized_grpo.config import load_config
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.config.segmenter import SegmenterConfig
+from customized_grpo.data.examples import Example
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_pil
-from customized_grpo.rewards import ScoringBatch
+from customized_grpo.rewards import FunctionReward, ScoringBatch
 from customized_grpo.rewards.dino import DinoReward
 from customized_grpo.rewards.executors import InlineExecutor, Scorer
 from customized_grpo.rewards.matching import crop_to_subject, matched_score
 from customized_grpo.rewards.preprocessing import Preprocess
 from customized_grpo.rewards.segmenter import TextSegmenter, words_of
+from customized_grpo.toybox.export import export_manifest
+from customized_grpo.training.choices import check_words
+from customized_grpo.training.parts import build_data
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,63 @@ def test_words_are_the_class_or_the_subject_without_digits() -> None:
     assert words_of({"class": ["dog", "a red. hat"]}) == "dog. a red hat."
     with pytest.raises(UserError, match="row 'r' does not say what its subject is"):
         words_of({"id": "r", "subject": "12"})
+    # a row without a subject is one of its own, under its id
+    with pytest.raises(UserError, match="row 'beach-1' does not say what its subject is"):
+        words_of({"id": "beach-1", "subject": "beach-1"})
+    assert words_of({"id": "beach-1", "subject": "beach-1", "class": "dog"}) == "dog."
+
+
+def test_rows_without_words_are_refused_at_the_start_unless_nobody_looks_there(tmp_path: Path) -> None:
+    manifest = export_manifest(tmp_path / "tb", 2, 0)
+    items = [json.loads(line) for line in manifest.read_text().splitlines()]
+    items[0] = items[0] | {"subject": None, "meta": {}}
+    items[1] = items[1] | {"subject": None, "meta": {"rewards": ["clip_t"]}}
+    manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = load_config("toybox-smoke", [f"data={{kind: manifest, train: {manifest}}}"])
+    rows = build_data(config).train
+    with pytest.raises(UserError) as error:
+        check_words(rows, (), ["dino"], judged=False)
+    assert error.value.message.count("does not say what its subject is") == 1
+    assert repr(items[0]["id"]) in error.value.message
+    check_words(rows, (), [], judged=True)
+    held_out = [Example("a", "p", (), None, None, "a"), Example("b", "p", (), None, None, "dog")]
+    with pytest.raises(UserError, match="no words for 1 rows"):
+        check_words(rows, held_out, [], judged=True)
+
+
+def test_nothing_is_looked_for_where_no_reward_asks(segmenter: TextSegmenter) -> None:
+    batch = rows(2)
+    meta = [{"id": "r", "subject": "r", "rewards": ["other"]}, {"id": "s", "class": "toy"}]
+    batch = dataclasses.replace(batch, meta=meta)
+    seen: list[ScoringBatch] = []
+
+    def keep(batch: ScoringBatch) -> torch.Tensor:
+        seen.append(batch)
+        return torch.zeros(len(batch))
+
+    rewards = [InlineExecutor(FunctionReward(name, "identity", keep)) for name in ("looking", "other")]
+    Scorer(rewards, ["stop"] * 2, segmenter=segmenter, segmented=[True, False]).score(batch)
+    (of_looking, of_other) = seen
+    assert of_looking.image_instances is not None and len(of_looking.image_instances[0]) > 0
+    assert of_other.image_instances is not None and len(of_other.image_instances[0]) == 0
+
+
+def test_a_box_in_which_nothing_is_cut_out_is_no_subject(
+    segmenter: TextSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tiny.random_image(0)
+    whole = segmenter.find(image, "toy.")
+    processor = segmenter.cutter_processor
+    original = processor.post_process_masks
+
+    def without_the_first(*args: Any) -> list[torch.Tensor]:
+        (masks,) = original(*args)
+        masks[0] = False
+        return [masks]
+
+    monkeypatch.setattr(processor, "post_process_masks", without_the_first)
+    found = segmenter.find(image, "toy.")
+    assert torch.equal(found.masks, whole.masks[1:]) and torch.equal(found.boxes, whole.boxes[1:])
 
 
 # Several subjects
@@ -166,6 +229,24 @@ def test_a_matching_reward_scores_the_subjects_whatever_their_order_and_place() 
     with pytest.raises(UserError, match="options.match needs the subjects"):
         scorer.score(dataclasses.replace(batch, image_instances=None))
     assert scorer.fingerprints()[0]["match"] is True
+
+
+def test_noise_around_a_mask_is_no_part_of_the_subject() -> None:
+    subject = tiny.random_image(1, 20, 20)
+    photo = torch.full((3, 64, 64), 0.9)
+    photo[:, 2:22, 40:60] = subject
+    mask = torch.full((1, 64, 64), 4 / 255)  # as a JPEG leaves it
+    mask[:, 2:22, 40:60] = 1.0
+    batch = ScoringBatch(
+        images=photo[None],
+        prompts=["p"],
+        references=[[photo]],
+        reference_masks=[[mask]],
+        image_masks=None,
+        meta=[{"id": "r"}],
+        image_instances=[mask > 0.5],
+    )
+    assert dino("reference", None, match=True).score(batch).item() == pytest.approx(1, abs=1e-4)
 
 
 # Recipes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,20 @@ def test_settings_that_change_an_encoding_change_the_hash(
 ) -> None:
     ours, theirs = (encoders_hash(policy, recipe(*more).model) for more in ([], settings))
     assert (ours == theirs) is same
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_another_version_of_what_encodes_changes_the_hash(
+    policy: Flux1Policy, recipe: Recipe, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = recipe().model
+    before = encoders_hash(policy, model)
+    assert encoders_hash(policy, model) == before
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "999" if name == library else version(name)
+    )
+    assert encoders_hash(policy, model) != before
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])

@@ -39,8 +39,17 @@ def test_without_a_dissenting_vote_the_interval_is_the_exact_one() -> None:
     for value, ends in ((1, (0.025 ** (1 / 8), 1.0)), (0, (0.0, 1 - 0.025 ** (1 / 8)))):
         rate = win_rate([value] * 40, subjects)
         assert (rate.low, rate.high) == pytest.approx(ends)
-    ties = win_rate([0.5] * 40, subjects)
-    assert (ties.low, ties.high) == (0.5, 0.5)
+
+
+def test_an_interval_has_a_width_although_all_subjects_say_the_same() -> None:
+    subjects = [f"toy-{number % 8}" for number in range(16)]
+    same = 0.025 ** (1 / 8)
+    # ties alone, and two voters who always disagree
+    for votes in ([0.5] * 16, [1.0] * 8 + [0.0] * 8):
+        rate = win_rate(votes, subjects)
+        assert (rate.low, rate.high) == pytest.approx((same / 2, 1 - same / 2))
+    (few, many) = (win_rate([0.5] * n, [str(k) for k in range(n)]) for n in (2, 200))
+    assert few.low is not None and few.low < 0.1 and many.low is not None and many.low > 0.49
 
 
 def test_one_subject_has_no_interval() -> None:

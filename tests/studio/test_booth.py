@@ -110,6 +110,23 @@ def test_no_answer_names_a_run_before_the_results(colours: Path, tmp_path: Path)
         assert studio.post("/api/vote", {**given, "choice": "a"}).status_code == 422
 
 
+def test_votes_on_a_run_that_was_made_again_do_not_mix(colours: Path, tmp_path: Path) -> None:
+    file = tmp_path / "votes.jsonl"
+    booth_of(colours, file).vote(Answer(voter="Ann", number=3, question="prompt", choice="left"))
+    # an earlier image is not voted on
+    Image.new("RGB", (16, 16), "blue").save(colours / "half" / "samples" / "iteration_000003" / "row_00.png")
+    assert len(booth_of(colours, file).votes.votes()) == 1
+    drawn = sorted((colours / "half" / "samples" / "iteration_000006").iterdir())[0]
+    Image.new("RGB", (16, 16), "blue").save(drawn)
+    with pytest.raises(UserError, match="has votes on other images"):
+        booth_of(colours, file)
+    # a file of an older version does not know its images
+    lines = file.read_text().splitlines(keepends=True)
+    old = {name: value for name, value in json.loads(lines[0]).items() if name != "images"}
+    file.write_text(json.dumps(old) + "\n" + "".join(lines[1:]))
+    assert len(booth_of(colours, file).votes.votes()) == 1
+
+
 def test_without_a_vote_there_is_none(runs: Path) -> None:
     with running(runs) as studio:
         assert studio.json("/api/vote") == {"is_on": False, "questions": {}, "items": 0}

@@ -244,6 +244,29 @@ def test_the_page_of_a_comparison_is_drawn_from_its_results(tmp_path: Path) -> N
     assert "script-src" not in page.headers["content-security-policy"]
 
 
+def test_a_comparison_counts_runs_that_are_planned_or_joined(tmp_path: Path) -> None:
+    folder = tmp_path / "compared"
+    folder.mkdir()
+    plan = {"arms": [{"name": "a"}, {"name": "b"}], "seeds": [0, 1]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with running(tmp_path) as studio:
+
+        def counts() -> tuple[int, int]:
+            (entry,) = studio.json("/api/list")["comparisons"]
+            return entry["runs"], entry["elsewhere"]
+
+        assert counts() == (4, 0)
+        runs = [{"arm": "a", "seed": seed, "state": "finished"} for seed in (0, 7)]
+        runs += [{"arm": "b", "seed": 1, "state": "missing"}, {"arm": ["b"], "seed": "x"}, "no run"]
+        (folder / "results.json").write_text(json.dumps({"runs": runs}))
+        assert counts() == (5, 2)  # seed 7 is not of the plan
+        (folder / "runs" / "a" / "seed_0").mkdir(parents=True)
+        assert counts() == (5, 1)
+        for damaged in ("[", "[]", json.dumps({"runs": 3})):
+            (folder / "results.json").write_text(damaged)
+            assert counts() == (4, 0)
+
+
 def test_it_writes_nothing_into_the_folders(runs: Path) -> None:
     def content() -> dict[str, tuple[int, int]]:
         files = [file for file in runs.rglob("*") if file.is_file()]

@@ -60,7 +60,36 @@ def test_a_reward_of_identity_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     rows = write_rows(tmp_path / "rows", "train", 8, n_with_reference=7)
     assert train(tmp_path / "run", rows, IDENTITY_REWARD) == 2
     message = capsys.readouterr().err
-    assert "clip_i measures identity with references, which 1 rows do not have" in message
+    assert "clip_i compares with references, which 1 rows do not have" in message
+
+
+def test_the_judge_of_an_edit_is_refused_before_it_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows", "train", 8, n_with_reference=5)
+    options = "{url: 'http://localhost:1/v1', model: m, rubric: edit_prompt}"
+    assert train(tmp_path / "run", rows, f"rewards=[{{name: judge, options: {options}}}]") == 2
+    assert "judge compares with references, which 3 rows do not have" in capsys.readouterr().err
+
+
+def test_rows_without_references_may_choose_other_rewards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows", "train", 8, n_with_reference=4)
+    items = [json.loads(line) for line in rows.read_text().splitlines()]
+    for item in items:
+        if not item["references"]:
+            item["meta"] = {"rewards": ["clip_t"]}
+    rows.write_text("".join(json.dumps(item) + "\n" for item in items))
+    both = f"{PROMPT_REWARD[:-1]}, {{name: dino, path: toybox, segment: none}}]"
+    assert train(tmp_path / "run", rows, both) == 0
+    records = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+    (trained,) = [record for record in records if record["kind"] == "train"]
+    assert trained["score/dino/nan_share"] == 0 and trained["score/clip_t/nan_share"] == 0
+    del items[5]["meta"]
+    rows.write_text("".join(json.dumps(item) + "\n" for item in items))
+    assert train(tmp_path / "again", rows, both) == 2
+    assert "dino compares with references, which 1 rows do not have" in capsys.readouterr().err
 
 
 def test_a_family_that_needs_references_is_refused(

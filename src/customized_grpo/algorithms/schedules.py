@@ -24,6 +24,9 @@ from customized_grpo.algorithms.calibration import ReadCalibration, read_calibra
 from customized_grpo.errors import UserError, origin
 from customized_grpo.fields import FilePath, Section, Share
 
+FINE = 10_000
+"""Parts of [0, 1) over which TDW is averaged."""
+
 
 class Schedule(Section, ABC):
     """The prompt weight at every denoising step; the fields of a subclass are its options."""
@@ -117,7 +120,7 @@ class Tdw(Schedule):
         return self.at(_progress(n_steps))
 
     def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
-        # Its controls, which permute the table or average it, have the weights of steps only.
+        # A subclass of the user's has the weights of its steps.
         return self.at(progress) if type(self) is Tdw else super().at_progress(progress, n_steps, seed)
 
 
@@ -129,6 +132,11 @@ class TdwMean(Tdw):
         # Step T - 1 is never trained: its weight is no part of any mean.
         return torch.full_like(table, float(table[:-1].mean()))
 
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        # over all of [0, 1), which NFT and AWM train; with few steps the mean of the steps is another
+        middles = (torch.arange(FINE, dtype=torch.float64) + 0.5) / FINE
+        return torch.full_like(progress, float(self.at(middles).mean()))
+
 
 class InverseTdw(Tdw):
     """TDW reversed in time over the trained steps, which keeps its mean: the control for the order."""
@@ -137,6 +145,9 @@ class InverseTdw(Tdw):
         table = super().__call__(n_steps, seed)
         # The last entry stays in its place, where nobody reads it.
         return torch.cat([table[:-1].flip(0), table[-1:]])
+
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        return self.at(1 - progress)
 
 
 class ShuffledTdw(Tdw):
@@ -150,6 +161,13 @@ class ShuffledTdw(Tdw):
         # A generator of its own: the draw must not move the random numbers of the rollout.
         order = torch.randperm(n_steps - 1, generator=torch.Generator().manual_seed(seed))
         return torch.cat([table[:-1][order], table[-1:]])
+
+    def at_progress(self, progress: Tensor, n_steps: int, seed: int) -> Tensor:
+        """Read TDW in another of T equal parts of [0, 1), at the same place inside it."""
+        order = torch.randperm(n_steps, generator=torch.Generator().manual_seed(seed))
+        place = progress * n_steps
+        part = place.floor().long().clamp_max(n_steps - 1)
+        return self.at(((order[part] + place - part) / n_steps).clamp_max(1))
 
 
 class Constant(Schedule):
@@ -181,7 +199,7 @@ class Table(Schedule):
     """The prompt weights themselves, one for every step."""
 
     prompt_weights: Annotated[tuple[Share, ...], Field(min_length=2)]
-    """Prompt weight of each of the rollout.steps, the noisiest first; the last one never counts."""
+    """Prompt weight of each of the rollout.steps, the noisiest first; grpo has no use for the last."""
 
     def __call__(self, n_steps: int, seed: int) -> Tensor:
         if len(self.prompt_weights) != n_steps:
@@ -270,7 +288,8 @@ def prompt_weights_at(schedule: Schedule, progress: Tensor, n_steps: int, seed: 
         seed: As in `prompt_weights`.
 
     Returns:
-        [K] in float32; at progress i / T what `prompt_weights` has for step i.
+        [K] in float32; at progress i / T what `prompt_weights` has for step i, except for the controls of
+        TDW: their mean over all progress is TDW's, as that over the trained steps is there.
 
     Raises:
         ValueError: Progress outside [0, 1), or the schedule does not give K weights in [0, 1].

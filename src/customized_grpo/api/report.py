@@ -20,16 +20,16 @@ class Report:
         folder: Folder of a run.
 
     Attributes:
-        folder: The same, as a path.
+        folder: The same as an absolute path, which another working directory does not change.
 
     Raises:
         UserError: It is not the folder of a run.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         if not is_run_folder(self.folder):
-            raise UserError(f"{self.folder} is not the folder of a run")
+            raise UserError(f"{folder} is not the folder of a run")
 
     @property
     def is_finished(self) -> bool:

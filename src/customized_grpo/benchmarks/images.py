@@ -9,10 +9,12 @@ OUT/images.json          the settings that the images depend on; another model o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -31,6 +33,7 @@ Draw = Callable[[Sequence[BenchmarkRow]], Iterable[Tensor]]
 """Draws all images [3, H, W] of each row in turn; each depends on its row's id and its number alone."""
 
 STAMP = "images.json"
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MAX_NAME = 120
 """Characters of an id in a file name; longer ids are shortened and get a hash to stay different."""
 
@@ -42,12 +45,20 @@ class ImageFolder:
         path: The folder.
         protocol: The settings that the images depend on.
         generator: The model that draws them.
+        settings: Its other settings that change images, such as the number of tokens it reads of a prompt.
     """
 
-    def __init__(self, path: Path, protocol: ImageProtocol, generator: GeneratorStamp) -> None:
+    def __init__(
+        self,
+        path: Path,
+        protocol: ImageProtocol,
+        generator: GeneratorStamp,
+        settings: Mapping[str, Any] = NO_SETTINGS,
+    ) -> None:
         self.path = path
         self.protocol = protocol
         self.generator = generator
+        self.settings = settings
 
     def claim(self) -> None:
         """Put the stamp into the folder, or check the one that is there.
@@ -56,7 +67,12 @@ class ImageFolder:
             UserError: The folder has images of another model or setting, its stamp is damaged, or it cannot
                 be written.
         """
-        stamp: dict[str, Any] = {**asdict(self.protocol), "weights": self.generator.weights}
+        stamp: dict[str, Any] = {
+            **asdict(self.protocol),
+            "weights": self.generator.weights,
+            # As JSON reads them back.
+            "model": json.loads(json.dumps(dict(self.settings))),
+        }
         file = self.path / STAMP
         try:
             if file.is_file():
@@ -71,6 +87,8 @@ class ImageFolder:
             ) from error
 
     def _check(self, earlier: dict[str, Any], stamp: dict[str, Any]) -> None:
+        if "model" not in earlier:  # a folder of an older version does not know them
+            stamp = {key: value for key, value in stamp.items() if key != "model"}
         lines = differences(earlier, stamp)
         if lines:
             raise UserError(

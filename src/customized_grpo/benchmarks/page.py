@@ -13,7 +13,7 @@ from PIL import Image
 from customized_grpo.benchmarks.compare import MetricDifference, PairedResult
 from customized_grpo.benchmarks.reported_scores import reported_tables
 from customized_grpo.benchmarks.results import Result
-from customized_grpo.pages.page import data_uri, environment, write_page
+from customized_grpo.pages.page import data_uri, render, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
 from customized_grpo.pages.plots.numbers import (
     Measurement,
@@ -86,22 +86,19 @@ def render_benchmark_page(result: Result, paired: PairedResult | None, samples: 
         reported.append((table, [metric_name(metric) for metric in table.columns]))
     # the first part of a summary is that of all rows, see `Table.groups`
     metrics = list(result.summary[0]["metrics"])
-    return (
-        environment()
-        .get_template("benchmark.html.j2")
-        .render(
-            benchmark=BENCHMARK_NAMES[result.protocol["benchmark"]],
-            generator=result.generator["name"],
-            facts=_facts(result),
-            warnings=result.warnings,
-            metrics=[metric_name(metric) for metric in metrics],
-            rows=[_row(part, metrics) for part in result.summary],
-            comparison=None if paired is None else _comparison(paired),
-            samples=[_sample(sample) for sample in samples],
-            reported=reported,
-            protocol=_flat(result.protocol),
-            number=number,
-        )
+    return render(
+        "benchmark.html.j2",
+        benchmark=BENCHMARK_NAMES[result.protocol["benchmark"]],
+        generator=result.generator["name"],
+        facts=_facts(result),
+        warnings=result.warnings,
+        metrics=[metric_name(metric) for metric in metrics],
+        rows=[_row(part, metrics) for part in result.summary],
+        comparison=None if paired is None else _comparison(paired),
+        samples=[_sample(sample) for sample in samples],
+        reported=reported,
+        protocol=_flat(result.protocol),
+        number=number,
     )
 
 

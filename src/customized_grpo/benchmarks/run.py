@@ -51,6 +51,7 @@ from customized_grpo.pages.page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import build_reward, check_rewards
+from customized_grpo.rewards.base import is_groupwise
 from customized_grpo.rewards.features import weights_hash
 from customized_grpo.runs.folder import installation
 
@@ -65,6 +66,14 @@ FOREIGN_NAMED = 5
 
 PATHS = ("source", "data", "out", "lora", "against")
 """Fields of a request that only say where something is."""
+
+SAME_IMAGES = {
+    # what the protocol and the hash of the weights say
+    "path", "fuse_lora", "start_lora", "lora", "guidance", "height", "width", "reference_fit",
+    # where and how the work is done
+    "gradient_checkpointing", "text_encoders", "offload_vae", "shard", "compile", "cache", "device",
+}  # fmt: skip
+"""Settings of a model that say nothing more of the images that it draws."""
 
 RESULT = "results.json"
 PAGE = "report.html"
@@ -176,7 +185,9 @@ def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator
     weights = weights_hash(generator.policy.transformer)
     check_processes(engine, {**asdict(protocol), "weights": weights})
     path = request.out or default_folder(generator.name, request.benchmark)
-    folder = ImageFolder(path, protocol, GeneratorStamp(generator.name, weights))
+    # By exclusion: a setting that is new here counts until someone has thought about it.
+    settings = generator.model.model_dump(mode="json", exclude=SAME_IMAGES)
+    folder = ImageFolder(path, protocol, GeneratorStamp(generator.name, weights), settings)
     engine.from_main(folder.claim)
     return folder
 
@@ -191,7 +202,8 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     """Build the rewards that score the images.
 
     Raises:
-        UserError: The benchmark needs a judge and there is none, or an encoder cannot be built.
+        UserError: The benchmark needs a judge and there is none, or an encoder cannot be built or compares
+            the images of a group.
     """
     judged = request.benchmark in JUDGED
     if request.judge is not None and not judged:
@@ -210,6 +222,13 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     rewards = []
     for config in configs:
         rewards.append(MetricReward(config.metric, build_reward(config.reward, device), config.scale))
+    groupwise = [reward.reward.name for reward in rewards if is_groupwise(reward.reward)]
+    if groupwise:
+        raise UserError(
+            f"--encoder {', '.join(groupwise)} compares the images of a group, and a benchmark scores images "
+            "one by one",
+            hint="Choose an encoder that scores single images.",
+        )
     return rewards
 
 

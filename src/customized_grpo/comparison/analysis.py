@@ -86,7 +86,9 @@ def _against_controls(arms: Sequence[Mapping[str, Any]], tables: Tables) -> dict
         for metric in (IDENTITY, PROMPT):
             difference = tables.paired(arm["name"], arm["control"], metric)
             if difference is not None:
-                entry[metric] = crossed_interval(difference).to_json()
+                interval = crossed_interval(difference)
+                entry[metric] = interval.to_json()
+                entry["seeds"] = min(interval.seeds, entry.get("seeds", interval.seeds))
                 tests.append(entry[metric])
         # Both measures or none: the verdict states both.
         if {IDENTITY, PROMPT} <= entry.keys():

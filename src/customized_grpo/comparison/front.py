@@ -96,7 +96,10 @@ class Front:
         }
 
     def outside(self, arm: str) -> dict[str, Any] | None:
-        """Return an arm's margin and the share of draws in which it is above 0; None for the front's own."""
+        """Return an arm's margin, the share of draws in which it is above 0, and how many seeds it is about.
+
+        These are the seeds that the arm and the whole front have. None for the front's own.
+        """
         points = None if arm in self.names else self._points(arm)
         if points is None:
             return None
@@ -105,7 +108,12 @@ class Front:
         draws = margins(points.draws[:, -1], points.draws[:, :-1])
         estimate = margins(points.estimate[:, -1], points.estimate[:, :-1])[0]
         margin = points.interval(estimate, draws)
-        return {"share": float((draws > 0).mean()), "outside": margin["low"] > 0, "margin": margin}
+        return {
+            "share": float((draws > 0).mean()),
+            "outside": margin["low"] > 0,
+            "margin": margin,
+            "seeds": points.seeds,
+        }
 
     def difference(self, arm: str, other: str) -> dict[str, float] | None:
         """Return the margin of an arm minus that of another, over the seeds that both and the front have.

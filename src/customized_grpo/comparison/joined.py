@@ -160,8 +160,15 @@ class Joined:
         Raises:
             UserError: Recipe, threads or the overrides of an arm differ.
         """
+        planned = {arm.name for arm in plan.arms}
+        seen: dict[str, Arm] = {}
         for file, results in self.results.items():
             changed = different_settings(results.config, results.arms, results.threads_per_run, plan)
+            for arm in results.arms:
+                # those of the plan are compared with it, the others with each other
+                other = seen.setdefault(arm.name, arm)
+                if other.overrides != arm.overrides and arm.name not in planned:
+                    changed.append(f"arm {arm.name!r}: {arm.overrides} there, {other.overrides} elsewhere")
             if changed:
                 raise UserError(
                     f"{file} holds results of other settings:\n  " + "\n  ".join(changed),
@@ -200,7 +207,7 @@ def read_joined(folder: Path, files: Sequence[Path] = ()) -> Joined:
 
 
 def unique_runs(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runs, each arm and seed once.
+    """Return the runs, each arm and seed once: a finished one, if there is one.
 
     Raises:
         UserError: A finished run is there twice with different scores.
@@ -209,7 +216,9 @@ def unique_runs(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in runs:
         key = (run["arm"], run["seed"])
         other = unique.setdefault(key, run)
-        if other.get("after") != run.get("after"):
+        if other["state"] != "finished":
+            unique[key] = run  # begun here, and finished elsewhere
+        elif run["state"] == "finished" and other.get("after") != run.get("after"):
             raise UserError(
                 f"{run['arm']} (seed {run['seed']}) is there twice, with different scores",
                 hint="Machines differ in the last bits, which training amplifies; take one file of the two.",

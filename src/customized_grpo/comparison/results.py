@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from customized_grpo.comparison.definitions import METRICS
 from customized_grpo.comparison.joined import Joined, unique_runs
 from customized_grpo.comparison.plan import Plan, PlannedRun, union_of_arms
@@ -27,6 +29,12 @@ TRAIN_COLUMNS = (
     "advantage/conflict_null",
     "advantage/rho",
 )
+BASE_MOVED = 0.2
+"""Change of the base's mean, in standard deviations over subjects, from which it is another base."""
+
+ROUNDED = 1e-3
+"""The same where subjects hardly differ, in units of the metric."""
+
 DIGITS = 6
 """Significant digits of every number: far below any interval, and the file stays small."""
 
@@ -48,7 +56,9 @@ def collect(plan: Plan, joined: Joined) -> dict[str, Any]:
     for run in runs:
         del run["prompts"]
     runs = unique_runs([*runs, *joined.runs])
-    _check_judged_alike([run for run in runs if "subjects" in run])
+    judged = [run for run in runs if "subjects" in run]
+    _check_judged_alike(judged)
+    _check_one_base(judged)
     arms = union_of_arms(plan.arms, joined.arms)
     return {
         "format": 1,
@@ -89,6 +99,26 @@ def _check_judged_alike(judged: Sequence[Mapping[str, Any]]) -> None:
                 f"{run['arm']} (seed {run['seed']}) and {first['arm']} (seed {first['seed']}) were judged "
                 f"{' and '.join(different)}, so they cannot be paired"
             )
+
+
+def _check_one_base(judged: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that did not start from one base: figures take the scores before training for the same.
+
+    Other machines round otherwise, which moves means by far less than subjects differ.
+    """
+    for run in judged:
+        first = judged[0]
+        for metric, before in first["before"].items():
+            pairs = zip(before, run["before"][metric], strict=True)
+            both = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
+            moved = float(abs(both[:, 1].mean() - both[:, 0].mean())) if len(both) else 0.0
+            if moved > BASE_MOVED * float(both[:, 0].std()) + ROUNDED:
+                means = " and ".join(f"{mean:.3f}" for mean in both.mean(axis=0))
+                raise UserError(
+                    f"{first['arm']} (seed {first['seed']}) and {run['arm']} (seed {run['seed']}) have other "
+                    f"scores before training ({metric}: {means}), so they did not start from one base",
+                    hint="Compare runs of the same weights, data and version; leave out --also.",
+                )
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:

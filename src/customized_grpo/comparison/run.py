@@ -54,6 +54,7 @@ def run_comparison(
     # `plan` is what this call trains; `whole` also what the folder held before.
     plan = replace(plan, elsewhere=joined.done)
     whole = replace(adopt(plan), elsewhere=joined.done)
+    joined.check(whole)  # with arms of earlier calls
     # The copies let a later call, and the page, do without the files of --also.
     joined.keep(plan.folder)
     write_arms(plan.folder, union_of_arms(whole.arms, joined.arms))

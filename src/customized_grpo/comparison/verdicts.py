@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
+from customized_grpo.pages.comparison_head import ALARMS_BEGIN, MIN_RUNS
 
 QUALITY_NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
 SIGNIFICANT = 0.05
 """Holm-adjusted p-value below which a difference counts."""
-
-MIN_RUNS = 2
-"""Runs of an arm below which nothing is said about new runs."""
 
 
 def verdicts(
@@ -58,7 +56,7 @@ def _alarms(arms: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
             parts.append(f"{arm['label']} in {len(alarmed)} of {len(ended)} ({names})")
     if not parts:
         return []
-    return [f"Alarms stood at the end of runs of: {'; '.join(parts)}. They qualify all that follows."]
+    return [f"{ALARMS_BEGIN}{'; '.join(parts)}. They qualify all that follows."]
 
 
 def _degradation(measured: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
@@ -83,7 +81,9 @@ def _method(entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     if entry["outside_front"] is not None:
         sentences.append(f"{label} {_cure(entry)}")
     if entry["against_control"] is not None:
-        sentences.append(f"{label} {_against(entry['against_control'], labels)}")
+        is_alone = entry["against_control"]["seeds"] < MIN_RUNS <= entry["runs"]
+        note = " on one seed that both have" if is_alone else ""
+        sentences.append(f"{label} {_against(entry['against_control'], labels, note)}")
     return sentences
 
 
@@ -92,6 +92,11 @@ def _cure(entry: Mapping[str, Any]) -> str:
     if entry["runs"] < MIN_RUNS:
         return (
             f"was run with one seed: margin {_interval(margin)}, which is about new subjects, not new runs."
+        )
+    if entry["outside_front"]["seeds"] < MIN_RUNS:
+        return (
+            f"shares one seed with the front: margin {_interval(margin)}, which is about new subjects, "
+            "not new runs."
         )
     bounds = f"(margin {_interval(margin)})"
     # The whole interval inside, then one that touches the front, then the clear case.
@@ -104,13 +109,14 @@ def _cure(entry: Mapping[str, Any]) -> str:
     return f"is a cure: it lies outside the front of naive GRPO {bounds} and none of its runs degraded."
 
 
-def _against(test: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _against(test: Mapping[str, Any], labels: Mapping[str, str], note: str) -> str:
+    """Return the differences from a control; the note says what they are about."""
     parts = []
     for metric, name in QUALITY_NAMES.items():
         difference = test[metric]
         beyond = "beyond chance" if difference["p_holm"] < SIGNIFICANT else "not beyond chance"
         parts.append(f"{name} {_interval(difference)}, {beyond}")
-    return f"against its control, {labels[test['control']]}: {'; '.join(parts)}."
+    return f"against its control, {labels[test['control']]}: {'; '.join(parts)}{note}."
 
 
 def _interval(value: Mapping[str, float]) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from customized_grpo.data.file_table import NO_BOX, FileTable, OpenedFile, open_files
-from customized_grpo.data.fingerprint import RowDigest, images_text
+from customized_grpo.data.fingerprint import RowDigest
 from customized_grpo.data.image_info import ImageInfo, ImageInspector
+from customized_grpo.data.index_renewal import files_text, renew, reopen
 from customized_grpo.data.manifest import LineReader, Row, load_manifest
 from customized_grpo.data.manifest_index import ManifestIndex, index_path, read_index, write_index
 from customized_grpo.data.split import subject_of
@@ -54,7 +55,7 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
 
     Files are decoded unless the index beside the manifest knows them: by their size, and by the times of
     their last change and of the last change of their entry on the disk. The lines are checked unless the
-    manifest is the same to the byte and no file has changed.
+    manifest is the same to the byte, and files that have changed are as right as they were.
 
     Args:
         path: The manifest.
@@ -73,31 +74,32 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
     digest = hashlib.sha256(content).hexdigest()
     # a file takes about a hundred bytes besides its name, and at least four of the manifest
     index = read_index(index_path(path), max_bytes=(1 << 20) + 64 * len(content))
-    unchanged = None if index is None else index.files.unchanged(folder)
-    if (
-        index is not None
-        and unchanged is not None
-        and index.manifest == digest
-        and unchanged.all()
-        # the index may be of a check that did not ask for masks
-        and (index.has_masks or not require_masks)
-    ):
-        return _checked(path, folder, content, index)
-    lines = _read_lines(folder, content, require_masks=require_masks)
     known: dict[tuple[str, bool], OpenedFile] = {}
-    if index is not None and unchanged is not None:
-        known = _known_files(index.files, np.flatnonzero(unchanged).tolist())
+    if index is not None:
+        unchanged = index.files.unchanged(folder)
+        # the index may be of a check that did not ask for masks
+        if index.manifest == digest and (index.has_masks or not require_masks):
+            if unchanged.all():
+                return _checked(path, folder, content, index)
+            renewed, known = _renewed(path, folder, index, np.flatnonzero(~unchanged).tolist(), show=show)
+            if renewed is not None:
+                return _checked(path, folder, content, renewed, _keep(path, renewed))
+        known |= _known_files(index.files, np.flatnonzero(unchanged).tolist())
+    lines = _read_lines(folder, content, require_masks=require_masks)
     opened = _open(path, folder, lines, known, show=show)
     infos = [file.info for file in opened]
     if lines.has_problem or not lines.n_rows or not _all_right(lines, infos):
         _refuse(path, folder, lines, infos, require_masks=require_masks)
+    files = _table(lines, opened)
+    places = np.array(lines.places, np.int32)
     index = ManifestIndex(
         manifest=digest,
         has_masks=lines.n_masked == lines.n_rows,
         n_bare=lines.n_bare,
         subjects=frozenset(lines.subjects),
-        fingerprint={"rows": lines.digest.text(), "images": _images_text(lines, opened)},
-        files=_table(lines, opened),
+        fingerprint={"rows": lines.digest.text(), "images": files_text(files, places)},
+        files=files,
+        places=places,
     )
     notes = _keep(path, index) if len(opened) >= MANY_FILES else ()
     return _checked(path, folder, content, index, notes)
@@ -186,6 +188,18 @@ def _read_lines(folder: Path, content: bytes, *, require_masks: bool) -> _Lines:
     return lines
 
 
+def _renewed(
+    path: Path, folder: Path, index: ManifestIndex, places: list[int], *, show: bool
+) -> tuple[ManifestIndex | None, dict[tuple[str, bool], OpenedFile]]:
+    """Open changed files of an index again; return it renewed (None if a row may be wrong now) and them."""
+    with _progress(f"checking images of {path.name}", len(places), show=show) as on_file:
+        opened = reopen(folder, index.files, places, on_file)
+    if opened is None:
+        return None, {}
+    keys = [(index.files.names[place], bool(index.files.is_mask[place])) for place in places]
+    return renew(index, places, opened), dict(zip(keys, opened, strict=True))
+
+
 def _known_files(files: FileTable, places: list[int]) -> dict[tuple[str, bool], OpenedFile]:
     """Return files of an index that have not changed."""
     known = {}
@@ -240,11 +254,6 @@ def _refuse(
         inspector.remember(folder / name, info, is_mask=is_mask)
     load_manifest(path, require_masks=require_masks, inspector=inspector)
     raise UserError(f"{path} was changed while it was checked", hint="Start again.")
-
-
-def _images_text(lines: _Lines, opened: list[OpenedFile]) -> str:
-    n_files = len({name for name, _ in lines.files})
-    return images_text(lines.places, [file.digest.hex() for file in opened], n_files)
 
 
 def _table(lines: _Lines, opened: list[OpenedFile]) -> FileTable:

@@ -22,9 +22,9 @@ from customized_grpo.data.row_checks import (
     RowProblem,
     key_problems,
     parse_line,
-    resolve_path,
     type_problems,
 )
+from customized_grpo.data.row_paths import RowPaths
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_text
 
@@ -192,6 +192,7 @@ class LineReader:
         self.folder = folder
         self.require_masks = require_masks
         self.inspector = inspector
+        self._paths = RowPaths(folder)
         self._first_line: dict[str, int] = {}
 
     def read_all(self, file: BinaryIO) -> Iterator[tuple[int, Row | None, list[str]]]:
@@ -239,7 +240,7 @@ class LineReader:
             for name in names:
                 if isinstance(name, str) and name:
                     try:
-                        paths.append(resolve_path(self.folder, key, name))
+                        paths.append(self._paths.resolve(key, name))
                     except RowProblem as problem:
                         problems.append(str(problem))
             return tuple(paths)

@@ -22,7 +22,7 @@ from customized_grpo import __version__
 from customized_grpo.data.file_table import FileTable
 from customized_grpo.files import replacing
 
-CHECKS = f"2, customized-grpo {__version__}, Pillow {PIL.__version__}"
+CHECKS = f"3, customized-grpo {__version__}, Pillow {PIL.__version__}"
 """Format of the index and what checked the files: another version may see mistakes that this one did not."""
 
 ARRAYS: Mapping[str, tuple[type[Any], tuple[int, ...]]] = {
@@ -50,6 +50,7 @@ class ManifestIndex:
         subjects: Subjects of the rows, each once.
         fingerprint: Number of rows with a digest of their texts, and the same of their images.
         files: All files of the rows.
+        places: Place in `files` of the references, masks and target of each row, row by row.
     """
 
     manifest: str
@@ -58,6 +59,7 @@ class ManifestIndex:
     subjects: frozenset[str]
     fingerprint: Mapping[str, str]
     files: FileTable
+    places: NDArray[np.int32]
 
 
 def index_path(manifest: Path) -> Path:
@@ -74,6 +76,7 @@ def write_index(path: Path, index: ManifestIndex) -> None:
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(getattr(index.files, name)) for name in ARRAYS}
+    arrays["places"] = np.ascontiguousarray(index.places)
     arrays["names"] = _packed(_SEPARATOR.join(index.files.names))
     arrays["subjects"] = _packed(json.dumps(sorted(index.subjects)))
     # safetensors takes texts only as metadata
@@ -105,7 +108,7 @@ def read_index(path: Path, *, max_bytes: int) -> ManifestIndex | None:
             return None
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *TEXTS)}
+            arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *TEXTS, "places")}
         return _from_arrays(metadata, arrays) if metadata.get("checks") == CHECKS else None
     # OSError: none, or unreadable; the others: what was written by anybody else
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
@@ -126,6 +129,9 @@ def _from_arrays(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]
     for name, (dtype, shape) in ARRAYS.items():
         if arrays[name].dtype != dtype or arrays[name].shape != (len(names), *shape):
             raise ValueError(f"{name} has another type or shape")
+    places = arrays["places"]
+    if places.dtype != np.int32 or places.ndim != 1 or not ((places >= 0) & (places < len(names))).all():
+        raise ValueError("a row has a file that is not there")
     subjects = json.loads(_unpacked(arrays["subjects"]))
     if not isinstance(subjects, list) or not all(isinstance(subject, str) for subject in subjects):
         raise TypeError("subjects are no list of texts")
@@ -136,6 +142,7 @@ def _from_arrays(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]
         subjects=frozenset(subjects),
         fingerprint={name: metadata[f"fingerprint.{name}"] for name in ("rows", "images")},
         files=FileTable(names, **{name: arrays[name] for name in ARRAYS}),
+        places=places,
     )
 
 

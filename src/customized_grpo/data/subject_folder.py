@@ -17,6 +17,8 @@ UNREAD_ENDINGS = (
 """Endings of photos and drawings that must be exported first; Pillow takes a raw photo for its thumbnail."""
 
 MASK_ENDING = ".mask.png"
+CLASS_FILE = "class.txt"
+"""File that says what a subject is, for the prompts of `folder`."""
 
 _CLUTTER = frozenset(
     {
@@ -74,7 +76,7 @@ def read_subject_folder(folder: Path, beside: str | None = None) -> SubjectFolde
             photos.append(path)
         elif ending in UNREAD_ENDINGS:
             problems.append(f"{path} cannot be read; export it as JPEG or PNG")
-        elif path.name != "class.txt" and ending != beside:
+        elif path.name != CLASS_FILE and ending != beside:
             ignored.append(f"files that are no images ({ending or 'without ending'})")
     stems = {photo.stem for photo in photos}
     for photo in list(photos):

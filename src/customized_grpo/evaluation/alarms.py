@@ -74,6 +74,8 @@ class MonitorRecord:
         zero_std_share: Share of training groups without signal since the last evaluation, by reward.
         nan_share: Share of unscored training samples since the last evaluation, by reward.
         diversity_ratio: In-group diversity divided by that of the base.
+        lost_share: Share of the held-out images that a reward or judge could score before training and cannot
+            score now, by the metric's name.
         image_shift: Each image statistic's change in units of its standard deviation over the base's images.
         train_reward: Mean of each training reward over the samples since the last evaluation, by kind.
         train_gap: `train_reward` minus the reward on held-out prompts now, in units of the reward's standard
@@ -88,6 +90,7 @@ class MonitorRecord:
     zero_std_share: Mapping[str, float] = field(default_factory=dict)
     nan_share: Mapping[str, float] = field(default_factory=dict)
     diversity_ratio: float | None = None
+    lost_share: Mapping[str, float] = field(default_factory=dict)
     image_shift: Mapping[str, float] = field(default_factory=dict)
     train_reward: Mapping[str, float] = field(default_factory=dict)
     train_gap: Mapping[str, float] = field(default_factory=dict)
@@ -195,6 +198,13 @@ def _health(record: MonitorRecord) -> dict[str, str]:
             messages[f"nan/{reward}"] = (
                 f"{share:.0%} of the samples could not be scored by reward {reward} "
                 f"(limit {NAN_SHARE_LIMIT:.0%}): read its error messages in the log."
+            )
+    for metric, share in sorted(record.lost_share.items()):
+        if share > NAN_SHARE_LIMIT:
+            messages[f"lost/{metric}"] = (
+                f"{share:.0%} of the held-out images that {metric} could score before training have no score "
+                f"now (limit {NAN_SHARE_LIMIT:.0%}): its mean and its change are those of the others. Look "
+                "at the samples: the subject may be gone."
             )
     return messages
 

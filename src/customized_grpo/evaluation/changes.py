@@ -19,6 +19,9 @@ Image statistics lie in [0, 1]; one that hardly varies over the base's images (n
 must not raise an alarm for a change that nobody would see.
 """
 
+SCORES = ("score/", "judge/")
+"""Beginnings of the names of metrics that may lack values where an image could not be scored."""
+
 OTHER_MONITORS = ("monitor/copy_score", "monitor/background_similarity", DIVERSITY)
 """Monitors that are no image statistics and have conditions of their own."""
 
@@ -56,6 +59,7 @@ def monitor_record(
         zero_std_share=health.zero_std,
         nan_share=health.nan,
         diversity_ratio=_diversity_ratio(now, base),
+        lost_share=_lost_shares(now, base),
         image_shift=_image_shifts(now, base),
         train_reward=health.reward,
         train_gap=_scaled_gaps(now, base, health.reward),
@@ -77,6 +81,19 @@ def train_gaps(scores: HeldOutScores, train_reward: Mapping[str, float]) -> dict
         for kind, reward in train_reward.items()
         if f"reward/{kind}" in scores.columns
     }
+
+
+def _lost_shares(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:
+    """Return the share of images that have lost their score since the base, by metric; 0 is left out."""
+    shares: dict[str, float] = {}
+    for name, values in now.columns.items():
+        if name.startswith(SCORES) and name in base.columns:
+            pairs = zip(values, base.columns[name], strict=True)
+            scored = [value for value, before in pairs if not math.isnan(before)]
+            lost = sum(map(math.isnan, scored))
+            if lost:
+                shares[name] = lost / len(scored)
+    return shares
 
 
 def _image_shifts(now: HeldOutScores, base: HeldOutScores) -> dict[str, float]:

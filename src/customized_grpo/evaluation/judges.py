@@ -19,7 +19,13 @@ from customized_grpo.errors import UserError
 from customized_grpo.kinds import KINDS
 from customized_grpo.pixels import to_uint8
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, score_all
+from customized_grpo.rewards.base import (
+    Reward,
+    as_scores,
+    checked_scores,
+    is_groupwise,
+    needs_references,
+)
 from customized_grpo.rewards.executors import check_names
 from customized_grpo.rewards.features import FeatureCache, content_key
 from customized_grpo.rewards.segmenter import TextSegmenter
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
 
 CACHED_PHOTOS = 4096
 
+MODEL_KEYS = ({"weights"}, {"recogniser"}, {"url", "model"})
+"""Keys of a fingerprint that name the model: another rubric, seed or threshold makes no other judge of it."""
+
 
 class RewardJudges:
     """Held-out judges that are rewards.
@@ -40,8 +49,9 @@ class RewardJudges:
     Columns (each [B], fp32; NaN where a row has no target or masks that it needs):
         judge/prompt, judge/identity, judge/quality: Mean of the judges of that kind, weighted as the recipe
             says. If every row has a target, another photo of the subject, identity is similarity to it: a
-            copy of the reference then scores no higher than an honest image. Otherwise it is similarity to
-            the references, and a copy scores best: read it beside the copy score.
+            copy of the reference then scores no higher than an honest image. Otherwise, and for judges that
+            need the references themselves (`base.needs_references`), it is similarity to the references, and
+            a copy scores best: read it beside the copy score.
         judge_score/NAME: Of each judge, by its name.
         monitor/copy_score: 0 for an honest image, 1 for a literal copy of a reference, -1 for the target
             itself, by the encoder of the first identity judge that has one. Needs a target. Of several
@@ -76,7 +86,7 @@ class RewardJudges:
         self.segmenter = segmenter
         self.weights = torch.tensor(list(weights), dtype=torch.float32)
         similar = [judge for judge in judges if isinstance(judge, ReferenceSimilarity)]
-        segmenting = [judge.name for judge in similar if judge.segment != "none"]
+        segmenting = [j.name for j in similar if j.segment != "none" and not needs_references(j)]
         if by_target and segmenting:
             raise UserError(
                 f"evaluation.judges: {', '.join(segmenting)} cuts out the subject, but targets have no masks",
@@ -108,7 +118,7 @@ class RewardJudges:
     def columns(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return the columns of images [B, 3, H, W] in [0, 1], one example per image."""
         images = images.cpu()
-        scores = score_all(self.judges, self._batch(images, examples)) if self.judges else None
+        scores = self._scores(images, examples) if self.judges else None
         columns: dict[str, Tensor] = {}
         for kind in KINDS:
             # column of `scores` -> its judge
@@ -124,15 +134,22 @@ class RewardJudges:
             columns["monitor/copy_score"] = self._copy_score(images, examples, self._encoder)
         return {**columns, "monitor/background_similarity": _background(images, examples)}
 
-    def _batch(self, images: Tensor, examples: Sequence[Example]) -> ScoringBatch:
+    def _scores(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Return the score of every judge [B, K]."""
         batch = scoring_batch(images, examples)
         if self.segmenter is not None:
             batch = self.segmenter.with_masks(batch)
-        if not self.by_target:
-            return batch
-        # Judged by target only if every held-out row has one: none is left out here.
-        targets = [[example.target] for example in examples if example.target is not None]
-        return replace(batch, references=targets, reference_masks=None)  # targets have no masks
+        by_target = batch
+        if self.by_target:
+            # Judged by target only if every held-out row has one: none is left out here.
+            targets = [[example.target] for example in examples if example.target is not None]
+            by_target = replace(batch, references=targets, reference_masks=None)  # targets have no masks
+        columns = []
+        for judge in self.judges:
+            # only a likeness can be one to the target: an edit is an edit of the reference
+            is_likeness = judge.kind == "identity" and not needs_references(judge)
+            columns.append(checked_scores(judge, by_target if is_likeness else batch))
+        return as_scores(columns)
 
     def _copy_score(self, images: Tensor, examples: Sequence[Example], encoder: Encoder) -> Tensor:
         """Return the copy score of each image [B]; NaN where its example has no target."""
@@ -240,5 +257,8 @@ def _background(images: Tensor, examples: Sequence[Example]) -> Tensor:
 
 
 def _identity(fingerprint: Mapping[str, Any]) -> str:
-    """Return a string that is equal for two rewards of one model: their weights, or else the fingerprint."""
-    return str(fingerprint.get("weights", sorted(fingerprint.items())))
+    """Return a string that is equal for two rewards of one model: what names the model, or else all."""
+    for keys in MODEL_KEYS:
+        if keys <= fingerprint.keys():
+            return str([(key, fingerprint[key]) for key in sorted(keys)])
+    return str(sorted(fingerprint.items()))

@@ -33,11 +33,14 @@ from customized_grpo.policies.checkpoints import licence_of
 from customized_grpo.policies.families import get_family
 from customized_grpo.policies.provenance import public_lora
 from customized_grpo.policies.reference_rule import reference_size_of
+from customized_grpo.reference_sizes import ReferenceRule, reference_size
 
 TRANSFORMER: Final = "transformer"
 """Name of a merged transformer's folder, and what takes the place of a format for it."""
 
 FALLBACK_PROMPT = "the subject on a beach at sunset"
+KEPT = 0.1
+"""Share of its pixels by which a pipeline may change a reference that counts as kept: it rounds to tokens."""
 TRAINING_SECTIONS = ("rollout", "advantage", "schedule", "train")
 
 
@@ -70,6 +73,7 @@ def render_card(
             pipeline=other_programs.pipeline,
             call=_call(config),
             reference_area=_reference_area(config),
+            multiple=get_family(config.model.family).size_multiple,
             transformer=_class_of_transformer(adapter, name),
             fused=[public_lora(lora) for lora in config.model.fuse_lora],
             merged=[public_lora(lora) for lora in adapter.merged],
@@ -92,13 +96,21 @@ def render_card(
 
 def _call(config: Config) -> list[str] | None:
     """Return the arguments of the family's pipeline; None if it cannot draw as the policy does."""
-    other_programs = get_family(config.model.family).other_programs
-    call = other_programs.call(config.evaluation_model)
-    if call is None or _pipeline_resizes(config):
+    names = get_family(config.model.family).other_programs
+    call = names.call(config.evaluation_model)
+    if call is None:
+        return None
+    if names.even_levels is not None:
+        call = [*call, names.even_levels.format(steps=config.evaluation_steps)]
+    if _pipeline_resizes(config):
         return call
-    if config.model.reference_fit == "whole" and _reference_area(config) is None:
+    pixels = _trained_pixels(config)
+    if pixels is None:
         return None  # a rule of another family
-    return call if other_programs.keep_size is None else [*call, other_programs.keep_size]
+    argument = names.keep_size or names.set_size
+    if argument is not None:
+        return [*call, argument.format(pixels=pixels)]
+    return call if _is_kept(pixels, names.reference_rule) else None
 
 
 def _pipeline_resizes(config: Config) -> bool:
@@ -107,14 +119,29 @@ def _pipeline_resizes(config: Config) -> bool:
     return config.model.reference_fit == "whole" and reference_size_of(config) == rule
 
 
-def _reference_area(config: Config) -> int | None:
-    """Return the pixels to which a whole reference is brought before the call; None: the pipeline does it."""
+def _trained_pixels(config: Config) -> int | None:
+    """Return how many pixels a reference had in training; None where that depends on the photo."""
     size = reference_size_of(config)
-    if config.model.reference_fit != "whole" or _pipeline_resizes(config):
-        return None
-    if size == "image":
+    if config.model.reference_fit != "whole" or size == "image":
         return config.evaluation_model.width * config.evaluation_model.height
     return size * size if isinstance(size, int) else None
+
+
+def _is_kept(pixels: int, rule: ReferenceRule | None) -> bool:
+    """Return whether a pipeline of that rule leaves a reference of so many pixels about as it is."""
+    if rule is None:
+        return True
+    side = round(pixels**0.5)
+    width, height = reference_size((side, side), rule, 1, (side, side))
+    return abs(width * height / pixels - 1) < KEPT
+
+
+def _reference_area(config: Config) -> int | None:
+    """Return the pixels to which a whole reference is brought before the call; None: the pipeline does it."""
+    names = get_family(config.model.family).other_programs
+    if config.model.reference_fit != "whole" or _pipeline_resizes(config) or names.set_size is not None:
+        return None
+    return _trained_pixels(config)
 
 
 def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:

@@ -22,10 +22,7 @@ from customized_grpo.pages.plots.scales import domain
 MAX_DOTS = 12
 """Evaluations up to which each is marked by a dot."""
 
-WIDE = (500, 240)
-"""Width and height of the main charts."""
-
-NAMES_WIDTH = 160
+NAMES_WIDTH = 156
 """Part of that width for the names of the arms."""
 
 SMALL = (360, 172)
@@ -122,7 +119,6 @@ def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> F
         title=spec.title,
         levels=[Level("base", base.mean)] if base is not None else [],
         least=spec.least,
-        size=WIDE,
         labels=NAMES_WIDTH,
     )
     return Figure(spec.title, chart, spec.caption)

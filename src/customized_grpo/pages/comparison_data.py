@@ -110,7 +110,6 @@ class ComparisonData:
 
     Attributes:
         name: Its name.
-        commands: The words of the commands that run it again, one for each row of seeds without a gap.
         config: The base recipe.
         seeds: Seeds of every arm.
         threads: Threads of a run; None in results that do not say.
@@ -131,7 +130,6 @@ class ComparisonData:
     """
 
     name: str
-    commands: Sequence[Sequence[str]]
     config: Mapping[str, Any]
     seeds: Sequence[int]
     threads: int | None
@@ -182,7 +180,6 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
     weighted = [arm for arm in arms if arm.weight is not None and arm.finished]
     return ComparisonData(
         name=results["name"],
-        commands=_commands(results),
         config=results["config"],
         seeds=results["seeds"],
         threads=results.get("threads_per_run"),
@@ -201,30 +198,6 @@ def read_comparison(results: Mapping[str, Any]) -> ComparisonData:
         votes=results.get("votes") or (),
         joined=results.get("joined") or (),
     )
-
-
-def _commands(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return the words of the commands; seeds and threads are given even where they are today's default."""
-    threads = results.get("threads_per_run")
-    command = ["cgrpo", "compare", results.get("recipe") or results["name"]]
-    command += results.get("overrides") or ()
-    command += ["--arms", results.get("arms_file") or "ARMS"]  # results of 2026-11-24 do not name it
-    options = [] if threads is None else ["--threads", str(threads)]
-    return [
-        [*command, "--first-seed", str(seeds[0]), "--seeds", str(len(seeds)), *options]
-        for seeds in _without_gaps(results["seeds"])
-    ]
-
-
-def _without_gaps(seeds: Sequence[int]) -> list[list[int]]:
-    """Return the seeds in as few rows of consecutive numbers as there are."""
-    rows: list[list[int]] = []
-    for seed in sorted(seeds):
-        if rows and seed == rows[-1][-1] + 1:
-            rows[-1].append(seed)
-        else:
-            rows.append([seed])
-    return rows
 
 
 def read_measurement(entry: Record | None) -> Measurement | None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.config.yaml_text import write_yaml
 from customized_grpo.pages import comparison_tables as tables
 from customized_grpo.pages.comparison_curves import curves, strips
 from customized_grpo.pages.comparison_data import ComparisonData, read_comparison
+from customized_grpo.pages.comparison_head import read_head
 from customized_grpo.pages.comparison_images import arm_images
 from customized_grpo.pages.comparison_plane import pareto
+from customized_grpo.pages.comparison_repeat import read_repeat
 from customized_grpo.pages.decision_figures import decision_section
-from customized_grpo.pages.page import environment, write_page
+from customized_grpo.pages.page import render, write_page
 from customized_grpo.pages.plots.numbers import interval_text, number
 from customized_grpo.pages.votes import vote_rows
 from customized_grpo.reporting.progress import duration
@@ -59,30 +59,27 @@ def render_comparison_page(
         UserError: The results have another format.
     """
     data = read_comparison(results)
-    return (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            data=data,
-            state=_state(data),
-            roles=ROLES,
-            facts=_facts(data),
-            pareto=pareto(data),
-            images=arm_images(data, folders or {}),
-            table=tables.arm_table(data),
-            controls=tables.control_rows(data),
-            curves=curves(data),
-            strips=strips(data),
-            quadrants=tables.quadrant_rows(data),
-            hypervolume=_hypervolume(data),
-            gains=tables.gain_rows(data),
-            decisions=decision_section(data.decisions),
-            votes=vote_rows(data.votes),
-            runs=tables.run_rows(data),
-            overrides=[(arm, _settings(arm.overrides)) for arm in data.arms],
-            recipe=write_yaml(dict(data.config)),
-            commands=[shlex.join(command) for command in data.commands],
-        )
+    return render(
+        "comparison.html.j2",
+        data=data,
+        state=_state(data),
+        head=read_head(data),
+        roles=ROLES,
+        facts=_facts(data),
+        pareto=pareto(data),
+        images=arm_images(data, folders or {}),
+        table=tables.arm_table(data),
+        controls=tables.control_rows(data),
+        curves=curves(data),
+        strips=strips(data),
+        quadrants=tables.quadrant_rows(data),
+        hypervolume=_hypervolume(data),
+        gains=tables.gain_rows(data),
+        decisions=decision_section(data.decisions),
+        votes=vote_rows(data.votes),
+        runs=tables.run_rows(data),
+        overrides=[(arm, _settings(arm.overrides)) for arm in data.arms],
+        repeat=read_repeat(results),
     )
 
 

@@ -12,7 +12,7 @@ from customized_grpo.pages.plots.scatter import Point, scatter
 NAMED = 9
 """Arms whose names fit beside their points; with more of them only the numbers stand there."""
 
-LONGEST_NAME = 20
+LONGEST_NAME = 18
 """Characters of a name in a chart."""
 
 LONGEST_NAME_IN_PLANE = 26

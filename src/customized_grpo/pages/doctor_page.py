@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.pages.decision_figures import QUARTERS, decision_section, score_rows
-from customized_grpo.pages.page import environment, write_page
+from customized_grpo.pages.page import render, write_page
 from customized_grpo.pages.plots.numbers import NONE
 
 Findings = Mapping[str, Any]
@@ -27,19 +27,16 @@ def write_doctor_page(findings: Findings, recipe: str, path: Path) -> Path:
 def render_doctor_page(findings: Findings, recipe: str) -> str:
     """Return the page of an examination; the same findings give the same page."""
     decisions = findings["decisions"] or {}
-    return (
-        environment()
-        .get_template("doctor.html.j2")
-        .render(
-            recipe=recipe,
-            problems=findings["problems"],
-            notes=findings["notes"],
-            facts=_facts(findings),
-            rewards=[_reward(reward) for reward in findings["rewards"]],
-            decisions=decision_section(decisions),
-            scores=score_rows(decisions) if decisions else [],
-            quarters=[f"{quarter:.0%}" for quarter in QUARTERS],
-        )
+    return render(
+        "doctor.html.j2",
+        recipe=recipe,
+        problems=findings["problems"],
+        notes=findings["notes"],
+        facts=_facts(findings),
+        rewards=[_reward(reward) for reward in findings["rewards"]],
+        decisions=decision_section(decisions),
+        scores=score_rows(decisions) if decisions else [],
+        quarters=[f"{quarter:.0%}" for quarter in QUARTERS],
     )
 
 

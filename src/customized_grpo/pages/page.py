@@ -8,14 +8,17 @@ security policy in the page forbids any connection and any script but its own.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from customized_grpo.files import write_text
+from customized_grpo.pages.contents import Contents
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,8 +26,11 @@ MAX_SIDE = 256
 """Pixels; larger samples become small JPEGs, because a page full of 1024-pixel PNGs would not open."""
 
 
+@functools.cache
 def environment(*folders: Path) -> Environment:
     """Return the template engine: it escapes by default, and a name that a template misses is an error.
+
+    One for all pages of a process: it keeps the templates that it has compiled.
 
     Args:
         *folders: Where templates are looked for before those of this room.
@@ -36,6 +42,19 @@ def environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(template: str, *folders: Path, addressed: bool = True, **values: Any) -> str:
+    """Return a page.
+
+    Args:
+        template: Name of its template, which makes its headings by `contents.heading`.
+        *folders: Where templates are looked for before those of this room.
+        addressed: Whether its sections have addresses, see `Contents`.
+        **values: What the template shows, by the names that it uses.
+    """
+    contents = Contents(addressed=addressed)
+    return environment(*folders).get_template(template).render(contents=contents, **values)
 
 
 def write_page(path: Path, html: str) -> Path:

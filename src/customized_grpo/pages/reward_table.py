@@ -8,14 +8,12 @@ from typing import Any
 
 from customized_grpo.pages.curves import held_out_line, lines_figure, read_series, training_line
 from customized_grpo.pages.figures import Figure
+from customized_grpo.pages.plots.charts import SMALL
 from customized_grpo.pages.plots.numbers import NONE, interval_text, number
 from customized_grpo.pages.run_data import RunData
 
 SCORE = "score/"
 """What the metric of a reward's mean begins with; its name follows."""
-
-SMALL = (480, 190)
-"""Width and height of a chart, in units of the viewBox."""
 
 
 @dataclass(frozen=True)

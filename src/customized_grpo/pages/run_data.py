@@ -86,6 +86,18 @@ class RunData:
         return value
 
     @property
+    def commit(self) -> str | None:
+        """Return the commit that trained it; None when it is not known."""
+        git = self.versions.get("git")
+        return str(git["commit"]) if isinstance(git, dict) and git.get("commit") else None
+
+    @property
+    def is_modified(self) -> bool:
+        """Return whether there were changes beside the commit."""
+        git = self.versions.get("git")
+        return bool(git.get("modified")) if isinstance(git, dict) else False
+
+    @property
     def held_out_rows(self) -> str:
         """Return in words what is known of the held-out rows: that their subjects are new, or not."""
         if not self.held_out:

@@ -26,9 +26,6 @@ from customized_grpo.pages.plots.frame import Level
 from customized_grpo.pages.reward_table import reward_figure, reward_names
 from customized_grpo.pages.run_data import RunData
 
-SMALL = (480, 190)
-"""Width and height of the small charts, in units of the viewBox."""
-
 PAIR = {"prompt": "prompt following", "identity": "identity"}
 """Name in a title of each of the two qualities that a rule combines."""
 
@@ -246,6 +243,9 @@ MONITORS = (
     ),
 )
 
+STATISTICS_LABELS = 144
+"""Room for the names of the image statistics, the longest of a report."""
+
 IMAGE_STATISTICS = (
     ("saturation", "saturation", "prompt"),
     ("dark_share", "dark", "plain"),
@@ -263,7 +263,7 @@ def _monitors(run: RunData) -> list[Figure]:
     for key, title, colour, caption in MONITORS:
         line = held_out_line(run, key, "tuned", colour)
         levels = _base_level(run, key)
-        figures.append(lines_figure(run, title, caption, [line], levels=levels, size=SMALL, least=0.1))
+        figures.append(lines_figure(run, title, caption, [line], levels=levels, size=charts.SMALL, least=0.1))
     return existing(*figures)
 
 
@@ -282,7 +282,15 @@ def _image_statistics(run: RunData) -> Figure | None:
         "Difference from the base's images; all lie in [0, 1]. A drift may mean that a reward likes gaudy, "
         "dark or noisy images. Look at the samples."
     )
-    return lines_figure(run, "Image statistics against the base", caption, lines, size=SMALL, least=0.1)
+    return lines_figure(
+        run,
+        "Image statistics against the base",
+        caption,
+        lines,
+        size=charts.SMALL,
+        least=0.1,
+        labels=STATISTICS_LABELS,
+    )
 
 
 def _gap(run: RunData) -> Figure | None:
@@ -291,7 +299,7 @@ def _gap(run: RunData) -> Figure | None:
         "Mean reward in training minus the same reward on held-out prompts. Training draws noise, so the "
         "level says nothing; a rise means that the training rows are learnt by heart."
     )
-    return lines_figure(run, "Training ahead of held-out prompts", caption, lines, size=SMALL)
+    return lines_figure(run, "Training ahead of held-out prompts", caption, lines, size=charts.SMALL)
 
 
 HEALTH = (
@@ -325,7 +333,7 @@ def _health(run: RunData) -> list[Figure]:
         options: dict[str, Any] = {"percent": True} if key.endswith("fraction") else {}
         if line is not None and not any(line.y):
             options = {"y_range": (0.0, 1.0), **options}
-        figures.append(lines_figure(run, title, caption, [line], size=SMALL, **options))
+        figures.append(lines_figure(run, title, caption, [line], size=charts.SMALL, **options))
     return existing(*figures)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from customized_grpo.pages.findings import alarms, findings
-from customized_grpo.pages.page import TEMPLATES, environment, evenly, write_page
+from customized_grpo.pages.page import TEMPLATES, evenly, render, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
 from customized_grpo.pages.plots.numbers import (
     difference_title,
@@ -102,15 +102,12 @@ def render_run_page(run: RunData) -> str:
     # of the same text that goes into the page: one other byte, and browsers refuse to run it
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            **numbers_of(run),
-            samples=_samples(run.samples) if run.samples is not None else None,
-            script=Markup(script),
-            script_hash=digest,
-        )
+    return render(
+        "report.html.j2",
+        **numbers_of(run),
+        samples=_samples(run.samples) if run.samples is not None else None,
+        script=Markup(script),
+        script_hash=digest,
     )
 
 

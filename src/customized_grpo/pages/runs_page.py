@@ -15,7 +15,7 @@ from customized_grpo.pages.comparison_data import OWN_COLOURS, read_measurement
 from customized_grpo.pages.comparison_tables import Cell, value_cell
 from customized_grpo.pages.curves import held_out_line, rollouts_axis
 from customized_grpo.pages.figures import Figure, Section, existing
-from customized_grpo.pages.page import environment, write_page
+from customized_grpo.pages.page import render, write_page
 from customized_grpo.pages.plots import charts
 from customized_grpo.pages.plots.cell_plots import interval_plot
 from customized_grpo.pages.plots.numbers import (
@@ -123,19 +123,16 @@ def render_runs_page(results: Mapping[str, Any], runs: Sequence[RunData]) -> str
     views = [_view(number, entry, metrics) for number, entry in enumerate(results["runs"], start=1)]
     images, problems = _drawn(runs)
     settings = [(entry["key"], list(map(_text, entry["values"]))) for entry in results["settings"]]
-    return (
-        environment()
-        .get_template("runs.html.j2")
-        .render(
-            results=results,
-            runs=views,
-            measures=[NAMES[metric] for metric in metrics],
-            pairs=_pairs(results, metrics, views),
-            curves=_curves(runs, views),
-            images=images,
-            problems=problems,
-            settings=settings,
-        )
+    return render(
+        "runs.html.j2",
+        results=results,
+        runs=views,
+        measures=[NAMES[metric] for metric in metrics],
+        pairs=_pairs(results, metrics, views),
+        curves=_curves(runs, views),
+        images=images,
+        problems=problems,
+        settings=settings,
     )
 
 

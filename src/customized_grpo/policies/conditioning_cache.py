@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from customized_grpo import __version__
 from customized_grpo.errors import UserError
 from customized_grpo.files import write_tensors
 from customized_grpo.policies.conditioning import Conditioning
@@ -23,6 +25,7 @@ IRRELEVANT = {
     "path", "fuse_lora", "start_lora", "lora", "mu", "quantisation", "gradient_checkpointing", "compile",
     "text_encoders", "offload_vae", "cache", "device",
 }  # fmt: skip
+LIBRARIES = ("diffusers", "transformers")  # what encodes: a new version may encode otherwise, without a word
 SAMPLED = 8  # values of each weight that go into the hash of a model's encoders
 
 
@@ -90,7 +93,7 @@ class ConditioningCache:
 
 
 def encoders_hash(policy: Policy, model: ModelConfig) -> str:
-    """Return a hash of everything that encodings depend on: weights, settings, device.
+    """Return a hash of everything that encodings depend on: weights, settings, device, versions.
 
     Of every weight of the text encoders and the autoencoder it covers the name, shape, type and first values:
     any training changes those, and 10 GB need not be read.
@@ -101,7 +104,9 @@ def encoders_hash(policy: Policy, model: ModelConfig) -> str:
     """
     # By exclusion: a setting that is new here counts until someone has thought about it.
     settings = model.model_dump(mode="json", exclude=IRRELEVANT)
-    digest = hashlib.sha256(json.dumps([settings, policy.device.type], sort_keys=True).encode())
+    versions = [__version__, *[importlib.metadata.version(name) for name in LIBRARIES]]
+    known = json.dumps([settings, policy.device.type, versions], sort_keys=True)
+    digest = hashlib.sha256(known.encode())
     for part, module in sorted(policy.pipe.components.items()):
         # The transformer encodes nothing, and an adapter changes it all the time.
         if isinstance(module, nn.Module) and module is not policy.transformer:

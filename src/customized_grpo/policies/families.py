@@ -56,7 +56,7 @@ class Family:
         """Return the class of the policy; its module, torch and diffusers are imported now.
 
         Raises:
-            UserError: There is no such class.
+            UserError: There is no such class, or it lacks methods that every policy must have.
         """
         try:
             # By name, so that a recipe can be read without torch and diffusers.
@@ -67,6 +67,12 @@ class Family:
                 f"the policy {self.policy!r} of a family could not be loaded: {error}",
                 hint="Family.policy is the import path of a subclass of Policy, written module:Class.",
             ) from error
+        missing = sorted(getattr(policy, "__abstractmethods__", ()))
+        if missing:
+            raise UserError(
+                f"the policy {self.policy!r} of a family lacks {', '.join(missing)}",
+                hint="Define what is missing; docs/extending.md says what each method returns.",
+            )
         return policy
 
 
@@ -149,6 +155,10 @@ QWEN_IMAGE21 = Family(
         pipeline="QwenImage21Pipeline",
         call=_qwen_image21_call,
         reference_rule="qwen_edit",
+        set_size="output_resolution={pixels} ** 0.5,",
+        # levels of the checkpoint's own are taken where they are as many, as the policy takes them
+        even_levels="sigmas=None if len(pipe.config.sample_sigmas or ()) == {steps} else "
+        "[1 - i / {steps} for i in range({steps})],",
     ),
 )
 FLUX3 = Family(

@@ -80,11 +80,7 @@ class Flux3Policy(BatchNormTokens):
                 "this checkpoint is step-distilled: each of its steps must know the next one's noise level",
                 hint="Train FLUX.3 Image Klein Base; its adapter can be tried on the distilled one.",
             )
-        if settings.guidance < 1:
-            raise UserError(
-                f"model.guidance {settings.guidance:g}: classifier-free guidance starts at 1",
-                hint="Set it to 1 for none, or above.",
-            )
+        _check_guidance(settings.guidance)
         super().__init__(pipe, settings, options)
         self.text_layers = options.text_layers or LAYERS
 
@@ -123,6 +119,7 @@ class Flux3Policy(BatchNormTokens):
 
     @property
     def _is_guided(self) -> bool:
+        _check_guidance(self.guidance)  # that of evaluations may be another than the one of the beginning
         return self.guidance > 1
 
     def _formatted(self, prompt: str) -> str:
@@ -243,6 +240,15 @@ class Flux3Policy(BatchNormTokens):
             "image_cond_hidden_states": tokens[:, n_image:] if n_references else None,
             "image_cond_ids": torch.empty(n_references, 4) if n_references else None,
         }
+
+
+def _check_guidance(guidance: float) -> None:
+    """Refuse a scale that would count as none without a word."""
+    if guidance < 1:
+        raise UserError(
+            f"guidance {guidance:g}: classifier-free guidance starts at 1",
+            hint="Set model.guidance, or evaluation.guidance, to 1 for none, or above.",
+        )
 
 
 def empty_pipeline() -> Any:

@@ -193,6 +193,9 @@ class OtherPrograms:
         comfyui_originals: Whether ComfyUI is given original names, as it maps no others of this family.
         reference_rule: The rule by which that pipeline brings a reference to its size; None: it does not.
         keep_size: The argument with which it takes a reference as it is in spite of that; None: it has none.
+        set_size: The argument with which it brings references to "{pixels}" pixels; None: it has none.
+        even_levels: The argument with which it draws at even noise levels in "{steps}" steps, where its
+            checkpoint may bring others; None: it always does.
     """
 
     place: Callable[[str], Place | None] = no_place
@@ -204,3 +207,5 @@ class OtherPrograms:
     comfyui_originals: bool = False
     reference_rule: ReferenceRule | None = None
     keep_size: str | None = None
+    set_size: str | None = None
+    even_levels: str | None = None

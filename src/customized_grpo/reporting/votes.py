@@ -50,6 +50,8 @@ class Ballot(_Line):
     iterations: tuple[int, int]
     """After which the images of a and of b were drawn."""
     items: list[Item]
+    images: str = ""
+    """Digest of the pixels of all images, so that those of a run that was made again do not mix with them."""
     key: str
     """Random text, from which each voter's order of items and sides follows."""
 
@@ -96,8 +98,9 @@ class VoteFile:
         """
         if path.exists():
             old, votes = read_votes(path)
-            # A new ballot has a new random key, which is no difference.
-            if old.model_copy(update={"key": ballot.key}) != ballot:
+            # A new ballot has a new random key, which is no difference; older files do not know their images.
+            known = {"key": ballot.key, "images": old.images and ballot.images}
+            if old.model_copy(update={"key": ballot.key}) != ballot.model_copy(update=known):
                 raise UserError(
                     f"{path} has votes on other images: {old.a} against {old.b}",
                     hint="Name another file with --votes; votes on different images do not mix.",

@@ -8,7 +8,7 @@ score. A groupwise reward gets the images of one prompt, all of its group, in on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -113,10 +113,10 @@ class ScoringBatch:
         """Return the samples of batches with images of one size, one batch after the other."""
         if len(batches) == 1:
             return batches[0]
-        # Batches of one run all have masks, or none has.
-        masks = [batch.reference_masks for batch in batches if batch.reference_masks is not None]
-        image_masks = [batch.image_masks for batch in batches if batch.image_masks is not None]
-        instances = [batch.image_instances for batch in batches if batch.image_instances is not None]
+        # what one of them lacks the whole lacks: some masks are as good as none
+        masks = _of_all([batch.reference_masks for batch in batches])
+        image_masks = _of_all([batch.image_masks for batch in batches])
+        instances = _of_all([batch.image_instances for batch in batches])
         return ScoringBatch(
             images=torch.cat([batch.images for batch in batches]),
             prompts=_chained([batch.prompts for batch in batches]),
@@ -161,6 +161,15 @@ def is_groupwise(reward: object) -> bool:
     It says so by an attribute `groupwise` that is true; without it, a reward scores images one by one.
     """
     return bool(getattr(reward, "groupwise", False))
+
+
+def needs_references(reward: object) -> bool:
+    """Return whether nothing can stand for the references of a row, such as another photo of its subject.
+
+    So it is for the judge of an edit, which asks what became of the reference, and for a reward that takes
+    each reference for another subject. They say so by an attribute `needs_references` that is true.
+    """
+    return bool(getattr(reward, "needs_references", False))
 
 
 @runtime_checkable
@@ -240,6 +249,11 @@ def is_asked(name: str, meta: Mapping[str, Any]) -> bool:
     return chosen is None or name in chosen
 
 
+def is_asked_by_any(names: Iterable[str], meta: Mapping[str, Any]) -> bool:
+    """Return whether a row is to be scored by one of some rewards."""
+    return any(is_asked(name, meta) for name in names)
+
+
 def as_scores(columns: Sequence[Tensor]) -> Tensor:
     """Put the scores [B] of K rewards side by side, [B, K]; infinite scores become NaN."""
     scores = torch.stack(list(columns), dim=1)
@@ -277,6 +291,12 @@ def naming(name: str, batch: ScoringBatch) -> Iterator[None]:
 
 def _chosen(values: list[Item] | None, rows: Sequence[int]) -> list[Item] | None:
     return None if values is None else [values[row] for row in rows]
+
+
+def _of_all(parts: Sequence[Item | None]) -> list[Item]:
+    """Return the parts; none of them if one is missing."""
+    present = [part for part in parts if part is not None]
+    return present if len(present) == len(parts) else []
 
 
 def _chained(rows: Sequence[list[Item]]) -> list[Item]:

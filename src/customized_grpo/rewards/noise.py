@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise
+from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, needs_references
 from customized_grpo.rewards.features import content_key
 from customized_grpo.seeding import generator
 
@@ -32,6 +32,7 @@ class NoisyReward:
         self.name = reward.name
         self.kind = reward.kind
         self.groupwise = is_groupwise(reward)
+        self.needs_references = needs_references(reward)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return noisy scores [B], fp32, on the CPU; NaN where the reward itself could not score."""

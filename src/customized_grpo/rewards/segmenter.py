@@ -8,7 +8,7 @@ class of a row's subject, see `words_of`. The models are those of transformers (
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +91,19 @@ class TextSegmenter:
         cutter = _load(config.cutter, SamModel, SamProcessor)
         return cls(detector, cutter, config.min_score, device)
 
-    def with_masks(self, batch: ScoringBatch) -> ScoringBatch:
-        """Return the batch with what was found in its images; masks are all 0 where that is nothing."""
+    def with_masks(self, batch: ScoringBatch, wanted: Sequence[bool] | None = None) -> ScoringBatch:
+        """Return the batch with what was found in its images; masks are all 0 where that is nothing.
+
+        Args:
+            batch: The images.
+            wanted: Which of them to look at; None: all. In the others nothing is found.
+        """
         found = []
-        for image, meta in zip(batch.images, batch.meta, strict=True):
-            found.append(self.find(image, words_of(meta)))
+        for row, (image, meta) in enumerate(zip(batch.images, batch.meta, strict=True)):
+            if wanted is None or wanted[row]:
+                found.append(self.find(image, words_of(meta)))
+            else:
+                found.append(_nothing(image))
         masks = torch.stack([one.union for one in found])
         instances = [one.masks for one in found]
         # The union for rewards of one subject, the single masks for those that match several.
@@ -105,22 +113,24 @@ class TextSegmenter:
     def find(self, image: Tensor, words: str) -> Found:
         """Return the subjects in an image [3, H, W] in [0, 1]; one image at a time, whatever its batch."""
         boxes = self._boxes(image, words)
-        height, width = image.shape[1:]
         if not len(boxes):
-            return Found(boxes, torch.zeros(0, height, width, dtype=torch.bool))
+            return _nothing(image)
         inputs = self.cutter_processor(
             images=[to_pil(image)], input_boxes=[boxes.tolist()], return_tensors="pt"
         )
-        outputs = self.cutter(
-            pixel_values=inputs["pixel_values"].to(self.device),
-            input_boxes=inputs["input_boxes"].to(self.device, torch.float32),
-            multimask_output=False,
-        )
+        with torch.autocast(self.device.type, enabled=False):
+            outputs = self.cutter(
+                pixel_values=inputs["pixel_values"].to(self.device),
+                input_boxes=inputs["input_boxes"].to(self.device, torch.float32),
+                multimask_output=False,
+            )
         (masks,) = self.cutter_processor.post_process_masks(
             outputs.pred_masks.cpu(), inputs["original_sizes"], inputs["reshaped_input_sizes"]
         )
-        # [M, 1, H, W]: one mask for each box, as multimask_output is off.
-        return Found(boxes, masks[:, 0])
+        masks = masks[:, 0]  # [M, 1, H, W]: one mask for each box, as multimask_output is off
+        # a box in which nothing is cut out holds no subject; it would count as one of the size of the image
+        is_cut = masks.flatten(1).any(dim=1)
+        return Found(boxes[is_cut], masks[is_cut])
 
     def _boxes(self, image: Tensor, words: str) -> Tensor:
         """Return the boxes [M, 4] of the words in an image, best first."""
@@ -144,6 +154,11 @@ class TextSegmenter:
         }
 
 
+def _nothing(image: Tensor) -> Found:
+    """Return that nothing is in an image [3, H, W]."""
+    return Found(torch.zeros(0, 4), torch.zeros(0, *image.shape[1:], dtype=torch.bool))
+
+
 def words_of(meta: Mapping[str, Any]) -> str:
     """Return what a row's subjects are called: the class, or the name of the subject without digits.
 
@@ -152,7 +167,10 @@ def words_of(meta: Mapping[str, Any]) -> str:
     Raises:
         UserError: The row says neither.
     """
-    given = meta.get("class") or re.sub(r"[\d_-]+", " ", str(meta.get("subject", "")))
+    subject = meta.get("subject")
+    # a row that names no subject is a subject of its own, called by its id, which is no word for anything
+    named = "" if subject is None or subject == meta.get("id") else str(subject)
+    given = meta.get("class") or re.sub(r"[\d_-]+", " ", named)
     names = given if isinstance(given, list) else [given]
     phrases = [" ".join(str(name).lower().replace(".", " ").split()) for name in names]
     # a full stop ends a phrase, as in the detector's training

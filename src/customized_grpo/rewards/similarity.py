@@ -69,6 +69,11 @@ class ReferenceSimilarity:
         self._cache = FeatureCache(CACHED_REFERENCES)
         encoder.model.requires_grad_(False).eval().to(self.device)
 
+    @property
+    def needs_references(self) -> bool:
+        """Return whether each reference is a subject of its own, for which no other photo can stand."""
+        return self.match
+
     def score(self, batch: ScoringBatch) -> Tensor:
         """Return mean cosines [B], fp32, on the CPU; NaN where `image_masks` finds no subject.
 
@@ -159,7 +164,9 @@ class ReferenceSimilarity:
     def _seen(self, image: Tensor, mask: Tensor) -> Tensor:
         """Return a reference as the encoder sees it: cut out, and if subjects are matched, from near by."""
         if self.match:
-            return crop_to_subject(image, mask[0] > 0, self._neutral)
+            # soft edges, and the noise of a JPEG, are no part of its box
+            inside = mask[0] >= 0.5
+            return crop_to_subject(image, inside if bool(inside.any()) else mask[0] > 0, self._neutral)
         return self._cut_out(image, mask)
 
     def _encode(self, images: list[Tensor]) -> Tensor:

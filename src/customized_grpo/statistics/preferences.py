@@ -17,6 +17,9 @@ from customized_grpo.statistics.intervals import clustered_bootstrap
 
 LEVEL = 0.95
 
+ROUNDING = 1e-12
+"""Difference of two means of votes that is none."""
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -44,9 +47,9 @@ class WinRate:
 def win_rate(values: ArrayLike, subjects: Sequence[str]) -> WinRate:
     """Return the win rate of the first model with an interval that resamples whole subjects.
 
-    Where all votes are for one model, resampling would give an interval of no width. Then its inner end is
-    the exact (Clopper-Pearson) one of as many subjects that all say the same: .025 ** (1 / subjects), or 1
-    minus it.
+    Where all subjects say the same, resampling would give an interval of no width. Then as many subjects
+    bound the chance p of one that says this: p > .025 ** (1 / subjects), the exact (Clopper-Pearson) limit.
+    Others may say anything, so the interval is that of p rate + (1 - p) x for x from 0 to 1.
 
     Args:
         values: [N]: 1, 1/2 or 0 for each vote.
@@ -72,9 +75,11 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     if count < 2:
         return None, None
-    if votes.min() == votes.max() != 0.5:
-        inner = float(((1 - LEVEL) / 2) ** (1 / count))
-        return (inner, 1.0) if votes[0] == 1 else (0.0, 1 - inner)
+    index = np.unique(np.asarray(subjects), return_inverse=True)[1]
+    means = np.bincount(index, votes) / np.bincount(index)
+    if np.ptp(means) < ROUNDING:
+        same = float(((1 - LEVEL) / 2) ** (1 / count))
+        return float(means[0]) * same, 1 - same * (1 - float(means[0]))
     interval = clustered_bootstrap(votes, np.asarray(subjects), level=LEVEL)
     return max(0.0, interval.low), min(1.0, interval.high)
 

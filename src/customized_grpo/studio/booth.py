@@ -92,6 +92,7 @@ class Booth:
             b=names[1],
             iterations=(max(self._samples["a"].iterations), max(self._samples["b"].iterations)),
             items=[_item(self._samples["a"], row) for row, _ in self._rows],
+            images=_digest(self._samples["a"], self._samples["b"], self._rows),
             key=secrets.token_hex(16),
         )
         self.votes = VoteFile.open(file or default_file(self.a.folder, self.b.folder, names), ballot)
@@ -276,6 +277,15 @@ def _shared_rows(first: Samples, second: Samples, prompts: list[str] | None) -> 
             hint="Runs of the same data and seed of it have the same samples.",
         )
     return shared
+
+
+def _digest(first: Samples, second: Samples, rows: list[tuple[int, int]]) -> str:
+    """Return the digest of the pixels of what is voted on, the newest images of both runs."""
+    digest = hashlib.sha256()
+    for row, other in rows:
+        for samples, number in ((first, row), (second, other)):
+            digest.update(_pixels(samples.drawn_path(number, max(samples.iterations))) or b"")
+    return digest.hexdigest()
 
 
 def _pixels(path: Path | None) -> bytes | None:

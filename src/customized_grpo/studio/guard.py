@@ -140,10 +140,12 @@ class Guard:
             # A form of another site cannot send JSON without asking first.
             if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                 return problem(415, "the request must be application/json")
+        # not of `request.url`, of which the Host header is a part
+        path = request.scope["path"]
         # The page that asks for the token must load without one.
-        if request.url.path.startswith(OPEN_PATHS) or self._rules.is_known(request):
+        if path.startswith(OPEN_PATHS) or self._rules.is_known(request):
             return None
-        if request.url.path == "/":
+        if path == "/":
             return Response(self._login_page, 401, media_type="text/html")
         return problem(401, "the token is missing or wrong", "Log in, or send it as a bearer token.")
 

@@ -16,12 +16,13 @@ from customized_grpo.files import read_json
 from customized_grpo.flat import flat
 from customized_grpo.links import leads_out
 from customized_grpo.pages.comparison_page import render_comparison_page
-from customized_grpo.pages.page import environment
+from customized_grpo.pages.page import render
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import numbers_of
 from customized_grpo.pages.sample_images import Samples, read_png, read_samples
 from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.studio.control import Control
+from customized_grpo.studio.counts import counts_of
 from customized_grpo.studio.library import (
     RESULTS,
     Comparison,
@@ -74,6 +75,10 @@ class ComparisonView(BaseModel):
     folder: str
     written_s: float | None
     """Unix time of its results; None before the first run has ended."""
+    runs: int
+    """Runs that are planned, in a folder of it, or joined from elsewhere."""
+    elsewhere: int
+    """Those among them that have finished elsewhere, without a folder here."""
 
 
 class ListView(BaseModel):
@@ -134,9 +139,16 @@ def list_view(library: Library) -> ListView:
     """Return the list of runs and comparisons, as they are now."""
     comparisons = []
     for entry in library.comparisons():
-        written = _written(entry.folder / RESULTS)
+        counts = counts_of(entry)
         comparisons.append(
-            ComparisonView(id=entry.id, name=entry.name, folder=str(entry.folder), written_s=written)
+            ComparisonView(
+                id=entry.id,
+                name=entry.name,
+                folder=str(entry.folder),
+                written_s=_written(entry.folder / RESULTS),
+                runs=counts.runs,
+                elsewhere=counts.elsewhere,
+            )
         )
     return ListView(
         folders=[str(folder) for folder in library.folders],
@@ -236,7 +248,9 @@ def report_html(run: Run) -> str:
 
 
 def _render(template: str, run: Run) -> str:
-    return environment(TEMPLATES).get_template(f"studio_{template}").render(numbers_of(read_run(run.folder)))
+    numbers = numbers_of(read_run(run.folder))
+    # two runs stand side by side, and one address must not be there twice
+    return render(f"studio_{template}", TEMPLATES, addressed=False, **numbers)
 
 
 def comparison_html(comparison: Comparison) -> str:

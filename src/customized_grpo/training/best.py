@@ -61,10 +61,19 @@ class BestCheckpoint:
         self.iteration: int | None = None
         self.value = math.nan
 
-    def restore(self) -> None:
-        """Find the best of the checkpoints that are there, those of a run that is resumed."""
+    def restore(self, base: HeldOutScores | None = None) -> None:
+        """Find the best of the checkpoints that are there, those of a run that is resumed.
+
+        Args:
+            base: Scores of the run's first evaluation; None where it has none yet.
+
+        Raises:
+            UserError: They lack the measure, which may be another one than when the run began.
+        """
         if self.measure is None:
             return
+        if base is not None:
+            check_measure(self.measure, base)
         best = self.engine.from_main(self._find)
         if best is not None:
             self._set(*best)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -189,13 +189,12 @@ def _diagnose(
 ) -> Diagnosis:
     config = parts.config
     group_size = config.train.group_size
-    partition = parts.engine.partition(config.train.updates_per_iteration)
-    algorithm = build_algorithm(parts, partition)
+    algorithm = _one_update(parts)
     # Exactly what training would draw first, so that its numbers are those of the first iteration.
     samples = _first_rollout(parts, algorithm, examples)
     scores = parts.scorer.collect()
     signal = LearningSignal.from_scores(config, parts.scorer.rewards, scores, iteration=0)
-    deviation = _first_pass_deviation(config, algorithm, samples, signal)
+    deviation = _first_pass_deviation(algorithm, samples, signal)
     tolerance = ratio_tolerance(config)
     graph_memory = GraphMemory(parts)
     graph_memory.decide(*_prompts_of_an_iteration(parts, samples))
@@ -230,7 +229,6 @@ def _diagnose(
         problems=[
             *reward_problems(health),
             *ratio_problems(deviation, tolerance),
-            *data_problems(config.train.prompts_per_iteration, len(parts.data.train)),
         ],
         notes=[
             *parts.data.notes,
@@ -279,18 +277,24 @@ def _prompts_of_an_iteration(parts: Parts, samples: Samples) -> tuple[list[Hasha
     return buckets, conditionings
 
 
+def _one_update(parts: Parts) -> Algorithm[Any]:
+    """Return the recipe's algorithm with one update for all samples, which may be too few for several."""
+    train = parts.config.train.model_copy(update={"updates_per_iteration": 1})
+    config = parts.config.model_copy(update={"train": train})
+    return build_algorithm(replace(parts, config=config), parts.engine.partition(updates=1))
+
+
 def _first_pass_deviation(
-    config: Config, algorithm: Algorithm[Any], samples: Samples, signal: LearningSignal
+    algorithm: Algorithm[Any], samples: Samples, signal: LearningSignal
 ) -> float | None:
     """Return the largest |ratio - 1| before any update, NaN if a ratio is; None without any ratio.
 
     The loss is computed with gradients, as in training, because without them a kernel may round differently.
     """
     ratios: list[Tensor] = []
-    for update in range(config.train.updates_per_iteration):
-        for term in algorithm.loss.terms(samples, signal, update):
-            if term.ratio is not None:
-                ratios.append(term.ratio.detach())  # the graph of the term is freed at once
+    for term in algorithm.loss.terms(samples, signal, update=0):
+        if term.ratio is not None:
+            ratios.append(term.ratio.detach())  # the graph of the term is freed at once
     return float((torch.cat(ratios) - 1).abs().max()) if ratios else None
 
 
@@ -376,18 +380,5 @@ def ratio_problems(deviation: float | None, tolerance: float) -> list[Problem]:
             f"the ratio of the first pass deviates from 1 by {deviation:.1e} (limit {tolerance:.0e}): "
             "rollout and training do not compute the same transition",
             "set train.micro_batch_size equal to rollout.batch_size, or model.precision=fp32",
-        )
-    ]
-
-
-def data_problems(per_iteration: int, rows: int) -> list[Problem]:
-    """Return the problem of an iteration that holds a prompt twice: equal prompts get equal noise."""
-    if per_iteration <= rows:
-        return []
-    return [
-        Problem(
-            f"train.prompts_per_iteration={per_iteration}, but there are {rows} training rows: "
-            "an iteration would draw the very same samples twice",
-            f"add rows, or set train.prompts_per_iteration to {rows} or less",
         )
     ]

@@ -38,7 +38,7 @@ from customized_grpo.rewards.executors import Scorer
 from customized_grpo.rewards.segmenter import TextSegmenter
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import Sampler, build_sampler
-from customized_grpo.training.choices import check_choices
+from customized_grpo.training.choices import check_bare_rows, check_choices, check_words
 from customized_grpo.training.equal_work import check_equal_work
 from customized_grpo.training.identity import process_values
 from customized_grpo.training.idle import refuse_idle_settings, refuse_lone_weights
@@ -153,8 +153,7 @@ def open_parts(config: Config, engine: Engine) -> Iterator[Parts]:
         _announce(config, engine)
     with build_scorer(config, engine.device) as scorer:
         check_held_out(data, scorer)
-        check_bare_rows(data, scorer)
-        check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
+        check_rows(config, data, scorer)
         if data.held_out:
             check_whole_groups(config.evaluation, scorer)
         yield Parts(config, engine, data, scorer, build_policy(config, engine.device))
@@ -352,22 +351,20 @@ def check_held_out(data: Data, scorer: Scorer) -> None:
         data.judges.check_apart(scorer.fingerprints())
 
 
-def check_bare_rows(data: Data, scorer: Scorer) -> None:
-    """Refuse rewards and judges of identity where rows have no references to compare with.
+def check_rows(config: Config, data: Data, scorer: Scorer) -> None:
+    """Refuse rows that lack what the rewards and judges that score them need.
 
     Raises:
         UserError: Names them.
     """
-    if not data.n_bare:
-        return
-    names = [reward.name for reward in scorer.rewards if reward.kind == "identity"]
-    if isinstance(data.judges, RewardJudges):
-        names += [judge.name for judge in data.judges.judges if judge.kind == "identity"]
-    if names:
-        raise UserError(
-            f"{', '.join(names)} measures identity with references, which {data.n_bare:,} rows do not have",
-            hint="Leave out what measures identity (one kind of reward is plain GRPO), or name references.",
-        )
+    check_choices(data.train, data.held_out, [reward.name for reward in scorer.rewards])
+    if data.n_bare:
+        check_bare_rows(data.train, data.held_out, scorer, data.judges)
+    if config.segmenter is not None:
+        pairs = zip(config.rewards, scorer.rewards, strict=True)
+        looking = [reward.name for entry, reward in pairs if needs_subjects(entry)]
+        judged = any(needs_subjects(judge) for judge in config.evaluation.judges)
+        check_words(data.train, data.held_out, looking, judged=judged)
 
 
 def check_whole_groups(evaluation: EvaluationConfig, scorer: Scorer) -> None:

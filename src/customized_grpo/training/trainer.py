@@ -360,7 +360,7 @@ class Trainer:
         missing = self.evaluator.restore(
             restored.history, is_comparable=restored.is_comparable, allowed=allowed
         )
-        self.best.restore()
+        self.best.restore(self.evaluator.base)
         self.notes = [*restored.notes(self.engine.world_size), *(("missing", text) for text in missing)]
 
     def give_up(self, reason: str, advice: str = "") -> None:

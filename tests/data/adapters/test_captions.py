@@ -57,6 +57,19 @@ def test_photos_with_masks_are_the_references_and_one_without_a_caption_is_one_a
     assert ignored == ["photos without a caption, which are references alone"]
 
 
+def test_a_caption_is_found_by_its_name_in_any_case_and_one_of_no_photo_is_counted(tmp_path: Path) -> None:
+    folder = sources.captions(tmp_path / "dog")
+    (folder / "01.txt").rename(folder / "01.TXT")
+    (folder / "02.txt").rename(folder / "02.png.txt")
+    (folder / "class.txt").write_text("dog")
+    drafts, bad, ignored = read(folder)
+    assert [draft.prompt for draft in drafts] == ["my dog in scene 0", "my dog in scene 1"] and not bad
+    assert ignored == [
+        "captions without a photo of their name",
+        "photos without a caption, which are references alone",
+    ]
+
+
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     folder = sources.captions(tmp_path / "dog")
     (folder / "01.txt").write_text("\n")

@@ -139,6 +139,29 @@ def test_an_interval_right_of_zero_is_drawn_right_of_the_dashes() -> None:
     assert left == Scale(-1, 1, 4, 156)(0.25) > zero == Scale(-1, 1, 4, 156)(0)
 
 
+def test_each_row_of_ticks_has_round_numbers_of_its_own_unit() -> None:
+    axis = XAxis("rollouts", 1440, "iteration", 30 / 1440)
+    chart = line_chart([Line("a", [0, 1440], [1, 2], "prompt")], axis, title="t")
+    ticks_of = {
+        css: re.findall(rf'class="{css} middle" x="([\d.]+)"[^>]*>([\d.k]+)<', chart)
+        for css in ("tick", "unit")
+    }
+    assert [label for _, label in ticks_of["tick"]] == ["0", "500", "1000"]
+    assert [label for _, label in ticks_of["unit"]] == ["0", "10", "20", "30"]
+    zero, ten = (float(x) for x, _ in ticks_of["unit"][:2])
+    half = float(ticks_of["tick"][1][0])
+    # iteration 10 is at 480 rollouts, a little left of 500
+    assert ten - zero == pytest.approx((half - zero) * 480 / 500, abs=0.2)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 7])
+def test_what_is_counted_has_no_tick_between_two_whole_numbers(iterations: int) -> None:
+    axis = XAxis("rollouts", iterations * 8, "iteration", 1 / 8)
+    chart = line_chart([Line("a", [0, iterations * 8], [1, 2], "prompt")], axis, title="t")
+    labels = re.findall(r'class="(?:tick|unit) middle"[^>]*>([^<]+)<', chart)
+    assert labels and all(label.isdigit() for label in labels)
+
+
 def test_a_split_bar_gives_shares_of_the_whole() -> None:
     chart = split_bar([Part("rollout", "prompt", 30.0), Part("update", "positive", 10.0)], title="time")
     assert "rollout 75%" in chart and "update 25%" in chart
@@ -160,7 +183,8 @@ def test_every_text_is_escaped() -> None:
     ]
     for chart in charts:
         assert "<script" not in chart
-        assert ElementTree.fromstring(chart).get("aria-label") == HOSTILE
+        labels = [element.get("aria-label") for element in ElementTree.fromstring(chart).iter()]
+        assert HOSTILE in labels
 
 
 def test_steps_have_their_points_and_labels_in_the_middle_of_their_bars() -> None:

@@ -12,7 +12,7 @@ from customized_grpo.pages.plots.labels import MARKER, Box, place_labels
 from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.plots.scatter import Point, dominated_region, scatter
 
-FRAME = Box(50, 8, 470, 378)
+FRAME = Box(52, 8, 378, 332)
 PLACES = st.tuples(st.floats(FRAME.left, FRAME.right), st.floats(FRAME.top, FRAME.bottom))
 TOLERANCE = 0.11
 """Coordinates are written to a tenth of a pixel."""
@@ -84,7 +84,7 @@ def test_larger_values_are_further_right_and_further_up() -> None:
 def test_ticks_of_y_are_beside_their_hairlines() -> None:
     chart = draw([point(0.62, 0.71), point(0.7, 0.8)])
     labels = [float(y) - 4 for y in re.findall(r'class="tick end" x="[\d.]+" y="([\d.]+)"', chart)]
-    lines = re.findall(r'class="grid" x1="50" x2="470" y1="([\d.]+)"', chart)
+    lines = re.findall(r'class="grid" x1="52" x2="378" y1="([\d.]+)"', chart)
     assert labels == pytest.approx([float(y) for y in lines], abs=TOLERANCE)
 
 

@@ -27,7 +27,7 @@ from customized_grpo.data.adapters.base import (
 )
 from customized_grpo.data.adapters.subject_photos import SubjectPhotos
 from customized_grpo.data.row_checks import RowProblem
-from customized_grpo.data.subject_folder import find_photos, is_clutter
+from customized_grpo.data.subject_folder import CLASS_FILE, find_photos, is_clutter
 from customized_grpo.errors import UserError
 
 CAPTION = ".txt"
@@ -53,9 +53,12 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         for note in photos.notes(number):
             number += isinstance(note, Bad)
             yield note
+        captions = _captions(subject)
+        stems = {photo.stem for photo in photos.files}
+        yield from [Ignored("captions without a photo of their name")] * len(captions.keys() - stems)
         for photo in photos.files:
-            caption = photo.with_suffix(CAPTION)
-            if not caption.is_file():
+            caption = captions.get(photo.stem)
+            if caption is None:
                 yield Ignored("photos without a caption, which are references alone")
                 continue
             n_captions += 1
@@ -75,6 +78,15 @@ def _subjects(folder: Path) -> list[Path]:
         return [folder]
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_clutter(path)]
     return [path for path in inside if find_photos(path)]
+
+
+def _captions(subject: Path) -> dict[str, Path]:
+    """Return the captions of a subject by the name of their photo, without its ending."""
+    captions = {}
+    for path in sorted(subject.iterdir()):
+        if path.suffix.lower() == CAPTION and path.name != CLASS_FILE and not is_clutter(path):
+            captions[path.stem] = path
+    return captions
 
 
 def _row(number: int, photos: SubjectPhotos, photo: Path, caption: Path, choice: str) -> Draft | Bad:

@@ -28,7 +28,7 @@ from customized_grpo.data.adapters.base import (
 )
 from customized_grpo.data.adapters.subject_photos import SubjectPhotos
 from customized_grpo.data.row_checks import RowProblem
-from customized_grpo.data.subject_folder import PHOTO_ENDINGS, is_clutter, read_subject_folder
+from customized_grpo.data.subject_folder import CLASS_FILE, PHOTO_ENDINGS, is_clutter, read_subject_folder
 from customized_grpo.errors import UserError
 
 
@@ -107,7 +107,7 @@ def _prompts(file: Path) -> Sequence[str]:
 
 
 def _class_of(subject: Path) -> str:
-    file = subject / "class.txt"
+    file = subject / CLASS_FILE
     if not file.is_file():
         return re.sub(r"[\d_]+$", "", subject.name).replace("_", " ") or subject.name
     try:

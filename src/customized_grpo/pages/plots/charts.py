@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from customized_grpo.pages.plots import svg
-from customized_grpo.pages.plots.frame import LABELS, End, Frame, Level, Line, Values, XAxis, measured
-from customized_grpo.pages.plots.scales import Scale, compact, domain
+from customized_grpo.pages.plots.frame import LABELS, WIDTH, End, Frame, Level, Line, Values, XAxis, measured
+from customized_grpo.pages.plots.scales import compact, domain
+
+SIZE = (WIDTH, 204)
+"""Width and height of a chart, in units of the viewBox."""
+
+SMALL = (WIDTH, 170)
+"""The same of a chart that says less."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     least: float = 0.0,
     percent: bool = False,
-    size: tuple[int, int] = (480, 236),
+    size: tuple[int, int] = SIZE,
     labels: int = LABELS,
 ) -> Markup:
     """Return lines over a common x axis.
@@ -119,7 +125,7 @@ def stacked_area(
     axis: XAxis,
     *,
     title: str,
-    size: tuple[int, int] = (480, 236),
+    size: tuple[int, int] = SIZE,
 ) -> Markup:
     """Return shares of a whole over time, stacked from the bottom in the order given.
 
@@ -153,7 +159,7 @@ def stacked_area(
 
 
 def step_weights(
-    weights: Sequence[float], *, title: str, trained: Sequence[bool], size: tuple[int, int] = (480, 236)
+    weights: Sequence[float], *, title: str, trained: Sequence[bool], size: tuple[int, int] = SIZE
 ) -> Markup:
     """Return the weights of both rewards at every denoising step, one divided bar a step.
 
@@ -188,19 +194,23 @@ def step_weights(
 
 
 def split_bar(parts: Sequence[Part], *, title: str, unit: str = "s") -> Markup:
-    """Return one horizontal bar divided among parts, whose amounts are not all 0, with a key below."""
+    """Return one horizontal bar divided among parts, whose amounts are not all 0, with a key below.
+
+    The key is text of the page and no part of the image: an image as wide as the page would shrink it to
+    nothing on a phone.
+    """
     total = sum(part.amount for part in parts)
-    scale = Scale(0, total, 0, 960)
-    bar = Markup('<rect class="bar" style="--c:var(--{})" x="{}" y="0" width="{}" height="20"/>')
-    patch = Markup('<rect class="bar" style="--c:var(--{})" x="{}" y="34" width="10" height="10" rx="2"/>')
-    shapes: list[Markup] = []
-    left = 0.0
-    for index, part in enumerate(parts):
-        width = max(scale(part.amount) - 1.5, 0)
-        shapes.append(bar.format(part.colour, svg.px(scale(left)), svg.px(width)))
-        label = f"{part.name} {part.amount / total:.0%} \u00b7 {compact(part.amount)} {unit}"
-        column = index * 240
-        shapes.append(patch.format(part.colour, column))
-        shapes.append(svg.text(column + 16, 43.5, label, "tick"))
-        left += part.amount
-    return svg.chart((960, 50), title, shapes)
+    piece = Markup('<i style="--c:var(--{}); flex-grow:{}"></i>')
+    entry = Markup('<span><i class="patch" style="--c:var(--{})"></i>{}</span> ')
+    pieces: list[Markup] = []
+    entries: list[Markup] = []
+    for part in parts:
+        share = part.amount / total
+        pieces.append(piece.format(part.colour, f"{share:.4f}"))
+        words = f"{part.name} {share:.0%} \u00b7 {compact(part.amount)} {unit}"
+        entries.append(entry.format(part.colour, words))
+    bar = Markup('<div class="split" role="img" aria-label="{}">{}</div>').format(
+        title, Markup("").join(pieces)
+    )
+    key = Markup('<p class="patches">{}</p>').format(Markup("").join(entries))
+    return Markup("<div>{}{}</div>").format(bar, key)

@@ -12,12 +12,18 @@ from customized_grpo.pages.plots.scales import Scale, compact, spread, tick_labe
 
 Values = Sequence[float | None]
 
-GUTTER = 60
+WIDTH = 388
+"""Width of a chart: what a phone of 420 pixels has between its margins, so that a unit is a pixel there."""
+GUTTER = 46
 """Room for the tick labels of the y axis."""
-LABELS = 104
+LABELS = 118
 """Room for the names of the series, right of the plot."""
 TEXT_GAP = 14
 """Smallest distance of two names."""
+NAME_GAP = 7
+"""Between the plot and the names."""
+UNIT_GAP = 20
+"""Between the plot and the unit of an axis; the last tick may reach half its width beyond the plot."""
 
 
 @dataclass(frozen=True)
@@ -151,20 +157,32 @@ class Frame:
             *labels,
             svg.text(GUTTER, self.bottom + 32, "noise", "unit"),
             svg.text(self.right, self.bottom + 32, "image", "unit end"),
-            svg.text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end"),
+            svg.text(self.right + UNIT_GAP, self.bottom + 16, self.axis.label, "unit"),
         ]
 
     def _x_ticks(self) -> list[Markup]:
-        columns = ticks(0.0, self.x.high, 6 if self.right - GUTTER > 220 else 3)
-        many = self.x.high * self.axis.second_scale >= 20  # else ticks fall between whole iterations
-        parts = [svg.text(GUTTER - 13, self.bottom + 16, self.axis.label, "unit end")]
-        for value, label in zip(columns, tick_labels(columns), strict=True):
-            parts.append(svg.text(self.x(value), self.bottom + 16, label, "tick middle"))
-            if self.axis.second_label:
-                second = f"{value * self.axis.second_scale:.{0 if many else 1}f}"
-                parts.append(svg.text(self.x(value), self.bottom + 31, second, "unit middle"))
+        parts = self._tick_row(self.bottom + 16, 1.0, self.axis.label, "tick")
         if self.axis.second_label:
-            parts.append(svg.text(GUTTER - 13, self.bottom + 31, self.axis.second_label, "unit end"))
+            parts += self._tick_row(self.bottom + 31, self.axis.second_scale, self.axis.second_label, "unit")
+        return parts
+
+    def _tick_row(self, y: float, scale: float, name: str, css: str) -> list[Markup]:
+        """Return round numbers of one unit, each at its own place, and the name of the unit.
+
+        Args:
+            y: Height of the text.
+            scale: How many of this unit make one unit of the axis.
+            name: Written right of the plot.
+            css: Class of the numbers.
+        """
+        parts = [svg.text(self.right + UNIT_GAP, y, name, "unit")]
+        if scale <= 0:  # nothing was counted in this unit
+            return parts
+        count = 5 if self.right - GUTTER > 180 else 3
+        # rollouts and iterations are whole
+        values = ticks(0.0, self.x.high * scale, count, least=1.0)
+        for value, label in zip(values, tick_labels(values), strict=True):
+            parts.append(svg.text(self.x(value / scale), y, label, f"{css} middle"))
         return parts
 
     def path(self, x: Sequence[float], y: Values) -> str:
@@ -192,7 +210,7 @@ class Frame:
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
         # a path through one point is invisible
         if line.dots or len(points) == 1:
-            dot = Markup('<circle class="dot" cx="{}" cy="{}" r="3"><title>{} at {}</title></circle>')
+            dot = Markup('<circle class="dot" cx="{}" cy="{}" r="2.6"><title>{} at {}</title></circle>')
             for x, y in points:
                 place = f"step {int(x)}" if self.axis.steps else f"{x:,.0f} {self.axis.label}"
                 parts.append(dot.format(svg.px(self.x(x)), svg.px(self.y(y)), compact(y), place))
@@ -247,7 +265,7 @@ class Frame:
         parts = []
         for end, top in zip(ends, tops, strict=True):
             value = self._value(end.value)
-            parts.append(label.format(end.colour, self.right + 7, svg.px(top + 4), end.name, value))
+            parts.append(label.format(end.colour, self.right + NAME_GAP, svg.px(top + 4), end.name, value))
         return Markup("").join(parts)
 
     def _value(self, value: float | None) -> Markup:

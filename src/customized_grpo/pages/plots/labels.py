@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 LINE = 14
 """Height of a label in pixels."""
-CHARACTER = 7.0
-"""Width of a character of a label, on the generous side."""
+CHARACTER = 8.3
+"""Width of a character of a label, as in a wide bold font of 12 units."""
 MARKER = 6
 """Half the side of the square that a point keeps free."""
 

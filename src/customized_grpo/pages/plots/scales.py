@@ -50,8 +50,14 @@ def domain(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tu
     return (0.0 if 0 <= low <= 3 * air else low - air), high + air
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5, least: float = 0.0) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
+
+    Args:
+        low: Smallest value of the axis.
+        high: Largest value of the axis.
+        count: About how many.
+        least: Smallest distance of two of them, a round number itself; 1 for what is counted.
 
     Raises:
         ValueError: The range is empty or not finite.
@@ -63,6 +69,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     steps = (power, power * 2, power * 5, power * 10)
     # 1e-9 on each side: a tick that rounding puts just outside the range still belongs to it.
     step = next(step for step in steps if step >= rough * (1 - 1e-9))
+    step = max(step, least)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]

@@ -9,12 +9,17 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from customized_grpo.pages.plots import svg
+from customized_grpo.pages.plots.frame import WIDTH
 from customized_grpo.pages.plots.labels import MARKER, Box, place_labels
 from customized_grpo.pages.plots.numbers import Measurement, interval_text, number
 from customized_grpo.pages.plots.scales import Scale, domain, tick_labels, ticks
 
-LEFT, TOP, MARGIN, BELOW = 50, 8, 10, 42
+LEFT, TOP, MARGIN, BELOW = 52, 8, 10, 40
 """Room around the plot: for the ticks of y, above, to the right, and for the ticks and the name of x."""
+
+
+SIZE = (WIDTH, 372)
+"""Width and height of the plane, in units of the viewBox."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def scatter(
     y_label: str,
     front: Sequence[Point] = (),
     beside: Sequence[Point] = (),
-    size: tuple[int, int] = (480, 420),
+    size: tuple[int, int] = SIZE,
 ) -> Markup:
     """Return points with whiskers in both directions; what the front dominates is shaded.
 
@@ -127,7 +132,7 @@ class _Plane:
             x = svg.px(self.x(value))
             parts.append(line.format(x, x, frame.top, frame.bottom))
             parts.append(svg.text(self.x(value), frame.bottom + 16, label, "tick middle"))
-        parts.append(svg.text(frame.right, frame.bottom + 35, f"{x_label} \u2192", "axis end"))
+        parts.append(svg.text(frame.right, frame.bottom + 33, f"{x_label} \u2192", "axis end"))
         middle = (frame.top + frame.bottom) / 2
         name = '<text class="axis middle" transform="translate(11 {}) rotate(-90)">{} \u2192</text>'
         parts.append(Markup(name).format(svg.px(middle), y_label))
@@ -151,7 +156,7 @@ class _Plane:
 
     def spread(self, point: Point) -> Markup:
         """Return the seeds and the two whiskers of a point."""
-        dot = Markup('<circle class="seed" cx="{}" cy="{}" r="2"/>')
+        dot = Markup('<circle class="seed" cx="{}" cy="{}" r="1.6"/>')
         parts = [dot.format(svg.px(self.x(x)), svg.px(self.y(y))) for x, y in point.seeds]
         line = Markup('<line class="whisker thin" x1="{}" x2="{}" y1="{}" y2="{}"/>')
         for whisker in self._whiskers(point):
@@ -168,7 +173,7 @@ class _Plane:
             cross = Markup('<path class="cross" d="M {} {} l 9 9 m 0 -9 l -9 9"><title>{}</title></path>')
             return _group(point, [cross.format(svg.px(x - 4.5), svg.px(y - 4.5), tip)])
         circle = Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>')
-        style, radius = ("dot", 4) if point.shape == "ring" else ("point", 5)
+        style, radius = ("dot", 3.5) if point.shape == "ring" else ("point", 4)
         return _group(point, [circle.format(style, svg.px(x), svg.px(y), radius, tip)])
 
     def labels(self, points: Sequence[Point], front: Sequence[Point]) -> Markup:

@@ -18,7 +18,7 @@ from customized_grpo.rewards.executors.labelled import LabelledExecutor
 from customized_grpo.rewards.executors.ray import check_permissions, import_ray, ray_executor
 from customized_grpo.rewards.executors.scorer import Scorer
 from customized_grpo.rewards.executors.thread import ThreadExecutor
-from customized_grpo.rewards.registry import build_reward
+from customized_grpo.rewards.registry import build_reward, needs_subjects
 from customized_grpo.rewards.segmenter import TextSegmenter
 
 _LABELS = "Give it a name of its own: `label` beside `name` in the recipe's entry."
@@ -57,6 +57,7 @@ def build_scorer(
         [config.on_failure for config in configs],
         weights=[config.weight for config in configs],
         segmenter=segmenter,
+        segmented=[needs_subjects(config) for config in configs],
     )
 
 

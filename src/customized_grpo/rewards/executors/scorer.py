@@ -14,7 +14,14 @@ from torch import Tensor
 from customized_grpo.algorithms import advantages as adv
 from customized_grpo.kinds import kinds_of
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import NOT_ASKED, Reward, RewardError, ScoringBatch, is_asked
+from customized_grpo.rewards.base import (
+    NOT_ASKED,
+    Reward,
+    RewardError,
+    ScoringBatch,
+    is_asked,
+    is_asked_by_any,
+)
 from customized_grpo.rewards.executors.inline import InlineExecutor
 from customized_grpo.rewards.executors.interface import Executor
 from customized_grpo.rewards.segmenter import TextSegmenter
@@ -52,6 +59,7 @@ class Scorer:
             A `UserError` of a reward (such as a missing mask) always raises: dropping would hide it.
         weights: For each of them its share among the rewards of its kind; None: equal shares.
         segmenter: Makes the masks of the images; None: they have none.
+        segmented: For each of them whether it needs these masks; None: all do.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Scorer:
         on_failure: Sequence[OnFailure],
         weights: Sequence[float] | None = None,
         segmenter: TextSegmenter | None = None,
+        segmented: Sequence[bool] | None = None,
     ) -> None:
         if not rewards:
             raise ValueError("no rewards")
@@ -70,6 +79,7 @@ class Scorer:
         self.rewards = tuple(rewards)
         self.on_failure = tuple(on_failure)
         self.segmenter = segmenter
+        self._segmented = (True,) * len(rewards) if segmented is None else tuple(segmented)
         self.weights = (1.0,) * len(rewards) if weights is None else tuple(weights)
         self._pending = self._nothing_pending()
         self._open: ScoringBatch | None = None  # of a group whose other images are not there yet
@@ -89,7 +99,9 @@ class Scorer:
         """
         batch = in_8_bits(batch)
         if self.segmenter is not None:
-            batch = self.segmenter.with_masks(batch)
+            names = [r.name for r, looks in zip(self.rewards, self._segmented, strict=True) if looks]
+            wanted = [is_asked_by_any(names, meta) for meta in batch.meta]
+            batch = self.segmenter.with_masks(batch, wanted)
         # All are asked before any is waited for: rewards in threads and elsewhere run side by side.
         for k, reward in enumerate(self.rewards):
             if not reward.groupwise:

@@ -112,6 +112,7 @@ class JudgeReward:
         self.options = options
         self.rubric = options.the_rubric()
         self.kind: Kind = self.rubric.kind
+        self.needs_references = self.rubric.is_edit
         self._client = JudgeClient(
             options.url,
             key=_read_key(options),

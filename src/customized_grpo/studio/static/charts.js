@@ -43,6 +43,11 @@ export function showCharts(place, runs) {
   const sized = new ResizeObserver((entries) => {
     for (const entry of entries) if (entry.target.chart.isVisible) entry.target.chart.draw();
   });
+  // paper has no scrolling: what was never in sight has to be drawn too
+  const showAll = () => {
+    for (const chart of charts.values()) chart.show(true);
+  };
+  addEventListener("beforeprint", showAll);
   shared.onZoom = (range) => (reset.hidden = range === null);
 
   function changedTools() {
@@ -123,6 +128,7 @@ export function showCharts(place, runs) {
     changed,
     viewed: changed, // the name of a run has come
     leave: () => {
+      removeEventListener("beforeprint", showAll);
       changed.stop();
       visible.disconnect();
       sized.disconnect();

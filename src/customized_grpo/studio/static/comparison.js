@@ -15,7 +15,9 @@ export function showComparison(place, [id], setPath) {
       const entry = list.comparisons.find((comparison) => comparison.id === id);
       setPath([h("strong", {}, entry ? entry.name : "no such comparison")]);
       const of = list.runs.filter((run) => run.comparison === id);
+      const elsewhere = entry?.elsewhere ? [h("li", { class: "small" }, `${entry.elsewhere} joined from elsewhere, without folders here`)] : [];
       runs.replaceChildren(
+        ...elsewhere,
         ...of.map((run) => h("li", {}, h("a", { href: `#/runs/${run.id}` }, run.name), " ", badge(run), " ", progress(run))),
       );
       note.hidden = Boolean(entry?.written_s);

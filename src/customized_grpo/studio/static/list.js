@@ -98,12 +98,14 @@ export function showList(place, words, setPath) {
 
   function card(entry) {
     const of = list.runs.filter((run) => run.comparison === entry.id);
-    const ended = of.filter((run) => run.state === "ended").length;
+    const ended = of.filter((run) => run.state === "ended").length + entry.elsewhere;
+    const all = Math.max(entry.runs, of.length);
+    const joined = entry.elsewhere ? `, ${entry.elsewhere} of them elsewhere` : "";
     return h(
       "a",
       { class: "card", href: `#/comparisons/${entry.id}` },
       h("strong", {}, entry.name),
-      h("span", { class: "small" }, `comparison, ${ended} of ${of.length} runs ended`),
+      h("span", { class: "small" }, `comparison, ${ended} of ${all} runs ended${joined}`),
     );
   }
 

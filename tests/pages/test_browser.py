@@ -1,0 +1,229 @@
+"""The pages in a real browser: on a phone, in the dark, on paper, and for people who see less than others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import browser as looks
+from comparison_results import ARMS, comparison, many_arms
+from customized_grpo.benchmarks.compare import compare_results
+from customized_grpo.benchmarks.page import SampleImage, write_benchmark_page
+from customized_grpo.benchmarks.results import Result, Table, make_result
+from customized_grpo.pages.comparison_page import write_comparison_page
+from customized_grpo.pages.run_page import write_report
+
+from .conftest import RunFolder
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(looks.CHROMIUM is None, reason=looks.NO_CHROMIUM),
+]
+
+PAGES = ("report", "comparison", "many", "benchmark")
+SMALLEST_PX = 11
+READABLE = 4.5
+"""Least contrast of text by WCAG 2, level AA."""
+
+
+def write_run(folder: Path) -> Path:
+    """Write the report of a run with everything in it and an alarm that stands."""
+    run = RunFolder(folder / "run")
+    run.metrics()
+    run.samples()
+    run.summary()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"kind": "event", "iteration": 200, "event": "alarm", "alarm": "a", "message": "it copies"}\n'
+        )
+    return write_report(run.path)
+
+
+def write_comparison(folder: Path, name: str, results: dict[str, Any]) -> Path:
+    for run in results["runs"]:
+        run["alarms"] = ["held_out/identity"] if run["arm"] == results["arms"][0]["name"] else []
+    return write_comparison_page(results, folder / f"{name}.html")
+
+
+def benchmark_result(name: str, shift: float) -> Result:
+    rng = np.random.default_rng(0)
+    subjects = [f"subject {k}" for k in range(10) for _ in range(4)]
+    columns = {metric: rng.normal(0.5, 0.1, 40) + shift for metric in ("dino_v1", "dino", "clip_i", "clip_t")}
+    kinds = ["live" if row < 20 else "object" for row in range(40)]
+    table = Table([f"{row}/0" for row in range(40)], subjects, kinds, ["all"] * 40, columns)
+    protocol = {
+        "benchmark": "dreambench", "steps": 28, "guidance": 2.5, "height": 512, "width": 512, "seed": 0,
+        "reference_mode": "single", "encoders": {"dino": {"weights": "abc"}},
+    }  # fmt: skip
+    return make_result({"name": name, "weights": "0123456789ab"}, protocol, table)
+
+
+def write_benchmark(folder: Path) -> Path:
+    base, tuned = (benchmark_result(name, shift) for name, shift in (("base", 0.0), ("tuned", 0.05)))
+    image = Image.new("RGB", (64, 64), "teal")
+    samples = [SampleImage("a dog on a beach", "dog", image, image, {"dino": 0.5, "clip_t": 0.25})] * 3
+    return write_benchmark_page(folder / "benchmark.html", tuned, compare_results(base, tuned), samples)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    return {
+        "report": write_run(folder),
+        "comparison": write_comparison(folder, "comparison", comparison(ARMS, 3)),
+        "many": write_comparison(folder, "many", comparison(many_arms(28), 2)),
+        "benchmark": write_benchmark(folder),
+    }
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with looks.chromium(sync_api) as browser:
+        yield browser
+
+
+@pytest.fixture
+def show(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
+    contexts = []
+
+    def show(name: str, viewport: dict[str, int], *, media: str = "screen", scheme: str = "light") -> Any:
+        contexts.append(chromium.new_context(viewport=viewport, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.emulate_media(media=media, color_scheme=scheme)
+        page.goto(pages[name].as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_on_a_phone_no_letter_is_small_and_nothing_scrolls_sideways(show: Any, name: str) -> None:
+    page = show(name, looks.PHONE)
+    open_all(page)
+    sizes = page.evaluate(looks.SIZES)
+    assert len(sizes) > 50
+    assert [entry for entry in sizes if entry[0] < SMALLEST_PX - 0.05] == []
+    assert page.evaluate(looks.SIDEWAYS) <= 0
+
+
+def open_all(page: Any) -> None:
+    page.evaluate("() => document.querySelectorAll('details').forEach((part) => (part.open = true))")
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    ("media", "scheme"), [("screen", "light"), ("screen", "dark"), ("print", "light"), ("print", "dark")]
+)
+def test_every_text_can_be_told_from_its_background(show: Any, name: str, media: str, scheme: str) -> None:
+    page = show(name, looks.DESKTOP, media=media, scheme=scheme)
+    open_all(page)
+    contrasts = page.evaluate(looks.CONTRASTS)
+    assert len(contrasts) > 50
+    assert [entry for entry in contrasts if entry[0] < READABLE] == []
+
+
+@pytest.mark.parametrize("name", ["report", "comparison", "many"])
+@pytest.mark.parametrize(
+    ("viewport", "media"), [(looks.PHONE, "screen"), (looks.DESKTOP, "screen"), (looks.PAPER, "print")]
+)
+def test_no_label_leaves_its_chart_or_covers_another(
+    show: Any, name: str, viewport: dict[str, int], media: str
+) -> None:
+    page = show(name, viewport, media=media)
+    open_all(page)
+    assert page.evaluate(looks.STICKING_OUT) == []
+    assert page.evaluate(looks.OVERLAPS) == []
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_alarms_are_the_first_thing_said(show: Any, name: str) -> None:
+    page = show(name, looks.PHONE)
+    box = page.locator(".alarms").bounding_box()
+    assert box is not None and 0 < box["y"] < 150
+    above = page.evaluate(
+        "(top) => [...document.querySelectorAll('main p, main li, main dd, main svg, main img')]"
+        ".filter((element) => element.getBoundingClientRect().top < top).map((element) => element.className)",
+        box["y"],
+    )
+    assert above == ["kicker"]
+
+
+@pytest.mark.parametrize("viewport", [looks.PHONE, looks.DESKTOP])
+def test_a_comparison_begins_with_its_verdict_and_its_first_figure(
+    show: Any, viewport: dict[str, int]
+) -> None:
+    page = show("comparison", viewport)
+    figure = page.locator("figure svg").first.bounding_box()
+    assert figure is not None
+    prose = page.evaluate(
+        "(top) => [...document.querySelectorAll('main p, main li')]"
+        ".map((element) => element.getBoundingClientRect()).filter((box) => box.bottom < top)"
+        ".reduce((sum, box) => sum + box.height, 0)",
+        figure["y"],
+    )
+    assert figure["y"] < viewport["height"] / 2 and prose < 200
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_paper_has_the_folded_parts_and_the_colours(show: Any, name: str) -> None:
+    page = show(name, looks.PAPER, media="print")
+    parts = page.locator("details")
+    assert parts.count() > 0 and page.locator("details[open]").count() == 0
+    heights = page.evaluate(
+        "() => [...document.querySelectorAll('details')].map((part) => part.getBoundingClientRect().height"
+        " - part.querySelector('summary').getBoundingClientRect().height)"
+    )
+    assert min(heights) > 20
+    kept = page.evaluate(
+        "() => [...document.querySelectorAll('.patch, .split, .chart')]"
+        ".map((element) => getComputedStyle(element).printColorAdjust)"
+    )
+    assert kept and set(kept) == {"exact"}
+    assert page.evaluate(looks.SIDEWAYS) <= 0
+
+
+def test_no_figure_is_cut_by_the_end_of_a_page(show: Any) -> None:
+    page = show("report", looks.PAPER, media="print")
+    breaks = page.evaluate(
+        "() => [...document.querySelectorAll('figure, .sample, tr')]"
+        ".map((element) => getComputedStyle(element).breakInside)"
+    )
+    assert breaks and set(breaks) == {"avoid"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_contents_lead_to_the_sections(show: Any, name: str) -> None:
+    page = show(name, looks.DESKTOP)
+    links = page.locator(".contents a")
+    assert links.count() >= 4
+    last = links.last
+    heading = last.inner_text()
+    last.click()
+    box = page.get_by_role("heading", name=heading, exact=True).bounding_box()
+    assert box is not None and 0 <= box["y"] < looks.DESKTOP["height"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_asks_nobody_and_complains_of_nothing(
+    chromium: Any, pages: dict[str, Path], name: str
+) -> None:
+    page = chromium.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(pages[name].as_uri())
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
