@@ -219,6 +219,22 @@ def test_what_limits_a_comparison_is_said(tmp_path: Path) -> None:
     assert "Only 2 subjects are held out" in " ".join(compare(read_runs(few))["notes"])
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_said_to_have_another_model(tmp_path: Path) -> None:
+    first = make(tmp_path / "first", BASE, contents={"model.files.a": "1"})
+    other = make(tmp_path / "other", BASE, contents={"model.files.a": "1"})
+    shutil.rmtree(first / "checkpoints")
+    assert "other models" not in "\n".join(compare(read_runs([first, other]))["notes"])
+
+
+def test_images_that_were_drawn_in_another_way_are_said(tmp_path: Path) -> None:
+    first = make(tmp_path / "first", BASE, settings=["rollout.steps=4"])
+    same = make(tmp_path / "same", BASE, settings=["rollout.steps=3", "evaluation.steps=4"])
+    other = make(tmp_path / "other", BASE, settings=["rollout.steps=4", "evaluation.steps=9"])
+    assert "were drawn" not in "\n".join(compare(read_runs([first, same]))["notes"])
+    notes = "\n".join(compare(read_runs([first, other]))["notes"])
+    assert "Their held-out images were drawn with other steps (4, 9)" in notes
+
+
 def test_settings_that_differ_are_listed_and_alarms_lead(tmp_path: Path) -> None:
     alarm = {"kind": "event", "iteration": 3, "event": "alarm", "alarm": "x", "message": "<b>it copies</b>"}
     first = make(tmp_path / "first", BASE)

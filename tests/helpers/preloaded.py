@@ -18,7 +18,9 @@ import customized_grpo.pages.run_page  # noqa: E402
 import customized_grpo.training.evaluate  # noqa: E402
 import customized_grpo.training.trainer  # noqa: E402, F401
 from customized_grpo.config import load_config  # noqa: E402
+from customized_grpo.pages.page import environment  # noqa: E402
 from customized_grpo.rewards import build_reward  # noqa: E402
+from customized_grpo.runs.folder import versions  # noqa: E402
 from customized_grpo.training.parts import build_data, build_policy  # noqa: E402
 
 
@@ -31,6 +33,16 @@ def _touch_all_parts() -> None:
         build_reward(reward)
 
 
+def _keep_what_processes_keep() -> None:
+    """Fill the caches that live as long as a process: versions ask git, and templates are compiled."""
+    versions()
+    pages = environment()
+    for name in pages.list_templates(extensions=["j2"]):
+        if not name.endswith(".md.j2"):  # the model card's engine has filters of its own
+            pages.get_template(name)
+
+
 _touch_all_parts()
+_keep_what_processes_keep()
 gc.freeze()
 gc.enable()

@@ -11,7 +11,7 @@ from PIL import Image
 from customized_grpo.errors import UserError
 from customized_grpo.pages import curves
 from customized_grpo.pages.curves import bin_means, extremes, held_out_line, rolling_mean, training_line
-from customized_grpo.pages.page import TEMPLATES, evenly
+from customized_grpo.pages.page import TEMPLATES, environment, evenly
 from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import render_run_page, write_report
@@ -31,6 +31,10 @@ def test_the_report_lies_in_the_run_folder_and_nothing_else_is_left(full_run: Ru
     before = {path.name for path in full_run.path.iterdir()}
     assert write_report(full_run.path) == full_run.path / "report.html"
     assert {path.name for path in full_run.path.iterdir()} - before == {"report.html"}
+
+
+def test_a_process_compiles_a_template_once() -> None:
+    assert environment().get_template("report.html.j2") is environment().get_template("report.html.j2")
 
 
 def test_a_full_run_shows_every_figure(full_run: RunFolder) -> None:

@@ -11,7 +11,7 @@ import tiny_families
 from customized_grpo.cli.main import main
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
-from customized_grpo.policies.families import FAMILIES
+from customized_grpo.policies.families import FAMILIES, Family
 from customized_grpo.policies.loading import load_pipeline
 
 SETTINGS = {
@@ -60,3 +60,19 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(family: str, tmp_path
 def test_an_option_of_another_family_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config("toybox", settings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            "customized_grpo.policies.policy:Policy",
+            "lacks _check_positions, _encode, _latents, _reference_tokens, _vel",
+        ),
+        ("customized_grpo.policies.flux1:Flux9Policy", "could not be loaded: .*Flux9Policy"),
+    ],
+)
+def test_a_family_whose_policy_is_missing_or_unfinished_is_refused_by_name(policy: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Family(policy=policy, pipelines={}).policy_class()
+    assert policy in caught.value.message and caught.value.hint

@@ -79,6 +79,16 @@ def test_another_shift_is_refused_before_a_run_begins(weights: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_another_guidance_is_refused_and_a_file_that_says_none_is_not(weights: Path, tmp_path: Path) -> None:
+    sigmas = levels(weights)
+    check_calibration(calibrated(weights), sigmas)
+    with pytest.raises(UserError, match=r"measured with model.guidance 2.5, not 3.5") as refusal:
+        check_calibration(calibrated(weights, "model.guidance=3.5"), sigmas)
+    assert "schedule.name=tdw --calibrate" in str(refusal.value.hint)
+    older = changed(weights, tmp_path, guidance=None)
+    check_calibration(calibrated(older, "model.guidance=3.5"), sigmas)
+
+
 def test_another_base_is_refused_unless_it_is_meant(weights: Path, tmp_path: Path) -> None:
     other = changed(weights, tmp_path, base="of another model")
     sigmas = levels(weights)

@@ -37,6 +37,8 @@ class Calibration(Section):
     """Steps that drew noise; nothing is known of the others, whose weight is .5."""
     base: Text | None
     """Fingerprint of the base's files; null where they are not known."""
+    guidance: NonNegative | None = None
+    """Guidance scale; null in a file of a version that did not write it."""
 
     def other_rollout(
         self, n_steps: int, sampler: str, eta: float, noisy_steps: Collection[int]

@@ -32,6 +32,14 @@ HELD_OUT_CONTENT = "data.held_out"
 
 MODEL_CONTENT = "model.files"
 
+DRAWN_WITH = {
+    "steps": ("evaluation.steps", "rollout.steps"),
+    "guidance": ("evaluation.guidance", "model.guidance"),
+    "height": ("evaluation.height", "model.height"),
+    "width": ("evaluation.width", "model.width"),
+}
+"""Settings that held-out images are drawn with: the evaluation's, or those of training where it has none."""
+
 
 @dataclass(frozen=True)
 class JudgedRun:
@@ -155,13 +163,13 @@ def _check_comparable(first: JudgedRun, other: JudgedRun) -> None:
             f"{len(first.final.ids)} and {len(other.final.ids)}, of which {common} are of the same prompt",
             hint="Judge both on one benchmark: `cgrpo benchmark run`, then `cgrpo benchmark compare`.",
         )
-    if _differ(first, other, HELD_OUT_CONTENT):
+    if differs(first, other, HELD_OUT_CONTENT):
         raise UserError(
             f"{pair} were judged on held-out rows of the same names but with other contents, so they cannot "
             "be compared",
             hint="Judge both on one benchmark: `cgrpo benchmark run`, then `cgrpo benchmark compare`.",
         )
-    different = _judges(first) != _judges(other) or _differ(first, other, JUDGES_CONTENT)
+    different = _judges(first) != _judges(other) or differs(first, other, JUDGES_CONTENT)
     if different or not comparable_metrics([first, other]):
         raise UserError(
             f"{pair} were judged by other judges, so they cannot be compared",
@@ -170,7 +178,16 @@ def _check_comparable(first: JudgedRun, other: JudgedRun) -> None:
         )
 
 
-def _differ(first: JudgedRun, other: JudgedRun, section: str) -> bool:
+def drawn_with(run: JudgedRun) -> dict[str, Any]:
+    """Return the settings with which a run draws its held-out images."""
+    settings: dict[str, Any] = {}
+    for name, (own, of_training) in DRAWN_WITH.items():
+        value = run.data.setting(own)
+        settings[name] = run.data.setting(of_training) if value is None else value
+    return settings
+
+
+def differs(first: JudgedRun, other: JudgedRun, section: str) -> bool:
     """Return whether the fingerprints of a section differ; False where a run does not know them."""
     if not first.contents or not other.contents:
         return False

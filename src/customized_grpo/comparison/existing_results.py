@@ -14,6 +14,8 @@ from customized_grpo.comparison.existing import (
     REWARD,
     JudgedRun,
     comparable_metrics,
+    differs,
+    drawn_with,
     same_base,
 )
 from customized_grpo.comparison.results import degraded
@@ -142,7 +144,8 @@ def _notes(runs: Sequence[JudgedRun], tested: Sequence[str]) -> list[str]:
     if len({run.iteration for run in runs}) > 1:
         lengths = ", ".join(f"{run.name} {run.iteration}" for run in runs)
         notes.append(f"They were trained for different numbers of iterations: {lengths}.")
-    if any(run.content(MODEL_CONTENT) != runs[0].content(MODEL_CONTENT) for run in runs if run.contents):
+    notes += _drawn_otherwise(runs)
+    if any(differs(runs[0], run, MODEL_CONTENT) for run in runs):
         notes.append("They began from other models, so a difference is not only what training did.")
     elif not same_base(runs):
         notes.append(
@@ -156,4 +159,18 @@ def _notes(runs: Sequence[JudgedRun], tested: Sequence[str]) -> list[str]:
         notes.append(
             f"Only {subjects} subjects are held out: with fewer than {FEW_CLUSTERS} intervals are too narrow."
         )
+    return notes
+
+
+def _drawn_otherwise(runs: Sequence[JudgedRun]) -> list[str]:
+    """Return a sentence for each setting of the held-out images that is not the same in all runs."""
+    settings = [drawn_with(run) for run in runs]
+    notes = []
+    for name in settings[0]:
+        values = [str(one[name]) for one in settings]
+        if len(set(values)) > 1:
+            notes.append(
+                f"Their held-out images were drawn with other {name} ({', '.join(values)}), so a difference "
+                "is not only what training did."
+            )
     return notes

@@ -48,9 +48,11 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         """Open the images of row `index`."""
+        # row of the mixture -> manifest, and below: row of that manifest
         number = max(place for place, start in enumerate(self._starts) if start <= index)
         part = self.parts[number]
         example = part.source[index - self._starts[number]]
+        # A row's own choice is more special than its manifest's.
         if part.rewards is None or "rewards" in example.meta:
             return example
         return replace(example, meta={**example.meta, "rewards": list(part.rewards)})
@@ -76,6 +78,7 @@ class Mixture:
             # how often the manifest was drawn from before, in the whole training
             visit = int((part_of_prompt[:position] == number).sum())
             count = len(self.parts[number].source)
+            # row of the manifest -> row of the mixture
             rows.append(self._starts[number] + row_of_pass(count, visit, seed, number))
         return rows
 
@@ -85,6 +88,7 @@ class Mixture:
 
         weights = np.array([part.weight for part in self.parts])
         bounds = np.cumsum(weights / weights.sum())
+        # One draw for the whole training, so that any iteration can be worked out alone.
         start = float(torch.rand(1, generator=generator(seed, "mixture"), dtype=torch.float64))
         points = (start + GOLDEN * np.arange(count)) % 1.0
         # the last bound may be rounded to less than 1

@@ -8,6 +8,7 @@ security policy in the page forbids any connection and any script but its own.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,11 @@ MAX_SIDE = 256
 """Pixels; larger samples become small JPEGs, because a page full of 1024-pixel PNGs would not open."""
 
 
+@functools.cache
 def environment(*folders: Path) -> Environment:
     """Return the template engine: it escapes by default, and a name that a template misses is an error.
+
+    One for all pages of a process: it keeps the templates that it has compiled.
 
     Args:
         *folders: Where templates are looked for before those of this room.

@@ -56,7 +56,7 @@ class Family:
         """Return the class of the policy; its module, torch and diffusers are imported now.
 
         Raises:
-            UserError: There is no such class.
+            UserError: There is no such class, or it lacks methods that every policy must have.
         """
         try:
             # By name, so that a recipe can be read without torch and diffusers.
@@ -67,6 +67,12 @@ class Family:
                 f"the policy {self.policy!r} of a family could not be loaded: {error}",
                 hint="Family.policy is the import path of a subclass of Policy, written module:Class.",
             ) from error
+        missing = sorted(getattr(policy, "__abstractmethods__", ()))
+        if missing:
+            raise UserError(
+                f"the policy {self.policy!r} of a family lacks {', '.join(missing)}",
+                hint="Define what is missing; docs/extending.md says what each method returns.",
+            )
         return policy
 
 

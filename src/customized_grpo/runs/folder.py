@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.metadata
 import platform
 import shutil
@@ -200,7 +202,15 @@ def disk_errors(run: Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions of this package, its libraries and Python, and the commit that runs, if any."""
+    """Return the versions of this package, its libraries and Python, and the commit that runs, if any.
+
+    As they were when this process asked first: what is installed or checked out later is not what runs in it.
+    """
+    return copy.deepcopy(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
     return {
         "customized_grpo": __version__,
         "python": platform.python_version(),

@@ -108,7 +108,7 @@ class Control:
             UserError: Name or settings are not allowed. What `cgrpo train` refuses, the job says.
         """
         if not NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no name for a run", hint="Take letters, digits and . _ + -")
+            raise UserError(f"{name!r} is no name for a run", hint="Take letters, digits and ._+- inside.")
         _check_settings(settings)
         # The id of a run stands for its recipe; anything else is a preset or a file.
         run = self._library.run(recipe)

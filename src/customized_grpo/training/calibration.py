@@ -72,6 +72,7 @@ def calibration_file(
         noisy_steps=tuple(decisions.noisy_steps),
         # One digest to compare with; the files one by one are in the provenance, for people.
         base=base_fingerprint(config.model),
+        guidance=config.model.guidance,
     )
     scores = {kind: f"{calibrated.source}/{kind}" for kind in PAIR}
     return {
@@ -116,7 +117,7 @@ def base_fingerprint(model: ModelConfig) -> str | None:
 
 
 def check_calibration(config: Config, sigmas: Tensor) -> None:
-    """Refuse measured weights of another shift or base; other schedules pass.
+    """Refuse measured weights of another shift, guidance or base; other schedules pass.
 
     What the recipe alone says (steps, sampler, eta) was compared when it was read.
 
@@ -137,6 +138,13 @@ def check_calibration(config: Config, sigmas: Tensor) -> None:
         raise UserError(
             f"schedule.path: the weights of {schedule.path} were measured with {levels}",
             hint=f"{again}, or set model.mu and the size of images as they were.",
+        )
+    guidance = schedule.measured.guidance
+    if guidance is not None and guidance != config.model.guidance:
+        raise UserError(
+            f"schedule.path: the weights of {schedule.path} were measured with model.guidance {guidance:g}, "
+            f"not {config.model.guidance:g}",
+            hint=f"{again}.",
         )
     # None, where nothing is known, is no mistake: `calibration_notes` says it
     if schedule.any_base or other_base(schedule, config.model) is not True:
