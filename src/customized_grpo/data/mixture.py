@@ -64,16 +64,15 @@ class Mixture:
             texts += part.source.texts()
         return texts
 
-    def draw(self, per_iteration: int, iteration: int, seed: int) -> list[int]:
-        """Return the rows of one iteration, as `sampler.prompt_indices` does for one manifest.
+    def draw(self, first: int, n_prompts: int, seed: int) -> list[int]:
+        """Return the rows of consecutive prompts, as `sampler.prompt_indices` does for one manifest.
 
         Over any stretch of a training a manifest has its share of the prompts, to within a few. Its own rows
         are visited in shuffled passes.
         """
-        first = iteration * per_iteration
-        part_of_prompt = self._parts_of_prompts(first + per_iteration, seed)
+        part_of_prompt = self._parts_of_prompts(first + n_prompts, seed)
         rows = []
-        for position in range(first, first + per_iteration):
+        for position in range(first, first + n_prompts):
             number = int(part_of_prompt[position])
             # how often the manifest was drawn from before, in the whole training
             visit = int((part_of_prompt[:position] == number).sum())
@@ -95,15 +94,15 @@ class Mixture:
         return np.searchsorted(bounds[:-1], points, side="right").astype(np.int64)
 
 
-def draw_rows(source: ExampleSource, per_iteration: int, iteration: int, seed: int) -> list[int]:
-    """Return the rows of one iteration of training: a pure function of seed and iteration.
+def draw_rows(source: ExampleSource, first: int, n_prompts: int, seed: int) -> list[int]:
+    """Return the rows of consecutive prompts of a training: a pure function of its arguments.
 
     Args:
         source: The rows to train on.
-        per_iteration: Prompts of an iteration.
-        iteration: Number of the iteration, from 0.
+        first: Number of prompts that were drawn before.
+        n_prompts: Number of prompts to draw.
         seed: The run's seed.
     """
     if isinstance(source, Mixture):
-        return source.draw(per_iteration, iteration, seed)
-    return prompt_indices(len(source), per_iteration, iteration, seed)
+        return source.draw(first, n_prompts, seed)
+    return prompt_indices(len(source), first, n_prompts, seed)
