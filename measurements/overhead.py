@@ -30,6 +30,7 @@ from customized_grpo.config import load_config
 from customized_grpo.engine.engine import Engine
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
+from customized_grpo.training.drawing import Drawing
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.trainer import Trainer, train
 
@@ -41,9 +42,9 @@ WORK: dict[str, list[tuple[Any, str]]] = {
     "reward": [(Scorer, "submit"), (Scorer, "collect")],
 }
 OVERHEAD: dict[str, list[tuple[Any, str]]] = {
-    "data": [(Trainer, "next_examples")],
-    "rollout: noise, steps, log-probs": [(Trainer, "collect")],
-    "scoring batch, advantages": [(Trainer, "score"), (Trainer, "signal")],
+    "data": [(Drawing, "draw")],
+    "rollout: noise, steps, log-probs": [(Drawing, "collect")],
+    "scoring batch, advantages": [(Drawing, "score"), (Trainer, "signal")],
     "update: loss, clipping, optimizer": [(Trainer, "update")],
     "metrics": [(Trainer, "record")],
     "checkpoint": [(Trainer, "save")],

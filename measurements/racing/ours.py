@@ -12,7 +12,9 @@ from torch import Tensor
 from customized_grpo.config import load_config
 from customized_grpo.extensions import TRUST
 from customized_grpo.rewards.base import FunctionReward, ScoringBatch
-from customized_grpo.training.trainer import Trainer, train
+from customized_grpo.training.drawing import Drawing
+from customized_grpo.training.metrics import Clock
+from customized_grpo.training.trainer import train
 from racing.gate import Gate
 from racing.work import Work, brightness
 
@@ -46,11 +48,11 @@ def run(gate: Gate, work: Work, files: Path, out: Path, checkout: Path | None) -
             "evaluation.every=0", "checkpoint.every=100000",
         ],
     )  # fmt: skip
-    next_examples = Trainer.next_examples
+    draw = Drawing.draw
 
-    def at_the_gate(trainer: Trainer) -> object:
+    def at_the_gate(drawing: Drawing, clock: Clock) -> object:
         gate.wait()
-        return next_examples(trainer)
+        return draw(drawing, clock)
 
-    with patch.object(Trainer, "next_examples", at_the_gate):
+    with patch.object(Drawing, "draw", at_the_gate):
         train(config)

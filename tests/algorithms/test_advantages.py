@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.algorithms.advantages import by_kind, group_advantages, valid_samples
+from customized_grpo.algorithms.advantages import by_kind, group_advantages, informative_groups, valid_samples
 
 G = 12
 NAN = math.nan
@@ -241,3 +242,37 @@ def test_rewards_of_a_kind_are_averaged_by_weight_in_the_order_of_kinds(
 def test_kinds_that_cannot_be_reduced_are_refused(kinds: list[str], weights: list[float], message: str):
     with pytest.raises(ValueError, match=message):
         by_kind(torch.ones(4, 2), kinds, weights)
+
+
+SCORES = st.sampled_from([0.0, 0.25, 0.5, 1000.0, NAN])
+
+
+@given(
+    groups=st.lists(st.lists(st.tuples(SCORES, SCORES), min_size=4, max_size=4), min_size=1, max_size=3),
+    largest_std=st.sampled_from([0.0, 0.2, 100.0]),
+)
+def test_groups_that_teach_are_those_in_which_a_reward_spreads(
+    groups: list[list[tuple[float, float]]], largest_std: float
+) -> None:
+    expected = []
+    for group in groups:
+        scored = [sample for sample in group if not any(map(math.isnan, sample))]
+        spreads = [0.0]
+        if len(scored) >= 2:
+            spreads = [statistics.stdev(column) for column in zip(*scored, strict=True)]
+        expected.append(max(spreads) > largest_std)
+    rewards = torch.tensor(groups).flatten(0, 1)
+    assert informative_groups(rewards, 4, largest_std=largest_std).tolist() == expected
+
+
+def test_groups_teach_by_the_rewards_that_they_were_to_get() -> None:
+    rewards = torch.tensor([[0.1, NAN], [0.4, NAN], [0.1, 7.0], [0.4, NAN], [NAN, NAN], [NAN, NAN]])
+    assert informative_groups(rewards, 2).tolist() == [False, False, False]
+    asked = torch.tensor([[True, False]] * 2 + [[True, True]] * 2 + [[False, False]] * 2)
+    assert informative_groups(rewards, 2, asked=asked).tolist() == [True, False, False]
+
+
+def test_rounding_of_a_large_constant_teaches_nothing() -> None:
+    rewards = torch.tensor([1000.0, 1000.00006, 1000.0])  # one unit in the last place
+    assert rewards[1] != rewards[0] and informative_groups(rewards, 3).tolist() == [False]
+    assert informative_groups(rewards - 999, 3).tolist() == [True]

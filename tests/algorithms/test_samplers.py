@@ -12,7 +12,7 @@ from customized_grpo.algorithms.samplers import SAMPLERS, Level, log_prob, sde_w
 
 SHAPE = (3, 4, 5)
 LEVELS = [(1.0, 0.93), (0.93, 0.8), (0.5, 0.4), (0.11, 0.0), (1.0, 0.0)]
-STOCHASTIC = [name for name in SAMPLERS if name != "ode"]
+STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.max_eta > 0]
 
 
 def transition(
@@ -25,7 +25,7 @@ def transition(
     sigma_max: Level,
 ) -> samplers.Gaussian:
     """One step by a sampler's name; the ODE, which has no noise, is given none."""
-    return SAMPLERS[name](x, velocity, sigma, sigma_next, 0.0 if name == "ode" else eta, sigma_max)
+    return SAMPLERS[name](x, velocity, sigma, sigma_next, eta if name in STOCHASTIC else 0.0, sigma_max)
 
 
 def state(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

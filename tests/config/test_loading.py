@@ -93,9 +93,15 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("trackers=[foo]", "trackers.0: 'foo' is not known; known: tensorboard, wandb, trackio, mlflow"),
         ("train.updates_per_iteration=3", "cannot share 4 groups (train.prompts_per_iteration) evenly"),
         ("rollout.sampler=ode", "rollout.sampler: 'ode' draws no noise"),
+        ("rollout.sampler=heun", "rollout.sampler: 'heun' draws no noise and leaves nothing to train"),
+        ("rollout.sampler=dpmpp_2m", "rollout.sampler: 'dpmpp_2m' draws no noise and leaves nothing to"),
         ("rollout.eta=0", "draws no noise and leaves nothing to train"),
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
         ("rollout.sde_window.size=10", "does not fit the 9 steps that can be trained"),
+        (
+            "model.shard=true train.dynamic_sampling.budget=4",
+            "train.dynamic_sampling: some processes would draw more groups than others",
+        ),
         (
             "train.ema_decay=null evaluation.use_ema=true",
             "evaluation.use_ema: there is no average to evaluate",
@@ -133,7 +139,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
 )
 def test_a_bad_override_is_refused_with_its_path_and_what_to_write(override: str, what: str) -> None:
     # one or two overrides, written side by side
-    assert what in refused("toybox", *re.split(r" (?=evaluation\.)", override))
+    assert what in refused("toybox", *re.split(r" (?=evaluation\.|train\.)", override))
 
 
 def test_a_range_error_carries_the_sentence_of_its_knob() -> None:

@@ -31,7 +31,7 @@ def sources(tmp_path: Path) -> list[ManifestSource]:
 def drawn(mixture: Mixture, iterations: int, per_iteration: int, seed: int = 0) -> list[str]:
     rows: list[int] = []
     for iteration in range(iterations):
-        rows += mixture.draw(per_iteration, iteration, seed)
+        rows += mixture.draw(iteration * per_iteration, per_iteration, seed)
     texts = mixture.texts()
     return [texts[row][0] for row in rows]
 
@@ -58,7 +58,7 @@ def test_the_rows_of_a_manifest_are_visited_in_passes(sources: list[ManifestSour
 
 
 def test_one_manifest_is_drawn_as_ever(sources: list[ManifestSource]) -> None:
-    assert draw_rows(sources[0], 3, 7, 1) == prompt_indices(5, 3, 7, 1)
+    assert draw_rows(sources[0], 21, 3, 1) == prompt_indices(5, 21, 3, 1)
 
 
 def test_rows_that_name_no_reward_get_those_of_their_manifest(sources: list[ManifestSource]) -> None:

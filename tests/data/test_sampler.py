@@ -16,7 +16,7 @@ def test_repeats_are_counted_within_the_iteration() -> None:
 def test_every_group_of_an_iteration_has_a_number_of_its_own(rows: int, prompts: int) -> None:
     repeated = 0
     for iteration in range(20):
-        indices = prompt_indices(rows, prompts, iteration, 0)
+        indices = prompt_indices(rows, iteration * prompts, prompts, 0)
         groups = list(zip(indices, count_repeats(indices), strict=True))
         assert len(set(groups)) == prompts
         repeated += prompts - len(set(indices))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from customized_grpo.reporting.metrics import Record, read_metrics
-from customized_grpo.runs.checkpoints import Checkpoint, CheckpointStore
+from close_runs import assert_close_tensors, assert_same_numbers, last_checkpoint, lines
 from forked import cgrpo
 
 pytestmark = pytest.mark.slow
@@ -66,43 +64,11 @@ def half_of_two(runs: Path) -> Path:
     return run
 
 
-def last_checkpoint(run: Path) -> Checkpoint:
-    store = CheckpointStore(run / "checkpoints", 0)
-    step = store.latest()
-    assert step is not None
-    return store.load(step)
-
-
-def lines(run: Path) -> list[Record]:
-    return [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "wall_s"))}
-        for line in read_metrics(run / "metrics.jsonl")
-    ]
-
-
-def assert_same_numbers(ours: list[Record], theirs: list[Record]) -> None:
-    assert len(ours) == len(theirs)
-    for line, expected in zip(ours, theirs, strict=True):
-        assert line.keys() == expected.keys()
-        for key, value in expected.items():
-            if isinstance(value, float):
-                found = line[key]
-                assert isinstance(found, float | int)
-                # correlations of z-scores over three samples magnify round-off
-                close = math.isclose(found, value, rel_tol=2e-3, abs_tol=2e-4)
-                assert close, f"{line['kind']} {line['iteration']}: {key} is {found}, not {value}"
-            else:
-                assert line[key] == value, key
-
-
 def assert_same_run(run: Path, expected: Path) -> None:
     assert_same_numbers(lines(run), lines(expected))
     ours, theirs = last_checkpoint(run), last_checkpoint(expected)
     assert ours.tensors["adapter"].keys() == theirs.tensors["adapter"].keys()
-    for entry in ("adapter", "average"):
-        for name, tensor in theirs.tensors[entry].items():
-            moved = torch.allclose(ours.tensors[entry][name], tensor, atol=2e-5, rtol=1e-3)
-            assert moved, f"{entry}: {name}"
+    assert_close_tensors(ours, theirs, ("adapter", "average"))
     evaluations = [json.loads((r / "evaluations/iteration_000002.json").read_text()) for r in (run, expected)]
     assert evaluations[0]["ids"] == evaluations[1]["ids"]
     assert len(evaluations[0]["ids"]) == 6

@@ -17,9 +17,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards.base import FunctionReward
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.training import trainer
+from customized_grpo.training.drawing import Drawing
 from customized_grpo.training.losses import UpdateLoss
 from customized_grpo.training.signal import LearningSignal
-from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.waste import find_waste
 from same_run import assert_same_run, events, lines, steps
 
@@ -41,11 +41,11 @@ NAN = math.nan
 def rewards_say(patch: pytest.MonkeyPatch, says: Callable[[int], list[list[float]]]) -> None:
     """Let the rewards of an iteration be what `says` returns for it: [N, K], identity first."""
 
-    def score(self: Trainer) -> torch.Tensor:
+    def score(self: Drawing) -> torch.Tensor:
         self.scorer.collect()
-        return torch.tensor(says(self.iteration + 1))
+        return torch.tensor(says(self.state.iteration + 1))
 
-    patch.setattr(Trainer, "score", score)
+    patch.setattr(Drawing, "score", score)
 
 
 GOOD = [[0.1, 0.4], [0.2, 0.3], [0.5, 0.2], [0.3, 0.1]]
@@ -155,18 +155,18 @@ def test_a_left_out_update_names_its_prompts_and_the_run_goes_on(
 ) -> None:
     terms = UpdateLoss.terms
     asked: list[list[str]] = []
-    collect = Trainer.collect
+    collect = Drawing.collect
 
-    def remember(self: Trainer, examples: Any, clock: Any) -> Any:
+    def remember(self: Drawing, examples: Any, *arguments: Any) -> Any:
         asked.append([example.id for example in examples])
-        return collect(self, examples, clock)
+        return collect(self, examples, *arguments)
 
     def spoiled(self: UpdateLoss, *args: Any) -> Any:
         for term in terms(self, *args):
             bad = len(asked) == 2 and args[-1] == 1  # the second update of the second iteration
             yield dataclasses.replace(term, loss=term.loss * math.inf) if bad else term
 
-    monkeypatch.setattr(Trainer, "collect", remember)
+    monkeypatch.setattr(Drawing, "collect", remember)
     monkeypatch.setattr(UpdateLoss, "terms", spoiled)
     run = tmp_path / "run"
     settings = ["train.iterations=2", "train.updates_per_iteration=2", f"run.dir={run}"]

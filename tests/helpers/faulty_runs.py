@@ -35,7 +35,7 @@ from customized_grpo.training.losses import LossTerm, UpdateLoss
 from forked import free_port, launcher_variables
 from interrupted_train import install
 
-# phase: (method of Trainer, what is called in it, finished iterations at that time)
+# phase: (method of Drawing or Trainer, what is called in it, finished iterations at that time)
 PHASES: dict[str, tuple[str, tuple[Any, str], int]] = {
     "rollout": ("collect", (Flux1Policy, "velocity"), 1),
     "reward": ("score", (Scorer, "collect"), 1),

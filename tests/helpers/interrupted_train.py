@@ -19,8 +19,9 @@ from customized_grpo.engine.engine import Engine
 from customized_grpo.policies.flux1 import Flux1Policy
 from customized_grpo.rewards.executors import Scorer
 from customized_grpo.training import trainer
+from customized_grpo.training.drawing import Drawing
 
-# name: (signal, iteration, method of Trainer that is the phase, what is called several times or once in it)
+# name: (signal, iteration, method of Drawing or Trainer that is the phase, what is called in it)
 PLACES: dict[str, tuple[signal.Signals, int, str, tuple[Any, str]]] = {
     "term_in_first_rollout": (signal.SIGTERM, 0, "collect", (Flux1Policy, "velocity")),
     "term_in_reward": (signal.SIGTERM, 1, "score", (Scorer, "collect")),
@@ -32,7 +33,8 @@ PLACES: dict[str, tuple[signal.Signals, int, str, tuple[Any, str]]] = {
 def install(number: signal.Signals, iteration: int, phase: str, place: tuple[Any, str]) -> None:
     """Send the signal at the first call of `place` inside the phase of that iteration."""
     owner, name = place
-    call, method = getattr(owner, name), getattr(trainer.Trainer, phase)
+    phases: Any = Drawing if hasattr(Drawing, phase) else trainer.Trainer
+    call, method = getattr(owner, name), getattr(phases, phase)
     inside = False
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -42,13 +44,13 @@ def install(number: signal.Signals, iteration: int, phase: str, place: tuple[Any
             os.kill(os.getpid(), number)
         return call(*args, **kwargs)
 
-    def run_phase(self: trainer.Trainer, *args: Any) -> Any:
+    def run_phase(self: Any, *args: Any) -> Any:
         nonlocal inside
-        inside = self.iteration == iteration
+        inside = self.state.iteration == iteration
         return method(self, *args)
 
     setattr(owner, name, called)
-    setattr(trainer.Trainer, phase, run_phase)
+    setattr(phases, phase, run_phase)
 
 
 def in_child(work: Callable[[], int]) -> int:

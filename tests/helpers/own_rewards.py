@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,3 +107,21 @@ class Unmade(Own):
         if leaves:
             raise SystemExit(0)
         raise FileNotFoundError("weights.bin")
+
+
+def is_dull(row_id: str) -> bool:
+    """Return whether `sometimes` cannot tell the images of a row apart: half of all rows."""
+    return zlib.crc32(row_id.encode()) % 2 == 0
+
+
+def _sometimes(batch: ScoringBatch) -> torch.Tensor:
+    ids = [row["id"] for row in batch.meta]
+    SCORED.extend(ids)
+    dull = torch.tensor([is_dull(row_id) for row_id in ids])
+    return torch.where(dull, 0.5, _brightness(batch))
+
+
+SCORED: list[str] = []
+"""Ids of the rows of all images that `sometimes` has scored in this process."""
+
+sometimes = FunctionReward("sometimes", "prompt", _sometimes)

@@ -9,7 +9,10 @@ import torch
 from customized_grpo.reporting.metrics import Record, read_metrics
 from customized_grpo.runs.checkpoints import CheckpointStore
 
-STATE = ("iteration", "rollouts", "wasted_in_a_row", "skipped_in_a_row", "health", "history", "optimizer")
+STATE = (
+    *("iteration", "rollouts", "further_prompts", "wasted_in_a_row", "skipped_in_a_row"),
+    *("health", "history", "optimizer"),
+)
 
 
 def steps(run: Path) -> list[int]:

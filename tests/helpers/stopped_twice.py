@@ -17,21 +17,21 @@ from pathlib import Path
 
 import preloaded  # noqa: F401 what the forks would else import again
 from customized_grpo.cli.main import main
-from customized_grpo.training.trainer import Trainer
+from customized_grpo.training.drawing import Drawing
 from interrupted_train import in_child
 
 
 def train(folder: Path, seconds: str) -> int:
     """Train into FOLDER/SECONDS, signalled twice."""
-    collect = Trainer.collect
+    collect = Drawing.collect
 
-    def signalled(self: Trainer, *args: object) -> object:
+    def signalled(self: Drawing, *args: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(float(seconds))
         os.kill(os.getpid(), signal.SIGTERM)
         return collect(self, *args)
 
-    Trainer.collect = signalled
+    Drawing.collect = signalled
     os.dup2(os.open(folder / f"{seconds}.txt", os.O_WRONLY | os.O_CREAT), 2)
     return main(["train", "toybox-smoke", f"run.dir={folder / seconds}"])
 

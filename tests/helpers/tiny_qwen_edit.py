@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.policies import qwen_edit
+from customized_grpo.policies import qwen
 
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 32
@@ -44,7 +44,7 @@ def build_pipeline(seed: int = 0, *, zero_cond_t: bool = False) -> Any:
             vae=_vae(),
             text_encoder=_text_encoder(tokenizer),
             tokenizer=tokenizer,
-            processor=qwen_edit.processor_class()(_image_processor(), tokenizer),
+            processor=qwen.processor_class("Qwen2VLProcessor")(_image_processor(), tokenizer),
             transformer=_transformer(zero_cond_t),
         )
     pipe.set_progress_bar_config(disable=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.policies import qwen_image21
+from customized_grpo.policies import qwen
 from tiny_qwen_edit import VISION, qwen_tokenizer
 
 LATENT_CHANNELS = 8
@@ -103,7 +103,7 @@ def processor(tokenizer: Any) -> Any:
     images = Qwen2VLImageProcessorPil(
         patch_size=16, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
     )
-    return qwen_image21.processor_class()(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    return qwen.processor_class("Qwen3VLProcessor")(images, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def qwen3_vl(tokenizer: Any) -> Any:

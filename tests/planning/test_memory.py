@@ -175,6 +175,20 @@ def test_optimizer_state_and_trajectory_are_counted_exactly(recipe: Callable[...
     assert plan.memory.parts["trajectory"] == 4 * (3 * steps * samples * tokens * channels + images)
 
 
+def test_further_groups_of_dynamic_sampling_count_beside_those_that_they_replace() -> None:
+    settings = ["train.prompts_per_iteration=4", "train.group_size=3"]
+    overrides = (("train.dynamic_sampling.budget=3",), ("train.dynamic_sampling.budget=9",), ())
+    plans = [Planner(load_config("toybox", [*settings, *more])).estimate() for more in overrides]
+    trajectories = [plan.memory.parts["trajectory"] for plan in plans]
+    assert [memory / trajectories[2] for memory in trajectories] == [7 / 4, 2, 1]
+    conditionings = [plan.memory.parts["conditioning"] for plan in plans]
+    assert [(n - conditionings[2]) // (conditionings[2] // (4 + 12)) for n in conditionings] == [3, 4, 0]
+    per_prompt = plans[2].passes
+    extra = [plan.passes_per_process - 4 * per_prompt.iteration for plan in plans]
+    assert extra == [3 * per_prompt.rollout, 9 * per_prompt.rollout, 0]
+    assert plans[1].seconds_per_iteration(1.0) > plans[0].seconds_per_iteration(1.0)
+
+
 def test_evaluation_images_count_at_their_own_size_and_guidance(folders: dict[str, str]) -> None:
     settings = [
         "model.family=flux2",
@@ -343,3 +357,20 @@ def test_the_machine_needs_memory_for_what_is_read_and_for_what_waits() -> None:
 def test_the_largest_layer_is_unpacked_in_fp32_unless_it_is_nf4(kind: Any, n_bytes: int) -> None:
     run = cast(DryRun, SimpleNamespace(dtype=torch.bfloat16, block_linears=[(2, 3), (10, 10)]))
     assert dequantised_bytes(run, kind) == 100 * n_bytes
+
+
+def test_no_measure_of_a_dry_run_depends_on_those_before_it(folders: dict[str, str]) -> None:
+    """The rotary tables of Qwen-Image-Edit are cached by the first call, in which they would count."""
+    model = ModelConfig(family="qwen_edit", path=folders["qwen_edit"], guidance=1.0, height=64, width=64)
+    measures: list[Callable[[DryRun], object]] = [
+        lambda run: (run.flops, run.moved_bytes),
+        lambda run: run.rollout_bytes(1),
+        lambda run: run.update_bytes(1, checkpointing=False, kl=False),
+        lambda run: run.graph_bytes(1, checkpointing=False),
+    ]
+    counts: list[list[object]] = []
+    for order in (range(4), range(3, -1, -1)):
+        run = DryRun(read_architecture(model), model, [(64, 64)])
+        found = {number: measures[number](run) for number in order}
+        counts.append([found[number] for number in range(4)])
+    assert counts[0] == counts[1]

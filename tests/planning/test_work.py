@@ -9,6 +9,7 @@ import pytest
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.planning import work
+from customized_grpo.planning.duration import UNPACKING_BYTES, dequantised_bytes
 
 
 def test_the_released_recipe_costs_972_passes_a_prompt() -> None:
@@ -52,6 +53,19 @@ def test_nft_asks_the_old_policy_at_every_level_and_the_kl_reference_unless_it_i
     assert work.passes(config, 6, 1).update == 12 * 6 * (1 + 3 + models)
 
 
+@pytest.mark.parametrize(("sampler", "calls"), [("ode", 10), ("heun", 19), ("dpmpp_2m", 10)])
+def test_a_step_of_heun_takes_two_velocities_except_the_last(sampler: str, calls: int) -> None:
+    settings = ["train.algorithm=nft", f"rollout.sampler={sampler}", "rollout.eta=0"]
+    settings += ["rollout.shared_noise=false", "model.quantisation=nf4", "rollout.batch_size=12"]
+    config = load_config("flux1-kontext", settings)
+    assert config.rollout.steps == 10
+    assert work.passes(config, 4, 2).rollout == 2 * 12 * calls
+    batches = work.batches(config, 4, 1)
+    update = batches.optimizer_steps * batches.micro_batches_per_step * 4  # with the old policy
+    unpacked = dequantised_bytes(config, batches, 1, 1) / UNPACKING_BYTES["nf4"]
+    assert unpacked == batches.rollout_batches * calls + update
+
+
 def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None:
     settings = ["train.prompts_per_iteration=16", "train.updates_per_iteration=2", "rollout.batch_size=10"]
     settings.append("train.micro_batch_size=12")
@@ -60,6 +74,20 @@ def test_samples_are_divided_among_processes_updates_and_micro_batches() -> None
     assert divided.rollout_batches == 5
     assert (divided.optimizer_steps, divided.samples_per_step) == (2, 96)
     assert divided.micro_batches_per_step == 3 * 2  # 24 samples a process in batches of 12, for three steps
+
+
+def test_further_prompts_of_dynamic_sampling_count_as_if_one_process_drew_them_all() -> None:
+    settings = ["train.prompts_per_iteration=8", "train.group_size=12", "rollout.batch_size=10"]
+    settings += ["model.quantisation=nf4"]
+    without = load_config("flux1-kontext", settings)
+    config = load_config("flux1-kontext", [*settings, "train.dynamic_sampling.budget=5"])
+    divided = [work.batches(recipe, 3, 2) for recipe in (without, config)]
+    assert [batches.further_prompts for batches in divided] == [0, 5]
+    unpacked = [
+        dequantised_bytes(recipe, batches, 1, 1) / UNPACKING_BYTES["nf4"]
+        for recipe, batches in zip((without, config), divided, strict=True)
+    ]
+    assert unpacked[1] - unpacked[0] == 5 * 2 * config.rollout.steps  # a group takes two batches
 
 
 def test_prompts_that_cannot_be_shared_are_refused_with_a_number_that_can() -> None:
@@ -79,6 +107,7 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
     from diffusers import FluxTransformer2DModel
 
     from customized_grpo.rollout.sampler import plan_steps
+    from customized_grpo.training.expected import TIMED_STEPS, timed_samples
     from customized_grpo.training.trainer import train
 
     samples: Counter[bool] = Counter()
@@ -100,6 +129,7 @@ def test_a_real_iteration_calls_the_transformer_as_often_as_planned(
         ],
     )
     assert train(config) == 0
+    samples[False] -= TIMED_STEPS * timed_samples(config, 1)  # before the first iteration, for its estimate
 
     plan = plan_steps(config.rollout, config.train.trained_fraction, 0, config.run.seed)
     passes, prompts = work.passes(config, len(plan.trained), 1), config.train.prompts_per_iteration

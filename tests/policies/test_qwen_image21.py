@@ -12,7 +12,8 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.conditioning import Conditioning
-from customized_grpo.policies.qwen_image21 import QwenImage21Policy, load_processor
+from customized_grpo.policies.qwen import load_processor
+from customized_grpo.policies.qwen_image21 import QwenImage21Policy
 from customized_grpo.policies.settings import PolicySettings
 
 MakePolicy = Callable[..., QwenImage21Policy]
@@ -352,7 +353,9 @@ def test_a_checkpoint_with_a_processor_for_videos_is_loaded_without_torchvision(
     policy, references = make_policy(), [make_image(0)]
     folder = tiny.save_pipeline(policy.pipe, tmp_path / "checkpoint")
     with quiet():
-        pipe = type(policy.pipe).from_pretrained(folder, processor=load_processor(str(folder)))
+        pipe = type(policy.pipe).from_pretrained(
+            folder, processor=load_processor(str(folder), "Qwen3VLProcessor")
+        )
     pipe.set_progress_bar_config(disable=True)
     loaded = QwenImage21Policy(pipe, PolicySettings(guidance=1.0, max_text_tokens=N_TEXT, precision="fp32"))
     mine, again = (ours(one, references, (64, 64)) for one in (policy, loaded))

@@ -284,6 +284,29 @@ def test_samples_and_the_noise_they_get_do_not_depend_on_the_batch(make_setting:
     assert not torch.equal(noise, cut.noise(setting.policy, 2, slice(0, N)))
 
 
+def test_a_group_that_takes_the_place_of_another_is_trained_as_if_it_had_been_drawn_there(
+    make_setting: MakeSetting,
+) -> None:
+    setting = make_setting("train.algorithm=nft", f"rollout.batch_size={GROUP}")
+    rows = setting.parts.data.train
+
+    def draw(*numbers: int, repeats: list[int]) -> CleanSamples:
+        return setting.algorithm.draw(Draw([rows[number] for number in numbers], 0, repeats=repeats))
+
+    samples = draw(0, 1, repeats=[0, 0])
+    samples.replace_groups([1], draw(0, repeats=[1]))
+    expected = draw(0, 0, repeats=[0, 1])
+    everyone = slice(0, N)
+    for name in ("clean", "images", "prompt_ids", "first_numbers", "buckets"):
+        ours, theirs = getattr(samples, name), getattr(expected, name)
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs, name
+    noise = [drawn.noise(setting.policy, 0, everyone) for drawn in (samples, expected)]
+    assert torch.equal(*noise)
+    given = [sample_conditioning(drawn.conditionings, GROUP, everyone) for drawn in (samples, expected)]
+    for name, tensor in given[1].per_sample.items():
+        assert torch.equal(given[0].per_sample[name], tensor), name
+
+
 def test_a_checkpoint_of_grpo_has_no_old_policy(make_setting: MakeSetting) -> None:
     setting = make_setting("train.algorithm=nft")
     with pytest.raises(UserError, match="no old policy"):

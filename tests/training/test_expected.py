@@ -51,6 +51,16 @@ def test_a_sentence_adds_iterations_and_evaluations() -> None:
     )
     without = expected.expected(config, 1, step_s=0.001, evaluation_s=0.0)
     assert "about 3 min 31 s: 100 iterations of 2.1 s; by one timed denoising step" in without
+    assert without.endswith("without the rewards")
+    more = expected.expected(recipe("train.dynamic_sampling.budget=2"), 1, step_s=0.001, evaluation_s=0.0)
+    assert more.endswith("without the rewards and further prompts of dynamic sampling")
+
+
+def test_a_step_of_heun_counts_twice() -> None:
+    nft = ("train.algorithm=nft", "rollout.eta=0", "rollout.shared_noise=false", "train.forward.levels=4")
+    update = 4 * (1 + 2 + 1)  # forward, backward, and the old policy
+    assert passes_of_iteration(recipe(*nft, "rollout.sampler=ode"), 1) == 8 * 12 * (10 + update)
+    assert passes_of_iteration(recipe(*nft, "rollout.sampler=heun"), 1) == 8 * 12 * (19 + update)
 
 
 def test_the_timed_step_is_one_per_cent_of_a_run_at_most_unless_the_model_is_compiled() -> None:

@@ -85,14 +85,13 @@ def costs(config: Config, second: SecondDevice, folder: Path) -> Costs:
     with open_parts(config, Engine(torch.device("cuda"))) as parts:
         iteration = Trainer(RunFolder(folder), parts)
         with iteration.log.open():
-            examples = iteration.next_examples()
             traffic.clear()
-            trajectory = iteration.collect(examples, Clock())
+            groups = iteration.drawing.draw(Clock())
             rollout = (traffic.n_waits, traffic.n_copies)
-            signal = iteration.signal(iteration.score())
+            signal = iteration.signal(groups.scores)
             traffic.clear()
-            iteration.update(trajectory, signal)
-            return Costs(*rollout, traffic.n_waits, traffic.n_copies, len(trajectory.steps))
+            iteration.update(groups, signal)
+            return Costs(*rollout, traffic.n_waits, traffic.n_copies, groups.samples.n_trained)
 
 
 def test_a_step_neither_waits_for_the_device_nor_sends_it_much(

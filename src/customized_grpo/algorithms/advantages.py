@@ -110,6 +110,38 @@ def valid_samples(rewards: Tensor, group_size: int, asked: Tensor | None = None)
     return (whole & (whole.sum(1, keepdim=True) >= 2)).flatten()
 
 
+def informative_groups(
+    rewards: Tensor, group_size: int, *, largest_std: float = 0.0, asked: Tensor | None = None
+) -> Tensor:
+    """Return which groups teach something: a reward tells their samples apart.
+
+    Of each group those samples count that the loss keeps, see `valid_samples`. A group teaches nothing where
+    the std of every reward is at most `largest_std`, or counts as constant as in `group_advantages`.
+
+    Args:
+        rewards: [N] or [N, K], groups as in `group_advantages`.
+        group_size: G.
+        largest_std: In units of the rewards; ddof = 1.
+        asked: As in `valid_samples`.
+
+    Returns:
+        Boolean [N / G].
+
+    Raises:
+        ValueError: As `group_advantages`.
+
+    Source: dynamic sampling of DAPO (arXiv 2503.14476, section 3.2), which drops groups of equal answers.
+    """
+    values = in_groups(rewards, group_size).flatten(0, 1)
+    valid = valid_samples(rewards, group_size, asked)
+    kept = values.masked_fill(~valid[:, None], math.nan)
+    # distances from the group's mean: 0 for dropped samples and in groups that count as constant
+    centred = in_groups(group_advantages(kept, group_size, scale="none"), group_size)
+    count = valid.reshape(-1, group_size, 1).sum(1)
+    std = (centred.square().sum(1) / (count - 1).clamp_min(1)).sqrt()
+    return (std > largest_std).any(1)
+
+
 def by_kind(
     advantages: Tensor,
     kinds: Sequence[str],

@@ -123,10 +123,18 @@ class Transition:
     Attributes:
         step: `step(x, velocity, sigma, sigma_next, eta, sigma_max) -> (mean, std)`, as `dance`.
         max_eta: Largest eta for which it is defined; 0 for one that draws no noise.
+        solver: Draws whole samples in place of such steps: a key of `rollout.solvers.SOLVERS`; None: nothing.
+        calls_per_step: Calls of the model in each step but the last, which takes one.
     """
 
     step: StepFunction
     max_eta: float = math.inf
+    solver: str | None = None
+    calls_per_step: int = 1
+
+    def n_calls(self, n_steps: int) -> int:
+        """Return the calls of the model for a sample of that many steps."""
+        return self.calls_per_step * (n_steps - 1) + 1
 
     def __call__(
         self, x: Tensor, velocity: Tensor, sigma: Level, sigma_next: Level, eta: float, sigma_max: Level
@@ -163,6 +171,8 @@ ODE = Transition(ode, max_eta=0.0)
 
 SAMPLERS: Mapping[str, Transition] = {
     "ode": ODE,
+    "heun": Transition(ode, max_eta=0.0, solver="heun", calls_per_step=2),
+    "dpmpp_2m": Transition(ode, max_eta=0.0, solver="dpmpp_2m"),
     "dance": Transition(dance),
     "flow": Transition(flow),
     "cps": Transition(cps, max_eta=1.0),

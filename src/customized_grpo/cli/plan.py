@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from customized_grpo.planning.duration import Card, Duration
     from customized_grpo.planning.estimate import Advice, Estimate, GraphReuse
     from customized_grpo.planning.memory import Memory
+    from customized_grpo.planning.work import Batches
 
 
 def plan(
@@ -121,7 +122,7 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
     tokens = estimate.tokens
     return [
         ["algorithm", estimate.algorithm],
-        ["iteration", f"{batches.prompts} prompts, {batches.samples} samples"],
+        ["iteration", f"{batches.prompts} prompts, {batches.samples} samples{_further(batches)}"],
         [
             "process",
             f"{estimate.processes}, each {batches.prompts_per_process} prompts, "
@@ -134,7 +135,8 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
         ],
         [
             "steps",
-            f"{estimate.steps} denoising steps, {estimate.noisy_steps} draw noise, " + _trained(estimate),
+            f"{estimate.steps} denoising steps{_calls(estimate)}, {estimate.noisy_steps} draw noise, "
+            + _trained(estimate),
         ],
         [
             "tokens",
@@ -142,6 +144,20 @@ def _batch_rows(estimate: Estimate) -> list[list[str]]:
             f"{tokens.text} text a sample",
         ],
     ]
+
+
+def _further(batches: Batches) -> str:
+    if not batches.further_prompts:
+        return ""
+    return (
+        f"; at worst {batches.further_prompts} further prompts of dynamic sampling in one process, which "
+        "time and memory below include"
+    )
+
+
+def _calls(estimate: Estimate) -> str:
+    calls = estimate.rollout_calls
+    return "" if calls == estimate.steps else f" of {calls} velocities"
 
 
 def _trained(estimate: Estimate) -> str:

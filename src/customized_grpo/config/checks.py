@@ -152,6 +152,15 @@ def _old_policy_exists(reference: str, algorithm: str) -> str | None:
     return "grpo has no old policy, only nft and awm have; use base or start"
 
 
+def _groups_may_differ(dynamic_sampling: Any, shard: bool) -> str | None:
+    if dynamic_sampling is None or not shard:
+        return None
+    return (
+        "some processes would draw more groups than others, and with model.shard=true all must call the "
+        "model equally often; set it to null, or model.shard=false"
+    )
+
+
 def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
     from customized_grpo.algorithms.rules import Rule, check_rule
 
@@ -283,6 +292,7 @@ CHECKS: tuple[Check, ...] = (
     _only_of("awm", "awm", "leave it out"),
     Check(("rollout.sde_window", "train.algorithm"), _window_has_steps),
     Check(("train.kl_reference", "train.algorithm"), _old_policy_exists),
+    Check(("train.dynamic_sampling", "model.shard"), _groups_may_differ),
     Check(("advantage.name", "advantage.options", "train.group_size"), _rule_works),
     Check(
         (

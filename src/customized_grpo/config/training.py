@@ -39,6 +39,15 @@ class AwmConfig(Section):
     """Distance from 1 at which the ratio is clipped."""
 
 
+class DynamicSamplingConfig(Section):
+    """Groups that teach nothing are replaced by groups of further prompts (DAPO)."""
+
+    budget: Count = 8
+    """Further prompts that an iteration may draw, over all processes; what is left then stays."""
+    largest_std: NonNegative = 0.0
+    """A group teaches nothing where no reward's std exceeds this, in its unit; 0: all scores are equal."""
+
+
 class TrainConfig(Section):
     """The optimisation."""
 
@@ -50,6 +59,8 @@ class TrainConfig(Section):
     """Prompts, and so groups, sampled in an iteration, over all processes."""
     group_size: Annotated[int, Field(ge=2, le=10_000)] = 12
     """Samples per prompt, which are compared with each other: one would have nothing to compare with."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replaces prompts whose groups teach nothing; null trains on the first ones, whatever they teach."""
     updates_per_iteration: Count = 1
     """Optimizer steps per pass over an iteration's samples; each sees the same number of whole groups."""
     inner_epochs: Count = 1
@@ -91,6 +102,8 @@ class TrainConfig(Section):
     """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
     reuse_rollout_graph: Literal["auto", "never"] = "auto"
     """Whether the update goes back through the rollout's own passes: auto where recipe and memory allow."""
+    attention_gradients: Literal["native", "fp32"] = "native"
+    """Arithmetic of attention's backward pass on a CPU: in bf16 fp32 is faster there, and nearer to exact."""
     max_nonfinite_steps: Count = 3
     """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
     max_unscored_share: Share = 0.5

@@ -24,6 +24,7 @@ def find_manifests(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
+    # A split data set holds manifest.jsonl as well, with the same rows once more.
     parts = [path / name for name in PARTS if (path / name).is_file()]
     if parts:
         return parts

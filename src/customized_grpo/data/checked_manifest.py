@@ -84,6 +84,7 @@ def open_manifest(path: Path, *, require_masks: bool, show: bool = False) -> Che
             renewed, known = _renewed(path, folder, index, np.flatnonzero(~unchanged).tolist(), show=show)
             if renewed is not None:
                 return _checked(path, folder, content, renewed, _keep(path, renewed))
+        # = _known_files|The manifest itself changed: what is known of files that did not is still true.
         known |= _known_files(index.files, np.flatnonzero(unchanged).tolist())
     lines = _read_lines(folder, content, require_masks=require_masks)
     opened = _open(path, folder, lines, known, show=show)
@@ -162,6 +163,7 @@ class _Lines:
 
     def add(self, folder: Path, row: Row) -> None:
         """Add a good row."""
+        # file -> its place among all files of the manifest, the same for every row that names it
         references = [self.place(folder, file, is_mask=False) for file in row.references]
         masks = [self.place(folder, file, is_mask=True) for file in row.masks]
         self.references.update(references)
@@ -214,6 +216,7 @@ def _open(
     path: Path, folder: Path, lines: _Lines, known: Mapping[tuple[str, bool], OpenedFile], *, show: bool
 ) -> list[OpenedFile]:
     """Return every file of the rows, decoding those that are not known."""
+    # Only these are decoded; the order of the result is that of `lines.files` all the same.
     new = [key for key in lines.files if key not in known]
     with _progress(f"checking images of {path.name}", len(new), show=show) as on_file:
         opened = open_files([(folder / name, is_mask) for name, is_mask in new], on_file)

@@ -194,6 +194,7 @@ def _write_manifests(folder: Path, collected: _Collected, choices: Choices) -> l
     train, held_out = split_by_subject(collected.rows, choices.held_out, choices.seed)
     write_manifest(folder / "train.jsonl", train)
     write_manifest(folder / "held_out.jsonl", held_out)
+    # Only rows know their part; entries of the survey learn it by their subject.
     subjects = {subject_of(row) for row in held_out}
     parts = [
         replace(entry, split="held_out" if entry.subject in subjects else "train")

@@ -84,6 +84,7 @@ def read_dreambench(folder: Path, *, require_photos: bool = True) -> DreamBench:
     root = dreambench_folder(folder)
     file = root / FILE_NAME
     try:
+        # utf-8-sig: an editor may have put a BOM before the first line.
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         lines = [line for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
@@ -113,6 +114,7 @@ def prompt_type(template: str) -> PromptType:
     recontext: it is put elsewhere.
     """
     before, _, after = template.partition("{}")
+    # A template that ends with the subject and says more than "a" before it changes the subject itself.
     if not after and before.strip() != "a":
         return "property"
     return "accessory" if "wearing" in after or after.endswith("outfit") else "recontext"

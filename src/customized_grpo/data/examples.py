@@ -158,6 +158,7 @@ class ManifestSource:
             return ((3, self.fitting.height, self.fitting.width),) * n_references
         shapes = []
         for file in row.references:
+            # Pillow counts (width, height), tensors [3, height, width].
             width, height = self.fitting.size_of(image_size(file), n_references)
             shapes.append((3, height, width))
         return tuple(shapes)

@@ -74,6 +74,7 @@ class FileTable:
     def unchanged(self, folder: Path) -> NDArray[np.bool_]:
         """Return which files are surely those that were opened, [F]."""
         now = read_stamps([f"{folder}/{name}" for name in self.names])
+        # A stamp below 0 is unknown, and two unknown ones prove nothing.
         unchanged: NDArray[np.bool_] = (now == self.stamps).all(axis=1) & (self.stamps >= 0).all(axis=1)
         return unchanged
 

@@ -110,6 +110,7 @@ def resize_cover(image: Image.Image, height: int, width: int) -> Image.Image:
 def crop_box(size: Size, height: int, width: int) -> tuple[float, float, float, float]:
     """Return left, top, right and bottom of what `resize_cover` keeps of an image."""
     image_width, image_height = size
+    # The larger of the two scales covers; the smaller one would leave a border.
     scale = max(height / image_height, width / image_width)
     # rounding can make the overhang slightly negative, and Pillow refuses a box outside of the image
     cut_x = max(0.0, (image_width - width / scale) / 2)
@@ -151,11 +152,13 @@ def cut_note(references: Iterable[tuple[str, Size]], height: int, width: int) ->
 def _resize_inside(image: Image.Image, height: int, width: int) -> Image.Image:
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {height} x {width}")
+    # The smaller of the two scales keeps all of the image inside.
     scale = min(height / image.height, width / image.width)
     # a very long and thin image would round to no pixels
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     border = 0 if image.mode == "L" else (NEUTRAL,) * 3
     canvas = Image.new(image.mode, (width, height), border)
+    # Centred, for the mask as for its image.
     place = ((width - inner[0]) // 2, (height - inner[1]) // 2)
     canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), place)
     return canvas

@@ -89,6 +89,7 @@ def files_text(files: FileTable, places: NDArray[np.int32]) -> str:
 
 def _with(array: NDArray[_Number], rows: NDArray[np.int64], new: NDArray[_Number]) -> NDArray[_Number]:
     """Return a copy of an array with other rows."""
+    # A copy, because the old index may still be in use, and its arrays may be read only.
     changed = array.copy()
     changed[rows] = new
     return changed

@@ -27,6 +27,7 @@ def a_few(mistakes: Iterable[tuple[str, str]]) -> list[str]:
     total = 0
     for where, mistake in mistakes:
         total += 1
+        # Two mistakes are of one kind if they differ in names and numbers alone.
         kind = _PARTICULAR.sub("", mistake)
         counts[kind] += 1
         if counts[kind] <= EACH and len(lines) < LONGEST:

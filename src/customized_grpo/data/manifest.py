@@ -132,6 +132,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
         UserError: A path of a row lies outside the manifest's folder.
         ValueError: Two rows share an id.
     """
+    # An id seeds the noise of a row: two rows of one id would get the same.
     if len({row.id for row in rows}) != len(rows):
         raise ValueError("two rows share an id")
     folder = path.parent.resolve()
@@ -225,6 +226,7 @@ class LineReader:
         row_id = item.get("id")
         if not isinstance(row_id, str):
             return []
+        # The first line keeps the id; every later one is a mistake.
         first = self._first_line.setdefault(row_id, number)
         return [] if first == number else [f"id {row_id!r} was used on line {first} already"]
 

@@ -127,6 +127,7 @@ def _from_arrays(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a name leads out of the folder")
     names = text.split(_SEPARATOR) if text else []
     for name, (dtype, shape) in ARRAYS.items():
+        # The file may be anybody's: a wrong shape would be read as other files' data.
         if arrays[name].dtype != dtype or arrays[name].shape != (len(names), *shape):
             raise ValueError(f"{name} has another type or shape")
     places = arrays["places"]

@@ -105,8 +105,10 @@ def _is_inverted(marked: NDArray[np.bool_]) -> bool:
     if min(height, width) < SMALLEST_JUDGED:
         return False
     inside = marked[1:-1, 1:-1]
+    # A frame one pixel wide, counted without building it.
     n_border = marked.size - inside.size
     border = (np.count_nonzero(marked) - np.count_nonzero(inside)) / n_border
+    # The inner half in both directions.
     middle = marked[height // 4 : -(height // 4), width // 4 : -(width // 4)]
     if border >= 0.95:
         return _share(~inside) >= FEW

@@ -98,6 +98,7 @@ class Segmenter:
         mean = np.array(self.layout.mean, np.float32)
         std = np.array(self.layout.std, np.float32)
         normalised: Array = (pixels - mean) / std
+        # [H, W, 3] -> [3, H, W], as the models take it
         values = self._first(self.model(normalised.transpose(2, 0, 1)))
         if self.layout.sigmoid:
             values = 0.5 * (1 + np.tanh(0.5 * values))  # the sigmoid, without overflow
@@ -159,6 +160,7 @@ def make_masks(
     # by photo, because rows share references
     masks: dict[Path, Path] = {}
     for row in rows:
+        # Rows with masks keep theirs, drawn by somebody who knew better.
         for photo in () if row.masks else row.references:
             masks[photo] = folder / f"{_name(photo, out.parent)}.png"
     _claim(folder, segmenter, masks, on_progress)
@@ -170,6 +172,7 @@ def make_masks(
         on_progress(
             f"{number} of {len(masks)}: {photo}{'' if has_mask else ' shows nothing that stands out'}"
         )
+    # At the end: one call names every photo that needs a mask by hand.
     if empty:
         raise UserError(
             _empty_message(empty, rows),

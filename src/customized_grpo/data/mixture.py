@@ -48,9 +48,11 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         """Open the images of row `index`."""
+        # row of the mixture -> manifest, and below: row of that manifest
         number = max(place for place, start in enumerate(self._starts) if start <= index)
         part = self.parts[number]
         example = part.source[index - self._starts[number]]
+        # A row's own choice is more special than its manifest's.
         if part.rewards is None or "rewards" in example.meta:
             return example
         return replace(example, meta={**example.meta, "rewards": list(part.rewards)})
@@ -62,20 +64,20 @@ class Mixture:
             texts += part.source.texts()
         return texts
 
-    def draw(self, per_iteration: int, iteration: int, seed: int) -> list[int]:
-        """Return the rows of one iteration, as `sampler.prompt_indices` does for one manifest.
+    def draw(self, first: int, n_prompts: int, seed: int) -> list[int]:
+        """Return the rows of consecutive prompts, as `sampler.prompt_indices` does for one manifest.
 
         Over any stretch of a training a manifest has its share of the prompts, to within a few. Its own rows
         are visited in shuffled passes.
         """
-        first = iteration * per_iteration
-        part_of_prompt = self._parts_of_prompts(first + per_iteration, seed)
+        part_of_prompt = self._parts_of_prompts(first + n_prompts, seed)
         rows = []
-        for position in range(first, first + per_iteration):
+        for position in range(first, first + n_prompts):
             number = int(part_of_prompt[position])
             # how often the manifest was drawn from before, in the whole training
             visit = int((part_of_prompt[:position] == number).sum())
             count = len(self.parts[number].source)
+            # row of the manifest -> row of the mixture
             rows.append(self._starts[number] + row_of_pass(count, visit, seed, number))
         return rows
 
@@ -85,21 +87,22 @@ class Mixture:
 
         weights = np.array([part.weight for part in self.parts])
         bounds = np.cumsum(weights / weights.sum())
+        # One draw for the whole training, so that any iteration can be worked out alone.
         start = float(torch.rand(1, generator=generator(seed, "mixture"), dtype=torch.float64))
         points = (start + GOLDEN * np.arange(count)) % 1.0
         # the last bound may be rounded to less than 1
         return np.searchsorted(bounds[:-1], points, side="right").astype(np.int64)
 
 
-def draw_rows(source: ExampleSource, per_iteration: int, iteration: int, seed: int) -> list[int]:
-    """Return the rows of one iteration of training: a pure function of seed and iteration.
+def draw_rows(source: ExampleSource, first: int, n_prompts: int, seed: int) -> list[int]:
+    """Return the rows of consecutive prompts of a training: a pure function of its arguments.
 
     Args:
         source: The rows to train on.
-        per_iteration: Prompts of an iteration.
-        iteration: Number of the iteration, from 0.
+        first: Number of prompts that were drawn before.
+        n_prompts: Number of prompts to draw.
         seed: The run's seed.
     """
     if isinstance(source, Mixture):
-        return source.draw(per_iteration, iteration, seed)
-    return prompt_indices(len(source), per_iteration, iteration, seed)
+        return source.draw(first, n_prompts, seed)
+    return prompt_indices(len(source), first, n_prompts, seed)

@@ -85,6 +85,7 @@ def _shared_images(train: CheckedManifest, held_out: CheckedManifest) -> list[st
     for place in np.flatnonzero(~held_out.files.is_mask).tolist():
         others = by_key.get(int(keys[place]), ())
         file = held_out.folder / held_out.files.names[place]
+        # Keys are of samples of a file: equal ones are a suspicion, and the whole file decides.
         if others and file_sha256(file) in {file_sha256(other) for other in others}:
             shared.append(file.name)
     return shared

@@ -54,6 +54,7 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 def _has_alpha(image: Image.Image) -> bool:
+    # A palette or grey image may name one transparent value instead of a channel.
     return "A" in image.getbands() or ("transparency" in image.info and not image.mode.startswith("I;16"))
 
 

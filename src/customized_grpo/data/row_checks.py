@@ -95,6 +95,7 @@ def type_problems(item: dict[str, Any]) -> list[str]:
     problems = []
     for key in ("id", "prompt", "target", "subject"):
         value = item.get(key)
+        # null stands for "not given" where a key may be left out.
         if key in item and (value is not None or key in REQUIRED):
             if not isinstance(value, str):
                 problems.append(f"`{key}` must be a string, not {kind_of(value)}")

@@ -1,4 +1,4 @@
-"""Which prompts an iteration trains on: a pure function of seed and iteration, so nothing is saved."""
+"""Which rows a training draws: a pure function of the seed and of how many were drawn before."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Hashable, Sequence
 from customized_grpo.seeding import generator
 
 
-def prompt_indices(count: int, per_iteration: int, iteration: int, seed: int) -> list[int]:
-    """Return the rows of one iteration.
+def prompt_indices(count: int, first: int, n_prompts: int, seed: int) -> list[int]:
+    """Return the rows of consecutive prompts of a training.
 
     Rows are visited in shuffled passes: every row once, in a new order, before any row is seen again.
 
     Args:
         count: Number of rows of the data set.
-        per_iteration: Prompts of an iteration.
-        iteration: Number of the iteration, from 0.
+        first: Number of prompts that were drawn before.
+        n_prompts: Number of prompts to draw.
         seed: The run's seed.
     """
     import torch
 
-    first = iteration * per_iteration
-    # an iteration may take the end of one pass and the beginning of the next
+    # the prompts may take the end of one pass and the beginning of the next
     orders: dict[int, torch.Tensor] = {}
     chosen = []
-    for position in range(first, first + per_iteration):
+    for position in range(first, first + n_prompts):
         epoch, place = divmod(position, count)
         if epoch not in orders:
             orders[epoch] = torch.randperm(count, generator=generator(seed, "order", epoch))

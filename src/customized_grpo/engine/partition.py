@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from customized_grpo.errors import UserError
 
 
@@ -56,15 +54,6 @@ class Partition:
             first = update * per_update + self.rank * own
             prompts += range(first, first + own)
         return prompts
-
-    def in_iteration_order(self, gathered: Tensor) -> Tensor:
-        """Bring rows gathered from all processes [W U n, ...] into the iteration's order [U W n, ...].
-
-        Rows may be prompts, or samples of prompts (then n counts samples): every process gave equally many.
-        """
-        # gathered: process after process, each with its updates; iteration: update after update
-        by_process = gathered.unflatten(0, (self.world_size, self.updates, -1))
-        return by_process.transpose(0, 1).flatten(0, 2)
 
     def own_rows(self, n_rows: int) -> slice:
         """Return which rows of one update, those of all processes, are this process's."""

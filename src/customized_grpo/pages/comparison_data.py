@@ -231,6 +231,7 @@ def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) ->
     analysed = {entry["name"]: entry for entry in analysis.get("arms") or ()}
     entries = [entry for entry in results["arms"] if entry["role"] != "base"]
     arms = []
+    # numbered in the order of the results: the base, which has no number, is left out first
     for number, entry in enumerate(entries, start=1):
         on_front = entry["name"] in front or entry["role"] == "front"
         arms.append(

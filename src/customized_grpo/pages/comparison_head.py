@@ -49,6 +49,7 @@ class Head:
 def read_head(data: ComparisonData) -> Head:
     """Return what the page says first."""
     alarmed = _alarmed(data)
+    # the box names the same arms already: the sentence is left out only where the box is shown
     sentences = [text for text in data.verdicts if not (alarmed and text.startswith(ALARMS_BEGIN))]
     return Head(alarmed, _alarms(data, alarmed), _verdict(data), sentences)
 
@@ -82,6 +83,7 @@ def _verdict(data: ComparisonData) -> str:
         if arm.role != "method" or not entry or len(arm.finished) < MIN_RUNS:
             continue
         is_cure = entry["outside"] and not arm.result.get("degraded")
+        # exactly one list takes it: an arm that left the front but degraded is "not shown", no third class
         (cures if is_cure else others).append(arm.label)
     if not cures and not others:
         return ""

@@ -106,6 +106,7 @@ def _read(folder: Path) -> list[PromptImages]:
                 prompt=row.get("prompt") or "",
                 subject=row.get("subject"),
                 reference=samples.reference(number),
+                # iteration 0 is the model that training began with
                 base=samples.drawn(number, 0) if 0 in samples.iterations else None,
                 tuned=samples.drawn(number, max(samples.iterations)),
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from customized_grpo.pages.curves import total
 from customized_grpo.pages.findings import alarms, findings
 from customized_grpo.pages.page import TEMPLATES, evenly, render, write_page
 from customized_grpo.pages.plots.cell_plots import interval_plot
@@ -151,11 +152,24 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("learning rate", compact(rate) if isinstance(rate, int | float) else None),
         ("iterations", run.last.get("iteration")),
         ("rollouts", f"{rollouts:,}" if isinstance(rollouts, int) else None),
+        ("dynamic sampling", _dynamic_sampling(run)),
         ("time", duration(wall) if isinstance(wall, int | float) else None),
         ("seed", run.summary.get("seed", run.setting("run.seed"))),
         ("device", run.summary.get("device", run.setting("model.device"))),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _dynamic_sampling(run: RunData) -> str | None:
+    """Return how many groups were dropped and how many stayed; None without dynamic sampling."""
+    if not any("sampling/drawn" in record for record in run.train):
+        return None
+    names = ("drawn", "dropped", "stayed")
+    counts = {name: f"{total(run.train, f'sampling/{name}'):,.0f}" for name in names}
+    return (
+        f"{counts['dropped']} of {counts['drawn']} groups taught nothing and were dropped, with a budget of "
+        f"{run.setting('train.dynamic_sampling.budget')} an iteration; {counts['stayed']} such groups stayed"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.errors import UserError
-from customized_grpo.planning.work import other_models
+from customized_grpo.planning.work import other_models, rollout_calls
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -142,6 +142,7 @@ def dequantised_bytes(config: Config, batches: Batches, calls: int, quantised_we
         return 0
     # Unpacked forward and backward; once more for recomputing, and for each other model that is asked.
     per_micro_batch = 2 + model.gradient_checkpointing + other_models(config.train)
-    rollout = batches.rollout_batches * config.rollout.steps
+    further = batches.further_prompts * math.ceil(config.train.group_size / config.rollout.batch_size)
+    rollout = (batches.rollout_batches + further) * rollout_calls(config)
     update = batches.optimizer_steps * batches.micro_batches_per_step * per_micro_batch
     return int(calls * (rollout + update) * quantised_weights * UNPACKING_BYTES[model.quantisation])

@@ -92,6 +92,7 @@ class Estimate:
         batches: How samples are divided.
         tokens: Of one sample.
         steps: Denoising steps of a sample.
+        rollout_calls: Velocities that they take.
         noisy_steps: Steps among them that draw noise.
         trained_steps: Steps among those that are trained; for nft and awm, noise levels that are.
         passes: Forward-equivalents per prompt.
@@ -110,6 +111,7 @@ class Estimate:
     batches: Batches
     tokens: Tokens
     steps: int
+    rollout_calls: int
     noisy_steps: int
     trained_steps: int
     passes: Passes
@@ -121,15 +123,20 @@ class Estimate:
     graph_reuse: GraphReuse
     host: HostMemory
 
+    @property
+    def passes_per_process(self) -> int:
+        """Return the passes of one process in an iteration, at worst if dynamic sampling may draw more."""
+        # `passes` are those of one prompt with its whole group.
+        further = self.passes.rollout * self.batches.further_prompts
+        return self.passes.iteration * self.batches.prompts_per_process + further
+
     def seconds_per_iteration(self, tflops: float) -> float:
         """Return the time of an iteration's passes, at 10^12 x tflops operations a second."""
-        # `passes` are those of one prompt with its whole group.
-        passes = self.passes.iteration * self.batches.prompts_per_process
-        return work.seconds(passes, self.flops_per_pass, tflops)
+        return work.seconds(self.passes_per_process, self.flops_per_pass, tflops)
 
     def duration(self, card: Card) -> Duration:
         """Return the time of an iteration's passes through the transformer on a card."""
-        passes = self.passes.iteration * self.batches.prompts_per_process
+        passes = self.passes_per_process
         return predict_duration(
             card,
             operations=passes * self.flops_per_pass,
@@ -214,6 +221,7 @@ class Planner:
             batches=batches,
             tokens=Tokens(run.n_image, run.n_references, config.model.max_text_tokens),
             steps=config.rollout.steps,
+            rollout_calls=work.rollout_calls(config),
             noisy_steps=len(step_plan.noisy),
             trained_steps=n_trained,
             passes=work.passes(

@@ -99,6 +99,8 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
     encoders = run.dtype.itemsize * run.encoder_parameters
     vae = FP32 * run.vae_parameters
     dequantised = dequantised_bytes(run, model.quantisation)
+    # groups of further prompts, beside those that they replace
+    further = min(batches.further_prompts, batches.prompts_per_process)
     parts = {
         "base": base_bytes(run, model.quantisation),
         "adapter": adapter,
@@ -112,8 +114,10 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
         "autoencoder": vae,
         "rewards": rewards,
         "conditioning": run.conditioning_bytes
-        * (batches.prompts_per_process + max(rollout_batch, update_batch)),
-        "trajectory": trajectory_bytes(config, run, batches.samples_per_process, n_trained),
+        * (batches.prompts_per_process + further + max(rollout_batch, update_batch)),
+        "trajectory": trajectory_bytes(
+            config, run, batches.samples_per_process + further * train.group_size, n_trained
+        ),
         "rollout pass": dequantised + run.rollout_bytes(rollout_batch),
         "update pass": dequantised
         + run.update_bytes(update_batch, checkpointing=model.gradient_checkpointing, kl=train.kl_weight > 0),

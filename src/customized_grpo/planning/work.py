@@ -12,9 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from customized_grpo import extensions
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
+    from customized_grpo.algorithms.samplers import Transition
     from customized_grpo.config import Config
     from customized_grpo.config.training import TrainConfig
 
@@ -32,6 +34,7 @@ class Batches:
         optimizer_steps: Optimizer steps of an iteration.
         samples_per_step: Samples that one optimizer step sees, over all processes.
         micro_batches_per_step: Backward passes of one process that one optimizer step adds up.
+        further_prompts: The most that dynamic sampling draws besides; at worst one by one in one process.
     """
 
     prompts: int
@@ -42,6 +45,7 @@ class Batches:
     optimizer_steps: int
     samples_per_step: int
     micro_batches_per_step: int
+    further_prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def batches(config: Config, n_trained: int, processes: int) -> Batches:
         optimizer_steps=train.updates_per_iteration * train.inner_epochs,
         samples_per_step=samples_per_step,
         micro_batches_per_step=n_trained * math.ceil(samples_per_step // processes / train.micro_batch_size),
+        further_prompts=0 if train.dynamic_sampling is None else train.dynamic_sampling.budget,
     )
 
 
@@ -114,14 +119,21 @@ def passes(
     train = config.train
     backward = 2 + config.model.gradient_checkpointing  # a recomputed forward pass counts as one more
     per_trained_step = 1 + backward + other_models(train)
+    n_calls = rollout_calls(config)
     return Passes(
         # The shared steps are drawn once for the whole group.
-        rollout=calls * (train.group_size * (config.rollout.steps - n_shared) + n_shared),
+        rollout=calls * (train.group_size * (n_calls - n_shared) + n_shared),
         update=calls * train.group_size * n_trained * per_trained_step * train.inner_epochs,
         evaluation=round(
             per_evaluation_step * config.evaluation.samples_per_prompt * config.evaluation_steps
         ),
     )
+
+
+def rollout_calls(config: Config) -> int:
+    """Return the velocities that a sample of the rollout takes: one a step, or two with some solvers."""
+    sampler: Transition = extensions.load("sampler", config.rollout.sampler)
+    return sampler.n_calls(config.rollout.steps)
 
 
 def other_models(train: TrainConfig) -> int:

@@ -39,7 +39,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.policies.batch_norm_tokens import BatchNormTokens
 from customized_grpo.policies.flux2 import text_ids
 from customized_grpo.policies.options import Flux3Options
-from customized_grpo.policies.qwen_image21 import processor_class
+from customized_grpo.policies.qwen import processor_class
 from customized_grpo.policies.settings import PolicySettings
 from customized_grpo.policies.text_lengths import HostValues, by_length
 from customized_grpo.policies.tokens import Grid
@@ -199,7 +199,7 @@ class Flux3Policy(BatchNormTokens):
     @classmethod
     def extra_parts(cls, path: str) -> dict[str, Any]:
         """Return the processor, which diffusers could load with torchvision only."""
-        return {"tokenizer": processor_class().from_pretrained(path, subfolder="tokenizer")}
+        return {"tokenizer": processor_class("Qwen3VLProcessor").from_pretrained(path, subfolder="tokenizer")}
 
     @classmethod
     def assemble(cls, pipeline_class: Any, folder: Path, dtype: Any, parts: dict[str, Any]) -> Any:

@@ -20,10 +20,15 @@ CPU = torch.device("cpu")
 
 @dataclass
 class _Copy:
-    """A tensor on the CPU, and the version of its twin on the device that it equals."""
+    """A tensor on the CPU, its twin on the device, and the version of the twin that it equals."""
 
     tensor: Tensor
+    twin: Tensor
     version: int
+
+    def equals(self, tensor: Tensor) -> bool:
+        """Return whether a tensor of the part is still the twin, and never written to."""
+        return tensor is self.twin and tensor._version == self.version
 
 
 class HostCopy:
@@ -45,14 +50,14 @@ class HostCopy:
         waiting = {name: tensor.data for name, tensor in self._frozen()}
         self._part.to(self._device)
         for name, tensor in self._frozen():
-            self._copies[name] = _Copy(waiting[name], tensor._version)
+            self._copies[name] = _Copy(waiting[name], tensor, tensor._version)
 
     def leave(self) -> None:
         """Move the part to the CPU; frozen weights that were there before are not copied again."""
         for name, tensor in self._frozen():
             copy = self._copies.get(name)
-            # An operation in place, which nothing here does to a frozen weight, would make the copy stale.
-            if copy is not None and copy.version == tensor._version:
+            # An operation in place, or a part that takes another buffer, would make the copy stale.
+            if copy is not None and copy.equals(tensor):
                 tensor.data = copy.tensor
         self._copies.clear()  # the part holds them again, and no weight stays that it has lost
         self._part.to(CPU)

@@ -28,38 +28,33 @@ images, and transformers 5 then silently numbers them like words, not by row and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.weak import WeakIdKeyDictionary
 
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_pil
-from customized_grpo.policies.policy import Policy
+from customized_grpo.policies.qwen import NEGATIVE_PROMPT, QwenPolicy
 from customized_grpo.policies.tokens import Grid, pack, unpack
 from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
-    from customized_grpo.policies.architecture import Architecture, CallShape
+    from customized_grpo.policies.architecture import CallShape
     from customized_grpo.policies.conditioning import Conditioning
 
-NEGATIVE_PROMPT = " "  # the model card's; the pipeline has no default and leaves guidance out without one
 IMAGE_SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # the words of the pipeline
 
 
-class QwenEditPolicy(Policy):
-    """A policy around a QwenImageEditPlusPipeline; its processor may be one from `load_processor`.
+class QwenEditPolicy(QwenPolicy):
+    """A policy around a QwenImageEditPlusPipeline.
 
-    `guidance` is the scale of classifier-free guidance; 1 or less means none, at half the cost. Prompts are
-    padded to `max_text_tokens` but never cut; each reference takes about 200 of them.
+    Prompts are padded to `max_text_tokens` but never cut; each reference takes about 200 of them.
     """
 
-    VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D
-    VAE_FRAMES = (1,)
+    PROCESSOR = "Qwen2VLProcessor"
     LORA_TARGET = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 
     @classmethod
@@ -105,10 +100,6 @@ class QwenEditPolicy(Policy):
             return [n_tokens - start for n_tokens in tokens(formatted)]
 
         return [TextLimit("the generator's text encoder", self.max_text_tokens, count)]
-
-    @property
-    def _is_guided(self) -> bool:
-        return self.guidance > 1
 
     def _shrink(self, images: Sequence[Tensor]) -> list[Image.Image]:
         """Resize references [3, h, w] in [0, 1] for the vision-language model, in 8 bits as the pipeline."""
@@ -167,13 +158,6 @@ class QwenEditPolicy(Policy):
         mean, deviation = self._latent_statistics()
         return pack((latents - mean) / deviation)
 
-    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's latents, each [C / 4, 1, 1], fp32."""
-        config = self.pipe.vae.config
-        mean = torch.tensor(config.latents_mean, device=self.device)
-        deviation = torch.tensor(config.latents_std, device=self.device)
-        return mean[:, None, None], deviation[:, None, None]
-
     # Sampling
 
     def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
@@ -205,27 +189,6 @@ class QwenEditPolicy(Policy):
         )
         return v[:, : x.shape[1]].float()
 
-    def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
-        image, *references = self._grids(conditioning)
-        expected = self.grid(conditioning.height, conditioning.width)
-        assert tuple(image) == expected, f"image tokens in a grid {image}, expected {expected}"
-        n_places = sum(rows * columns for rows, columns in references)
-        assert n_places == n_references, f"grids for {n_places} reference tokens, there are {n_references}"
-
-    def _grids(self, conditioning: Conditioning) -> list[list[int]]:
-        """Return rows and columns of the image and of each reference.
-
-        They are read from the device once for each tensor, as every reading waits for all work there.
-        """
-        tensor = conditioning.shared["grids"]
-        if tensor not in self._read_grids:
-            self._read_grids[tensor] = tensor.tolist()
-        return self._read_grids[tensor]
-
-    @cached_property
-    def _read_grids(self) -> WeakIdKeyDictionary:
-        return WeakIdKeyDictionary()
-
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
         mean, deviation = self._latent_statistics()
         return unpack(x, grid) * deviation + mean
@@ -235,30 +198,7 @@ class QwenEditPolicy(Policy):
         pixels: Tensor = self.pipe.vae.decode(frame, return_dict=False)[0][:, :, 0]
         return pixels
 
-    # Loading
-
-    @classmethod
-    def extra_parts(cls, path: str) -> dict[str, Any]:
-        """Return the processor, which diffusers could load with torchvision only."""
-        return {"processor": load_processor(path)}
-
     # Sizes
-
-    @classmethod
-    def pixels_per_latent(cls, vae_config: Any) -> int:
-        """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
-        return 1 << len(vae_config.temperal_downsample)
-
-    @classmethod
-    def latent_channels(cls, vae_config: Any) -> int:
-        """Return the channels of a latent image."""
-        channels: int = vae_config.z_dim
-        return channels
-
-    @classmethod
-    def calls_per_velocity(cls, architecture: Architecture, guidance: float) -> int:
-        """Return 2 above a guidance of 1, else 1."""
-        return 2 if guidance > 1 else 1
 
     @classmethod
     def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
@@ -271,31 +211,3 @@ class QwenEditPolicy(Policy):
             "encoder_hidden_states_mask": torch.empty(shape.batch, shape.text_tokens, dtype=torch.bool),
             "img_shapes": [grids] * shape.batch,
         }
-
-
-def load_processor(path: str) -> Any:
-    """Load a checkpoint's processor of text and images, for its pipeline's `from_pretrained(processor=...)`.
-
-    The published processor also has a part for videos, which this family never uses and which cannot be
-    loaded without torchvision.
-
-    Args:
-        path: A folder in diffusers' layout, or a hub id such as "owner/name".
-
-    Raises:
-        OSError: The folder `processor` is missing or incomplete, or the hub cannot be reached.
-    """
-    return processor_class().from_pretrained(path, subfolder="processor")
-
-
-def processor_class() -> Any:
-    """Return the class of a processor without videos; made here, so that transformers is imported late."""
-    from transformers import Qwen2VLProcessor
-
-    class ImageTextProcessor(Qwen2VLProcessor):
-        """Its parent reads from this signature which parts there are."""
-
-        def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
-            super().__init__(image_processor, tokenizer)
-
-    return ImageTextProcessor

@@ -31,7 +31,6 @@ everywhere, what is seen over white is returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,32 +39,27 @@ from torch.nn.functional import pad
 
 from customized_grpo.errors import UserError
 from customized_grpo.pixels import to_pil
-from customized_grpo.policies.policy import Policy
-from customized_grpo.policies.text_lengths import HostValues, by_length
+from customized_grpo.policies.qwen import NEGATIVE_PROMPT, QwenPolicy
+from customized_grpo.policies.text_lengths import by_length
 from customized_grpo.policies.tokens import Grid, pack, unpack
 from customized_grpo.text_limits import TextLimit, token_counter
 
 if TYPE_CHECKING:
-    from customized_grpo.policies.architecture import Architecture, CallShape
+    from customized_grpo.policies.architecture import CallShape
     from customized_grpo.policies.conditioning import Conditioning
 
-NEGATIVE_PROMPT = " "  # what the pipeline makes of an empty one
 IMAGE_SLOT = "<image{}><|vision_start|><|image_pad|><|vision_end|>"  # the words of the pipeline
 TOKENS_PER_SLOT = 4  # tokens of a reference for one image slot of the vision-language model
 
 
-class QwenImage21Policy(Policy):
-    """A policy around a QwenImage21Pipeline; its processor may be one from `load_processor`.
-
-    `guidance` is the scale of classifier-free guidance; 1 or less means none, at half the cost.
-    """
+class QwenImage21Policy(QwenPolicy):
+    """A policy around a QwenImage21Pipeline."""
 
     TEXT_TO_IMAGE = True
     CALLS_BY_TEXT = True
     PATCH = 1
     SIDE_IN_TOKENS = 2
-    VAE_MEMORY_FORMAT = torch.preserve_format  # its weights are 5-D
-    VAE_FRAMES = (1,)
+    PROCESSOR = "Qwen3VLProcessor"
     VAE_CHANNELS = 4
     LORA_TARGET = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0)"
 
@@ -99,10 +93,6 @@ class QwenImage21Policy(Policy):
             return [n_tokens - pipe._drop_idx for n_tokens in tokens(formatted)]
 
         return [TextLimit("the generator's text encoder", self.max_text_tokens, count)]
-
-    @property
-    def _is_guided(self) -> bool:
-        return self.guidance > 1
 
     def _embed(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]], grids: Sequence[Grid]
@@ -192,13 +182,6 @@ class QwenImage21Policy(Policy):
         mean, deviation = self._latent_statistics()
         return pack((latents - mean) / deviation, self.PATCH)
 
-    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's latents, each [C, 1, 1], fp32."""
-        config = self.pipe.vae.config
-        mean = torch.tensor(config.latents_mean, device=self.device)
-        deviation = torch.tensor(config.latents_std, device=self.device)
-        return mean[:, None, None], deviation[:, None, None]
-
     # Sampling
 
     def _levels(self, steps: int) -> Any:
@@ -240,21 +223,6 @@ class QwenImage21Policy(Policy):
         # the image is last; the rest is its output for text and references
         return v[:, -x.shape[1] :].float()
 
-    def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:
-        image, *references = self._grids(conditioning)
-        expected = self.grid(conditioning.height, conditioning.width)
-        assert tuple(image) == expected, f"image tokens in a grid {image}, expected {expected}"
-        n_places = sum(rows * columns for rows, columns in references)
-        assert n_places == n_references, f"grids for {n_places} reference tokens, there are {n_references}"
-
-    def _grids(self, conditioning: Conditioning) -> Any:
-        """Return rows and columns of the image and of each reference."""
-        return self._on_host(conditioning.shared["grids"])
-
-    @cached_property
-    def _on_host(self) -> HostValues:
-        return HostValues()
-
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
         mean, deviation = self._latent_statistics()
         return unpack(x, grid, self.PATCH) * deviation + mean
@@ -266,13 +234,6 @@ class QwenImage21Policy(Policy):
         # over white, which is 1, as the text encoder sees references; the pipeline cuts colours as well
         return pixels[:, :3].clamp(-1, 1) * opacity + (1 - opacity)
 
-    # Loading
-
-    @classmethod
-    def extra_parts(cls, path: str) -> dict[str, Any]:
-        """Return the processor, which diffusers could load with torchvision only."""
-        return {"processor": load_processor(path)}
-
     # Sizes
 
     @classmethod
@@ -280,22 +241,6 @@ class QwenImage21Policy(Policy):
         """Return D, the channels of the text embeddings that the transformer takes."""
         channels: int = transformer_config.context_in_dim
         return channels
-
-    @classmethod
-    def pixels_per_latent(cls, vae_config: Any) -> int:
-        """Return how many pixels of an image, along a side, are one latent pixel, as the pipeline has it."""
-        return 1 << len(vae_config.temperal_downsample)
-
-    @classmethod
-    def latent_channels(cls, vae_config: Any) -> int:
-        """Return the channels of a latent image."""
-        channels: int = vae_config.z_dim
-        return channels
-
-    @classmethod
-    def calls_per_velocity(cls, architecture: Architecture, guidance: float) -> int:
-        """Return 2 above a guidance of 1, else 1."""
-        return 2 if guidance > 1 else 1
 
     @classmethod
     def transformer_inputs(cls, shape: CallShape) -> dict[str, Any]:
@@ -331,33 +276,3 @@ def sequence(embeds: Tensor, slots: Tensor, n_image: int) -> tuple[Tensor, Tenso
     whole = embeds.new_zeros(len(embeds), len(is_slot), embeds.shape[2])
     whole[:, ~is_slot] = embeds
     return whole, torch.cat([is_slot, is_slot.new_ones(n_image // TOKENS_PER_SLOT)])
-
-
-def load_processor(path: str) -> Any:
-    """Load a checkpoint's processor of text and images, for its pipeline's `from_pretrained(processor=...)`.
-
-    The published processor also has a part for videos, which this family never uses and which cannot be
-    loaded without torchvision.
-
-    Args:
-        path: A folder in diffusers' layout, or a hub id such as "owner/name".
-
-    Raises:
-        OSError: The folder `processor` is missing or incomplete, or the hub cannot be reached.
-    """
-    return processor_class().from_pretrained(path, subfolder="processor")
-
-
-def processor_class() -> Any:
-    """Return the class of a processor without videos; made here, so that transformers is imported late."""
-    from transformers import Qwen3VLProcessor
-
-    class ImageTextProcessor(Qwen3VLProcessor):
-        """Its parent reads from this signature which parts there are."""
-
-        def __init__(
-            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
-        ) -> None:
-            super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-    return ImageTextProcessor

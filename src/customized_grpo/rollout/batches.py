@@ -23,6 +23,14 @@ def repeat_examples(examples: Sequence[Example], group_size: int) -> list[Exampl
     return samples
 
 
+def samples_of_groups(groups: Sequence[int], group_size: int) -> list[int]:
+    """Return the numbers of the samples of these groups, group after group."""
+    samples: list[int] = []
+    for group in groups:
+        samples += range(group * group_size, (group + 1) * group_size)
+    return samples
+
+
 def sample_batches(
     buckets: Sequence[Hashable], group_size: int, samples: slice, size: int
 ) -> Iterator[slice]:

@@ -7,7 +7,7 @@ Shapes: P prompts, G samples of each, N = P x G samples, B of them in a batch, L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from customized_grpo.data.sampler import count_repeats
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
-from customized_grpo.rollout.batches import sample_conditioning
+from customized_grpo.rollout.batches import sample_conditioning, samples_of_groups
 from customized_grpo.rollout.collect import NoiseKey, batches_with_noise
-from customized_grpo.rollout.denoise import denoise
+from customized_grpo.rollout.denoise import draw_clean
 from customized_grpo.rollout.sampler import Sampler, StepPlan
 
 if TYPE_CHECKING:
@@ -46,15 +46,15 @@ class CleanSamples:
         noise_key: Selects the noise that is added.
     """
 
-    conditionings: Sequence[Conditioning]
-    buckets: Sequence[Hashable]
+    conditionings: MutableSequence[Conditioning]
+    buckets: MutableSequence[Hashable]
     group_size: int
     progress: Tensor
     sigmas: Tensor
     clean: Tensor
     images: Tensor
-    prompt_ids: Sequence[str]
-    first_numbers: Sequence[int]
+    prompt_ids: MutableSequence[str]
+    first_numbers: MutableSequence[int]
     noise_key: NoiseKey
 
     def __len__(self) -> int:
@@ -64,6 +64,22 @@ class CleanSamples:
     def n_trained(self) -> int:
         """Return K."""
         return len(self.sigmas)
+
+    def replace_groups(self, places: Sequence[int], others: CleanSamples) -> None:
+        """Put groups of other samples, with the same levels and key, in the place of some of these.
+
+        Args:
+            places: Numbers of the groups that are replaced, one for each group of the others.
+            others: The groups that take their places, in this order.
+        """
+        samples = samples_of_groups(places, self.group_size)
+        self.clean[samples] = others.clean
+        self.images[samples] = others.images
+        for number, place in enumerate(places):
+            self.conditionings[place] = others.conditionings[number]
+            self.buckets[place] = others.buckets[number]
+            self.prompt_ids[place] = others.prompt_ids[number]
+            self.first_numbers[place] = others.first_numbers[number]
 
     def release(self) -> None:
         """Free nothing: no graphs are kept."""
@@ -131,8 +147,7 @@ def collect_clean(
         before_batch()
         conditioning = sample_conditioning(conditionings, group_size, samples)
         x = policy.noise(noise.initial, conditioning.height, conditioning.width)
-        for move in denoise(policy, sampler, conditioning, x, noise.steps, plan.noisy):
-            x = move.x_next
+        x = draw_clean(policy, sampler, conditioning, x, noise.steps, plan.noisy)
         clean.append(x)
         images.append(policy.decode(x, conditioning.height, conditioning.width))
         on_batch(samples, images[-1])

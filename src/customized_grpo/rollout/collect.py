@@ -89,7 +89,7 @@ def collect(
             [B, 3, H, W], so that scoring can begin.
     """
     conditionings = encoder(examples)
-    buckets = [example.bucket for example in examples]
+    buckets: list[Hashable] = [example.bucket for example in examples]
     keeps_graphs = keep_graphs(buckets, conditionings)
     if repeats is None:
         repeats = count_repeats([example.id for example in examples])

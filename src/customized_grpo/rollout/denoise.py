@@ -11,6 +11,7 @@ from torch import Tensor
 from customized_grpo.policies.conditioning import Conditioning
 from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.sampler import Sampler
+from customized_grpo.rollout.solvers import solve
 
 
 class Move(NamedTuple):
@@ -20,6 +21,28 @@ class Move(NamedTuple):
     mean: Tensor
     std: Tensor
     x_next: Tensor
+
+
+def draw_clean(
+    policy: Policy,
+    sampler: Sampler,
+    conditioning: Conditioning,
+    x: Tensor,
+    generators: Sequence[torch.Generator],
+    noisy: Collection[int],
+) -> Tensor:
+    """Return the finished samples of a batch [B, L, C], by the sampler's solver if it has one.
+
+    Args:
+        policy, sampler, conditioning, generators, noisy: As in `denoise`; a solver draws no noise.
+        x: States at the first level [B, L, C].
+    """
+    solver = sampler.stochastic.solver
+    if solver is not None:
+        return solve(solver, sampler.sigmas, x, lambda x, sigma: policy.velocity(x, sigma, conditioning))
+    for move in denoise(policy, sampler, conditioning, x, generators, noisy):
+        x = move.x_next
+    return x
 
 
 def denoise(

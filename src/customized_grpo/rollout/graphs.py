@@ -34,6 +34,8 @@ def reuse_obstacle(config: Config, samples: int) -> str | None:
         )
     if train.reuse_rollout_graph == "never":
         return "train.reuse_rollout_graph=never"
+    if train.dynamic_sampling is not None:
+        return "train.dynamic_sampling: groups of the rollout are replaced"
     if train.updates_per_iteration > 1:
         return (
             f"train.updates_per_iteration={train.updates_per_iteration}: only one has the rollout's weights"

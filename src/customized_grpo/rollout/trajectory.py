@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from customized_grpo.policies.conditioning import Conditioning
+from customized_grpo.rollout.batches import samples_of_groups
 from customized_grpo.rollout.graphs import Graphs
 
 
@@ -32,8 +33,8 @@ class Trajectory:
         graphs: Graphs of the trained steps; empty unless they were kept. The update takes each of them out.
     """
 
-    conditionings: Sequence[Conditioning]
-    buckets: Sequence[Hashable]
+    conditionings: MutableSequence[Conditioning]
+    buckets: MutableSequence[Hashable]
     group_size: int
     steps: list[int]
     sigmas: Tensor
@@ -51,6 +52,23 @@ class Trajectory:
     def n_trained(self) -> int:
         """Return S."""
         return len(self.steps)
+
+    def replace_groups(self, places: Sequence[int], others: Trajectory) -> None:
+        """Put groups of another trajectory, with the same trained steps, in the place of some of these.
+
+        Args:
+            places: Numbers of the groups that are replaced, one for each group of the others.
+            others: The groups that take their places, in this order.
+        """
+        samples = samples_of_groups(places, self.group_size)
+        for name in ("x", "x_next", "mean", "log_prob"):
+            values: Tensor | None = getattr(self, name)
+            if values is not None:
+                values[:, samples] = getattr(others, name)
+        self.images[samples] = others.images
+        for number, place in enumerate(places):
+            self.conditionings[place] = others.conditionings[number]
+            self.buckets[place] = others.buckets[number]
 
     def release(self) -> None:
         """Free the graphs of samples that could not be trained on."""

@@ -174,7 +174,7 @@ def diagnose(config: Config, prompts: int, branching: Branching) -> Diagnosis:
         n_rows = len(parts.data.train)
         # one draw for both: the shorter list is the beginning of the longer
         count = max(prompts, branching.n_prompts)
-        rows = draw_rows(parts.data.train, min(count, n_rows), 0, config.run.seed)
+        rows = draw_rows(parts.data.train, 0, min(count, n_rows), config.run.seed)
         batches = {
             "train.micro_batch_size": config.train.micro_batch_size,
             "rollout.batch_size": config.rollout.batch_size,

@@ -75,9 +75,10 @@ def expected(config: Config, processes: int, step_s: float, evaluation_s: float)
     words = f"{_counted(iterations, 'iteration')} of {_short(iteration_s)}"
     if evaluations:
         words += f", {_counted(evaluations, 'evaluation')} of {_short(evaluation_s)} as of the base"
-    return (
-        f"expected time: about {duration(total)}: {words}; by one timed denoising step, without the rewards"
-    )
+    left_out = "the rewards"
+    if config.train.dynamic_sampling is not None:
+        left_out += " and further prompts of dynamic sampling"
+    return f"expected time: about {duration(total)}: {words}; by one timed denoising step, without {left_out}"
 
 
 def time_step(parts: Parts, example: Example, samples: int) -> float:

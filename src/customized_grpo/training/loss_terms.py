@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -47,6 +47,9 @@ class Samples(Protocol):
     @property
     def n_trained(self) -> int:
         """Return the number of places at which every sample is trained."""
+
+    def replace_groups(self, places: Sequence[int], others: Any) -> None:
+        """Put the groups of other samples, of the same class, in the places of some of these."""
 
     def release(self) -> None:
         """Free what only the updates of the iteration needed."""

@@ -28,6 +28,33 @@ if TYPE_CHECKING:
     from customized_grpo.rewards.base import HasKind
 
 
+def trained_rewards(config: Config, rewards: Sequence[HasKind]) -> list[int]:
+    """Return the places, among all rewards, of those that are trained on.
+
+    Quality without weight is watched only: what it could not score is trained on all the same.
+    """
+    has_weight = config.advantage.quality_weight > 0
+    return [k for k, reward in enumerate(rewards) if has_weight or reward.kind != "quality"]
+
+
+def idle_groups(config: Config, rewards: Sequence[HasKind], scores: Tensor, largest_std: float) -> list[int]:
+    """Return the numbers of the groups that teach nothing, ascending.
+
+    Args:
+        config: The recipe.
+        rewards: K rewards, in the recipe's order.
+        scores: Of N samples in whole groups [N, K], as in `LearningSignal.from_scores`.
+        largest_std: See `advantages.informative_groups`.
+    """
+    trained = trained_rewards(config, rewards)
+    asked = scores[:, trained] != NOT_ASKED
+    teaches = adv.informative_groups(
+        scores[:, trained], config.train.group_size, largest_std=largest_std, asked=asked
+    )
+    numbers: list[int] = (~teaches).nonzero().flatten().tolist()
+    return numbers
+
+
 @dataclass(frozen=True)
 class LearningSignal:
     """Rewards and advantages of N samples, by kind and not yet combined.
@@ -73,9 +100,8 @@ class LearningSignal:
         """
         group_size = config.train.group_size
         quality_weight = config.advantage.quality_weight
-        # quality without weight is watched only: what it could not score is trained on all the same
         # `trained` has places among all K rewards; the columns of what follows are places in `trained`.
-        trained = [k for k, reward in enumerate(rewards) if quality_weight or reward.kind != "quality"]
+        trained = trained_rewards(config, rewards)
         kinds = [rewards[k].kind for k in trained]
         shares = [config.rewards[k].weight for k in trained]
         asked = scores != NOT_ASKED

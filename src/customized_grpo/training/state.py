@@ -1,9 +1,9 @@
 """The state of a run: the content of a checkpoint, and how a run is restored from one.
 
 State is the adapter, its average, the old policy of NFT and AWM, the optimizer, the number of finished
-iterations, rollouts and seconds so far, skipped updates and wasted iterations in a row, and the inputs of the
-alarms that no other file holds. Everything else is a function of the recipe, because all random numbers come
-from (seed, iteration, prompt, sample).
+iterations, rollouts, further prompts and seconds so far, skipped updates and wasted iterations in a row, and
+the inputs of the alarms that no other file holds. Everything else is a function of the recipe, because all
+random numbers come from (seed, iteration, prompt, sample).
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class RunState:
     Attributes:
         iteration: Number of finished iterations.
         rollouts: Samples drawn for training, over all processes.
+        further_prompts: Prompts that dynamic sampling has drawn besides those of the iterations.
         seconds: Seconds spent when the run was last saved, over all sessions.
         wasted_in_a_row: Number of wasted iterations up to this one; see `waste`.
         processes: Number of processes that last saved the run.
@@ -82,6 +83,7 @@ class RunState:
 
     iteration: int = 0
     rollouts: int = 0
+    further_prompts: int = 0
     seconds: float = 0.0
     wasted_in_a_row: int = 0
     processes: int = 1
@@ -197,6 +199,7 @@ class RunCheckpoints:
             {
                 "iteration": state.iteration,
                 "rollouts": state.rollouts,
+                "further_prompts": state.further_prompts,
                 "seconds": state.seconds,
                 "wasted_in_a_row": state.wasted_in_a_row,
                 "skipped_in_a_row": self.updater.skipped_in_a_row,
@@ -287,6 +290,8 @@ class RunCheckpoints:
         self.updater.skipped_in_a_row = saved["skipped_in_a_row"]
         self.state.iteration = saved["iteration"]
         self.state.rollouts = saved["rollouts"]
+        # older versions drew no further prompts, and so did not count them
+        self.state.further_prompts = saved.get("further_prompts", 0)
         self.state.seconds = saved["seconds"]
         self.state.wasted_in_a_row = saved["wasted_in_a_row"]
         self.state.processes = saved["processes"]

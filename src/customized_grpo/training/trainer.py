@@ -20,28 +20,23 @@ from pathlib import Path
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.data.examples import Example
-from customized_grpo.data.mixture import draw_rows
-from customized_grpo.data.sampler import count_repeats
 from customized_grpo.engine.interrupts import Interrupted, StopFlag
 from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
-from customized_grpo.rollout.batches import count_batches, repeat_examples
-from customized_grpo.rollout.scoring import scoring_batch
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.runs.reading import run_config
-from customized_grpo.training.algorithm import Draw, build_algorithm
+from customized_grpo.training.algorithm import build_algorithm
 from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
+from customized_grpo.training.drawing import Drawing, Groups
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.expected import announce
 from customized_grpo.training.graph_memory import GraphMemory
 from customized_grpo.training.log import RunLog, check_resumable, check_start
-from customized_grpo.training.loss_terms import Samples
 from customized_grpo.training.metrics import Clock, pixel_diversities, signal_health, signal_metrics
 from customized_grpo.training.notes import start_notes
 from customized_grpo.training.parts import Parts, build_engine, open_parts
@@ -130,6 +125,15 @@ class Trainer:
         self.checkpoints = RunCheckpoints(self.store, parts, self.updater, self.algorithm, self.state)
         self.log = RunLog(self.config, folder, self.state, self.engine)
         self.stop = StopFlag(self.engine)
+        self.drawing = Drawing(
+            parts,
+            self.algorithm,
+            self.partition,
+            self.state,
+            self.graph_memory,
+            self.stop,
+            lambda name: self.log.progress.phase(name),  # the terminal is there while the log is open
+        )
         self.notes: list[tuple[str, str]] = []  # events of a resumed run, for when the log is open
         self.best = BestCheckpoint(self.config.checkpoint.best, folder, self.store, self.engine)
         self.evaluator = Evaluator(folder, parts, self.updater, self.state, self.log, self.stop)
@@ -177,23 +181,20 @@ class Trainer:
         """Alternate sampling, scoring and updating; evaluate and save on the way."""
         started = time.monotonic()
         self.evaluator.evaluate_base()
-        first = self.data.train[self.prompt_rows()[0]]
+        first = self.drawing.next_example()
         announce(self.parts, self.state, first, time.monotonic() - started, self.log.progress.message)
         self.evaluate_if_due()  # resumed: a checkpoint is saved before its iteration is evaluated
         while self.iteration < self.config.train.iterations:
             clock = Clock()
-            examples = self.next_examples()
-            with clock.phase("rollout"):
-                samples = self.collect(examples, clock)
-            with clock.phase("reward"):
-                scores = self.score()
-            signal = self.signal(scores)
+            groups = self.drawing.draw(clock)
+            signal = self.signal(groups.scores)
             with clock.phase("update"):
-                report = self.update(samples, signal)
+                report = self.update(groups, signal)
             self.state.iteration += 1
-            self.state.rollouts += len(scores)
-            self.record(signal, report, samples, clock)
-            self.count_waste(scores, signal)
+            self.state.rollouts += groups.n_drawn * self.config.train.group_size
+            self.state.further_prompts += groups.n_further
+            self.record(signal, report, groups, clock)
+            self.count_waste(groups.scores, signal)
             self.log.check()
             if self.is_due(self.config.checkpoint.every):
                 self.save()
@@ -215,73 +216,26 @@ class Trainer:
             for name, sentence in start_notes(self.parts):
                 self.log.event(name, sentence, prefix="note: ")
 
-    # Sampling and scoring
-
-    def prompt_rows(self) -> list[int]:
-        """Return the training rows of this iteration's prompts, those of all processes."""
-        config = self.config
-        count = config.train.prompts_per_iteration
-        return draw_rows(self.data.train, count, self.iteration, config.run.seed)
-
-    def next_examples(self) -> list[Example]:
-        """Return this process's prompts of this iteration."""
-        rows = self.prompt_rows()
-        # prompt of this process -> prompt of the iteration -> row of the training data
-        return [self.data.train[rows[prompt]] for prompt in self.partition.own_prompts(len(rows))]
-
-    def collect(self, examples: list[Example], clock: Clock) -> Samples:
-        """Draw a group of samples for each prompt; hand each batch of images to the rewards at once."""
-        group_size = self.config.train.group_size
-        self.log.progress.phase("rollout")
-        example_of_sample = repeat_examples(examples, group_size)
-        repeats = count_repeats(self.prompt_rows())
-
-        def submit(samples: slice, images: torch.Tensor) -> None:
-            with clock.phase("reward"):
-                self.scorer.submit(scoring_batch(images, example_of_sample[samples]), group_size)
-
-        n_batches = count_batches(examples, group_size, self.config.rollout.batch_size)
-        draw = Draw(
-            examples,
-            self.iteration,
-            repeats=[repeats[prompt] for prompt in self.partition.own_prompts(len(repeats))],
-            keep_graphs=self.graph_memory.decide,
-            before_batch=self.stop.batch_check(n_batches),
-            on_batch=submit,
-        )
-        samples: Samples = self.algorithm.draw(draw)
-        return samples
-
-    def score(self) -> torch.Tensor:
-        """Wait for the scores of this process's samples; return those of all processes.
-
-        Returns:
-            [N, K], N samples in the iteration's order, NaN where a reward could not score.
-        """
-        self.log.progress.phase("reward")
-        self.stop.check()
-        # A check while waiting is an exchange, and the other processes wait for their own rewards.
-        is_alone = self.engine.world_size == 1
-        scores = self.scorer.collect(self.stop.check) if is_alone else self.scorer.collect()
-        return self.partition.in_iteration_order(self.engine.gather(scores))
+    # Updating
 
     def signal(self, scores: torch.Tensor) -> LearningSignal:
         """Normalise every reward in its group and reduce rewards [N, K] to kinds."""
         return LearningSignal.from_scores(self.config, self.scorer.rewards, scores, self.iteration)
 
-    # Updating
-
-    def update(self, samples: Samples, signal: LearningSignal) -> UpdateReport:
+    def update(self, groups: Groups, signal: LearningSignal) -> UpdateReport:
         """Take the iteration's optimizer steps."""
         self.log.progress.phase("update")
         self.stop.check()
-        report = self.updater.update(samples, signal, self.iteration, self.record_skip)
+
+        def record_skip(update: int) -> None:
+            self.record_skip(groups.rows, update)
+
+        report = self.updater.update(groups.samples, signal, self.iteration, record_skip)
         self.algorithm.finish_iteration(self.iteration)
         return report
 
-    def record_skip(self, update: int) -> None:
+    def record_skip(self, rows: Sequence[int], update: int) -> None:
         """Write down the prompts of an update that is left out, as one of them may be to blame."""
-        rows = self.prompt_rows()
         n_update = len(rows) // self.config.train.updates_per_iteration
         rows_of_update = rows[update * n_update : (update + 1) * n_update]
         ids = ", ".join(self.data.train[row].id for row in rows_of_update)
@@ -293,12 +247,13 @@ class Trainer:
 
     # Measuring
 
-    def record(self, signal: LearningSignal, report: UpdateReport, samples: Samples, clock: Clock) -> None:
+    def record(self, signal: LearningSignal, report: UpdateReport, groups: Groups, clock: Clock) -> None:
         """Write the iteration's line of metrics."""
-        group_size = samples.group_size
-        diversities = self.engine.gather(pixel_diversities(samples.images, group_size))
+        group_size = self.config.train.group_size
+        diversities = self.engine.gather(pixel_diversities(groups.samples.images, group_size))
         line = {
             **signal_metrics(signal, group_size),
+            **groups.metrics(self.config.train.dynamic_sampling),
             **report.metrics(),
             "policy/learning_rate": self.updater.learning_rate(self.iteration - 1),  # it is counted by now
             "diversity/in_group": float(diversities.mean()),

@@ -25,6 +25,7 @@ class TwoScaleJudges:
     def columns(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Judge images [B, 3, H, W] in [0, 1], one per example."""
         scene, pattern = world.halves(world.shrink(images.cpu()))
+        # from similarities to indexes of world.SCENES: the nearest scene counts, however faint it is
         shown_scene = world.similarities(scene).argmax(1)
         identity = world.similarities(pattern).argmax(1) == _meta(examples, "pattern")
         prompt = shown_scene == _meta(examples, "prompted")

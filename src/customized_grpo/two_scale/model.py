@@ -67,6 +67,7 @@ class TwoScaleModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             scene: Index of the prompted scene [B].
             return_dict: Of no effect, as diffusers' models have it.
         """
+        # from 1 to about 55 radians over all noise levels, so that close levels differ too
         frequencies = torch.linspace(0, 4, FREQUENCIES, device=timestep.device).exp()
         angles = timestep[:, None] * frequencies
         features = [

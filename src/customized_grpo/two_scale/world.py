@@ -62,6 +62,7 @@ def enlarge(pixels: Tensor) -> Tensor:
 
 def shrink(images: Tensor) -> Tensor:
     """Return the latent pixels [B, 3, 4, 4] of images [B, 3, H, W] in [0, 1]; undoes `enlarge`."""
+    # what `enlarge` clamped stays clamped: colours beyond RANGE do not come back
     return F.adaptive_avg_pool2d(images * 2 - 1, CELLS) * RANGE
 
 
