@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from customized_grpo.engine.engine import Engine
 from second_device import DEVICE, MixedDevices, SecondDevice, second_device
 
 
@@ -79,3 +80,11 @@ def test_outside_of_the_block_tensors_are_torchs_own() -> None:
         there = torch.ones(2, device=DEVICE)
     assert there.device.type == "cpu" and not torch.cuda.is_available()
     assert torch.equal(there + torch.ones(2), torch.full((2,), 2.0))
+
+
+def test_a_run_on_the_cpu_follows_one_on_a_device_in_the_same_process() -> None:
+    with second_device():
+        there = Engine(DEVICE)
+        assert there.accelerator.device.type == "cuda"
+    here = Engine(torch.device("cpu"))
+    assert here.accelerator.device.type == "cpu"

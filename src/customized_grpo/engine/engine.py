@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
@@ -59,6 +60,8 @@ class Engine:
             # None: accelerate takes the backend of the device, nccl on CUDA.
             backend = "gloo" if on_cpu else None
             handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))]
+        else:
+            _forget_another_device(device)
         with _joining(launch):
             self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index
@@ -267,6 +270,15 @@ def _message(error: BaseException) -> tuple[str, str | None]:
         return error.message, error.hint
     reason = "".join(traceback.format_exception_only(error)).strip()
     return f"the main process failed: {reason}", "Its own message says where."
+
+
+def _forget_another_device(device: torch.device) -> None:
+    """Let accelerate take a device of another kind than an earlier run of this process had, as in a notebook.
+
+    It keeps the first one for the life of a process, and refuses the CPU after it.
+    """
+    if PartialState._shared_state and PartialState().device.type != device.type:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
