@@ -280,7 +280,7 @@ def measure(library: Library, path: Path, count: int, chromium: Any) -> list[str
 
 def _open(chromium: Any, path: Path, ready: str, **options: Any) -> Any:
     page = chromium.new_context(**options).new_page()
-    page.goto(path.as_uri())
+    page.goto(path.as_uri(), timeout=120_000)
     page.wait_for_function(ready, timeout=120_000)
     return page
 

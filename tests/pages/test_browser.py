@@ -144,6 +144,26 @@ def test_no_label_leaves_its_chart_or_covers_another(
     assert page.evaluate(looks.OVERLAPS) == []
 
 
+@pytest.mark.parametrize("viewport", [looks.PHONE, looks.DESKTOP])
+def test_no_row_of_a_table_covers_the_next(show: Any, viewport: dict[str, int]) -> None:
+    page = show("benchmark", viewport)
+    covered = page.evaluate(
+        """() => {
+          const bottom = (row) => {
+            const letters = document.createRange();
+            letters.selectNodeContents(row);
+            return letters.getBoundingClientRect().bottom;
+          };
+          const isCovering = (row) => {
+            const next = row.nextElementSibling;
+            return next && bottom(row) > next.getBoundingClientRect().top + 2;
+          };
+          return [...document.querySelectorAll('tr')].filter(isCovering).map((row) => row.textContent.trim());
+        }"""
+    )
+    assert covered == []
+
+
 @pytest.mark.parametrize("name", ["report", "comparison"])
 def test_alarms_are_the_first_thing_said(show: Any, name: str) -> None:
     page = show(name, looks.PHONE)
@@ -184,7 +204,7 @@ def test_paper_has_the_folded_parts_and_the_colours(show: Any, name: str) -> Non
     )
     assert min(heights) > 20
     kept = page.evaluate(
-        "() => [...document.querySelectorAll('.patch, .split, .chart')]"
+        "() => [...document.querySelectorAll('.patch, .divided, .chart')]"
         ".map((element) => getComputedStyle(element).printColorAdjust)"
     )
     assert kept and set(kept) == {"exact"}

@@ -426,6 +426,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_long_runs_do_not_make_long_curves() -> None:
     x, y = bin_means([float(i) for i in range(10_000)], [float(i) for i in range(10_000)], 240)
     assert len(x) <= 240 and x == y and sum(y) / len(y) == pytest.approx(4999.5, rel=0.01)
+    # what pages ask for without saying a limit
+    assert len(bin_means(x=[0.0] * 10_000, y=[0.0] * 10_000)[0]) <= 240
+    assert len(extremes([float(place % 7) for place in range(10_000)])) <= 242
 
 
 def test_a_thinned_curve_keeps_its_ends_its_extremes_and_its_gaps() -> None:

@@ -460,6 +460,15 @@ def test_ratio_normalisation_goes_on_after_the_first_pass(make_parts: MakeParts)
     assert report.skipped == 0
 
 
+def test_attention_in_fp32_moves_the_gradient_by_its_rounding_and_no_sample(make_parts: MakeParts) -> None:
+    native = make_parts("model.precision=bf16")
+    wide = make_parts("model.precision=bf16", "train.attention_gradients=fp32")
+    assert torch.equal(native.trajectory.images, wide.trajectory.images)
+    native.update()
+    assert wide.update().first.deviation == 0.0
+    assert 0 < relative_difference(wide.gradient(), native.gradient()) < 0.02
+
+
 # Graphs kept from the rollout
 
 

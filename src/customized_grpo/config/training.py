@@ -102,6 +102,8 @@ class TrainConfig(Section):
     """Samples in one backward pass, per process: a matter of memory and speed, not of results."""
     reuse_rollout_graph: Literal["auto", "never"] = "auto"
     """Whether the update goes back through the rollout's own passes: auto where recipe and memory allow."""
+    attention_gradients: Literal["native", "fp32"] = "native"
+    """Arithmetic of attention's backward pass on a CPU: in bf16 fp32 is faster there, and nearer to exact."""
     max_nonfinite_steps: Count = 3
     """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before a stop."""
     max_unscored_share: Share = 0.5

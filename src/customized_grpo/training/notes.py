@@ -26,7 +26,19 @@ def start_notes(parts: Parts) -> list[tuple[str, str]]:
     """Return (name of the event, sentence) of what is worth knowing of a run before it begins."""
     idle = [("idle setting", sentence) for sentence in idle_settings(parts.config, parts.scorer.rewards)]
     long = [("long prompts", sentence) for sentence in prompt_lengths(parts)]
+    idle += [("idle setting", sentence) for sentence in idle_attention(parts.config, parts.policy.device)]
     return [*_start(parts.config), *_uncentred(parts), *idle, *long, *calibration_notes(parts.config)]
+
+
+def idle_attention(config: Config, device: torch.device) -> list[str]:
+    """Return why train.attention_gradients changes nothing, if it was set and does not."""
+    if config.train.attention_gradients == "native":
+        return []
+    if device.type != "cpu":
+        return [f"train.attention_gradients=fp32 changes nothing: it is for CPUs, and this runs on {device}"]
+    if config.model.precision != "bf16":
+        return ["train.attention_gradients=fp32 changes nothing: model.precision=fp32 has it already"]
+    return []
 
 
 def _uncentred(parts: Parts) -> list[tuple[str, str]]:

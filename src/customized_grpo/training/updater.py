@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from customized_grpo.engine.attention import attention_gradients_in_fp32
 from customized_grpo.engine.deterministic import repeatable
 from customized_grpo.errors import UserError
 from customized_grpo.policies.lora import load_average, name_average
@@ -90,6 +91,7 @@ class Updater:
         self.train = config.train
         self.use_average = config.evaluation.use_ema
         self.is_deterministic = config.run.deterministic
+        self.has_wide_attention = config.train.attention_gradients == "fp32"
         self.ratio_tolerance = ratio_tolerance(config)
         self.loss = loss
         self.policy = loss.policy
@@ -139,7 +141,10 @@ class Updater:
             for update in range(self.train.updates_per_iteration):
                 # Only before the first optimizer step is the policy the one that drew the samples.
                 is_first = epoch == update == 0
-                with repeatable(self.engine.device, self.is_deterministic):
+                with (
+                    repeatable(self.engine.device, self.is_deterministic),
+                    attention_gradients_in_fp32(self.engine.device, self.has_wide_attention),
+                ):
                     was_taken = self._step(samples, signal, iteration, update, report, is_first=is_first)
                 if not was_taken:
                     on_skip(update)

@@ -209,7 +209,7 @@ def split_bar(parts: Sequence[Part], *, title: str, unit: str = "s") -> Markup:
         pieces.append(piece.format(part.colour, f"{share:.4f}"))
         words = f"{part.name} {share:.0%} \u00b7 {compact(part.amount)} {unit}"
         entries.append(entry.format(part.colour, words))
-    bar = Markup('<div class="split" role="img" aria-label="{}">{}</div>').format(
+    bar = Markup('<div class="divided" role="img" aria-label="{}">{}</div>').format(
         title, Markup("").join(pieces)
     )
     key = Markup('<p class="patches">{}</p>').format(Markup("").join(entries))
