@@ -9,7 +9,7 @@ import pytest
 
 from commands import run_here
 from customized_grpo import __version__
-from customized_grpo.cli.common import _presets
+from customized_grpo.cli.common import complete_presets
 from customized_grpo.cli.env import VARIABLES
 from customized_grpo.cli.main import app
 
@@ -44,8 +44,8 @@ def test_h_is_help(words: list[str]) -> None:
 
 
 def test_presets_are_completed_by_their_beginning() -> None:
-    assert _presets("toybox") == ["toybox", "toybox-smoke"]
-    assert _presets("no-such") == []
+    assert complete_presets("toybox") == ["toybox", "toybox-smoke"]
+    assert complete_presets("no-such") == []
 
 
 def test_every_verb_says_in_one_short_line_what_it_does() -> None:
