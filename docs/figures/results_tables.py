@@ -20,6 +20,7 @@ from typing import Any
 
 from customized_grpo.comparison.analysis import analyse
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
+from customized_grpo.pages.plots.numbers import p_text
 from customized_grpo.statistics.intervals import paired_difference
 
 SHOWN_RUNS = ("customized-grpo", "naive-0.5")
@@ -105,6 +106,23 @@ def difference_rows(results: Record, names: Sequence[str]) -> list[str]:
     return rows
 
 
+def control_rows(results: Record) -> list[str]:
+    """Return the paired differences of each arm from its control, with Holm's p-values over all of them."""
+    analysis = analyse(results["arms"], results["runs"])
+    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    rows: list[str] = []
+    for entry in analysis["arms"]:
+        against = entry["against_control"]
+        if against is not None:
+            name = f"{labels[entry['name']]} minus {labels[against['control']]}"
+            rows.append(_row(name, _tested(against[PROMPT]), _tested(against[IDENTITY])))
+    return rows
+
+
+def _tested(measured: Mapping[str, float]) -> str:
+    return f"{_interval(measured, '+')}, {p_text(measured['p_holm'])}"
+
+
 def _interval(measured: Mapping[str, float], sign: str = "") -> str:
     # z: what rounds to zero has no minus sign
     number = f"{sign}z.2f"
@@ -123,7 +141,7 @@ def main() -> None:
     parser.add_argument("--between", nargs="*", default=(), help="methods whose margins are compared")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
-    tables = [arm_rows(results), difference_rows(results, arguments.between)]
+    tables = [arm_rows(results), difference_rows(results, arguments.between), control_rows(results)]
     if arguments.runs:
         tables.append(run_rows(results))
     for rows in tables:
