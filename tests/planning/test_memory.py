@@ -74,6 +74,9 @@ def velocity_of(policy: Policy) -> tuple[Callable[[], Tensor], list[Tensor]]:
     x = policy.noise([torch.Generator().manual_seed(i) for i in range(BATCH)], 64, 64)
     for parameter in policy.trainable_parameters():
         parameter.grad = torch.zeros_like(parameter)
+    with torch.no_grad():
+        # the rotary tables that Qwen-Image-Edit keeps from its first call are the model's, not a pass's
+        policy.velocity(x, 0.5, encoded)
     known = [x, *encoded.per_sample.values(), *encoded.shared.values()]
     return lambda: policy.velocity(x, 0.5, encoded), [*known, *replay.known_tensors(policy.transformer)]
 
