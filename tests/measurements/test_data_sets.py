@@ -8,6 +8,8 @@ import pytest
 
 import data_sets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("words", "cases"),

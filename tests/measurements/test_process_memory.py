@@ -9,6 +9,8 @@ import pytest
 
 from process_memory import MEBIBYTE, Case, peaks, table
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 held = bytearray(int(sys.argv[1]) * 2**20)

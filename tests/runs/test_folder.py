@@ -58,6 +58,7 @@ def old_run(path: Path, recipe: Recipe) -> None:
     (checkpoint / "COMMIT.json").write_text("{}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", ["nothing", "empty folder", "old run"])
 def test_after_a_kill_at_any_disk_call_of_the_start_training_can_begin(
     tmp_path: Path, recipe: Recipe, existing: str

@@ -18,6 +18,8 @@ from customized_grpo.reporting.votes import read_votes
 from customized_grpo.studio.booth import Answer, Booth
 from studio_serving import running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def colours(runs: Path) -> Path:

@@ -18,6 +18,8 @@ from customized_grpo.reporting.metrics import read_metrics
 from processes import PATIENCE_S
 from studio_serving import Running, process, running
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ["evaluation.samples_per_prompt=1", "evaluation.every=0", "checkpoint.every=1"]
 
 

@@ -21,6 +21,8 @@ from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.studio.app import STATIC
 from studio_serving import Events, Running, process, running, stream
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "0123456789abcdef"
 
 

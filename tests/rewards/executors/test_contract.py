@@ -28,7 +28,9 @@ REWARDS = [
 Executors = dict[str, Executor]
 
 
-@pytest.fixture(scope="module", params=["inline", "thread", "ray", "http"])
+@pytest.fixture(
+    scope="module", params=["inline", "thread", pytest.param("ray", marks=pytest.mark.slow), "http"]
+)
 def executors(request: pytest.FixtureRequest) -> Iterator[Executors]:
     """The rewards at one place, by name."""
     with ExitStack() as stack:

@@ -25,6 +25,8 @@ from customized_grpo.rewards.executors import build_executor, build_scorer
 from customized_grpo.rewards.executors.http import HttpExecutor
 from customized_grpo.rewards.service.protocol import digest_of
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "correct-horse-battery-staple"
 OWN = RewardConfig(name="own_rewards:Own")
 

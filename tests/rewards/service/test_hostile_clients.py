@@ -22,6 +22,8 @@ from customized_grpo.rewards.service.protocol import Sample, ScoreRequest, to_ba
 from customized_grpo.serving import connections
 from service_requests import HEAD, JSON, MOODY, ask, is_problem, png
 
+pytestmark = pytest.mark.slow
+
 
 def address(service: Any) -> tuple[str, int]:
     return "127.0.0.1", int(service.url.rpartition(":")[2])

@@ -24,6 +24,8 @@ from customized_grpo.rewards.service.protocol import to_base64
 from processes import PATIENCE_S
 from service_requests import HEAD, JSON, MOODY, ask, is_problem, png
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "correct-horse-battery-staple"
 DINO = RewardConfig(name="dino", path="toybox")
 
