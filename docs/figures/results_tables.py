@@ -9,14 +9,14 @@ again from its runs by the code of `cgrpo compare`.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from results_figures import read_results
 
 from customized_grpo.comparison.analysis import analyse
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
@@ -27,15 +27,6 @@ SHOWN_RUNS = ("customized-grpo", "naive-0.5")
 """Arms of the table of single runs."""
 
 Record = Mapping[str, Any]
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Return the content of results.json, compressed or not."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    results: dict[str, Any] = json.loads(content)
-    return results
 
 
 def arm_rows(results: Record) -> list[str]:

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from customized_grpo.comparison.verdicts import SIGNIFICANT
+from customized_grpo.pages.runs_page import NAMES
+from customized_grpo.statistics.crossed import SIGNIFICANT
 from customized_grpo.statistics.degradation import degradation_sentence
-
-NAMES = {
-    "judge/identity": "held-out identity",
-    "judge/prompt": "held-out prompt accuracy",
-    "judge/quality": "held-out quality",
-    "reward/identity": "identity reward",
-    "reward/prompt": "prompt reward",
-    "reward/quality": "quality reward",
-}
-"""Measures of the verdict in words."""
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 
 from customized_grpo.comparison.definitions import IDENTITY, PROMPT
 from customized_grpo.pages.comparison_head import ALARMS_BEGIN, MIN_RUNS
+from customized_grpo.statistics.crossed import SIGNIFICANT
 
 QUALITY_NAMES = {IDENTITY: "identity", PROMPT: "prompt"}
-SIGNIFICANT = 0.05
-"""Holm-adjusted p-value below which a difference counts."""
 
 
 def verdicts(

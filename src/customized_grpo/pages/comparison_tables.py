@@ -19,9 +19,7 @@ from customized_grpo.pages.plots.numbers import (
     symmetric_limit,
 )
 from customized_grpo.reporting.progress import duration
-
-SIGNIFICANT = 0.05
-"""Holm-adjusted p-value below which a difference is coloured."""
+from customized_grpo.statistics.crossed import SIGNIFICANT
 
 
 @dataclass(frozen=True)

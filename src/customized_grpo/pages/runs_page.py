@@ -26,9 +26,7 @@ from customized_grpo.pages.plots.numbers import (
     symmetric_limit,
 )
 from customized_grpo.pages.run_data import RunData
-
-SIGNIFICANT = 0.05
-"""Holm-adjusted p-value below which a difference is coloured."""
+from customized_grpo.statistics.crossed import SIGNIFICANT
 
 MAX_PROMPTS = 8
 """Prompts whose images are on the page."""

@@ -176,6 +176,10 @@ def draw_means(tables: ArrayLike, weights: tuple[ArrayLike, ArrayLike]) -> Float
         return weigh(np.where(measured, values, 0.0)) / weigh(measured.astype(np.float64))
 
 
+SIGNIFICANT = 0.05
+"""Holm-adjusted p-value below which a difference is called beyond chance."""
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6:2, 1979).
 
