@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+STYLE = re.compile("<style>.*?</style>", re.DOTALL)
 REPOSITORY = Path(__file__).parents[2]
 BETWEEN = ("customized-grpo", "tdw", "tdw-sharp-sars", "tdw-calibrated-sars")
 """The methods whose margins docs/results.md compares."""
@@ -40,3 +42,15 @@ def test_the_tables_of_two_scale_are_those_of_the_committed_runs() -> None:
     rows = print_rows("two-scale", "--between", *BETWEEN)
     assert len(rows) == 22 + 6 + 13
     assert set(rows) <= rows_of("docs/results.md")
+
+
+@pytest.mark.parametrize("name", ["toybox", "toybox-decisions"])
+def test_the_figures_are_those_that_the_page_shows_and_no_others(tmp_path: Path, name: str) -> None:
+    script = REPOSITORY / "docs" / "figures" / "results_figures.py"
+    results = REPOSITORY / "docs" / "results" / f"{name}.json.gz"
+    subprocess.run([sys.executable, str(script), str(results), str(tmp_path)], check=True)
+    [drawn] = tmp_path.iterdir()
+    committed = REPOSITORY / "docs" / "images" / drawn.name
+    # a style sheet may change without a change of the figure
+    assert STYLE.sub("", drawn.read_text()) == STYLE.sub("", committed.read_text())
+    assert f"(images/{drawn.name})" in (REPOSITORY / "docs" / "results.md").read_text()
