@@ -392,6 +392,16 @@ def test_every_colour_in_use_is_defined_in_every_theme(full_run: RunFolder) -> N
         assert used <= set(re.findall(r"--(\w+):", theme))
 
 
+def test_the_commit_is_said_in_words(full_run: RunFolder) -> None:
+    for modified, words in (
+        (False, "git commit abc torch –"),
+        (True, "git commit abc, with changes torch –"),
+    ):
+        git = {"commit": "abc", "modified": modified}
+        (full_run.path / "versions.json").write_text(json.dumps({"git": git, "torch": None}))
+        assert words in " ".join(page(full_run).text.split())
+
+
 def test_half_a_character_becomes_a_question_mark(full_run: RunFolder) -> None:
     (full_run.path / "versions.json").write_text('{"torch": "\\ud800.1"}')
     assert "?.1" in write_report(full_run.path).read_text(encoding="utf-8")
