@@ -104,8 +104,8 @@ def _qwen_image21_call(model: ModelConfig) -> list[str]:
 TOKEN_TYPES = (
     "With transformers 5, this pipeline of diffusers (0.42.1 and earlier) does not tell the text encoder "
     "which tokens are those of the reference (huggingface/diffusers issue 14194), and draws other images "
-    "without a word. This adapter was trained and judged with the right ones: use a diffusers in which that is mended, "
-    "or draw with `cgrpo generate`."
+    "without a word. This adapter was trained and judged with the right ones: use a diffusers in which that "
+    "is mended, or draw with `cgrpo generate`."
 )
 FLUX1 = Family(
     policy="customized_grpo.policies.flux1:Flux1Policy",
