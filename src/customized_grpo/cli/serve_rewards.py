@@ -58,6 +58,7 @@ def serve_rewards(
     config = load_config(recipe, overrides or ())
     rewards = served_rewards(config)
     check_web("serve-rewards")
+    # an empty token is none: everybody could send it
     token = os.environ.get(token_env) or None
 
     from customized_grpo.rewards.registry import scoring_settings
@@ -102,5 +103,6 @@ def _build(config: Config, rewards: Sequence[RewardConfig], workers: int) -> dic
     device = pick_device(config.model.device)
     copies = {}
     for reward in rewards:
+        # one for each thread: nothing promises that two may call a reward at once
         copies[reward.name] = [build_reward(reward, device) for _ in range(workers)]
     return copies
