@@ -62,6 +62,7 @@ def _alarmed(data: ComparisonData) -> list[AlarmedArm]:
         for found in runs:
             names.update(found)
         if runs:
+            # sorted: each process has its own order of a set, and equal results give equal pages
             alarmed.append(AlarmedArm(arm, len(runs), sorted(names)))
     return alarmed
 

@@ -123,6 +123,7 @@ def _difference_cell(difference: Measurement | None) -> Cell:
 
 def _degraded(arm: ArmView) -> Cell:
     count = arm.result.get("degraded")
+    # a run without judges or intervals is neither degraded nor not, and does not count
     judged = sum(run.get("degraded") is not None for run in arm.finished)
     if count is None or judged == 0:
         return Cell()
@@ -215,6 +216,7 @@ def _difference(name: str, difference: Measurement, p: float | None, limit: floa
     return ControlDifference(name, value_cell(difference, plus=True, tone=tone), plot, p_text(p))
 
 
+# Conflict is first, because the tick of its null is read against the first part of a bar.
 QUADRANTS = (
     ("conflict", "conflict"),
     ("both_positive", "positive"),
@@ -288,6 +290,7 @@ def gain_rows(data: ComparisonData) -> list[GainRow]:
     for arm, gain in sorted(data.gains, key=lambda pair: -pair[1].mean):
         size = number(gain.mean, plus=True)
         title = f"{arm.label}: {size}, 95 % interval {interval_text(gain, plus=True)}"
+        # a tenth more, as much air as `symmetric_limit` leaves on the right
         plot = interval_plot(gain, limit, start=start * 1.1, tone=arm.colour, title=title)
         rows.append(GainRow(arm, value_cell(gain, plus=True), plot))
     return rows

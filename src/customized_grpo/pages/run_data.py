@@ -153,6 +153,7 @@ def read_run(run_dir: Path) -> RunData:
     evals.sort(key=iteration_of)  # the base may have been measured again, late
     summary = _read_object(run_dir / "summary.json")
     return RunData(
+# resolved, because "." has no name
         name=_name(run_dir.resolve()),
         config=config,
         config_text=config_text,
@@ -191,6 +192,7 @@ def _from_summary(path: Path, summary: dict[str, Any]) -> dict[str, BeforeAfter]
             if metric not in tuned or metric not in difference:
                 continue
             entries = (base[metric], tuned[metric], difference[metric])
+            # a NaN, which JSON does not have: nothing could be scored
             if any(entry["mean"] is None for entry in entries):
                 continue
             before, after, change = map(_measurement, entries)
@@ -209,6 +211,7 @@ def _measurement(entry: dict[str, Any]) -> Measurement:
 
 
 def _is_number(value: object) -> bool:
+    # Python counts True among the integers
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -227,12 +230,14 @@ def _from_evals(evals: list[Record]) -> dict[str, BeforeAfter]:
 
     They are not paired row by row, so the difference has no interval.
     """
+    # without the base there is nothing to compare with
     if len(evals) < 2 or evals[0]["iteration"] != 0:
         return {}
     comparisons = {}
     for metric in evals[0]:
         # `_low` may also end the name of a metric; it is an interval's end only beside that metric
         ends_interval = metric.endswith(("_low", "_high")) and metric.rpartition("_")[0] in evals[0]
+        # names without a slash are counters, such as rollouts
         if ends_interval or "/" not in metric:
             continue
         base = _from_record(evals[0], metric)

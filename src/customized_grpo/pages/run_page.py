@@ -108,6 +108,7 @@ def render_run_page(run: RunData) -> str:
         "report.html.j2",
         **numbers_of(run),
         samples=_samples(run.samples) if run.samples is not None else None,
+        # a file of this package; escaped, it would have another hash
         script=Markup(script),
         script_hash=digest,
     )
@@ -211,6 +212,7 @@ def _headline_row(headline: Headline, comparison: BeforeAfter, limit: float) -> 
     difference = comparison.difference
     verdict = difference.verdict
     direction = {"up": 1, "down": -1}.get(verdict, 0)
+    # down times less-is-better is good, as up times more-is-better is
     quality = {1: "better", -1: "worse", 0: "unclear"}[direction * headline.better]
     arrow = {1: "\u25b2 ", -1: "\u25bc ", 0: ""}[direction]
     return MetricRow(
