@@ -153,7 +153,7 @@ def read_run(run_dir: Path) -> RunData:
     evals.sort(key=iteration_of)  # the base may have been measured again, late
     summary = _read_object(run_dir / "summary.json")
     return RunData(
-# resolved, because "." has no name
+        # resolved, because "." has no name
         name=_name(run_dir.resolve()),
         config=config,
         config_text=config_text,
