@@ -31,9 +31,9 @@ def terminal_console(*, quiet: bool = False) -> Console:
 def keep_prints_inert() -> None:
     """Escape what is printed while a live display is open; closing the display takes this away again."""
     if isinstance(sys.stdout, FileProxy):
-        sys.stdout = _Inert(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = _Inert(sys.stdout)
     if isinstance(sys.stderr, FileProxy):
-        sys.stderr = _Inert(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = _Inert(sys.stderr)
 
 
 class _Inert:
