@@ -53,6 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     name = arguments.results.name.partition(".")[0]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for figure in find_figures(results):
         title = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
         path = arguments.folder / f"{name}-{title}.svg"
