@@ -59,6 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     name = arguments.results.name.partition(".")[0]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for figure in find_figures(results):
         if not arguments.all and figure.title not in IN_DOCS:
             continue

@@ -26,15 +26,22 @@ def print_rows(name: str, *options: str) -> list[str]:
     return [row for row in printed.split("\n") if row]
 
 
+def margins_by_arm(name: str) -> dict[str, str]:
+    """Return the margin of each arm as README writes it: without the zeros before the points."""
+    rows = print_rows(name)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.count("|") == 7]
+    return {row[1]: row[4].replace("0.", ".") for row in cells}
+
+
 def rows_of(page: str) -> set[str]:
     return set((REPOSITORY / page).read_text(encoding="utf-8").split("\n"))
 
 
 def test_the_tables_of_toybox_are_those_of_the_committed_runs() -> None:
     rows = print_rows("toybox", "--runs", "--between", *BETWEEN)
-    assert len(rows) == 24 + 6 + 16 + 5
+    assert len(rows) == 24 + 6 + 16 + 8
     assert set(rows) <= rows_of("docs/results.md")
-    single_runs = rows[-5:]
+    single_runs = rows[-8:]
     assert set(single_runs) <= rows_of("README.md")
 
 
@@ -54,3 +61,22 @@ def test_the_figures_are_those_that_the_page_shows_and_no_others(tmp_path: Path,
     # a style sheet may change without a change of the figure
     assert STYLE.sub("", drawn.read_text()) == STYLE.sub("", committed.read_text())
     assert f"(images/{drawn.name})" in (REPOSITORY / "docs" / "results.md").read_text()
+
+
+def test_the_margins_of_the_readme_are_those_of_the_committed_runs() -> None:
+    toybox = margins_by_arm("toybox")
+    two_scale = margins_by_arm("two-scale")
+    labels = {
+        "Customized-GRPO, margin outside all constant weights": "Customized-GRPO",
+        "TDW alone": "TDW only",
+        "TDW reversed": "inverse TDW",
+        "SARS alone": "SARS only",
+        "sharper TDW + SARS": "sharper TDW + SARS",
+        "calibrated TDW + SARS": "calibrated TDW + SARS",
+    }
+    rows = rows_of("README.md")
+    for label, arm in labels.items():
+        row = next(row for row in rows if row.startswith(f"| {label} |"))
+        _, _, first, second, _ = row.split("|")
+        assert first.strip().startswith(toybox[arm])
+        assert second.strip().startswith(two_scale[arm])
