@@ -49,6 +49,7 @@ def way_out(error: OSError) -> str:
 
 
 def _free_bytes(path: Path) -> int:
+    # the nearest that is there: what was to be written may have new folders above it
     for folder in path.absolute().parents:
         if folder.is_dir():
             return shutil.disk_usage(folder).free
@@ -61,6 +62,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: It cannot be written.
     """
+    # by trying: permissions say nothing of a mount that is full or read-only
     probe = folder / f".{secrets.token_hex(8)}.probe"
     try:
         probe.touch(exist_ok=False)

@@ -34,6 +34,7 @@ def origin(error: BaseException) -> str:
     traceback = error.__traceback__
     if traceback is None:
         return ""
+    # to the innermost frame: the outer ones are of this package
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     file = Path(traceback.tb_frame.f_code.co_filename).name

@@ -154,6 +154,7 @@ def trusted_modules() -> list[str]:
 
 def is_trusted(module: str) -> bool:
     """Return whether the user has allowed a module, or a package that it is in."""
+    # with the dot: allowing `rules` must not allow `rules_of_a_stranger`
     return any(module == allowed or module.startswith(f"{allowed}.") for allowed in trusted_modules())
 
 
@@ -168,6 +169,7 @@ def code_fingerprints(names: Iterable[str]) -> dict[str, str]:
     digests = {}
     for name in names:
         module = name.partition(":")[0]
+        # as it was imported: a search now could find another file of that name
         file = getattr(sys.modules.get(module), "__file__", None)
         if is_dotted(name) and file is not None:
             digests[module] = file_sha256(Path(file))

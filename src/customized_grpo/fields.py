@@ -14,10 +14,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 10**9
 """The largest number of anything; more is a slip of the finger, and would fill the memory."""
+# At the beginning of a part of a path; elsewhere a dollar is a letter like others.
 _VARIABLE = re.compile(r"(^|/)\$(\w+|\{)")
 
 
 def _path_text(value: object) -> object:
+    # Path would make the working folder of an empty text, which nobody means
     if value == "" or (isinstance(value, str) and "\0" in value):
         raise ValueError("a path must not be empty or contain NUL")
     return value

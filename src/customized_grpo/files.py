@@ -65,6 +65,7 @@ def replacing(path: Path, *, durable: bool = False, over: bool = True) -> Iterat
         raise FileExistsError(errno.EEXIST, "exists and is not an ordinary file", str(path))
     draft = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{DRAFT_ENDING}")
     try:
+        # made here first, so that its mode is the umask's whatever writes into it later
         draft.touch(exist_ok=False)
         mode = draft.stat().st_mode
         yield draft
@@ -284,6 +285,7 @@ def read_json(
     """
     try:
         with path.open("rb") as file:
+            # one byte more shows that there is more, whatever size the file system reports
             content = file.read(max_bytes + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", hint=missing_hint) from error
@@ -293,6 +295,7 @@ def read_json(
         raise UserError(f"{path} has more than {max_bytes:,} bytes, the limit of such a file")
     try:
         value = json.loads(content)
+    # thousands of brackets inside each other exhaust the stack of the reader
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -342,6 +345,7 @@ def sampled_sha256(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16
             digest.update(file.readall())
             return digest.hexdigest()
         for number in range(n_blocks):
+            # from block number to byte: the last block ends where the file does
             file.seek((size - block_bytes) * number // (n_blocks - 1))
             digest.update(file.read(block_bytes))
     return digest.hexdigest()

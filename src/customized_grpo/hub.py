@@ -61,6 +61,7 @@ def download(path: str, name: str, *, what: str | None = None) -> Path:
         UserError: The path is no hub id, or the file cannot be fetched.
     """
     what = what or f"model.path {path!r}"
+    # first, because `folder/model.safetensors` has the form of a hub id
     if Path(path).suffix in SINGLE_FILES:
         raise UserError(
             f"{what}: a single file, where a folder in diffusers' or transformers' layout is needed",

@@ -46,6 +46,7 @@ def why_not(variable: str, url: str | None = None) -> str | None:
         return f"a recipe must not name {variable}, which says what recipes may do"
     host = None if url is None else urlsplit(url).hostname
     hosts = [allowed for name, allowed in map(_split, _entries()) if name == variable]
+    # None among the hosts allows all of them; once hosts are named, the prefix alone is not enough
     if None in hosts or host in hosts or (not hosts and variable.startswith(PREFIX)):
         return None
     entry = f"{variable}@{host}" if host else variable
@@ -92,6 +93,7 @@ def read_key(variable: str, url: str | None, place: str) -> str:
             f"{place}: the environment variable {variable} is not set",
             hint=f"Set it (export {variable}=...), or remove the option.",
         )
+    # it becomes part of a header of HTTP: a line end in it would begin another one
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"{place}: the environment variable {variable} holds what cannot be a key")
     return key
@@ -106,4 +108,5 @@ def _entries() -> Iterator[str]:
 def _split(entry: str) -> tuple[str, str | None]:
     """Return the name and the host of an entry; None: any host."""
     name, at, host = entry.partition("@")
+    # `urlsplit` gives a host in lower case
     return name, host.lower() if at else None

@@ -42,6 +42,7 @@ def open_in_place(path: Path, flags: int) -> int:
 def leads_out(path: Path, folder: Path) -> bool:
     """Return whether a path in a folder leads out of it, by symbolic links or `..`."""
     inside = os.path.realpath(folder)
+    # part by part and not letter by letter: `runs/a-2` is not in `runs/a`
     return os.path.commonpath([inside, os.path.realpath(path)]) != inside
 
 

@@ -55,6 +55,7 @@ class Report:
     @property
     def alarms(self) -> list[str]:
         """Names of the alarms that stand at the latest evaluation."""
+        # an alarm that the latest evaluation did not raise again has passed
         latest = max((int(record["iteration"] or 0) for record in self.evaluations), default=0)
         names = []
         for record in self._records("event"):

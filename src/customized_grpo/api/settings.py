@@ -26,6 +26,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 def _leaves(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         key = f"{prefix}{name}"
+        # an empty mapping has no leaves, and is itself the value
         if isinstance(value, Mapping) and value:
             yield from _leaves(f"{key}.", value)
         else:
@@ -37,6 +38,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, PathLike):
         value = str(value)
     try:
+        # json would write NaN as a word, which YAML reads as text
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(

@@ -131,6 +131,7 @@ def generate(
     Raises:
         UserError: An argument is wrong, or a file cannot be written.
     """
+    # a text is a sequence as well, of letters
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     files = [references] if isinstance(references, str | Path) else list(references)
     changes = as_overrides(settings)
@@ -205,6 +206,7 @@ def compare(
     )
     status = run_comparison(plan, jobs=jobs, examine=doctor, train=True, also=[Path(file) for file in also])
     if status:
+        # the status is for a shell; Python code expects the exception of Ctrl-C
         raise KeyboardInterrupt("interrupted; call it again to go on")
     results: dict[str, Any] | None = RunFolder(plan.folder).read_json("results.json")
     assert results is not None  # it was written a moment ago

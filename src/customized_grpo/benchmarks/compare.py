@@ -95,6 +95,7 @@ class _CommonRows:
         number_of = {row: number for number, row in enumerate(before.ids)}
         numbers = [number for number, row in enumerate(after.ids) if row in number_of]
         return cls(
+            # from a place in the second table, by the row's id, to its place in the first
             before=[number_of[after.ids[number]] for number in numbers],
             after=numbers,
             subjects=[after.subjects[number] for number in numbers],
@@ -116,6 +117,7 @@ def compare_results(before: Result, after: Result, across: Sequence[str] = ()) -
     check_comparable(before.protocol, after.protocol, across)
     rows = _CommonRows.from_tables(before.table, after.table)
     subjects = len(set(rows.subjects))
+    # the intervals are over subjects, and one has no spread
     if subjects < 2:
         raise UserError(
             f"the two results have {len(rows.after)} images of {subjects} subjects in common; "

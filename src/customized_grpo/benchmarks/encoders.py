@@ -168,6 +168,7 @@ def combine(columns: Mapping[str, list[Floats]]) -> dict[str, Floats]:
     """
     means = {metric: _mean_of_scored(np.stack(scores)) for metric, scores in columns.items()}
     if {"pf", "sc"} <= means.keys():
+        # image by image, and averaged later: OmniContext's mean of roots, unlike the product in `DERIVED`
         means["sqrt_pf_sc"] = np.sqrt(means["pf"] * means["sc"])
     return means
 

@@ -80,6 +80,7 @@ class ImageFolder:
                 return
             for name in ("images", "hashes"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+            # last: a kill before it leaves empty folders, which the next call claims
             write_json(file, stamp)
         except OSError as error:
             raise UserError(

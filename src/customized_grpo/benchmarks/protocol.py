@@ -107,6 +107,7 @@ def data_hash(rows: Sequence[BenchmarkRow]) -> str:
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str = "") -> list[str]:
     """Return every field in which two JSON objects differ, as "path: this, that"."""
     lines = []
+    # a set that keeps the order, so that messages list fields as the protocol does
     for key in dict.fromkeys([*first, *second]):
         path = f"{where}{key}"
         one = first.get(key)
@@ -148,6 +149,7 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], across
     lines = differences(one, two)
     if not lines:
         return
+    # what stands before the colon is the path, see `differences`
     fields = {line.split(":")[0] for line in lines}
     hint = "Evaluate both in the same way."
     # advice only where it is enough: with another difference they would be refused again

@@ -64,6 +64,7 @@ class Table:
         """
         yield Group("all", "all", list(range(len(self.ids))))
         for split, names in (("prompt type", self.prompt_types), ("category", self.categories)):
+            # in the order of the benchmark, which a set would lose
             kinds = list(dict.fromkeys(names))
             if len(kinds) == 1:
                 continue
@@ -150,6 +151,7 @@ def read_result(file: Path) -> Result:
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
+        # before anything else is read, which another format may not have
         if data["format"] != FORMAT:
             raise UserError(
                 f"{file} has format {data['format']}, this version reads {FORMAT}",
@@ -196,11 +198,13 @@ def _derived(
     parts: Floats, subjects: Sequence[str], function: Callable[[Floats], Floats]
 ) -> dict[str, float | int | None]:
     """Return a function of the means of parts [K, N] with its interval, as `_interval` does."""
+    # a sum with a NaN is NaN, so these are the images that have all parts
     scored = ~np.isnan(parts.sum(0))
     if count_clusters(subjects, scored) < 2:
         means = parts[:, scored].mean(1, keepdims=True) if scored.any() else None
         mean = float(function(means)[0]) if means is not None else None
         return _entry(mean, None, None, scored)
+    # as many draws as `clustered_bootstrap` makes for the metrics beside it; no p-value is needed
     interval = clustered_test(parts, subjects, function, n_boot=2000).interval
     return _entry(interval.mean, interval.low, interval.high, scored)
 

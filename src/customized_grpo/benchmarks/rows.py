@@ -156,6 +156,7 @@ def _dreambench(data: Path) -> list[BenchmarkRow]:
 def _dreambenchpp(data: Path) -> list[BenchmarkRow]:
     folder = data / "captions"
     captions = []
+    # sorted: the hash of the data is over the rows in order, and file systems list in orders of their own
     for file in sorted(folder.rglob("*.txt")):
         if not any(is_clutter(Path(part)) for part in file.relative_to(folder).parts):
             captions.append(file)
@@ -244,6 +245,7 @@ def _omnicontext_row(line: str, folder: Path) -> BenchmarkRow:
         images = tuple(resolve_path(folder, "input_images", str(name)) for name in names)
     except RowProblem as problem:
         raise ValueError(str(problem)) from problem
+    # such as "multi_object": the kind of the prompt, then that of the subjects
     kind, _, category = task.partition("_")
     # Every row has images of its own, so each is a cluster of its own.
     return BenchmarkRow(
@@ -291,6 +293,7 @@ def _manifest(data: Path) -> list[BenchmarkRow]:
         raise UserError(f"{file}: a benchmark compares images with photos of their subject:{lines}")
     photos: dict[str, dict[Path, None]] = {}  # by subject; a dict is a set that keeps the order
     for row in rows:
+        # a target is a photo of the subject as well
         files = [*row.references] if row.target is None else [*row.references, row.target]
         photos.setdefault(subject_of(row), {}).update(dict.fromkeys(files))
     return [

@@ -61,7 +61,9 @@ SCORING_BATCH = 16
 ROWS_IN_MEMORY = 16
 """Rows whose references are in memory together."""
 
+# Each is in the page itself, so that more would make it heavy.
 IMAGES_ON_PAGE = 12
+# Files that a note names; a folder of thousands would fill the terminal.
 FOREIGN_NAMED = 5
 
 PATHS = ("source", "data", "out", "lora", "against")
@@ -140,6 +142,7 @@ def run_benchmark(request: BenchmarkRequest) -> tuple[Path, Result, PairedResult
     check_scorable(rows, request.reference_mode, request.segment)
     # read now, because a wrong file must not be found after hours of drawing
     earlier = None if request.against is None else read_result(request.against)
+    # of all rows: results of some of them are compared with results of all
     data = data_hash(all_rows)
     engine = Engine(pick_device("auto"))
     check_processes(engine, process_values(request, data))
@@ -194,6 +197,7 @@ def _open_folder(engine: Engine, request: BenchmarkRequest, generator: Generator
 
 def default_folder(name: str, benchmark: str) -> Path:
     """Return the folder of a benchmark of a generator when the user names none."""
+    # a hub id has a slash, and a path several: none may make folders of its own
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
     return Path("runs") / f"{benchmark}-{slug}"
 
@@ -218,6 +222,7 @@ def build_metric_rewards(request: BenchmarkRequest) -> list[MetricReward]:
     configs = [MetricConfig(config.name, config) for config in encoder_configs(names, request.segment)]
     if request.judge is not None:
         configs += judge_configs(request.benchmark, request.judge)
+    # all of them before the first loads weights
     check_rewards([config.reward for config in configs])
     rewards = []
     for config in configs:
@@ -347,6 +352,7 @@ def _samples(folder: ImageFolder, rows: Sequence[BenchmarkRow], result: Result) 
     samples = []
     for k in evenly(range(len(rows_of)), IMAGES_ON_PAGE):
         row = rows_of[k][k % len(rows_of[k])]  # another prompt for each subject
+        # the table has a row for each image: the first one of this prompt
         place = number_of[f"{row.id}/0"]
         scores = {metric: float(values[place]) for metric, values in result.table.columns.items()}
         samples.append(

@@ -74,6 +74,7 @@ def score_images(
     for start in range(0, len(drawings), batch_size):
         part = drawings[start : start + batch_size]
         batch = _batch(folder, part, mode, segment)
+        # rewards score in fp32; means and bootstraps over thousands of images are computed in fp64
         batches.append(score_all([reward.reward for reward in rewards], batch).double().numpy())
         on_batch(len(part))
     scores = np.concatenate(batches)
@@ -106,6 +107,7 @@ def _batch(
         prompts=[row.prompt for row, _ in part],
         references=references,
         reference_masks=masks if segment != "none" else None,
+        # nobody has segmented what was drawn, see `check_scorable`
         image_masks=None,
         meta=[{"id": row.id} for row, _ in part],
     )

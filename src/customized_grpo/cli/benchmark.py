@@ -160,6 +160,7 @@ def compare(
 
     For example: cgrpo benchmark compare base/results.json tuned/results.json
     """
+    # here and not above: help and mistakes must not wait for numpy and scipy
     from customized_grpo.benchmarks.compare import compare_results
     from customized_grpo.benchmarks.results import read_result
 
@@ -190,6 +191,7 @@ def _judge(url: str | None, model: str | None, key_env: str | None) -> JudgeEndp
 
 def result_table(result: Result) -> str:
     """Return means and intervals of all images and of each part as aligned text, warnings first."""
+    # the first part is that of all rows, see `Table.groups`, and has every metric
     metrics = list(result.summary[0]["metrics"])
     rows = [["", "images", "subjects", *metrics]]
     for part in result.summary:
@@ -199,6 +201,7 @@ def result_table(result: Result) -> str:
 
 
 def _mean_cell(value: dict[str, float | None]) -> str:
+    # no image could be scored
     if value["mean"] is None:
         return "-"
     if value["low"] is None:  # one subject gives no interval

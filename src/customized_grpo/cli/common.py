@@ -143,6 +143,7 @@ def check_web(verb: str) -> None:
     """
     for package in ("fastapi", "uvicorn"):
         try:
+            # by import: a package can be found, and still lack what it needs itself
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(
@@ -177,6 +178,7 @@ def parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
     """
     if text is None or text == "best":
         return "best" if text else None
+    # not isdigit, which takes superscripts as well, and `int` refuses them
     if text.isdecimal():
         return int(text)
     raise UserError(

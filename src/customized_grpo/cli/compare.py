@@ -119,6 +119,7 @@ def names_run(first: str, others: Sequence[str]) -> bool:
     """
     from customized_grpo.config import preset_names
 
+    # a preset wins over a folder of its name here, as it does for every other verb
     if first not in preset_names() and Path(first).is_dir():
         return True
     folders = [other for other in others if "=" not in other and Path(other).is_dir()]
@@ -139,6 +140,7 @@ def _check_options(context: typer.Context) -> None:
     given = []
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
+        # only what was typed: a default is no wish of the user's
         if source is not None and source.name == "COMMANDLINE" and parameter.name not in OF_RUNS:
             given.append(parameter.opts[0])
     if given:
@@ -150,6 +152,7 @@ def _check_options(context: typer.Context) -> None:
 
 def _compare_runs(runs: Sequence[str], out: Path | None) -> None:
     """Compare runs that are there, and print what is found."""
+    # the name of a folder may hold an equals sign
     settings = [run for run in runs if "=" in run and not Path(run).exists()]
     if settings:
         raise UserError(

@@ -169,6 +169,7 @@ def check(
             )
         survey = check_source(extensions.load("adapter", layout), source, options, masks, shape)
     print(render(survey))
+    # before the error: a data set with problems is the one whose survey is needed
     write_json_file(json_file, survey.to_json())
     if survey.problems:
         raise UserError(f"{problem_count(len(survey.problems))}; see above")
@@ -185,6 +186,7 @@ def _check_manifests(
     from customized_grpo.data.adapters.base import Options
     from customized_grpo.data.check import check_manifests, find_manifests
 
+    # against the defaults: whatever was chosen has no meaning for a manifest
     if options != Options() or masks is not MaskChoice.shipped:
         raise UserError(
             "options of a layout, but no --layout",

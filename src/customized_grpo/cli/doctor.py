@@ -79,6 +79,7 @@ def doctor(
     from customized_grpo.training.deciding import Branching
     from customized_grpo.training.doctor import diagnose
 
+    # the file of the weights says of which recipe they are
     calibrates = None if calibrate is None else " ".join([recipe, *(overrides or ())])
     diagnosis = diagnose(config, prompts, Branching(continuations, branch_prompts, points, calibrates))
     print(render(diagnosis))
@@ -214,6 +215,7 @@ def _scores_table(decisions: Decisions) -> str:
     """Return how far continuations differ in each score at first, and when it is decided."""
     rows = [["decided", "std at first", "centre, 0 noise to 1 image"]]
     for name, curve in decisions.curves.items():
+        # from a variance to the unit of the score
         rows.append([name, f"{curve.open[0] ** 0.5:.3f}", _centre(curve)])
     return table(rows)
 

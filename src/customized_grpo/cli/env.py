@@ -69,8 +69,10 @@ def environment_facts() -> dict[str, str]:
     from customized_grpo.runs.folder import versions
 
     found = versions()
+    # popped, because what is left at the end are versions of libraries, one line each
     git = found.pop("git")
     commit = f" ({git['commit'][:10]}{', modified' if git['modified'] else ''})" if git else ""
+    # the cores that this process may use, fewer in a container; macOS does not tell them
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     bf16 = {True: "yes", False: "emulated, about ten times slower than fp32", None: "unknown"}
     facts = {
@@ -104,6 +106,7 @@ def _accelerators() -> dict[str, str]:
         gib = properties.total_memory / 2**30
         compute = f"{properties.major}.{properties.minor}"
         gpus[f"gpu {index}"] = f"{properties.name}, {gib:.1f} GiB, compute {compute}"
+    # a build of torch has one of the two
     gpus["cuda"] = str(torch.version.cuda or torch.version.hip)
     return gpus
 

@@ -98,6 +98,7 @@ def export(
     from customized_grpo.export.run import Merge, export_run
 
     if push is not None:
+        # before the export, which takes minutes: without a token nothing can be uploaded
         check_login(push)
     path = export_run(
         run,
@@ -111,4 +112,5 @@ def export(
     )
     print(path)
     if push is not None:
+        # the whole folder: the model card goes with the weights
         print(upload(path.parent, push, public=public, message=f"{run.resolve().name}, by cgrpo export"))

@@ -31,6 +31,7 @@ def init(
         raise UserError(f"{out}: a recipe is a YAML file", hint=f"Write {out}.yaml.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder", hint="Create it first.")
+    # `creating` refuses it as well, also when it comes in between, but less plainly
     if out.exists():
         raise UserError(f"{out} exists", hint="Choose another name, or remove it.")
     with creating(out) as draft:

@@ -47,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is for a bug report: plain text, whole, no local values
     rich_markup_mode=None,  # rich would double the time --help takes, and read markup into user text
 )
+# Help lists them in this order: from a first recipe to what a run leaves.
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)

@@ -52,11 +52,13 @@ def plan(
 
     config = load_config(recipe, overrides or ())
 
+    # after the recipe, whose mistakes must not wait for torch
     from customized_grpo.planning.duration import find_card
     from customized_grpo.planning.estimate import Planner
     from customized_grpo.planning.memory import GIB
     from customized_grpo.policies.start_adapter import shaped_like_start
 
+    # an adapter that training continues has a rank and layers of its own, whatever the recipe says
     config = config.model_copy(update={"model": shaped_like_start(config.model)})
     card = None if device is None else find_card(device)
     planner = Planner(config, processes=processes, references=references)
@@ -74,6 +76,7 @@ def plan(
         device_memory = card.gib
     if device_memory is None:
         return
+    # from GiB to bytes, in which memory is estimated
     if estimate.memory.needed <= device_memory * GIB:
         keeps = estimate.graph_reuse.fits(estimate.memory, device_memory)
         print(f"\nfits {device_memory:g} GiB; graphs {'are' if keeps else 'are not'} kept from the rollout")

@@ -52,6 +52,7 @@ def studio(
     # a voter sees the images of the vote, and not whose they are
     places = [] if vote else _existing(folders or [Path("runs")])
     check_web("studio")
+    # an empty token is none: everybody could show it
     token = os.environ.get(token_env) or None
     link = ""
 

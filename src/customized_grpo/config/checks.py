@@ -195,6 +195,7 @@ def _schedule_works(
 def _ever_noisy(steps: int, window: Mapping[str, int] | None) -> range:
     """Return the steps that draw noise at some time of a training, however long."""
     if window is None:
+        # the last step never draws noise
         return range(steps - 1)
     # A window that moves reaches every step in the end.
     last = steps - 1 if window["shift_every"] else window["start"] + window["size"]

@@ -110,6 +110,7 @@ def diff_configs(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     before = leaves(old)
     after = leaves(new)
     differences = []
+    # a set that keeps the order: the old paths, then those that are new
     for path in dict.fromkeys((*before, *after)):
         values = before.get(path), after.get(path)
         # a choice without options has an empty mapping where the other has its options, listed one by one
@@ -124,6 +125,7 @@ def preset_summaries() -> dict[str, str]:
 
 
 def _summary(text: str) -> str:
+    # a preset begins with comments, whose first sentence says what it is for
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     comment = " ".join(line.removeprefix("#").strip() for line in lines)
     return comment.partition(". ")[0].rstrip(".") + "."
@@ -148,7 +150,9 @@ def _read_layers(recipe: str, inside: tuple[str, ...] = ()) -> tuple[str, dict[s
         raise _refusal(recipe, reasons)
     if EXTENDS not in data:
         return name, data, mistakes
+    # taken out, because it is no setting: the schema does not know it
     base = data.pop(EXTENDS)
+    # its value is refused already, and may not be what was meant
     if any(mistake.path == EXTENDS for mistake in mistakes):
         return name, data, mistakes
     if not isinstance(base, str) or not base:
@@ -270,6 +274,7 @@ def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> str | None:
             slot = _index(place, key)
         elif not isinstance(place, dict):
             return f"{'.'.join(path[:depth])} is a value and has no keys"
+        # a section that is absent or null is made when something in it is set
         elif depth < len(path) - 1 and place.get(key) is None:
             place[key] = {}
         if slot is None:
@@ -287,6 +292,7 @@ def _index(items: list[Any], key: str) -> int | None:
         # int() refuses thousands of digits, by an error of its own
         return int(key) if len(key) < 9 and int(key) < len(items) else None
     named = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
+    # of two with one name, only an index says which is meant
     return named[0] if len(named) == 1 else None
 
 

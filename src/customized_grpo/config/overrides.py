@@ -46,6 +46,7 @@ def _kinds(path: tuple[str, ...]) -> set[str]:
         parts = knob.path.split(".")
         is_same = [part in (ITEM, key) for part, key in zip(parts, path, strict=False)]
         if len(parts) == len(path) and all(is_same):
+            # the first word of each kind; bounds follow it
             return {kind.split()[0] for kind in knob.type.split(" or ")}
     return set()
 

@@ -108,6 +108,7 @@ def curves(data: ComparisonData) -> Section:
 def _curves(data: ComparisonData, arms: Sequence[ArmView], spec: CurveSpec) -> Figure | None:
     lines: list[Line] = []
     for arm in arms:
+        # cut to what NAMES_WIDTH holds: about 18 characters of a wide bold font
         lines += _lines(arm, spec, shorten(arm.title), arm.colour)
     if not lines:
         return None
@@ -141,6 +142,7 @@ def _lines(arm: ArmView, spec: CurveSpec, name: str, colour: str, *, dash_front:
         colour,
         low=None if alone else curve.low,
         high=None if alone else curve.high,
+        # among several arms the dashes tell those of the front; a chart of one arm needs no such key
         style="dashed" if dash_front and arm.weight is not None else "solid",
         dots=spec.kind == "evals" and len(curve.x) <= MAX_DOTS,
         show_value=False,
@@ -175,6 +177,7 @@ def mean_curve(runs: Sequence[Record], kind: str, key: str) -> MeanCurve | None:
         kind: "evals", or "train" for rolling means of every run.
         key: The metric.
     """
+    # by position and not by place in the list: runs of an arm need not have equally many records
     by_rollouts: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         records = run.get(kind) or ()
@@ -248,6 +251,7 @@ def strips(data: ComparisonData) -> list[Strip]:
     drawn = [_small_charts(arms, column) for column in columns]
     rows = []
     for arm in arms:
+        # an arm without the records of one column keeps its other charts
         own = [by_arm[arm.name] for by_arm in drawn if arm.name in by_arm]
         if own:
             rows.append(Strip(arm, own))
@@ -260,6 +264,7 @@ def _small_charts(arms: Sequence[ArmView], column: _SmallChart) -> dict[str, Mar
     all_lines: list[Line] = []
     for arm in arms:
         lines: list[Line] = []
+        # not strict: before any arm has both qualities there is no curve for their two names
         for spec, (name, colour) in zip(column.specs, column.names, strict=False):
             lines += _lines(arm, spec, name, colour, dash_front=False)
         all_lines += lines

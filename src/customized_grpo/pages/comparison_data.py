@@ -103,6 +103,13 @@ class ArmView:
         """Return how far the arm lies outside the region that the front dominates; None if not measured."""
         return read_measurement((self.result.get("outside_front") or {}).get("margin"))
 
+    @property
+    def seeds_with_front(self) -> int:
+        """Return by how many seeds the arm was compared with the front; 0 if it was not."""
+        entry = self.result.get("outside_front")
+        # results of earlier versions do not say it; their arms had all seeds
+        return int(entry.get("seeds", len(self.finished))) if entry else 0
+
 
 @dataclass(frozen=True)
 class ComparisonData:
@@ -242,6 +249,7 @@ def _arms(results: Mapping[str, Any], analysis: Record, front: Sequence[str]) ->
                 role=entry["role"],
                 note=entry.get("note") or "",
                 overrides=entry.get("overrides") or {},
+                # None keeps an arm out of the front: all figures tell the two apart by it
                 weight=_weight(entry, results["config"]) if on_front else None,
                 runs=[run for run in results["runs"] if run["arm"] == entry["name"]],
                 result=analysed.get(entry["name"], {}),
@@ -279,10 +287,12 @@ def _pair(arms: Sequence[ArmView]) -> Pair | None:
 def _with_colours(arms: Sequence[ArmView]) -> list[ArmView]:
     """Return the arms with the naive one nearest to 1:1 highlighted and up to five others, methods first."""
     weighted = [arm for arm in arms if arm.weight is not None]
+    # 0.5 is 1:1, because identity has the rest of 1
     naive = min(weighted, key=lambda arm: abs((arm.weight or 0.0) - 0.5), default=None)
     others = [arm for arm in arms if naive is None or arm.name != naive.name]
     # sorted is stable, so that arms of one role keep the order of the comparison
     by_rank = sorted(others, key=lambda arm: RANKS[arm.role])
+    # not strict: the arms after the last colour are drawn in the small charts
     own = {arm.name: colour for arm, colour in zip(by_rank, OWN_COLOURS, strict=False)}
     if naive is not None:
         own[naive.name] = "plain"

@@ -99,6 +99,7 @@ def _facts(data: ComparisonData) -> list[tuple[str, str]]:
         ("iterations", (data.config.get("train") or {}).get("iterations")),
         ("rollouts per run", _rollouts(finished)),
         ("time of all runs", duration(sum(times)) if times else None),
+        # the median, which one run on a busy machine does not move
         ("median run", duration(statistics.median(times)) if times else None),
         ("threads per run", data.threads),
         ("commit", _commit(data.versions)),

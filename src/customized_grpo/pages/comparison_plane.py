@@ -65,6 +65,7 @@ def pareto(data: ComparisonData) -> Pareto | None:
         x_label=pair.identity_name.lower(),
         y_label=pair.prompt_name.lower(),
     )
+    # by number, in which readers look it up; `others` is in the order of drawing
     legend = sorted(others, key=lambda arm: arm.number) if numbered else ()
     return Pareto(Figure("Identity against prompt", chart, _plane_caption(data)), legend)
 
@@ -96,6 +97,7 @@ def _points(arm: ArmView, pair: Pair, label: str) -> list[Point]:
         return []
     seeds = []
     for run in arm.finished:
+        # the last evaluation, as the mean that the dot belongs to is of the end of training
         last = run["evals"][-1] if run.get("evals") else {}
         identity = last.get(pair.identity)
         prompt = last.get(pair.prompt)
@@ -107,4 +109,5 @@ def _points(arm: ArmView, pair: Pair, label: str) -> list[Point]:
 
 def shorten(words: str, longest: int = LONGEST_NAME) -> str:
     """Return the words, cut where a chart has no room for more."""
+    # one place is for the ellipsis, which follows a letter and no blank
     return words if len(words) <= longest else words[: longest - 1].rstrip() + "\u2026"

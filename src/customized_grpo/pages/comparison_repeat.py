@@ -48,6 +48,7 @@ def read_repeat(results: Mapping[str, Any]) -> Repeat:
     The commands train the runs that were joined from elsewhere too.
     """
     recipe = results.get("recipe") or results["name"]
+    # a path of the machine that compared: the reader writes the file anew, from the page
     needs_recipe = recipe.endswith((".yaml", ".yml")) or "/" in recipe
     arms = [arm for arm in results["arms"] if arm["role"] != "base"]
     git = (results.get("versions") or {}).get("git") or {}
@@ -93,6 +94,7 @@ def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    # files of the machine that compared: the page can name them, and does not hold them
     paths = [(arm.get("overrides") or {}).get("schedule.path") for arm in arms]
     return sorted({str(path) for path in paths if path is not None})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from customized_grpo.pages.comparison_data import ArmView, ComparisonData, read_measurement
+from customized_grpo.pages.comparison_head import MIN_RUNS
 from customized_grpo.pages.plots.cell_plots import interval_plot, share_bar
 from customized_grpo.pages.plots.numbers import (
     NONE,
@@ -122,6 +123,7 @@ def _difference_cell(difference: Measurement | None) -> Cell:
 
 def _degraded(arm: ArmView) -> Cell:
     count = arm.result.get("degraded")
+    # a run without judges or intervals is neither degraded nor not, and does not count
     judged = sum(run.get("degraded") is not None for run in arm.finished)
     if count is None or judged == 0:
         return Cell()
@@ -137,6 +139,8 @@ def _outside(arm: ArmView) -> Cell:
     entry = arm.result.get("outside_front")
     if not entry:
         return Cell()
+    if arm.seeds_with_front < MIN_RUNS:
+        return Cell(percent(entry["share"]), "one seed")
     # decided where the draws were made; the share alone must not be judged again here
     if entry["outside"]:
         return Cell(percent(entry["share"]), "outside", "better")
@@ -212,6 +216,7 @@ def _difference(name: str, difference: Measurement, p: float | None, limit: floa
     return ControlDifference(name, value_cell(difference, plus=True, tone=tone), plot, p_text(p))
 
 
+# Conflict is first, because the tick of its null is read against the first part of a bar.
 QUADRANTS = (
     ("conflict", "conflict"),
     ("both_positive", "positive"),
@@ -285,6 +290,7 @@ def gain_rows(data: ComparisonData) -> list[GainRow]:
     for arm, gain in sorted(data.gains, key=lambda pair: -pair[1].mean):
         size = number(gain.mean, plus=True)
         title = f"{arm.label}: {size}, 95 % interval {interval_text(gain, plus=True)}"
+        # a tenth more, as much air as `symmetric_limit` leaves on the right
         plot = interval_plot(gain, limit, start=start * 1.1, tone=arm.colour, title=title)
         rows.append(GainRow(arm, value_cell(gain, plus=True), plot))
     return rows

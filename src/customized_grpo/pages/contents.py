@@ -47,7 +47,9 @@ class Contents:
 
     def _address(self, title: str) -> str:
         """Return a title as a word that no other section has."""
+        # letters and digits need no escape in a link; a title may have none of them
         word = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        # titles that differ in signs alone make the same word
         taken = {entry.address for entry in self.entries}
         address = word
         number = 2

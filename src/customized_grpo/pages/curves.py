@@ -39,6 +39,7 @@ def read_series(records: Sequence[Record], key: str) -> Series | None:
     series = Series([], [])
     for record in records:
         rollouts = record.get("rollouts")
+        # a record that lacks the key leaves no gap; null, a number that was not finite, leaves one below
         if key not in record or not isinstance(rollouts, _NUMBERS):
             continue
         value = record[key]
@@ -91,6 +92,7 @@ def extremes(y: Sequence[float | None], limit: int = MAX_POINTS) -> list[int]:
 
 def smoothing_window(count: int) -> int:
     """Return the window of the rolling mean over `count` points: odd, about an eighth of the curve."""
+    # odd, so that a point has as many neighbours on its left as on its right
     return count // 16 * 2 + 1
 
 
@@ -99,6 +101,7 @@ def rolling_mean(y: Sequence[float | None], window: int) -> list[float | None]:
     half = window // 2
     smooth: list[float | None] = []
     for index, value in enumerate(y):
+        # a gap stays a gap: a mean over it would show what nobody measured
         if value is None:
             smooth.append(None)
             continue
@@ -124,6 +127,7 @@ def training_line(run: RunData, key: str, name: str, colour: str, **options: Any
     places = extremes(series.y)
     note = f"Of {len(series.x):,} iterations the faint line has the lowest and the highest of every few."
     raw = [series.y[place] for place in places]
+    # where they were measured: places count records, while x counts bins
     raw_x = [series.x[place] for place in places]
     return Line(name, x, smooth, colour, raw=raw, raw_x=raw_x, note=note, **options)
 
@@ -165,6 +169,7 @@ def rollouts_axis(run: RunData) -> XAxis:
     rollouts = run.last.get("rollouts")
     iteration = run.last.get("iteration")
     if isinstance(rollouts, int) and isinstance(iteration, int) and rollouts > 0:
+        # one factor for the whole axis: on average, where dynamic sampling changes their number
         return XAxis("rollouts", rollouts, "iteration", iteration / rollouts)
     return XAxis("rollouts", 1.0)
 

@@ -68,6 +68,7 @@ def score_rows(decisions: Record) -> list[ScoreRow]:
                 name,
                 # a variance, of the continuations from the first noisy step
                 number(curve["open"][0] ** 0.5),
+                # from progress to the nearest state; n steps have n + 1 of them
                 [f"{shares[round(quarter * (len(shares) - 1))]:.0%}" for quarter in QUARTERS],
                 (NONE, "") if centre is None else _centre(centre),
             )

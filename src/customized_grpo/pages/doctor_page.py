@@ -26,6 +26,7 @@ def write_doctor_page(findings: Findings, recipe: str, path: Path) -> Path:
 
 def render_doctor_page(findings: Findings, recipe: str) -> str:
     """Return the page of an examination; the same findings give the same page."""
+    # null where --points 0 left them out
     decisions = findings["decisions"] or {}
     return render(
         "doctor.html.j2",

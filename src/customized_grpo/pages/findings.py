@@ -76,6 +76,7 @@ def _sentence(name: str, difference: Measurement) -> str:
     span = f"(95 % interval {interval_text(difference, plus=True)})"
     if words is None:
         return f"{name} cannot be told from the base: {size} {span}."
+    # the words say the sign already
     return f"{name} {words} {number(abs(difference.mean))} {span}."
 
 
@@ -91,6 +92,7 @@ def _degradation(run: RunData, kinds: Sequence[str]) -> list[str]:
     judge = run.comparisons.get(degradation.JUDGE)
     if reward is None or judge is None:
         return alone
+    # the evaluations of a run that is not finished are not paired, and have no interval
     if reward.difference.low is None or judge.difference.high is None:
         return alone
     degraded = degradation.is_degraded(reward.difference.low, judge.difference.high)

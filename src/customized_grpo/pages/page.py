@@ -82,5 +82,6 @@ def evenly(values: Sequence[int], count: int) -> list[int]:
     """Return at most `count` of the values, evenly spaced, always with the first and the last."""
     if len(values) <= count:
         return list(values)
+    # an index, so that the last place is reached exactly
     last = len(values) - 1
     return [values[round(index * last / (count - 1))] for index in range(count)]

@@ -39,6 +39,7 @@ class RewardRow:
 def reward_names(run: RunData) -> list[str]:
     """Return the names of the run's rewards, in the recipe's order."""
     names: dict[str, None] = {}
+    # of both: a run whose base alone has been evaluated has no training record yet
     for record in [*run.train[:1], *run.evals[:1]]:
         keys = [key.removeprefix(SCORE) for key in record if key.startswith(SCORE)]
         # "score/NAME/std" and the like belong to NAME

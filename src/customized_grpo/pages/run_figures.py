@@ -277,6 +277,7 @@ def _image_statistics(run: RunData) -> Figure | None:
         first = run.evals[0].get(f"monitor/{key}")
         if line is not None and isinstance(first, int | float):
             drift = [None if value is None else value - first for value in line.y]
+            # the interval is that of the level, not of its difference from the base
             lines.append(replace(line, y=drift, low=None, high=None))
     caption = (
         "Difference from the base's images; all lie in [0, 1]. A drift may mean that a reward likes gaudy, "
@@ -331,6 +332,7 @@ def _health(run: RunData) -> list[Figure]:
     for key, title, caption in HEALTH:
         line = training_line(run, key, "now", "plain")
         options: dict[str, Any] = {"percent": True} if key.endswith("fraction") else {}
+        # zeros alone have no range of their own: the axis would end at an arbitrary 0.5
         if line is not None and not any(line.y):
             options = {"y_range": (0.0, 1.0), **options}
         figures.append(lines_figure(run, title, caption, [line], size=charts.SMALL, **options))
@@ -366,6 +368,7 @@ def _time(run: RunData) -> Figure | None:
         return None
     parts = [Part(name, colour, total(run.train, f"time/{name}_s")) for name, colour in TIMES]
     rest = whole - sum(part.amount for part in parts)
+    # a difference of long sums of floats, which may come out a little below 0
     parts.append(Part("other", "other", max(rest, 0.0)))
     caption = (
         "Seconds of all training iterations together. Rollout: drawing samples; reward: scoring them; "

@@ -26,6 +26,7 @@ from customized_grpo.pages.reward_table import reward_rows
 from customized_grpo.pages.run_data import BeforeAfter, RunData, read_run
 from customized_grpo.pages.run_figures import sections
 from customized_grpo.pages.sample_images import Samples
+from customized_grpo.reporting.ending import ending_sentence
 from customized_grpo.reporting.progress import duration
 
 MAX_ROWS = 12
@@ -107,6 +108,7 @@ def render_run_page(run: RunData) -> str:
         "report.html.j2",
         **numbers_of(run),
         samples=_samples(run.samples) if run.samples is not None else None,
+        # a file of this package; escaped, it would have another hash
         script=Markup(script),
         script_hash=digest,
     )
@@ -117,6 +119,7 @@ def numbers_of(run: RunData) -> dict[str, Any]:
     return {
         "run": run,
         "state": _state(run),
+        "ending": "" if run.summary.get("finished") else ending_sentence(run.ended),
         "facts": _facts(run),
         "alarms": alarms(run),
         "findings": findings(run),
@@ -209,6 +212,7 @@ def _headline_row(headline: Headline, comparison: BeforeAfter, limit: float) -> 
     difference = comparison.difference
     verdict = difference.verdict
     direction = {"up": 1, "down": -1}.get(verdict, 0)
+    # down times less-is-better is good, as up times more-is-better is
     quality = {1: "better", -1: "worse", 0: "unclear"}[direction * headline.better]
     arrow = {1: "\u25b2 ", -1: "\u25bc ", 0: ""}[direction]
     return MetricRow(

@@ -45,6 +45,7 @@ NAMES = {
 
 LESS_IS_BETTER = ("monitor/copy_score", "monitor/background_similarity")
 
+# The judges and the monitors, not the rewards in between: training maximised those.
 CURVES = tuple(NAMES)[:3] + tuple(NAMES)[-2:]
 """Measures that are drawn over training."""
 
@@ -153,6 +154,7 @@ def _view(number: int, entry: Mapping[str, Any], metrics: Sequence[str]) -> RunV
         before = value_cell(read_measurement(entry["before"][metric]))
         after = value_cell(read_measurement(entry["after"][metric]))
         cells.append([before, after, value_cell(change, plus=True, tone=tone)])
+    # numbers begin at 1; the runs after the last colour share one
     colour = OWN_COLOURS[number - 1] if number <= len(OWN_COLOURS) else "plain"
     return RunView(number, entry["name"], colour, facts, cells)
 
@@ -173,6 +175,7 @@ def _pairs(
         shown += [
             measurement for measurement in map(read_measurement, pair["difference"].values()) if measurement
         ]
+    # one axis for all pairs, so that their rows can be compared
     limit = symmetric_limit(shown)
     pairs = []
     for pair, view in zip(results["pairs"], views[1:], strict=True):
@@ -210,6 +213,7 @@ def _curve(runs: Sequence[RunData], views: Sequence[RunView], metric: str) -> Fi
             lines.append(line)
     if not lines:
         return None
+    # that of the longest run: the lines of the others end before its right side
     axis = max((rollouts_axis(run) for run in runs), key=lambda axis: axis.high)
     title = NAMES[metric].capitalize()
     better = "Lower is better." if metric in LESS_IS_BETTER else "Higher is better."
@@ -222,6 +226,7 @@ def _drawn(runs: Sequence[RunData]) -> tuple[list[Drawn], list[str]]:
         return [], []
     images: list[Drawn] = []
     try:
+        # only as many rows as the shortest list has
         for number in range(min(MAX_PROMPTS, *(len(run.samples.rows) for run in runs if run.samples))):
             drawn = _prompt(runs, number)
             if drawn is not None:
@@ -241,6 +246,7 @@ def _prompt(runs: Sequence[RunData], number: int) -> Drawn | None:
     ):
         return None
     tuned = [one.drawn(number, max(one.iterations)) for one in samples]
+    # as data URIs, so that equal images are one: only runs of the same base share a column
     bases = {one.drawn(number, 0) for one in samples if 0 in one.iterations}
     return Drawn(
         prompt=rows[0].get("prompt") or "",

@@ -58,6 +58,7 @@ class Samples:
 
     def drawn_path(self, row: int, iteration: int) -> Path:
         """Return the file of what the model drew for a row after `iteration` iterations."""
+        # as `reporting.images` names them
         return self._path(f"iteration_{iteration:06d}/{row:02d}.png")
 
     def _path(self, name: str | None) -> Path:
@@ -81,6 +82,7 @@ def read_png(path: Path) -> Image.Image:
         UserError: It is not one, or damaged.
     """
     try:
+        # one decoder: a folder from elsewhere must not choose among all that Pillow has
         with Image.open(path, formats=["PNG"]) as image:
             return image.convert("RGB")
     # Pillow says ValueError or SyntaxError of some damaged chunks

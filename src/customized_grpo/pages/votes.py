@@ -31,6 +31,7 @@ def votes_of_comparison(folder: Path) -> list[dict[str, Any]]:
     """
     results = []
     for path in sorted((folder / FOLDER).glob("*.jsonl")):
+        # a comparison from elsewhere could link to a private file of this machine
         if path.is_file() and not leads_out(path, folder):
             ballot, votes = read_votes(path)
             results += vote_results(ballot, latest(votes))
@@ -112,6 +113,7 @@ COLUMNS = ("voter", "item", "subject", "prompt", "question", "choice", "chosen r
 
 def votes_csv(ballot: Ballot, votes: Sequence[Vote]) -> str:
     """Return the votes as CSV, a row each, with a head; the runs are named."""
+    # the writer ends its lines itself, with CR LF as CSV has them
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(COLUMNS)

@@ -97,6 +97,7 @@ class RunFolder:
         with _start_errors(path):
             write_bytes(path / STARTING, b"", durable=True)
             for file in path.iterdir():
+                # the marker must stand until the end, and the caller holds the lock
                 if file.name not in (STARTING, *LOCKS):
                     _remove(file)
             write_text(path / CONFIG, dump_config(config), durable=True)
@@ -144,9 +145,11 @@ class RunFolder:
             durable: Whether it must survive a power cut.
         """
         target = self.path / name
+        # the scores of evaluations have a folder of their own
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, value, durable=durable)
         if durable:
+            # the rename as well: a name is content of its folder
             sync(target.parent)
 
     def sweep(self) -> None:
@@ -241,6 +244,7 @@ def _git_state() -> dict[str, Any] | None:
             return None
         return done.stdout.strip()
 
+    # an installed package lies in no repository, and has no commit
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None

@@ -19,4 +19,5 @@ def load_base_pipeline() -> TwoScalePipeline:
     """Return the base generator in fp32."""
     folder = base_folder()
     with explained(f"{folder}: the embedded weights of two-scale could not be loaded"):
+        # local files only: what is in the package must not be asked of the hub
         return TwoScalePipeline(TwoScaleModel.from_pretrained(folder / "transformer", local_files_only=True))

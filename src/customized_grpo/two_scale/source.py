@@ -22,6 +22,7 @@ def rows(*, held_out: bool) -> list[Example]:
     """
     return [
         _row(prompted, photographed, pattern)
+        # patterns from 1: no reference shows the plain one, see `world.PLAIN`
         for pattern, photographed, prompted in product(
             range(1, len(world.PATTERNS)), range(len(world.SCENES)), range(len(world.SCENES))
         )
@@ -31,6 +32,7 @@ def rows(*, held_out: bool) -> list[Example]:
 
 def is_held_out(photographed: int, pattern: int) -> bool:
     """Return whether the toy with this pattern, photographed in this scene, is held out."""
+    # along diagonals, so that every pattern and every scene is on both sides
     return (photographed + pattern) % HELD_OUT_SHARE == 0
 
 

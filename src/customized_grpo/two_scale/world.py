@@ -40,6 +40,7 @@ WIDTH = 24
 def _codes() -> Tensor:
     """Return eight orthogonal codes of -1 and 1, [8, 3, 2, 4]: Walsh patterns in four colours."""
     walsh = torch.ones(1, 1)
+    # Sylvester's doubling: the rows stay orthogonal, and with them the codes, whatever their colours
     for _ in range(3):
         walsh = torch.cat([torch.cat([walsh, walsh], 1), torch.cat([walsh, -walsh], 1)])
     colours = torch.tensor([[1.0, 1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]]).repeat(2, 1)
@@ -89,6 +90,7 @@ def prompted_scene(text: str) -> int:
     Raises:
         UserError: It names none of this world.
     """
+    # whole words: "snowy" does not name the scene "snow"
     words = set(text.lower().split())
     for index, name in enumerate(SCENES):
         if name in words:

@@ -35,6 +35,7 @@ def check_weight_files(folder: Path) -> None:
         with open_tensors(file) as opened:
             for name in opened.keys():  # noqa: SIM118 not a mapping
                 dtype = opened.get_slice(name).get_dtype()
+                # other tensors, such as positions, may be whole numbers
                 if name.endswith((".weight", ".bias")) and dtype not in FLOATS:
                     raise UserError(
                         f"{file}: {name} is stored as {dtype}, not as 16- or 32-bit numbers",
@@ -57,6 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
             return list(_shards(index))
     names = " or ".join(f"{base}.safetensors" for base in WEIGHT_FILES)
     hint = "All parts must be there as safetensors, as `save_pretrained` writes them."
+    # sorted, so that a message does not depend on the file system
     for file in sorted(folder.glob("*.*.safetensors")):
         base = file.name.partition(".")[0]
         if base in WEIGHT_FILES:  # as model.fp16.safetensors
@@ -76,6 +78,7 @@ def _shards(index: Path) -> Iterator[Path]:
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index}: weight_map must say which file has which tensor", hint=AGAIN)
     for name in sorted({str(place) for place in places.values()}):
+        # the last part alone: an index from elsewhere must not name files outside of the folder
         file = index.with_name(Path(name).name)
         if not file.is_file():
             raise UserError(f"{file}: no such file, but {index.name} names it", hint=AGAIN)

@@ -64,6 +64,7 @@ def check_report(report: Mapping[str, Any], model: nn.Module, what: str, *, only
         raise UserError(f"{what}: {len(missing)} weights are missing: {_some(missing)}", hint=AGAIN)
     unexpected = sorted(report["unexpected_keys"])
     if only_part:
+        # layers by form, not by number: one more layer of a stack that the part has is a mistake still
         stacks = {_NUMBER.sub("N", name) for name in model.state_dict()}
         unexpected = [name for name in unexpected if _NUMBER.sub("N", name) in stacks]
     if unexpected:
@@ -125,6 +126,7 @@ def _check_depth(config: Mapping[str, Any], file: Path) -> None:
 
     Counts may be lists, one for each stage of a network, and stand in configs of parts.
     """
+    # by name: other numbers of a config, such as the size of a vocabulary, may be large
     for key, value in config.items():
         if isinstance(value, Mapping):
             _check_depth(value, file)

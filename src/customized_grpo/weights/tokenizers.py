@@ -134,6 +134,7 @@ def _unreachable(tokenizer: Any) -> list[str]:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "BPE":
         return []
+    # a token of several letters is the result of a merge, or it can never occur in a text
     made = {"".join(pair) for pair in model["merges"]}
     special = set(tokenizer.added_tokens_encoder)
     end = model.get("end_of_word_suffix") or ""

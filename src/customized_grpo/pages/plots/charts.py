@@ -152,9 +152,11 @@ def stacked_area(
         path = frame.path(x, top) + " L " + frame.path(x[::-1], floor[::-1])[2:] + " Z"
         # the floor of the next area is the top of this one
         shapes.append(outline.format(area.colour, path))
+        # its name stands at the middle of its right edge
         middle = (top[-1] + floor[-1]) / 2
         ends.append(End(area.name, middle, area.colour, area.shares[-1] or 0.0))
         floor = top
+    # the grid after the areas, which would cover it
     return svg.chart(size, title, [*shapes, frame.grid(over=True), frame.names(ends)])
 
 
@@ -172,6 +174,7 @@ def step_weights(
     count = len(weights)
     frame = Frame(XAxis("step", count, steps=True), (0.0, 1.0), size, percent=True)
     width = frame.x(1) - frame.x(0)
+    # a share of the width, or the gaps of many narrow steps would eat the bars
     gap = min(2.0, width * 0.2)
     rect = Markup(
         '<rect class="bar{}" style="--c:var(--{})" x="{}" y="{}" width="{}" height="{}">'
@@ -206,6 +209,7 @@ def split_bar(parts: Sequence[Part], *, title: str, unit: str = "s") -> Markup:
     entries: list[Markup] = []
     for part in parts:
         share = part.amount / total
+        # flex-grow divides whatever width the page has; pixels would fix it
         pieces.append(piece.format(part.colour, f"{share:.4f}"))
         words = f"{part.name} {share:.0%} \u00b7 {compact(part.amount)} {unit}"
         entries.append(entry.format(part.colour, words))

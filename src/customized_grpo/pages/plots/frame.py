@@ -128,6 +128,7 @@ class Frame:
         self.axis = axis
         self.percent = percent
         self.right = width - labels
+        # room for two rows of text or for one
         self.bottom = height - (38 if axis.second_label or axis.steps else 24)
         # a run without a single rollout still needs an axis of some width
         self.x = Scale(0.0, max(axis.high, 1e-9), GUTTER, self.right)
@@ -136,12 +137,14 @@ class Frame:
 
     def grid(self, over: bool = False) -> Markup:
         """Return tick labels and hairlines; `over` draws the hairlines for use on top of filled areas."""
+        # in a small chart the labels of more rows would touch
         rows = ticks(self.y.low, self.y.high, 4 if self.bottom < 160 else 5)
         parts = []
         for value, label in zip(rows, tick_labels(rows, self.percent), strict=True):
             y = svg.px(self.y(value))
             line = '<line class="grid{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
             parts.append(Markup(line).format(" over" if over else "", GUTTER, self.right, y, y))
+            # text stands on its baseline: 4 units lower, its middle is at the hairline
             parts.append(svg.text(GUTTER - 8, self.y(value) + 4, label, "tick end"))
         parts += self._step_ticks() if self.axis.steps else self._x_ticks()
         return Markup("").join(parts)
@@ -178,10 +181,12 @@ class Frame:
         parts = [svg.text(self.right + UNIT_GAP, y, name, "unit")]
         if scale <= 0:  # nothing was counted in this unit
             return parts
+        # in a narrow plot the numbers of more ticks would touch
         count = 5 if self.right - GUTTER > 180 else 3
         # rollouts and iterations are whole
         values = ticks(0.0, self.x.high * scale, count, least=1.0)
         for value, label in zip(values, tick_labels(values), strict=True):
+            # back to the unit of the axis: a value of the second row counts iterations
             parts.append(svg.text(self.x(value / scale), y, label, f"{css} middle"))
         return parts
 
@@ -228,6 +233,7 @@ class Frame:
                 top.append(high)
         if not x:
             return Markup("")
+        # an area over one position has no width
         if len(x) == 1:
             whisker = Markup('<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>')
             return whisker.format(svg.px(self.x(x[0])), svg.px(self.y(bottom[0])), svg.px(self.y(top[0])))

@@ -91,6 +91,7 @@ def _best(x: float, y: float, width: float, frame: Box, taken: Sequence[Box], av
             covered = sum(map(box.overlap, taken))
             cost = distance + (COVERING + covered if covered else 0.0)
             if cost < least:  # overlaps with what to avoid are only counted where they can matter
+                # per square pixel: little, so that a whisker is covered rather than a name moved far away
                 cost += 0.12 * sum(map(box.overlap, avoid))
             if cost < least:
                 best, least = box, cost

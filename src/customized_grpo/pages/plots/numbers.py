@@ -66,6 +66,7 @@ def p_text(p: float | None) -> str:
     """Return a p-value as people write it."""
     if p is None:
         return NONE
+    # three decimals would say 0.000, which no p-value is
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -74,6 +75,7 @@ def symmetric_limit(measurements: Iterable[Measurement]) -> float:
     ends: list[float] = []
     for measurement in measurements:
         ends += [abs(value) for value in measurement.values]
+    # zeros alone would make an axis without width
     return max(ends, default=0.0) * 1.1 or 1.0
 
 

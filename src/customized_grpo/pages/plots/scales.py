@@ -82,8 +82,10 @@ def tick_labels(values: Sequence[float], percent: bool = False) -> list[str]:
         return [f"{label} %" for label in labels]
     largest = max((abs(value) for value in values), default=0.0)
     step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=largest or 1.0)
+    # with decimals alone, labels would be little but zeros
     if 0 < largest < 1e-3:
         return ["0" if value == 0 else compact(value) for value in values]
+    # longer numbers do not fit between the axis and the edge
     if largest >= 10_000:
         decimals = _decimals(step / 1000)
         return ["0" if value == 0 else signed(f"{value / 1000:.{decimals}f}k") for value in values]
@@ -132,6 +134,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
         placed[rank] = min(placed[rank], ceiling)
         ceiling = placed[rank] - gap
     result = [0.0] * len(positions)
+    # from ranks, which ascend with the position, back to the caller's order
     for rank, index in enumerate(order):
         result[index] = placed[rank]
     return result

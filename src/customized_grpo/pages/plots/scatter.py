@@ -113,7 +113,9 @@ class _Plane:
         for point in points:
             xs += [*point.x.values, *(x for x, _ in point.seeds)]
             ys += [*point.y.values, *(y for _, y in point.seeds)]
+        # a range of 0.01 at least: arms that hardly differ must not look far apart
         self.x = Scale(*domain(xs, least=0.01), LEFT, width - MARGIN)
+        # pixels run downwards, so the smallest value is at the bottom
         self.y = Scale(*domain(ys, least=0.01), height - BELOW, TOP)
         self.frame = Box(LEFT, TOP, width - MARGIN, height - BELOW)
 
@@ -211,6 +213,7 @@ def _leader(point: Point, centre: tuple[float, float], box: Box) -> Markup:
     """Return a thin line from a point to its label where the label had to move away; else nothing."""
     x, y = centre
     end_x, end_y = box.nearest(x, y)
+    # so near that it cannot be taken for another point's name
     if max(abs(end_x - x), abs(end_y - y)) <= 1.5 * MARKER:
         return Markup("")
     line = Markup('<line class="leader" style="--c:var(--{})" x1="{}" y1="{}" x2="{}" y2="{}"/>')
@@ -227,6 +230,7 @@ def _label(point: Point, centre: tuple[float, float], box: Box) -> Markup:
     else:
         anchor, position = "middle", (box.left + box.right) / 2
     label = Markup('<text class="name {}" style="--c:var(--{})" x="{}" y="{}">{}</text>')
+    # the baseline, above the room for descenders
     return label.format(anchor, point.colour, svg.px(position), svg.px(box.bottom - 3), point.label)
 
 
@@ -248,5 +252,6 @@ def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
         for index in range(count + 1):
             x = x1 + (x2 - x1) * index / count
             y = y1 + (y2 - y1) * index / count
+            # 6 pixels wide, as far apart as the points: the boxes touch
             boxes.append(Box(x, y, x, y).grown(3))
     return boxes
