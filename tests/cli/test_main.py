@@ -99,6 +99,13 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert run_python("-c", code).returncode == 0
 
 
+def test_the_commands_are_made_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status("--help") == 0
+    monkeypatch.setattr("typer.main.get_command", lambda app: pytest.fail("they are made again"))
+    assert status("--help") == 0
+    assert status("config", "presets") == 0
+
+
 def test_help_lists_every_verb_with_a_whole_sentence() -> None:
     result = run_here("--help")
     assert result.returncode == 0
@@ -288,7 +295,11 @@ def test_a_command_is_not_talked_over_by_libraries_that_others_import(
 
     heard: list[bool] = []
     names = ("torchao", "torchao.kernels", "torch.utils._pytree", "bitsandbytes")
-    monkeypatch.setattr(cli_main, "app", lambda **_: heard.extend(spoken(name) for name in names))
+
+    def listen(**_: object) -> None:
+        heard.extend(spoken(name) for name in names)
+
+    monkeypatch.setattr(cli_main, "command_tree", lambda: listen)
     assert cli_main.main(["plan", "toybox"]) == 0
     assert heard == [False] * len(names)
     assert all(spoken(name) for name in names)
