@@ -1,11 +1,24 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 
 import pytest
 
 from customized_grpo.libraries import undisturbed_imports
+
+
+@pytest.mark.slow
+def test_what_diffusers_misses_of_torchao_is_not_said() -> None:
+    """`cgrpo plan two-scale` imports diffusers outside of every `quiet`."""
+    pytest.importorskip("torchao")
+    code = (
+        "from customized_grpo.libraries import quiet_imports\n"
+        "with quiet_imports():\n    from diffusers import ModelMixin\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchao" not in said.stderr + said.stdout
 
 
 def test_nothing_looks_for_garbage_while_the_libraries_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

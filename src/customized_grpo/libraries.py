@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that report, as warnings, kernels for other machines which could not be loaded on import."""
+TALKERS = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers")
+"""Loggers that report, as warnings, what could not be loaded on import and is not used here."""
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Silence what bitsandbytes and torchao warn of when something imports them inside the block.
+    """Silence what bitsandbytes, torchao and diffusers warn of when something imports them in the block.
 
-    Wrap a whole command: accelerate and peft import them wherever they like.
+    Wrap a whole command: accelerate, peft and diffusers import them wherever they like.
     """
     talkers = [logging.getLogger(name) for name in TALKERS]
     levels = [talker.level for talker in talkers]

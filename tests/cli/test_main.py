@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from customized_grpo.cli import main as cli_main
 from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
+from customized_grpo.engine.environment import DETERMINISTIC_CUBLAS
 from customized_grpo.errors import UserError
 from processes import CGRPO, run_python
 
@@ -40,6 +42,14 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text("run: {}\n")
     (folder / "versions.json").write_text('{"customized_grpo": "0"}\n')
     return folder
+
+
+def test_cuda_is_prepared_by_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, value = DETERMINISTIC_CUBLAS
+    monkeypatch.setenv(variable, "")  # so that it is put back after the test
+    monkeypatch.delenv(variable)
+    assert status("config", "presets") == 0
+    assert os.environ[variable] == value
 
 
 IMPORTED = """

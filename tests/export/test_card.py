@@ -132,6 +132,57 @@ def test_a_prompt_cannot_leave_its_string_in_the_snippet(trained: Any) -> None:
     assert eval(found[1]) == prompt  # noqa: S307 the test is that it is one string
 
 
+@pytest.mark.parametrize("family", ["flux1", "flux2", "flux3", "qwen_image21"])
+def test_a_run_on_prompts_alone_needs_no_reference(family: str, make_trained: Any) -> None:
+    trained = make_trained(family)
+    samples = trained.path / "samples"
+    samples.mkdir()
+    rows = [{"prompt": "a red cone", "subject": None, "reference": None, "target": None}]
+    (samples / "index.json").write_text(json.dumps({"rows": rows, "iterations": [0]}))
+    card = render_card(read_run(trained.path), read_adapter(trained.path), "diffusers", "x.safetensors")
+    head, body = parts(card)
+    assert head["pipeline_tag"] == "text-to-image" and "image-to-image" not in head["tags"]
+    assert "subject" not in json.dumps(head) and "on prompts alone" in body
+    assert not re.search(r"given an image|reference\.png|load_image|image=|Use images of", body)
+    if family == "flux3":
+        assert "cgrpo generate" in body
+    else:
+        snippet = re.search(r"```python\n(.*?)^```$", body, re.S | re.M)
+        assert snippet is not None
+        compile(snippet[1], "snippet", "exec")
+
+
+def test_the_snippet_of_a_run_on_prompts_alone_draws_the_trainers_image(
+    make_trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained("flux1", alpha=6.0)
+    samples = trained.path / "samples"
+    samples.mkdir()
+    rows = [{"prompt": "a red cone", "subject": None, "reference": None, "target": None}]
+    (samples / "index.json").write_text(json.dumps({"rows": rows, "iterations": [0]}))
+    folder = export_run(trained.path, "diffusers").parent
+    (folder / "flux1").symlink_to(trained.base)
+    snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
+    assert snippet is not None
+    monkeypatch.chdir(folder)
+    exec(snippet[1], {})
+    found = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8)
+    policy = trained.policy
+    conditioning = policy.encode(["a red cone"], [[]], 64, 64)
+    noise = [torch.Generator().manual_seed(0)]
+    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
+    expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_the_card_of_qwen_edit_says_what_its_pipeline_forgets(trained: Any) -> None:
+    # that the installed diffusers still forgets it, tests/policies/test_qwen_edit.py measures
+    card = at_size(trained, options={}, family="qwen_edit", path="Qwen/Qwen-Image-Edit-2511")
+    assert "huggingface/diffusers issue 14194" in card and "`cgrpo generate`" in card
+    other = at_size(trained, options={}, family="flux2", path="black-forest-labs/FLUX.2-klein-4B")
+    assert "14194" not in other
+
+
 @pytest.mark.parametrize("family", ["flux1", "flux2"])
 def test_the_snippet_runs_and_draws_the_trainers_image(
     family: str, make_trained: Any, reference: Tensor, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +258,8 @@ def test_a_pipeline_that_shows_references_at_another_size_than_training_is_not_n
     trained: Any, model: dict[str, Any], is_drawn: bool
 ) -> None:
     card = at_size(trained, options={}, **{"height": 512, "width": 512, **model})
-    assert ("```python" in card, "cgrpo generate" in card) == (is_drawn, not is_drawn)
+    # the command; a caution may name it too
+    assert ("```python" in card, "--lora ." in card) == (is_drawn, not is_drawn)
 
 
 def test_qwen_image21_brings_references_to_the_size_of_training_in_its_own_multiples(trained: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.rewards import ScoringBatch, build_reward
+from customized_grpo.rewards.registry import scoring_settings
 from customized_grpo.rewards.service.app import Limits, Service
 from customized_grpo.rewards.service.queue import SCORE_S, RequestQueue
 from customized_grpo.rewards.service.server import Server
@@ -57,7 +58,8 @@ def running(
 ) -> Iterator[Running]:
     """Serve the rewards in a thread until the end of the block."""
     queues = {config.name: CountedQueue([build_reward(config)], merge, score_s) for config in configs}
-    service = Service(queues, limits, token)
+    settings = {config.name: scoring_settings(config) for config in configs}
+    service = Service(queues, settings, limits, token)
     with listen("127.0.0.1", port) as listener:
         server = Server(service)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))

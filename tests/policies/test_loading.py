@@ -79,6 +79,17 @@ def test_bf16_holds_the_base_in_half_and_trains_an_fp32_adapter(
             assert torch.equal(policy.velocity(x, 0.5, encoded), training)  # a fresh adapter is the base
 
 
+def test_loading_a_policy_leaves_no_filter_of_warnings_behind(folder: Path) -> None:
+    before = list(warnings.filters)
+    load_policy(ModelConfig(path=str(folder), lora=LoraConfig(rank=2)), seed=0, device="cpu")
+    assert warnings.filters == before
+    # torch warns of such a norm once in a process, and has done so unheard
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.nn.functional.rms_norm(torch.zeros(1, 2, dtype=torch.bfloat16), (2,), torch.ones(2))
+    assert not heard
+
+
 @pytest.mark.parametrize("name", ["flux1-dev.safetensors", "./flux1-dev.safetensors", "models/flux.gguf"])
 def test_a_single_file_is_told_how_to_convert_it(name: str) -> None:
     with pytest.raises(

@@ -33,6 +33,7 @@ from customized_grpo.rewards import (
     score_all,
 )
 from customized_grpo.rewards.dino import DinoReward
+from customized_grpo.rewards.registry import scoring_settings
 
 OWN = """
 import torch
@@ -274,3 +275,18 @@ def make_noise_batch(samples: int) -> ScoringBatch:
 def test_a_reward_of_ones_own_that_cannot_be_made_is_one_message(leaves: bool, reason: str) -> None:
     with pytest.raises(UserError, match=f"could not be made: {reason}.*own_rewards.py, line"):
         build_reward(RewardConfig(name="own_rewards:Unmade", options={"leaves": leaves}))
+
+
+def test_settings_that_two_sides_compare_name_what_scores_depend_on_and_no_folder() -> None:
+    here = scoring_settings(RewardConfig(name="clip_t", path="/mine/clip-large", options={}))
+    there = scoring_settings(RewardConfig(name="clip_t", path="/data/models/clip-large", weight=2.0))
+    assert here == there == {"noise": "0", "path": "clip-large"}
+    assert scoring_settings(RewardConfig(name="clip_t", path="owner/clip"))["path"] == "owner/clip"
+    # an option that is written out as its default is no other option
+    written = scoring_settings(RewardConfig(name="two_scale_prompt", options={"leak": 0.0}))
+    assert written == scoring_settings(RewardConfig(name="two_scale_prompt"))
+    other = scoring_settings(RewardConfig(name="two_scale_prompt", options={"leak": 0.5}))
+    assert {key for key in other if other[key] != written[key]} == {"options.leak"}
+    secret = scoring_settings(RewardConfig(name="own_rewards:Own", options={"key": "hunter2"}))
+    assert "hunter2" not in repr(secret) and "options.key" in secret
+    assert scoring_settings(RewardConfig(name="dino", segment="none"))["segment"] == "none"

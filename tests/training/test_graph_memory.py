@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import tiny_families
 from customized_grpo.config import Config
 from customized_grpo.data.examples import Example
 from customized_grpo.planning import replay
 from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.rollout.batches import sample_conditioning
 from customized_grpo.rollout.encoding import PromptEncoder
 from customized_grpo.rollout.sampler import build_sampler
 from customized_grpo.training import graph_memory
@@ -77,3 +81,37 @@ def test_a_recipe_that_cannot_reuse_them_asks_for_no_memory(
     memory = GraphMemory(parts)
     assert not memory.decide([], [])
     assert "train.inner_epochs=2" in memory.sentence
+
+
+def test_the_longest_text_stands_for_all_where_texts_have_several_lengths(
+    recipe: Recipe,
+    make_adapted: Callable[[Config], Flux1Policy],
+    examples: list[Example],
+    tmp_path: Path,
+) -> None:
+    """Qwen-Image-2.1 is called once for each length in a batch; a graph grows with the text."""
+    settings = ["model.family=qwen_image21", "model.guidance=1.0", "model.max_text_tokens=64"]
+    path = tiny_families.save("qwen_image21", tmp_path / "base")
+    # a batch of both prompts
+    config = recipe(*settings, f"model.path={path}", "train.group_size=2", "rollout.batch_size=4")
+    policy = make_adapted(config)
+    encoder = PromptEncoder(policy, (64, 64))
+    short, long = (dataclasses.replace(examples[0], prompt=text) for text in ("a toy", "a red toy " * 5))
+    conditionings = encoder([short, long])
+    lengths = [int(one.per_sample["prompt_length"][0]) for one in conditionings]
+    assert lengths[1] > lengths[0] + 5
+    sampler = build_sampler(policy, config.rollout, 64, 64)
+    engine = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    memory = GraphMemory(SimpleNamespace(config=config, policy=policy, sampler=sampler, engine=engine))
+    needed = memory._needed([short.bucket] * 2, conditionings) / memory.n_steps
+    everyone = sample_conditioning(conditionings, 2, slice(0, 4))
+    x = policy.noise([torch.Generator().manual_seed(i) for i in range(4)], 64, 64)
+    known = [x, *everyone.per_sample.values(), *everyone.shared.values()]
+    known += replay.known_tensors(policy.transformer)
+    left = replay.bytes_left(lambda: sampler.transition(policy, x, 0, everyone), known)
+    of_the_first = GraphSize.measure(policy, sampler, conditionings[0])
+    assert of_the_first.fixed + 4 * of_the_first.per_sample < left <= needed < 1.3 * left
+    # a longer text that comes later is measured again, a shorter one is not
+    (size,) = memory.sizes.values()
+    memory._needed([short.bucket], conditionings[:1])
+    assert list(memory.sizes.values()) == [size] and size[0] == lengths[1]

@@ -489,8 +489,9 @@ def test_attention_in_fp32_moves_the_gradient_by_its_rounding_and_no_sample(make
         ["train.kl_weight=0.1", "rollout.batch_size=4", "train.micro_batch_size=4"],
         ["model.precision=bf16", "train.ratio_normalisation=true"],
         ["model.precision=bf16", "model.gradient_checkpointing=true"],
+        ["model.precision=bf16", "model.gradient_checkpointing=true", "model.last_block=image"],
     ],
-    ids=["fp32, kl, batches", "bf16, ratio normalisation", "bf16, checkpointing"],
+    ids=["fp32, kl, batches", "bf16, ratio normalisation", "bf16, checkpointing", "bf16, last block cut"],
 )
 def test_kept_graphs_give_the_same_samples_and_gradient_bit_for_bit_without_a_forward_pass(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, overrides: list[str]

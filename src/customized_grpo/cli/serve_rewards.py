@@ -61,6 +61,7 @@ def serve_rewards(
     # an empty token is none: everybody could send it
     token = os.environ.get(token_env) or None
 
+    from customized_grpo.rewards.registry import scoring_settings
     from customized_grpo.rewards.service import server
     from customized_grpo.rewards.service.app import Limits
     from customized_grpo.serving.access import check_access, listen
@@ -73,7 +74,8 @@ def serve_rewards(
         # the port of the socket, because --port 0 takes a free one; flushed for whoever waits for this line
         print(f"serving {', '.join(copies)} at http://{address}:{listener.getsockname()[1]}", flush=True)
         limits = Limits(max_body_mb * MEGABYTE, max_pixels, queue, reference_mb * MEGABYTE)
-        server.serve(copies, listener, limits, token=token, merge=merge, score_s=score_s)
+        settings = {reward.name: scoring_settings(reward) for reward in rewards}
+        server.serve(copies, settings, listener, limits, token=token, merge=merge, score_s=score_s)
 
 
 def served_rewards(config: Config) -> Sequence[RewardConfig]:

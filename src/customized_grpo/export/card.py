@@ -57,11 +57,13 @@ def render_card(
     """
     config = adapter.config
     other_programs = get_family(config.model.family).other_programs
+    references = _has_references(run)
     return (
         _environment()
         .get_template("model_card.md.j2")
         .render(
-            front_matter=Markup(write_yaml(front_matter(adapter, name))),
+            front_matter=Markup(write_yaml(front_matter(adapter, name, references=references))),
+            references=references,
             title=run.name,
             file=file_name,
             format=name,
@@ -71,7 +73,9 @@ def render_card(
             embedded=EMBEDDED.get(config.model.path),
             licence=licence_of(config.model.path),
             pipeline=other_programs.pipeline,
-            call=_call(config),
+            unconfirmed=other_programs.unconfirmed.get(name),
+            caution=other_programs.caution,
+            call=_call(config, references=references),
             reference_area=_reference_area(config),
             multiple=get_family(config.model.family).size_multiple,
             transformer=_class_of_transformer(adapter, name),
@@ -94,7 +98,13 @@ def render_card(
     )
 
 
-def _call(config: Config) -> list[str] | None:
+def _has_references(run: RunData) -> bool:
+    """Return whether the run drew with references; without a single sample it counts as one that did."""
+    rows = run.samples.rows if run.samples is not None else []
+    return not rows or any(row.get("reference") is not None for row in rows)
+
+
+def _call(config: Config, *, references: bool) -> list[str] | None:
     """Return the arguments of the family's pipeline; None if it cannot draw as the policy does."""
     names = get_family(config.model.family).other_programs
     call = names.call(config.evaluation_model)
@@ -102,7 +112,7 @@ def _call(config: Config) -> list[str] | None:
         return None
     if names.even_levels is not None:
         call = [*call, names.even_levels.format(steps=config.evaluation_steps)]
-    if _pipeline_resizes(config):
+    if not references or _pipeline_resizes(config):
         return call
     pixels = _trained_pixels(config)
     if pixels is None:
@@ -144,10 +154,17 @@ def _reference_area(config: Config) -> int | None:
     return _trained_pixels(config)
 
 
-def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:
-    """Return the metadata that the hub reads; facts of the base that are not known are left out."""
+def front_matter(adapter: RunAdapter, name: str, *, references: bool = True) -> dict[str, Any]:
+    """Return the metadata that the hub reads; facts of the base that are not known are left out.
+
+    Args:
+        adapter: The adapter.
+        name: As of `render_card`.
+        references: Whether the run drew with references.
+    """
     path = adapter.config.model.path
-    facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
+    task = "image-to-image" if references else "text-to-image"
+    facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
     if is_hub_id(path):
         relation = "finetune" if name == TRANSFORMER else "adapter"
         facts |= {"base_model": path, "base_model_relation": relation}
@@ -156,7 +173,8 @@ def front_matter(adapter: RunAdapter, name: str) -> dict[str, Any]:
         facts["license"] = licence.identifier
         if licence.name is not None:
             facts |= {"license_name": licence.name, "license_link": licence.link}
-    tags = ["diffusers", "image-to-image", "subject-driven-generation", "customized-grpo"]
+    subject = ["subject-driven-generation"] if references else []
+    tags = ["diffusers", task, *subject, "customized-grpo"]
     # A merged transformer is no LoRA any more.
     facts["tags"] = tags if name == TRANSFORMER else ["lora", *tags]
     return facts

@@ -38,11 +38,13 @@ def header(
     config = adapter.config
     model = config.model
     names = get_family(model.family).other_programs
+    architecture = modelspec_architecture(model)
     alpha = adapter.rank if name == "comfyui" else adapter.alpha  # in "comfyui" the scale is part of B
     facts: dict[str, str | None] = {
         "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": modelspec_architecture(model),
+        # a file without an architecture is none by that standard
+        "modelspec.sai_model_spec": None if architecture is None else "1.0.0",
+        "modelspec.architecture": architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.description": _description(adapter),
@@ -52,7 +54,7 @@ def header(
         "ss_network_module": names.network_module,
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": names.base_version,
+        "ss_base_model_version": base_version(model),
         "ss_sd_model_name": public_name(model.path),
         "ss_seed": str(config.run.seed),
         # a step of kohya's is an optimizer step, not an iteration
@@ -81,6 +83,14 @@ def modelspec_architecture(model: ModelConfig) -> str | None:
     return None if name is None else f"{name}/lora"
 
 
+def base_version(model: ModelConfig) -> str | None:
+    """Return `ss_base_model_version` of an adapter; None if no name of its base is known."""
+    checkpoint = CHECKPOINTS.get(model.path)
+    if checkpoint is not None and checkpoint.base_version is not None:
+        return checkpoint.base_version
+    return get_family(model.family).other_programs.base_version
+
+
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, in hex, of the tensors' names, shapes and bytes, in the order of their names."""
     digest = hashlib.sha256()
@@ -95,10 +105,7 @@ def _description(adapter: RunAdapter) -> str:
     config = adapter.config
     rewards = " and ".join(reward.name for reward in config.rewards)
     method = f"{config.advantage.name} advantage, {config.schedule.name} weights, rewards {rewards}"
-    return (
-        f"Adapter for subject-driven generation with {public_name(config.model.path)}, tuned by "
-        f"reinforcement learning ({method})."
-    )
+    return f"Adapter for {public_name(config.model.path)}, tuned by reinforcement learning ({method})."
 
 
 def _for_diffusers(adapter: RunAdapter) -> str:

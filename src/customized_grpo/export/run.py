@@ -21,6 +21,7 @@ from customized_grpo.files import is_free, new_folder, write_tensors
 from customized_grpo.libraries import quiet
 from customized_grpo.pages.page import write_page
 from customized_grpo.pages.run_data import RunData, read_run
+from customized_grpo.policies.families import get_family
 from customized_grpo.policies.loading import load_transformer
 from customized_grpo.policies.lora_file import FILE_NAME
 from customized_grpo.runs.reading import Step
@@ -89,6 +90,9 @@ def export_run(
     if into_weights:
         return _write_transformer(run, adapter, folder, precision or adapter.config.model.precision)
     tensors = in_precision(FORMATS[name](adapter), precision or "fp32")  # refuses before anything is written
+    unconfirmed = get_family(adapter.config.model.family).other_programs.unconfirmed.get(name)
+    if unconfirmed is not None:
+        on_note(f"format {name}: {unconfirmed}")
     title = run_dir.resolve().name
     file = folder / (FILE_NAME if name == "diffusers" else f"{file_stem(title)}.safetensors")
     card = render_card(run, adapter, name, file.name)

@@ -66,6 +66,7 @@ class Checkpoint:
         sampling: How images are drawn with it.
         licence: As its model card says.
         modelspec: Architecture as `modelspec.architecture` has it; None: as all of the family.
+        base_version: kohya's `ss_base_model_version`; None: as all of the family.
     """
 
     family: str
@@ -74,6 +75,7 @@ class Checkpoint:
     sampling: Sampling
     licence: Licence
     modelspec: str | None = None
+    base_version: str | None = None
 
 
 def _non_commercial(name: str, repository: str, file: str = "LICENSE.md") -> Licence:
@@ -89,13 +91,15 @@ _STEPS_OF_KLEIN = Sampling(guidance=4.0, steps=50, reference_size="flux2")
 _STEPS_OF_DISTILLED_KLEIN = Sampling(guidance=1.0, steps=4, reference_size="flux2")
 
 
-def _klein(architecture: Architecture, licence: Licence, modelspec: str) -> Checkpoint:
+def _klein(architecture: Architecture, licence: Licence, size: str) -> Checkpoint:
     sampling = _STEPS_OF_DISTILLED_KLEIN if architecture.distilled else _STEPS_OF_KLEIN
-    return Checkpoint("flux2", "Flux2KleinPipeline", architecture, sampling, licence, modelspec)
+    # the names of musubi-tuner's sai_model_spec.py and dataset/architectures.py
+    modelspec, version = f"Flux.2-klein-{size}", f"flux_2_klein_{size}"
+    return Checkpoint("flux2", "Flux2KleinPipeline", architecture, sampling, licence, modelspec, version)
 
 
 def _klein_9b(architecture: Architecture, hub_id: str) -> Checkpoint:
-    return _klein(architecture, _non_commercial("flux-non-commercial-license", hub_id), "Flux.2-klein-9b")
+    return _klein(architecture, _non_commercial("flux-non-commercial-license", hub_id), "9b")
 
 
 def _qwen_edit(architecture: Architecture, modelspec: str | None = None) -> Checkpoint:
@@ -125,11 +129,10 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             "flux-dev-non-commercial-license", "black-forest-labs/FLUX.2-dev", "LICENSE.txt"
         ),
         modelspec="Flux.2-dev",
+        base_version="flux_2_dev",
     ),
-    "black-forest-labs/FLUX.2-klein-4B": _klein(
-        replace(KLEIN_BASE_4B, distilled=True), APACHE, "Flux.2-klein-4b"
-    ),
-    "black-forest-labs/FLUX.2-klein-base-4B": _klein(KLEIN_BASE_4B, APACHE, "Flux.2-klein-4b"),
+    "black-forest-labs/FLUX.2-klein-4B": _klein(replace(KLEIN_BASE_4B, distilled=True), APACHE, "4b"),
+    "black-forest-labs/FLUX.2-klein-base-4B": _klein(KLEIN_BASE_4B, APACHE, "4b"),
     "black-forest-labs/FLUX.2-klein-9B": _klein_9b(
         replace(KLEIN_BASE_9B, distilled=True), "black-forest-labs/FLUX.2-klein-9B"
     ),

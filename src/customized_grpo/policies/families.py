@@ -101,6 +101,12 @@ def _qwen_image21_call(model: ModelConfig) -> list[str]:
     return _qwen_edit_call(model) if model.guidance > 1 else []
 
 
+TOKEN_TYPES = (
+    "With transformers 5, this pipeline of diffusers (0.42.1 and earlier) does not tell the text encoder "
+    "which tokens are those of the reference (huggingface/diffusers issue 14194), and draws other images "
+    "without a word. This adapter was trained and judged with the right ones: use a diffusers in which that "
+    "is mended, or draw with `cgrpo generate`."
+)
 FLUX1 = Family(
     policy="customized_grpo.policies.flux1:Flux1Policy",
     # FLUX.1-dev has the same parts as FLUX.1-Kontext-dev, and is the base of UNO
@@ -139,6 +145,7 @@ QWEN_EDIT = Family(
         network_module="networks.lora_qwen_image",
         base_version="qwen_image_edit",
         call=_qwen_edit_call,
+        caution=TOKEN_TYPES,
         reference_rule="qwen_edit",
     ),
 )
@@ -155,6 +162,10 @@ QWEN_IMAGE21 = Family(
         pipeline="QwenImage21Pipeline",
         call=_qwen_image21_call,
         reference_rule="qwen_edit",
+        unconfirmed={
+            "kohya": "ComfyUI joins two layers of Qwen-Image-2.1's MLP, gate_layer and proj, and finds "
+            "neither by the names of this format; for ComfyUI use --format comfyui",
+        },
         set_size="output_resolution={pixels} ** 0.5,",
         # levels of the checkpoint's own are taken where they are as many, as the policy takes them
         even_levels="sigmas=None if len(pipe.config.sample_sigmas or ()) == {steps} else "
@@ -169,8 +180,13 @@ FLUX3 = Family(
     other_programs=OtherPrograms(
         place=flux3_place,
         comfyui_originals=True,
-        modelspec="flux-3",
-        base_version="flux3",
+        # no name of it for the header of a file: no public program was found that gives it one
+        unconfirmed={
+            "comfyui": "no public version of ComfyUI was found that loads FLUX.3; the names in the file are "
+            "those of its original code, which diffusers reads",
+            "kohya": "no program was found that reads LoRA of FLUX.3 in kohya's format, not even diffusers; "
+            "the names follow the format's rule",
+        },
         pipeline="Flux3ModularPipeline",
         call=lambda model: None,  # its pipeline takes guidance as a part, not as an argument
     ),

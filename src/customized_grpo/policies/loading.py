@@ -85,8 +85,7 @@ def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.d
     """
     policy_class = get_family(model.family).policy_class()
     policy = policy_class(pipe, PolicySettings.from_config(model, device), read_options(model))
-    # torch says so once, under autocast, of a norm that is right but not fused: nothing the user can act on
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
+    _spend_warning_of_norms()
     policy.grid(model.height, model.width)  # refuses a size that the model cannot make
     policy.add_adapter(rank=model.lora.rank, alpha=model.lora.alpha, target=model.lora.target, seed=seed)
     if model.start_lora is not None:
@@ -96,6 +95,17 @@ def assemble_policy(pipe: Any, model: ModelConfig, *, seed: int, device: torch.d
     if model.compile:
         policy.compile_blocks()
     return policy
+
+
+def _spend_warning_of_norms() -> None:
+    """Let torch warn, unheard, of a norm under autocast that is right but not fused.
+
+    It does so once in a process, of the first such norm, and nobody can act on it. A filter would stay behind
+    in the user's own process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        nn.functional.rms_norm(torch.zeros(1, 2, dtype=torch.bfloat16), (2,), torch.ones(2))
 
 
 def load_pipeline(path: str, *, family: str = "flux1", precision: Precision = "bf16") -> Any:

@@ -6,8 +6,9 @@ diffusers keeps query, key and value apart; the original code, and so ComfyUI's 
 one matrix `qkv` whose rows they are, and in the single blocks of FLUX.1 one `linear1` with the rows of the
 MLP below. Sources: the conversion of original checkpoints in diffusers (`single_file_utils`,
 `lora_conversion_utils`) and ComfyUI's `flux_to_diffusers`. Qwen-Image is called the same everywhere, 2.1 as
-well: musubi-tuner's module for it adapts the blocks of a model with these names, and ComfyUI maps the two
-layers that are one matrix there (gate and projection of the MLP) itself.
+well: musubi-tuner's `networks/lora_qwen_image_21.py` adapts the blocks of a model with these names, and
+ComfyUI's `comfy/lora.py` maps "transformer." before them, also to the two layers that are one matrix there
+(gate and projection of the MLP). FLUX.3: diffusers' `_convert_non_diffusers_flux3_lora_to_diffusers`.
 
 Left out on purpose: `norm_out.linear`, whose two halves the original has in the other order.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from customized_grpo.reference_sizes import ReferenceRule
@@ -187,6 +188,9 @@ class OtherPrograms:
         modelspec: Architecture as `modelspec.architecture` has it, without "/lora"; None: not written.
         network_module: kohya's `ss_network_module`; None: not written.
         base_version: kohya's `ss_base_model_version`; None: not written.
+        unconfirmed: What is not known of, or known to be missing in, the programs that read a format, by
+            the format's name.
+        caution: What somebody who draws with that pipeline must know; None: nothing.
         pipeline: The class of diffusers with which a model card loads the base.
         call: Maps a recipe's `model` section to lines of Python, the arguments with which that pipeline draws
             as the policy does, apart from prompt, image, size, steps and generator; None if no pipeline can.
@@ -202,6 +206,8 @@ class OtherPrograms:
     modelspec: str | None = None
     network_module: str | None = None
     base_version: str | None = None
+    unconfirmed: Mapping[str, str] = field(default_factory=dict)
+    caution: str | None = None
     pipeline: str = "DiffusionPipeline"
     call: Callable[[ModelConfig], list[str] | None] = embedded_guidance_call
     comfyui_originals: bool = False

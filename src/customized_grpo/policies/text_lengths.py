@@ -16,6 +16,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from customized_grpo.policies.conditioning import Conditioning
 
+TEXT_LENGTH = "_length"
+"""End of the names under which a conditioning has the lengths of its texts, per sample."""
+
 Predict = Callable[[Tensor, Tensor, Conditioning, int], Tensor]
 """Maps x [b, N, C], levels [b], conditioning of b samples, and their one length of text to v [b, N, C]."""
 

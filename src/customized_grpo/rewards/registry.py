@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import torch
 
 from customized_grpo import extensions, keys
 from customized_grpo.errors import UserError, origin
+from customized_grpo.hub import public_name
 from customized_grpo.kinds import KINDS
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face import FaceOptions, FaceReward
@@ -104,6 +107,30 @@ def check_rewards(configs: Iterable[RewardConfig]) -> None:
     if mistakes:
         hints = dict.fromkeys(error.hint for error in mistakes if error.hint is not None)
         raise UserError("\n".join(error.message for error in mistakes), hint="\n".join(hints) or None)
+
+
+def scoring_settings(config: RewardConfig) -> dict[str, str]:
+    """Return what an entry of a recipe says about how its reward scores, for two sides to compare.
+
+    Weights are called by their public name, as their folder may be elsewhere on another machine. Options of
+    registered rewards count with their defaults. Their values are hashed: they may hold secrets.
+
+    Raises:
+        UserError: An option of a registered reward is wrong.
+    """
+    options: Mapping[str, Any] = config.options
+    settings = {"noise": f"{config.noise:g}", "path": "its default"}
+    if config.path is not None:
+        settings["path"] = public_name(config.path)
+    if config.name in REWARDS:
+        registered = REWARDS[config.name]
+        options = read_options(config.name, registered.options, config.options).model_dump(mode="json")
+        if registered.segmented:
+            settings["segment"] = config.segment
+    for name, value in options.items():
+        text = json.dumps(value, sort_keys=True)
+        settings[f"options.{name}"] = f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return settings
 
 
 def needs_masks(config: RewardConfig) -> bool:

@@ -11,6 +11,7 @@ import torch
 from customized_grpo.engine.device import free_bytes
 from customized_grpo.planning import replay
 from customized_grpo.planning.memory import GIB, GRAPHS_SHARE
+from customized_grpo.policies.text_lengths import TEXT_LENGTH
 from customized_grpo.rollout.batches import sample_batches
 from customized_grpo.rollout.graphs import reuse_obstacle
 from customized_grpo.rollout.sampler import plan_iteration
@@ -83,7 +84,8 @@ class GraphMemory:
         n_prompts = config.train.prompts_per_iteration // parts.engine.world_size
         self.obstacle = reuse_obstacle(config, n_prompts * self.group_size)
         self.n_steps = len(plan_iteration(config, 0).trained)  # the same in every iteration
-        self.sizes: dict[Hashable, GraphSize] = {}
+        # by bucket: the longest text that was measured, and its graph
+        self.sizes: dict[Hashable, tuple[int, GraphSize]] = {}
         self.keeps: bool | None = None
         self.sentence = ""
 
@@ -127,16 +129,34 @@ class GraphMemory:
         return ["train.reuse_rollout_graph=never"] if self.keeps else []
 
     def _needed(self, buckets: Sequence[Hashable], conditionings: Sequence[Conditioning]) -> int:
-        """Return the bytes of the graphs of all trained steps of an iteration."""
+        """Return the bytes of the graphs of all trained steps of an iteration; never less than they take.
+
+        Where a family's texts have several lengths, the longest of a bucket so far stands for all of it.
+        """
         everyone = slice(0, len(buckets) * self.group_size)
         n_bytes = 0
         for samples in sample_batches(buckets, self.group_size, everyone, self.batch_size):
-            # A batch is of one bucket: its first prompt stands for it.
-            prompt = samples.start // self.group_size
-            if buckets[prompt] not in self.sizes:
-                measured = GraphSize.measure(self.parts.policy, self.parts.sampler, conditionings[prompt])
-                self.sizes[buckets[prompt]] = measured
-            size = self.sizes[buckets[prompt]]
-            n_bytes += size.fixed + (samples.stop - samples.start) * size.per_sample
+            # a batch is of one bucket, and may begin and end within a group
+            first, last = samples.start // self.group_size, (samples.stop - 1) // self.group_size
+            prompts = conditionings[first : last + 1]
+            size = self._size(buckets[first], prompts)
+            # each length of text is a call of its own
+            n_calls = len({_text_length(prompt) for prompt in prompts})
+            n_bytes += n_calls * size.fixed + (samples.stop - samples.start) * size.per_sample
         # All of them are alive at once, until the update takes the first.
         return n_bytes * self.n_steps
+
+    def _size(self, bucket: Hashable, prompts: Sequence[Conditioning]) -> GraphSize:
+        longest = max(prompts, key=_text_length)
+        length = _text_length(longest)
+        known = self.sizes.get(bucket)
+        if known is None or known[0] < length:
+            known = (length, GraphSize.measure(self.parts.policy, self.parts.sampler, longest))
+            self.sizes[bucket] = known
+        return known[1]
+
+
+def _text_length(conditioning: Conditioning) -> int:
+    """Return the tokens of a prompt's texts; 0 for a family that pads all texts to one length."""
+    tensors = conditioning.per_sample
+    return sum(int(tensors[name][0]) for name in tensors if name.endswith(TEXT_LENGTH))

@@ -23,7 +23,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.executors import build_executor, build_scorer
 from customized_grpo.rewards.executors.http import HttpExecutor
-from customized_grpo.rewards.service.protocol import digest_of
+from customized_grpo.rewards.registry import scoring_settings
+from customized_grpo.rewards.service.protocol import PROTOCOL, digest_of
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,8 @@ class Script:
     def info(self) -> dict[str, Any]:
         fingerprint = {"name": "own", "kind": "quality"}
         reward = {"name": OWN.name, "label": "own", "kind": "quality", "fingerprint": fingerprint}
-        return {"protocol": 1, "rewards": [{**reward, "digest": digest_of(fingerprint)}], "merge": 0}
+        facts = {"digest": digest_of(fingerprint), "settings": scoring_settings(OWN)}
+        return {"protocol": PROTOCOL, "rewards": [{**reward, **facts}], "merge": 0}
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         self.asked.append((handler.command, handler.path))
@@ -256,15 +258,35 @@ def test_nobody_there_and_something_else_there_are_told_before_the_run() -> None
         (
             RewardConfig(name="dino", path="toybox", segment="none"),
             RewardConfig(name="dino", path="toybox"),
-            "scores with segment: none, the recipe says reference",
+            "scores with segment: none, the recipe says segment: reference",
         ),
         (
             RewardConfig(name="own_rewards:Own", noise=0.5),
             OWN,
-            "scores with noise: 0.5, the recipe says 0.0",
+            "scores with noise: 0.5, the recipe says noise: 0",
+        ),
+        (
+            RewardConfig(name="own_rewards:Own", path="owner/large"),
+            OWN,
+            "scores with path: owner/large, the recipe says path: its default",
+        ),
+        (
+            RewardConfig(name="own_rewards:Own", options={"revision": 2}),
+            RewardConfig(name="own_rewards:Own", options={"revision": 1}),
+            "scores with another options.revision than the recipe says",
+        ),
+        (
+            RewardConfig(name="own_rewards:Own", options={"revision": 2}),
+            OWN,
+            "scores with options.revision, the recipe says no options.revision",
+        ),
+        (
+            RewardConfig(name="two_scale_prompt", options={"leak": 0.5}),
+            RewardConfig(name="two_scale_prompt"),
+            "scores with another options.leak than",
         ),
     ],
-    ids=["missing", "segment", "noise"],
+    ids=["missing", "segment", "noise", "path", "option", "no option", "default"],
 )
 def test_a_service_that_scores_otherwise_than_the_recipe_says_is_refused(
     served: RewardConfig, wanted: RewardConfig, message: str
@@ -276,13 +298,13 @@ def test_a_service_that_scores_otherwise_than_the_recipe_says_is_refused(
 def test_another_model_behind_the_same_address_is_noticed_at_once_and_on_resume() -> None:
     old, new = (OWN.model_copy(update={"options": {"revision": number}}) for number in (1, 2))
     with serving.running([old]) as service:
-        scorer = build_scorer([at(service.url)])
+        scorer = build_scorer([at(service.url, old)])
         before = scorer.fingerprints()
         port = int(service.url.rpartition(":")[2])
     with scorer, serving.running([new], port=port):
         with pytest.raises(UserError, match="not the one the client got to know"):
             scorer.score(tiny.make_batch(2))
-        with build_scorer([at(service.url)]) as resumed:
+        with build_scorer([at(service.url, new)]) as resumed:
             assert before[0]["revision"] == 1
             assert resumed.fingerprints() == [{**before[0], "revision": 2}]
 

@@ -24,6 +24,7 @@ from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, naming
 from customized_grpo.rewards.executors.connection import Connection
 from customized_grpo.rewards.executors.upload import Upload, encode
 from customized_grpo.rewards.http_client import HttpError
+from customized_grpo.rewards.registry import scoring_settings
 from customized_grpo.rewards.service.protocol import (
     PROTOCOL,
     Info,
@@ -190,15 +191,23 @@ def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
     if reward is None:
         names = ", ".join(reward.name for reward in info.rewards)
         raise UserError(f"{url} has no reward {config.name!r}, only {names}")
-    # A reward that says nothing of noise adds none.
-    settings = {"noise": reward.fingerprint.get("noise", 0.0)}
-    if "segment" in reward.fingerprint:
-        settings["segment"] = reward.fingerprint["segment"]
-    for key, value in settings.items():
-        expected = getattr(config, key)
-        if value != expected:
+    expected = scoring_settings(config)
+    for key in sorted(expected.keys() | reward.settings.keys()):
+        theirs, ours = reward.settings.get(key), expected.get(key)
+        if theirs != ours:
             raise UserError(
-                f"reward {config.name!r}: {url} scores with {key}: {value}, the recipe says {expected}",
-                hint="Start the service with the same recipe.",
+                f"reward {config.name!r}: {url} scores with {_difference(key, theirs, ours)}",
+                hint="Start the service with the same recipe, or write its settings into yours.",
             )
     return reward
+
+
+def _difference(key: str, theirs: str | None, ours: str | None) -> str:
+    """Return in words how a setting differs; values of options are hashes and say nothing."""
+    is_option = key.startswith("options.")
+    if is_option and theirs is not None and ours is not None:
+        return f"another {key} than the recipe says"
+    words = []
+    for value in (theirs, ours):
+        words.append(f"no {key}" if value is None else key if is_option else f"{key}: {value}")
+    return f"{words[0]}, the recipe says {words[1]}"

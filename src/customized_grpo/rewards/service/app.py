@@ -67,11 +67,18 @@ class Service:
 
     Args:
         queues: One queue per reward, by the name that requests use.
+        settings: `registry.scoring_settings` of each reward, by the same names.
         limits: Bounds of the requests.
         token: What a client must present; None: nothing is needed.
     """
 
-    def __init__(self, queues: Mapping[str, RequestQueue], limits: Limits, token: str | None) -> None:
+    def __init__(
+        self,
+        queues: Mapping[str, RequestQueue],
+        settings: Mapping[str, dict[str, str]],
+        limits: Limits,
+        token: str | None,
+    ) -> None:
         self.queues = queues
         self.limits = limits
         self._token = token
@@ -80,7 +87,7 @@ class Service:
         self.draining = False
         self.pixels = PixelBudget(IN_MEMORY * limits.pixels)
         self._buffered = 0
-        rewards = [_info(name, queue) for name, queue in queues.items()]
+        rewards = [_info(name, queue, settings[name]) for name, queue in queues.items()]
         merge = max(queue.merge for queue in queues.values())
         self.info = Info(protocol=PROTOCOL, rewards=rewards, merge=merge)
         self.digests = {reward.name: reward.digest for reward in rewards}
@@ -322,7 +329,7 @@ def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:
     raise Refusal(422, problem)
 
 
-def _info(name: str, queue: RequestQueue) -> RewardInfo:
+def _info(name: str, queue: RequestQueue, settings: dict[str, str]) -> RewardInfo:
     reward = queue.reward
     fingerprint = reward.fingerprint()
     return RewardInfo(
@@ -332,6 +339,7 @@ def _info(name: str, queue: RequestQueue) -> RewardInfo:
         fingerprint=fingerprint,
         digest=digest_of(fingerprint),
         groupwise=is_groupwise(reward),
+        settings=settings,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from customized_grpo.rewards.base import Kind
 
-PROTOCOL = 1
+PROTOCOL = 2
 PROBLEM_TYPE = "application/problem+json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -41,6 +41,8 @@ class RewardInfo(Message):
     """`digest_of(fingerprint)`; a request repeats it, so that it is never scored by another reward."""
     groupwise: bool = False
     """Whether a request must be the whole group of one prompt."""
+    settings: dict[str, str] = {}
+    """`registry.scoring_settings` of the service's recipe, which must be those of the client's."""
 
 
 class Info(Message):

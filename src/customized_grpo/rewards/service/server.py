@@ -28,6 +28,7 @@ KEEP_ALIVE_S = 60  # longer than most rollout batches take, so that connections 
 
 def serve(
     rewards: Mapping[str, Sequence[Reward]],
+    settings: Mapping[str, dict[str, str]],
     listener: socket.socket,
     limits: Limits,
     *,
@@ -41,6 +42,7 @@ def serve(
 
     Args:
         rewards: The copies of each reward, by the name that requests use.
+        settings: `registry.scoring_settings` of each, by the same names.
         listener: Where to listen, from `listen`.
         limits: What a client may ask for.
         token: What a client must present; None: nothing is needed.
@@ -49,7 +51,7 @@ def serve(
     """
     queues = {name: RequestQueue(copies, merge, score_s) for name, copies in rewards.items()}
     try:
-        Server(Service(queues, limits, token)).run(sockets=[listener])
+        Server(Service(queues, settings, limits, token)).run(sockets=[listener])
     finally:
         hanging = [name for name, queue in queues.items() if not queue.close(CLOSE_S)]
     if hanging:
