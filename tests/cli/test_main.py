@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from customized_grpo.cli import main as cli_main
 from customized_grpo.cli.common import fitted, table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
+from customized_grpo.engine.environment import DETERMINISTIC_CUBLAS
 from customized_grpo.errors import UserError
 from processes import CGRPO, run_python
 
@@ -40,6 +42,14 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text("run: {}\n")
     (folder / "versions.json").write_text('{"customized_grpo": "0"}\n')
     return folder
+
+
+def test_cuda_is_prepared_by_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, value = DETERMINISTIC_CUBLAS
+    monkeypatch.setenv(variable, "")  # so that it is put back after the test
+    monkeypatch.delenv(variable)
+    assert status("config", "presets") == 0
+    assert os.environ[variable] == value
 
 
 IMPORTED = """
@@ -97,6 +107,13 @@ def test_reading_a_recipe_imports_no_library_of_models() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, customized_grpo; assert 'torch' not in sys.modules"
     assert run_python("-c", code).returncode == 0
+
+
+def test_the_commands_are_made_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status("--help") == 0
+    monkeypatch.setattr("typer.main.get_command", lambda app: pytest.fail("they are made again"))
+    assert status("--help") == 0
+    assert status("config", "presets") == 0
 
 
 def test_help_lists_every_verb_with_a_whole_sentence() -> None:
@@ -298,7 +315,11 @@ def test_a_command_is_not_talked_over_by_libraries_that_others_import(
 
     heard: list[bool] = []
     names = ("torchao", "torchao.kernels", "torch.utils._pytree", "bitsandbytes")
-    monkeypatch.setattr(cli_main, "app", lambda **_: heard.extend(spoken(name) for name in names))
+
+    def listen(**_: object) -> None:
+        heard.extend(spoken(name) for name in names)
+
+    monkeypatch.setattr(cli_main, "command_tree", lambda: listen)
     assert cli_main.main(["plan", "toybox"]) == 0
     assert heard == [False] * len(names)
     assert all(spoken(name) for name in names)

@@ -14,6 +14,7 @@ import torch
 
 from customized_grpo.config import Config, dump_config, load_config
 from customized_grpo.data.fitting import Fitting
+from customized_grpo.engine.device import describe
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.export import export_run
@@ -165,6 +166,11 @@ def test_a_run_of_another_version_is_refused_with_the_version(folder: Path, reci
     with pytest.raises(UserError, match="speed") as refused:
         open_generator(str(run))
     assert "made by customized-grpo 0.0.9" in str(refused.value.hint)
+
+
+def test_where_images_are_drawn_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = open_generator("toybox", settings=SMOKE)
+    assert capsys.readouterr().err.startswith(f"device: {describe(generator.policy.device)}\n")
 
 
 @pytest.mark.parametrize("alpha", [None, 2.0])
