@@ -546,8 +546,8 @@ def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders)
     ("shared", "words"),
     [
         ({"shared_subjects": [], "shared_images": 0}, "on subjects it never saw"),
-        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subjects and 2 images"),
-        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 images"),
+        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subject and 2 images"),
+        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 image"),
         (None, "on held-out rows"),
     ],
 )
