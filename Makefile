@@ -50,6 +50,7 @@ lint: $(STAMP)
 # mkdocs' notice is about its own next version
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: build/site/index.html"
 
 fuzz: $(STAMP)
 	$(BIN)/python measurements/fuzz.py --jobs 2

@@ -37,7 +37,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import typer
 from PIL import Image
 
 import customized_grpo.cli.main as cli
@@ -236,8 +235,6 @@ def stand_ins() -> Iterator[None]:
             (benchmark, "build_metric_rewards"),
         ):
             stack.enter_context(mock.patch.object(module, name, once(getattr(module, name))))
-        # typer builds the tree of all commands at every call, a third of the time of a cheap verb
-        stack.enter_context(mock.patch.object(cli, "app", typer.main.get_command(cli.app)))
         stack.enter_context(mock.patch.object(masks, "Segmenter", _Segmenter))
         process = SimpleNamespace(Popen=_Training, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
         stack.enter_context(mock.patch.object(runner, "subprocess", process))

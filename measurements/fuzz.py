@@ -27,11 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import typer
-
-import customized_grpo.cli.main as cli
 from customized_grpo.errors import UserError
 from fuzzing.targets import TARGETS, Target
 
@@ -94,9 +90,7 @@ def fuzz(
     """
     figures = Figures(target_class.name)
     begin = time.monotonic()
-    # typer builds the tree of all commands at every call, which would be half of the time.
-    commands = mock.patch.object(cli, "app", typer.main.get_command(cli.app))
-    with tempfile.TemporaryDirectory() as temporary, commands:
+    with tempfile.TemporaryDirectory() as temporary:
         target = target_class(Path(temporary) / "work")
         peak = _peak_mib()
         for number in range(first, first + inputs):

@@ -58,8 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # the first that answers ends this hook, in a worker that of xdist
 def pytest_runtestloop() -> None:
-    """Search for garbage again, but no more among what the collection imported."""
+    """Search for garbage again, but rarely, and no more among what the collection imported."""
     gc.freeze()
+    # by default after 700 new objects, of which a test of a page makes a hundred times as many
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 

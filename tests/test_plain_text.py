@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from customized_grpo.export.card import code, escape_markdown
 from customized_grpo.plain_text import one_line, printable
 from customized_grpo.reporting.counting import counting
 from customized_grpo.reporting.progress import progress
+from processes import child_environment
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2Jb\u202egnp.exe\u2028\x00\x9b31m\r"
 
@@ -69,6 +74,51 @@ def test_a_live_display_draws_and_its_messages_are_inert() -> None:
     bar.close()
     assert "owned" in drawn.getvalue() and is_inert(drawn.getvalue())
     assert "\x1b]0;" not in text.getvalue() and "\u202e" not in text.getvalue()
+
+
+LIVE = """
+import sys
+from customized_grpo.cli.output import lenient_output
+from customized_grpo.reporting.counting import counting
+from customized_grpo.reporting.progress import progress
+
+with lenient_output():
+    with progress(total=2) as shown:
+        shown.iteration({"iteration": 1, "reward/prompt": 0.5})
+        print("printed " + sys.argv[1], file=sys.stderr)
+        print("printed " + sys.argv[1])
+        shown.message(sys.argv[1])
+        shown.phase("update")
+    bar = counting("drawing", 4)
+    bar.add(2)
+    print("printed " + sys.argv[1])
+    bar.close()
+    sys.stdout.write("\\x1b[0m")  # colorama, when Python ends
+"""
+
+
+def test_on_a_real_terminal_displays_draw_and_whatever_is_printed_meanwhile_is_inert() -> None:
+    shown = on_a_terminal([sys.executable, "-c", LIVE, "\x1b]0;owned\x07\x9b2J \x1b[31m"])
+    assert "\\x1b[1m" not in shown and "\\x1b[0m" not in shown, "a display shows its colours as text"
+    assert "\x1b[2K" in shown and "\x1b[1m1/2" in shown and shown.endswith("\x1b[0m")
+    assert shown.count("printed \\x1b]0;owned\\x07\\x9b2J \\x1b[31m") == 3
+    assert "\x1b]" not in shown and "\x9b" not in shown and "\x1b[31m" not in shown
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """Run a command on a terminal of 80 columns and return everything that it has sent there."""
+    terminal, side = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, env=child_environment(TERM="xterm", COLUMNS="80")
+    ) as process:
+        os.close(side)
+        sent = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while chunk := os.read(terminal, 65536):
+                sent += chunk
+    os.close(terminal)
+    assert process.returncode == 0, sent
+    return sent.decode()
 
 
 def test_an_error_that_names_a_hostile_file_is_inert(

@@ -20,7 +20,7 @@ from customized_grpo.reference_sizes import (
     reference_size,
 )
 
-SIDE = st.integers(32, 6000)
+SIDE = st.integers(32, 3000)
 RULES: tuple[ReferenceSize, ...] = ("kontext", "uno", "flux2", "qwen_edit", "image", 512)
 
 

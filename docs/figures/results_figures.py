@@ -1,7 +1,7 @@
-"""The figures of docs/results.md as SVG files: python docs/figures/results_figures.py RESULTS FOLDER.
+"""The figures of docs/results.md as SVG files: python docs/figures/results_figures.py RESULTS FOLDER [--all].
 
 RESULTS is results.json of a comparison or what `cgrpo doctor --json` writes, or one of them compressed
-(NAME.json.gz). The figures are those of its page, each with its own style sheet, light and dark.
+(NAME.json.gz). Each figure has its own style sheet, light and dark. With --all they are all of its page.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from customized_grpo.pages.comparison_plane import pareto
 from customized_grpo.pages.decision_figures import decision_section
 from customized_grpo.pages.figures import Figure
 from customized_grpo.pages.standalone import standalone
+
+IN_DOCS = ("Identity against prompt", "Still open, by the held-out judges")
+"""Titles of the figures that the docs show."""
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -50,10 +53,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--all", action="store_true", help="all figures of the page, not those of the docs alone"
+    )
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     name = arguments.results.name.partition(".")[0]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for figure in find_figures(results):
+        if not arguments.all and figure.title not in IN_DOCS:
+            continue
         title = re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-")
         path = arguments.folder / f"{name}-{title}.svg"
         path.write_text(standalone(str(figure.chart)), encoding="utf-8")

@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import typer.main
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-from customized_grpo.cli.main import app
+from customized_grpo.cli.main import command_tree
 from customized_grpo.config.reference import markdown as settings
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +51,7 @@ def with_formulas(text: str) -> str:
 
 def commands() -> str:
     """Return a page of all verbs, with their help as the terminal shows it."""
-    group: Any = typer.main.get_command(app)
+    group: Any = command_tree()
     lines = [
         "# Commands",
         "",

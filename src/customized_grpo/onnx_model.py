@@ -95,7 +95,11 @@ class OnnxModel:
 def _read(path: Path, what: str) -> bytes:
     try:
         if not path.is_file():
-            raise UserError(f"{path}: there is no such {what}")
+            raise UserError(
+                f"{path}: there is no such {what}",
+                hint="No model comes with the package: name an ONNX file of yours, see docs/masks.md and "
+                "docs/judge.md.",
+            )
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return path.read_bytes()

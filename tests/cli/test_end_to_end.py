@@ -203,7 +203,9 @@ def test_a_missing_mask_ends_the_command_with_one_message(
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
-    assert "1 bad row\n  line 3: has no `masks`, which the reward needs" in done.stderr
+    assert (
+        "1 bad row\n  line 3: has no `masks`, which the reward needs\nMake masks with `cgrpo" in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

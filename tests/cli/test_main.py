@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from PIL import Image
 from commands import run_here, status
 from customized_grpo import __version__
 from customized_grpo.cli import main as cli_main
-from customized_grpo.cli.common import table
+from customized_grpo.cli.common import fitted, table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
+from customized_grpo.engine.environment import DETERMINISTIC_CUBLAS
 from customized_grpo.errors import UserError
 from processes import CGRPO, run_python
 
@@ -40,6 +42,14 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text("run: {}\n")
     (folder / "versions.json").write_text('{"customized_grpo": "0"}\n')
     return folder
+
+
+def test_cuda_is_prepared_by_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, value = DETERMINISTIC_CUBLAS
+    monkeypatch.setenv(variable, "")  # so that it is put back after the test
+    monkeypatch.delenv(variable)
+    assert status("config", "presets") == 0
+    assert os.environ[variable] == value
 
 
 IMPORTED = """
@@ -97,6 +107,13 @@ def test_reading_a_recipe_imports_no_library_of_models() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, customized_grpo; assert 'torch' not in sys.modules"
     assert run_python("-c", code).returncode == 0
+
+
+def test_the_commands_are_made_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status("--help") == 0
+    monkeypatch.setattr("typer.main.get_command", lambda app: pytest.fail("they are made again"))
+    assert status("--help") == 0
+    assert status("config", "presets") == 0
 
 
 def test_help_lists_every_verb_with_a_whole_sentence() -> None:
@@ -280,6 +297,16 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     assert len(lines) > 1 and max(map(len, lines)) <= 40
 
 
+def test_sentences_break_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a  row\n\n" + "word " * 20 + "end"
+    assert fitted(text) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "22")
+    lines = fitted(text).split("\n")
+    assert lines[:2] == ["a  row", ""] and set(lines[2:-1]) == {"word word word word"}
+    assert fitted("a-very-long-name-of-a-path/that/stays") == "a-very-long-name-of-a-path/that/stays"
+
+
 def test_a_command_is_not_talked_over_by_libraries_that_others_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -288,7 +315,11 @@ def test_a_command_is_not_talked_over_by_libraries_that_others_import(
 
     heard: list[bool] = []
     names = ("torchao", "torchao.kernels", "torch.utils._pytree", "bitsandbytes")
-    monkeypatch.setattr(cli_main, "app", lambda **_: heard.extend(spoken(name) for name in names))
+
+    def listen(**_: object) -> None:
+        heard.extend(spoken(name) for name in names)
+
+    monkeypatch.setattr(cli_main, "command_tree", lambda: listen)
     assert cli_main.main(["plan", "toybox"]) == 0
     assert heard == [False] * len(names)
     assert all(spoken(name) for name in names)

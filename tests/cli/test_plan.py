@@ -113,7 +113,24 @@ def test_a_card_gives_hours_their_assumptions_and_whether_it_fits(
     assert "fits 23.6 GiB" in out
     assert "memory of the machine: a process takes about" in out and "2 processes on one machine: " in out
     plan = json.loads(file.read_text())
-    assert plan["duration"]["hours_per_100"] > 0 and plan["host"]["peak"] >= plan["host"]["loading"]
+    assert plan["host"]["peak"] >= plan["host"]["loading"]
+
+
+def test_hours_are_passes_by_the_cards_rate_and_its_bandwidth(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox", "--device", "4090", "--processes", "2", "--json", str(file))
+    plan = json.loads(file.read_text())
+    # a process has 2 of 4 prompts, and for each 12 samples: 10 steps drawn, 4 trained at 3 passes each
+    passes = 2 * 12 * (10 + 4 * 3)
+    products = passes * plan["flops_per_pass"] / (0.7 * 165.2e12)
+    between = passes * plan["bytes_per_pass"] / (0.8 * 1008e9)
+    assert plan["duration"]["products"] == pytest.approx(products)
+    assert plan["duration"]["between"] == pytest.approx(between)
+    assert plan["duration"]["dequantisation"] == 0
+    hours = 100 * (products + between) / 3600
+    assert f"time on GeForce RTX 4090: {hours:.3g} hours for 100 iterations" in capsys.readouterr().out
 
 
 def test_an_unknown_card_is_told_before_anything_is_planned(capsys: pytest.CaptureFixture[str]) -> None:

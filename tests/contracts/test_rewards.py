@@ -15,7 +15,12 @@ from customized_grpo.rewards import REWARDS, Reward, score_all
 from reward_cases import build_tiny, make_batch
 
 
-@pytest.fixture(scope="module", params=sorted(REWARDS))
+def slow_if_large(name: str) -> object:
+    """Return a parameter; lite_t has no tiny weights, and loads its sentence encoder for seconds."""
+    return pytest.param(name, marks=pytest.mark.slow) if name == "lite_t" else name
+
+
+@pytest.fixture(scope="module", params=map(slow_if_large, sorted(REWARDS)))
 def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reward]:
     with ExitStack() as stack:
         reward = build_tiny(request.param, tmp_path_factory.mktemp(request.param), stack)

@@ -266,8 +266,8 @@ def png_with_chunk(kind: bytes, data: bytes) -> bytes:
 
 @functools.cache
 def inflated() -> bytes:
-    """200 MB of zeros, packed; made by the first test that needs them, not by whoever collects this file."""
-    return zlib.compress(bytes(200_000_000), 9)
+    """60 MB of zeros, packed; made by the first test that needs them, not by whoever collects this file."""
+    return zlib.compress(bytes(60_000_000), 9)
 
 
 BOMBS = {

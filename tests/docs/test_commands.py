@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import typer
-import typer.main
 
 from customized_grpo import extensions
-from customized_grpo.cli.main import app
+from customized_grpo.cli.main import command_tree
 from customized_grpo.comparison.arms import load_arms
 from customized_grpo.config import load_config, preset_names
 from customized_grpo.errors import UserError
@@ -40,7 +39,7 @@ def leaf(words: list[str]) -> tuple[Any, list[str]]:
     Raises:
         LookupError: There is no such verb.
     """
-    command: Any = typer.main.get_command(app)
+    command: Any = command_tree()
     rest = list(words)
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name = rest.pop(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+STYLE = re.compile("<style>.*?</style>", re.DOTALL)
+MARGIN = re.compile(r"[+-]\.\d\d \[[+-]\.\d\d, [+-]\.\d\d\]")
 REPOSITORY = Path(__file__).parents[2]
 BETWEEN = ("customized-grpo", "tdw", "tdw-sharp-sars", "tdw-calibrated-sars")
 """The methods whose margins docs/results.md compares."""
@@ -24,19 +27,46 @@ def print_rows(name: str, *options: str) -> list[str]:
     return [row for row in printed.split("\n") if row]
 
 
+def margins_by_arm(name: str) -> dict[str, str]:
+    """Return the margin of each arm as README writes it: without the zeros before the points."""
+    rows = print_rows(name)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.count("|") == 7]
+    return {row[1]: row[4].replace("0.", ".") for row in cells}
+
+
 def rows_of(page: str) -> set[str]:
     return set((REPOSITORY / page).read_text(encoding="utf-8").split("\n"))
 
 
 def test_the_tables_of_toybox_are_those_of_the_committed_runs() -> None:
     rows = print_rows("toybox", "--runs", "--between", *BETWEEN)
-    assert len(rows) == 24 + 6 + 16 + 5
+    assert len(rows) == 24 + 6 + 16 + 8
     assert set(rows) <= rows_of("docs/results.md")
-    single_runs = rows[-5:]
-    assert set(single_runs) <= rows_of("README.md")
 
 
 def test_the_tables_of_two_scale_are_those_of_the_committed_runs() -> None:
     rows = print_rows("two-scale", "--between", *BETWEEN)
     assert len(rows) == 22 + 6 + 13
     assert set(rows) <= rows_of("docs/results.md")
+
+
+@pytest.mark.parametrize("name", ["toybox", "toybox-decisions"])
+def test_the_figures_are_those_that_the_page_shows_and_no_others(tmp_path: Path, name: str) -> None:
+    script = REPOSITORY / "docs" / "figures" / "results_figures.py"
+    results = REPOSITORY / "docs" / "results" / f"{name}.json.gz"
+    subprocess.run([sys.executable, str(script), str(results), str(tmp_path)], check=True)
+    [drawn] = tmp_path.iterdir()
+    committed = REPOSITORY / "docs" / "images" / drawn.name
+    # a style sheet may change without a change of the figure
+    assert STYLE.sub("", drawn.read_text()) == STYLE.sub("", committed.read_text())
+    assert f"(images/{drawn.name})" in (REPOSITORY / "docs" / "results.md").read_text()
+
+
+def test_the_margins_of_the_readme_are_those_of_the_committed_runs() -> None:
+    """Each sentence has the margin of ToyBox, then that of two-scale, and no other interval."""
+    margins = margins_by_arm("toybox"), margins_by_arm("two-scale")
+    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    sentences = readme[readme.index("1. No constant weight") : readme.index("![Held-out identity")]
+    arms = ("Customized-GRPO", "TDW only", "inverse TDW", "SARS only")
+    expected = [of_world[arm] for arm in arms for of_world in margins]
+    assert MARGIN.findall(sentences) == expected

@@ -45,7 +45,7 @@ UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
     (
         "held_out/identity",
         {"held_out_change": {"identity": interval(-0.2, -0.1)}},
-        "fell by -0.150 [-0.200, -0.100] while the identity reward rose by 0.150 [0.100, 0.200]",
+        "fell by 0.150 [0.100, 0.200] while the identity reward rose by 0.150 [0.100, 0.200]",
     ),
     (
         "degraded/prompt",
@@ -53,7 +53,7 @@ UNHEALTHY: list[tuple[str, dict[str, Any], str]] = [
             "proxy_change": {"prompt": interval(-0.2, -0.1)},
             "held_out_change": {"prompt": interval(-0.2, -0.1)},
         },
-        "trades prompt away",
+        "fell by 0.150 [0.100, 0.200]: the policy trades prompt away",
     ),
     ("zero_std/prompt", {"zero_std_share": {"identity": 0.2, "prompt": 0.51}}, "51% of the groups"),
     ("nan/identity", {"nan_share": {"identity": 0.06}}, "6% of the samples"),

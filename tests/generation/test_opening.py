@@ -14,6 +14,7 @@ import torch
 
 from customized_grpo.config import Config, dump_config, load_config
 from customized_grpo.data.fitting import Fitting
+from customized_grpo.engine.device import describe
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation.held_out import evaluate_policy
 from customized_grpo.export import export_run
@@ -167,6 +168,11 @@ def test_a_run_of_another_version_is_refused_with_the_version(folder: Path, reci
     assert "made by customized-grpo 0.0.9" in str(refused.value.hint)
 
 
+def test_where_images_are_drawn_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = open_generator("toybox", settings=SMOKE)
+    assert capsys.readouterr().err.startswith(f"device: {describe(generator.policy.device)}\n")
+
+
 @pytest.mark.parametrize("alpha", [None, 2.0])
 def test_a_saved_adapter_is_put_on_a_model_with_its_own_rank_and_scale(
     alpha: float | None, folder: Path, recipe: Recipe, make_adapted: Any, examples: Any
@@ -210,7 +216,7 @@ def test_settings_replace_those_in_an_adapters_file(recipe: Recipe) -> None:
     assert (opened.model.guidance, opened.steps) == (1.5, 7)
     assert (opened.model.mu, opened.model.options, opened.model.precision) == (
         0.5,
-        {"reference_ids": "uno"},
+        {"reference_ids": "uno", "last_block": "whole"},
         "fp32",
     )
 

@@ -1,4 +1,4 @@
-"""The end of a process that `os.fork` made: it must not return into the tests of its parent."""
+"""Processes that `os.fork` makes: they have their parent's imports, and must not return into its tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Do the work in a fork of this process; return its wait status."""
+    child = os.fork()
+    if child == 0:
+        leave_with(work)
+    return os.waitpid(child, 0)[1]
 
 
 def leave_with(work: Callable[[], Any]) -> NoReturn:

@@ -36,6 +36,7 @@ def _touch_all_parts() -> None:
 def _keep_what_processes_keep() -> None:
     """Fill the caches that live as long as a process: versions ask git, and templates are compiled."""
     versions()
+    customized_grpo.cli.main.command_tree()
     pages = environment()
     for name in pages.list_templates(extensions=["j2"]):
         if not name.endswith(".md.j2"):  # the model card's engine has filters of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from comparison_results import ARMS, comparison, many_arms
 from customized_grpo.benchmarks.compare import compare_results
 from customized_grpo.benchmarks.page import SampleImage, write_benchmark_page
 from customized_grpo.benchmarks.results import Result, Table, make_result
+from customized_grpo.comparison.existing_run import compare_runs
+from customized_grpo.evaluation.scores import HeldOutScores
+from customized_grpo.files import write_json
 from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.pages.run_page import write_report
 
@@ -27,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(looks.CHROMIUM is None, reason=looks.NO_CHROMIUM),
 ]
 
-PAGES = ("report", "comparison", "many", "benchmark")
+PAGES = ("report", "comparison", "many", "runs", "benchmark")
 SMALLEST_PX = 11
 READABLE = 4.5
 """Least contrast of text by WCAG 2, level AA."""
@@ -50,6 +54,43 @@ def write_comparison(folder: Path, name: str, results: dict[str, Any]) -> Path:
     for run in results["runs"]:
         run["alarms"] = ["held_out/identity"] if run["arm"] == results["arms"][0]["name"] else []
     return write_comparison_page(results, folder / f"{name}.html")
+
+
+def write_runs(folder: Path) -> Path:
+    """Write the page of three existing runs, of which one ended with an alarm."""
+    runs = []
+    for number, name in enumerate(("naive", "customized-grpo", "a-run-with-a-rather-long-name")):
+        run = RunFolder(folder / "runs" / name)
+        run.metrics()
+        run.samples()
+        write_evaluations(run.path, gain=0.05 * number)
+        config = (run.path / "config.yaml").read_text()
+        changed = config.replace("seed: 0", f"seed: {number}").replace("gamma: 0.4", f"gamma: 0.{number + 1}")
+        (run.path / "config.yaml").write_text(changed)
+        runs.append(run.path)
+    alarm = {"kind": "event", "iteration": 200, "event": "alarm", "alarm": "a", "message": "it copies"}
+    with (runs[0] / "metrics.jsonl").open("a") as file:
+        file.write(f"{json.dumps(alarm)}\n")
+    _, page = compare_runs(runs, folder / "runs-compared")
+    return page
+
+
+def write_evaluations(run: Path, gain: float) -> None:
+    """Write the held-out scores before and after training, and the checkpoint that was judged."""
+    rng = np.random.default_rng(0)
+    subjects = [f"toy {number // 2}" for number in range(20)]
+    base = rng.uniform(0.3, 0.7, 20)
+    step = run / "checkpoints" / "step_000200"
+    step.mkdir(parents=True)
+    (run / "evaluations").mkdir()
+    for iteration, values in ((0, base), (200, base + gain + rng.normal(0, 0.02, 20))):
+        names = ("judge/identity", "judge/prompt", "reward/identity", "reward/prompt", "monitor/copy_score")
+        columns = {name: values.tolist() for name in names}
+        ids = [f"row {number}" for number in range(20)]
+        table = HeldOutScores(columns, ids=ids, subjects=subjects)
+        write_json(run / "evaluations" / f"iteration_{iteration:06d}.json", table.to_json())
+    write_json(step / "COMMIT.json", {})
+    write_json(step / "state.json", {"contents": {"data.held_out.rows": "1"}})
 
 
 def benchmark_result(name: str, shift: float) -> Result:
@@ -79,6 +120,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "report": write_run(folder),
         "comparison": write_comparison(folder, "comparison", comparison(ARMS, 3)),
         "many": write_comparison(folder, "many", comparison(many_arms(28), 2)),
+        "runs": write_runs(folder),
         "benchmark": write_benchmark(folder),
     }
 
@@ -131,7 +173,7 @@ def test_every_text_can_be_told_from_its_background(show: Any, name: str, media:
     assert [entry for entry in contrasts if entry[0] < READABLE] == []
 
 
-@pytest.mark.parametrize("name", ["report", "comparison", "many"])
+@pytest.mark.parametrize("name", ["report", "comparison", "many", "runs"])
 @pytest.mark.parametrize(
     ("viewport", "media"), [(looks.PHONE, "screen"), (looks.DESKTOP, "screen"), (looks.PAPER, "print")]
 )
@@ -164,7 +206,7 @@ def test_no_row_of_a_table_covers_the_next(show: Any, viewport: dict[str, int]) 
     assert covered == []
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "runs"])
 def test_alarms_are_the_first_thing_said(show: Any, name: str) -> None:
     page = show(name, looks.PHONE)
     box = page.locator(".alarms").bounding_box()
@@ -247,3 +289,27 @@ def test_a_page_asks_nobody_and_complains_of_nothing(
     page.close()
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
+
+
+def test_no_word_of_a_table_is_broken_on_a_phone_and_nothing_is_behind_its_edge(show: Any) -> None:
+    """Names of settings were columns of seven letters, and values were out of sight."""
+    for name in ("runs", "benchmark"):
+        page = show(name, looks.PHONE)
+        behind = page.evaluate(
+            "() => [...document.querySelectorAll('section:first-of-type td, table.stack td')]"
+            ".map((cell) => cell.getBoundingClientRect()).filter((box) => box.right > innerWidth).length"
+        )
+        lines = page.evaluate(
+            "() => [...document.querySelectorAll('table.stack .wide-cell code')]"
+            ".map((name) => name.getClientRects().length)"
+        )
+        assert behind == 0 and set(lines) <= {1}
+        assert name == "benchmark" or len(lines) > 1
+
+
+def test_five_images_of_a_prompt_stand_in_one_line_on_a_phone(show: Any) -> None:
+    page = show("runs", looks.PHONE)
+    tops = page.locator(".drawn").first.evaluate(
+        "(line) => [...line.querySelectorAll('img')].map((image) => image.getBoundingClientRect().top)"
+    )
+    assert len(tops) == 5 and len(set(tops)) == 1

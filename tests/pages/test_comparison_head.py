@@ -16,6 +16,7 @@ from customized_grpo.comparison.verdicts import verdicts
 from customized_grpo.pages.comparison_data import read_comparison
 from customized_grpo.pages.comparison_head import read_head
 from customized_grpo.pages.comparison_page import render_comparison_page
+from customized_grpo.pages.comparison_tables import Cell, arm_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -81,3 +82,22 @@ def test_an_arm_outside_the_front_that_degraded_is_no_cure() -> None:
     assert read_head(read_comparison(results)).verdict.startswith("A cure, outside all")
     entry["degraded"] = 1
     assert read_head(read_comparison(results)).verdict.startswith("No cure is shown")
+
+
+def test_one_seed_that_an_arm_shares_with_the_front_makes_no_verdict() -> None:
+    results = comparison(copy.deepcopy(ARMS[:5]), 2)
+    [entry] = [entry for entry in results["analysis"]["arms"] if entry["name"] == "customized-grpo"]
+    entry["outside_front"] |= {"outside": True, "seeds": 2}
+    entry["degraded"] = 0
+    assert read_head(read_comparison(results)).verdict.startswith("A cure, outside all")
+    assert outside_cell(results) == Cell("87\u00a0%", "outside", "better")
+    entry["outside_front"]["seeds"] = 1
+    assert read_head(read_comparison(results)).verdict == ""
+    assert outside_cell(results) == Cell("87\u00a0%", "one seed")
+
+
+def outside_cell(results: dict[str, Any]) -> Cell:
+    table = arm_table(read_comparison(results))
+    column = table.columns.index("outside front")
+    [cells] = [cells for arm, cells in table.rows if arm.name == "customized-grpo"]
+    return cells[column]

@@ -15,6 +15,7 @@ from customized_grpo.pages.page import TEMPLATES, environment, evenly
 from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.pages.run_page import render_run_page, write_report
+from customized_grpo.reporting.ending import How, write_ending
 from html_page import Page, assert_nothing_is_fetched
 
 from .conftest import PROMPTS, WEIGHTS, RunFolder
@@ -315,6 +316,40 @@ def test_a_sample_that_is_no_image_of_the_folder_is_refused(full_run: RunFolder,
         write_report(full_run.path)
 
 
+def test_a_fall_is_a_size_with_an_interval_of_sizes(run_folder: Callable[[str], RunFolder]) -> None:
+    run = run_folder("falling")
+    run.metrics()
+    run.summary(judge__identity=(-0.114, -0.144, -0.085))
+    assert "Held-out identity fell by 0.114 (95 % interval 0.085 to 0.144)." in page(run).text
+
+
+def test_a_run_of_a_comparison_is_called_by_its_arm_and_seed(
+    run_folder: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    run = run_folder("naive-0.5/seed_3")
+    run.metrics()
+    assert read_run(run.path).name == "naive-0.5, seed 3"
+    assert "<h1>naive-0.5, seed 3</h1>" in page(run).source
+    own = RunFolder(tmp_path / "mine" / "seed_3")
+    own.metrics()
+    assert read_run(own.path).name == "seed_3"
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("interrupted", "The run was interrupted by SIGTERM."),
+        ("stopped", "The run stopped itself: SIGTERM."),
+        ("failed", "The run failed: SIGTERM."),
+    ],
+)
+def test_an_unfinished_run_says_why_it_ended(full_run: RunFolder, how: How, sentence: str) -> None:
+    write_ending(full_run.path, how, "SIGTERM")
+    assert sentence not in page(full_run).text  # the summary says that it was finished since
+    (full_run.path / "summary.json").unlink()
+    assert f"{sentence} cgrpo resume goes on with it." in page(full_run).text
+
+
 @pytest.mark.parametrize("name", ["summary.json", "samples", "samples/index.json", "metrics.jsonl"])
 def test_nothing_that_a_link_leads_to_is_shown(full_run: RunFolder, tmp_path: Path, name: str) -> None:
     path = full_run.path / name
@@ -364,6 +399,16 @@ def test_every_colour_in_use_is_defined_in_every_theme(full_run: RunFolder) -> N
         assert used <= set(re.findall(r"--(\w+):", theme))
 
 
+def test_the_commit_is_said_in_words(full_run: RunFolder) -> None:
+    for modified, words in (
+        (False, "git commit abc torch –"),
+        (True, "git commit abc, with changes torch –"),
+    ):
+        git = {"commit": "abc", "modified": modified}
+        (full_run.path / "versions.json").write_text(json.dumps({"git": git, "torch": None}))
+        assert words in " ".join(page(full_run).text.split())
+
+
 def test_half_a_character_becomes_a_question_mark(full_run: RunFolder) -> None:
     (full_run.path / "versions.json").write_text('{"torch": "\\ud800.1"}')
     assert "?.1" in write_report(full_run.path).read_text(encoding="utf-8")
@@ -379,12 +424,16 @@ def test_half_a_character_becomes_a_question_mark(full_run: RunFolder) -> None:
             "mean, low and high",
         ),
         ("versions.json", "[]", "object"),
+        ("ended.json", '{"how": "gone", "reason": "x"}', "ended.json is damaged"),
+        ("ended.json", '{"how": "failed"}', "ended.json is damaged"),
         ("config.yaml", "a: [", "config.yaml"),
         ("samples/index.json", '{"rows": 1}', "rows and iterations"),
         ("samples/index.json", '{"rows": [], "iterations": [0.5]}', "rows and iterations"),
     ],
 )
 def test_a_damaged_file_is_named(full_run: RunFolder, name: str, content: str, message: str) -> None:
+    if name == "ended.json":  # a finished run has no use for it
+        (full_run.path / "summary.json").unlink()
     (full_run.path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         write_report(full_run.path)
@@ -497,8 +546,8 @@ def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders)
     ("shared", "words"),
     [
         ({"shared_subjects": [], "shared_images": 0}, "on subjects it never saw"),
-        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subjects and 2 images"),
-        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 images"),
+        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subject and 2 images"),
+        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 image"),
         (None, "on held-out rows"),
     ],
 )

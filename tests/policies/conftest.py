@@ -55,6 +55,7 @@ def make_policy() -> MakePolicy:
         alpha: float | None = None,
         kl_vae: bool = False,
         reference_ids: Any = "kontext",
+        last_block: Any = "whole",
         **settings: Any,
     ) -> Flux1Policy:
         with quiet():
@@ -68,7 +69,7 @@ def make_policy() -> MakePolicy:
             "precision": "fp32",
             "device": "cpu",
         }
-        options = Flux1Options(reference_ids=reference_ids)
+        options = Flux1Options(reference_ids=reference_ids, last_block=last_block)
         policy = Flux1Policy(pipe, PolicySettings(**{**defaults, **settings}), options)
         policy.pipe.set_progress_bar_config(disable=True)
         if rank is not None:

@@ -1,4 +1,4 @@
-"""Compiled blocks on the CPU, by the real compiler; a minute, most of it g++'s."""
+"""Compiled blocks on the CPU, by the real compiler; a minute of g++, unless torch still has its results."""
 
 from __future__ import annotations
 

@@ -116,11 +116,11 @@ def test_every_verb_says_it_in_one_message(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "app", fail)
+    monkeypatch.setattr(main, "command_tree", lambda: fail)
     assert main.main(["export", "runs/a"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory") and "model.quantisation=nf4" in said
-    monkeypatch.setattr(main, "app", lambda **_: [][1])
+    monkeypatch.setattr(main, "command_tree", lambda: lambda **_: [][1])
     with pytest.raises(IndexError):
         main.main(["export", "runs/a"])
 

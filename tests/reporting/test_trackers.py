@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import LoggerType
 from PIL import Image
 
 from commands import run_here
+from customized_grpo.config import load_config
+from customized_grpo.config.trackers import REFUSED
+from customized_grpo.errors import UserError
 from customized_grpo.reporting import services, trackers
 from customized_grpo.reporting.metrics import MetricsWriter, read_metrics
 from customized_grpo.reporting.trackers import TRACKERS, Trackers
@@ -94,6 +99,24 @@ def test_every_tracker_has_an_extra_that_installs_it() -> None:
     for name, tracker in TRACKERS.items():
         (requirement,) = extras[tracker.extra]  # type: ignore[attr-defined]
         assert requirement.startswith(tracker.package), name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [member.value for member in LoggerType])
+def test_every_name_that_accelerate_knows_is_offered_or_refused_with_its_reason(name: str) -> None:
+    if name in TRACKERS:
+        assert load_config("toybox", [f"trackers=[{name}]"]).trackers == (name,)
+        return
+    with pytest.raises(UserError) as refused:
+        load_config("toybox", [f"trackers=[{name}]"])
+    assert f"trackers: {name} is not offered: {REFUSED[name]}\n" in refused.value.message
+    assert f"There are {', '.join(TRACKERS)}; metrics.jsonl has" in refused.value.message
+
+
+def test_a_tracker_is_said_to_take_no_images_where_accelerate_has_none_for_it() -> None:
+    for name, reason in REFUSED.items():
+        if name != "all":
+            takes_images = "log_images" in vars(LOGGER_TYPE_TO_CLASS[name])
+            assert takes_images != ("takes no images" in reason), name
 
 
 def test_a_raising_tracker_is_dropped_with_one_warning_that_hides_its_message(

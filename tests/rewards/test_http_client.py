@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import http.server
 import random
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
+import certifi
+import httpx
 import pytest
 
 from customized_grpo.rewards.http_client import (
@@ -22,6 +26,7 @@ from customized_grpo.rewards.http_client import (
     HttpSettings,
     pause_s,
     redact,
+    tls_context,
 )
 
 SETTINGS = HttpSettings(timeout_s=10, retries=2, first_pause_s=0.01)
@@ -93,6 +98,32 @@ def test_secret_never_goes_to_a_proxy_of_the_environment(monkeypatch: pytest.Mon
         assert post(url).body == b"us"
         assert at_proxy == [] and here[0].headers["Authorization"] == f"Bearer {SECRET}"
         assert post(url, replace(SETTINGS, use_proxy=True)).body == b"the proxy"
+
+
+def test_certificates_are_read_once_and_those_of_the_environment_are_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    usual = tls_context()
+    assert tls_context() is usual and len(usual.get_ca_certs()) > 1
+    end = "-----END CERTIFICATE-----\n"
+    own = tmp_path / "own.pem"
+    own.write_text(Path(certifi.where()).read_text().partition(end)[0] + end)
+    monkeypatch.setenv("SSL_CERT_FILE", str(own))
+    assert len(tls_context().get_ca_certs()) == 1
+    assert tls_context().verify_mode == ssl.CERT_REQUIRED and tls_context().check_hostname
+    read: list[ssl.SSLContext] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(httpx, "create_ssl_context", lambda: read.append(usual) or usual)
+
+        async def open_clients() -> None:
+            for _ in range(3):
+                await HttpClient(SETTINGS).close()
+
+        patched.setenv("SSL_CERT_FILE", str(tmp_path / "another.pem"))
+        asyncio.run(open_clients())
+    assert len(read) == 1
 
 
 def test_redirect_is_an_answer_and_not_followed() -> None:

@@ -7,26 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from processes import CGRPO, run_python
+from children import in_child
+from commands import status
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two-scale: six iterations, three evaluations."""
     folder = tmp_path_factory.mktemp("studio") / "trained"
-    # in a process of its own: one that lives on would count as the trainer
-    done = run_python(
-        *CGRPO,
-        "train",
-        "two-scale",
+    settings = [
         f"run.dir={folder}",
         "train.iterations=6",
         "evaluation.every=3",
         "evaluation.samples_per_prompt=1",
         "checkpoint.every=3",
         "checkpoint.keep=9",
-    )
-    assert done.returncode == 0, done.stderr
+    ]
+    # in a process of its own: one that lives on would count as the trainer
+    assert in_child(lambda: status("train", "two-scale", *settings)) == 0
     return folder
 
 

@@ -264,7 +264,7 @@ def test_a_vote_is_given_by_keyboard_and_counted(
                 page.get_by_role("heading", name="prompt says").wait_for()
                 page.keyboard.press("0")
         page.get_by_role("link", name="Results").click()
-        page.get_by_text("8 of 1").first.wait_for()
+        page.get_by_text("8 of 1 voter").first.wait_for()
         assert sideways(tab) <= 0
         tab.check(studio)
     identity, prompt = booth.results().results

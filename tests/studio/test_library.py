@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.flat import flat
+from customized_grpo.reporting.ending import write_ending
 from customized_grpo.reporting.metrics import MetricsWriter
 from customized_grpo.runs.lock import RunLock
 from customized_grpo.studio import library
@@ -68,6 +69,20 @@ def test_runs_of_two_comparisons_have_names_of_their_own(runs: Path, tmp_path: P
 def test_states_are_what_the_folders_say(runs: Path) -> None:
     states = {run.name: run.state() for run in Library([runs]).runs()}
     assert states == {"done": "ended", "half": "stopped"}
+
+
+def test_why_a_run_ended_is_said_and_a_killed_one_says_nothing(runs: Path, tmp_path: Path) -> None:
+    assert "it was killed" in run_view(only(runs / "half")).ending
+    write_ending(runs / "half", "interrupted", "SIGTERM")
+    assert run_view(only(runs / "half")).ending == "The run was interrupted by SIGTERM."
+    assert run_view(only(runs / "done")).ending == ""
+    (runs / "half" / "ended.json").write_text("[]")
+    assert "ended.json" in run_view(only(runs / "half")).ending
+    (runs / "half" / "ended.json").rename(tmp_path / "private.json")
+    os.symlink(tmp_path / "private.json", runs / "half" / "ended.json")
+    assert "it was killed" in run_view(only(runs / "half")).ending
+    with RunLock(runs / "half"):
+        assert run_view(only(runs / "half")).ending == ""
 
 
 def test_a_run_whose_trainer_lives_is_running_and_one_elsewhere_cannot_be_asked(runs: Path) -> None:

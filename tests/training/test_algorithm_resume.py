@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from children import in_child
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.runs.checkpoints import CheckpointStore
@@ -30,15 +30,6 @@ OVERRIDES = (
     "checkpoint.every=1",
     "checkpoint.keep=4",
 )
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """Return the wait status of a forked process that does the work."""
-    child = os.fork()
-    if child == 0:
-        work()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
 
 
 def killed_in_iteration(number: int, folder: Path) -> None:

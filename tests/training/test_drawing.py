@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import own_rewards
+from children import in_child
 from customized_grpo import extensions
 from customized_grpo.algorithms.samplers import log_prob
 from customized_grpo.config import Config, load_config
@@ -173,11 +174,10 @@ def test_a_killed_run_goes_on_where_the_stream_of_prompts_was(tmp_path: Path) ->
             os.kill(os.getpid(), signal.SIGKILL)
         return groups
 
-    child = os.fork()
-    if child == 0:
+    def train_to_the_kill() -> None:
         Drawing.draw = kill  # type: ignore[method-assign]
         trainer.train(make(cut, setting))
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+    assert os.WTERMSIG(in_child(train_to_the_kill)) == signal.SIGKILL
     assert trainer.resume(cut) == 0
     assert_same_run(cut, whole)

@@ -70,13 +70,14 @@ def test_a_whole_run_with_offload_cache_kl_and_average_is_resumed_and_exported(
 
 @dataclass(frozen=True)
 class Costs:
-    """Waits and copies of an iteration's phases, and the steps that are trained."""
+    """Waits and copies of an iteration's phases, the steps that are trained, and whether kernels repeat."""
 
     rollout_waits: int
     rollout_copies: int
     update_waits: int
     update_copies: int
     trained: int
+    repeats: frozenset[bool]
 
 
 def costs(config: Config, second: SecondDevice, folder: Path) -> Costs:
@@ -89,9 +90,23 @@ def costs(config: Config, second: SecondDevice, folder: Path) -> Costs:
             groups = iteration.drawing.draw(Clock())
             rollout = (traffic.n_waits, traffic.n_copies)
             signal = iteration.signal(groups.scores)
+            repeats: list[bool] = []
+            parts.policy.trainable_parameters()[0].register_hook(
+                lambda _: repeats.append(torch.are_deterministic_algorithms_enabled())
+            )
             traffic.clear()
             iteration.update(groups, signal)
-            return Costs(*rollout, traffic.n_waits, traffic.n_copies, groups.samples.n_trained)
+            update = (traffic.n_waits, traffic.n_copies)
+            return Costs(*rollout, *update, groups.samples.n_trained, frozenset(repeats))
+
+
+def test_backward_passes_repeat_where_the_recipe_asks_for_it(
+    recipe: Recipe, second: SecondDevice, tmp_path: Path
+) -> None:
+    for asked in (True, False):
+        config = recipe("model.device=cuda", f"run.deterministic={str(asked).lower()}")
+        assert costs(config, second, tmp_path).repeats == {asked}
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_step_neither_waits_for_the_device_nor_sends_it_much(

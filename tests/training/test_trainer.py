@@ -139,7 +139,9 @@ def test_interrupted_after_any_iteration_and_resumed_equals_uninterrupted(
     folder, iteration = interrupted
     assert steps(folder)[-1] == iteration
     assert not (folder / "summary.json").exists()
+    assert json.loads((folder / "ended.json").read_text()) == {"how": "interrupted", "reason": "SIGTERM"}
     assert trainer.resume(folder) == 0
+    assert not (folder / "ended.json").exists()
     assert_same_run(folder, finished)
 
 
@@ -463,6 +465,8 @@ def test_an_alarm_that_stops_saves_first_and_remembers_across_a_resume(
         trainer.resume(folder)
     assert stopped.value.hint is not None and f"cgrpo resume {folder}" in stopped.value.hint
     assert steps(folder)[-1] == 2
+    ended = json.loads((folder / "ended.json").read_text())
+    assert ended == {"how": "stopped", "reason": stopped.value.message}
     events = [line for line in lines(folder) if line["kind"] == "event"]
     assert {(event["event"], event["iteration"]) for event in events} == {("alarm", 2)}
     assert any("no spread in reward constant" in str(event["message"]) for event in events)

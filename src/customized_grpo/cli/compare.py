@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_run, complete_presets
+from customized_grpo.cli.common import Trust, check_run, complete_presets, fitted
 from customized_grpo.errors import UserError
 
 Compared = Annotated[
@@ -165,5 +165,5 @@ def _compare_runs(runs: Sequence[str], out: Path | None) -> None:
     from customized_grpo.comparison.existing_run import compare_runs
 
     results, page = compare_runs(folders, out)
-    print("\n".join([*results["verdicts"], *(f"note: {note}" for note in results["notes"])]))
+    print(fitted("\n".join([*results["verdicts"], *(f"note: {note}" for note in results["notes"])])))
     print(f"page: {page}")

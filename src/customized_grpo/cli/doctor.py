@@ -14,6 +14,7 @@ from customized_grpo.cli.common import (
     Overrides,
     Recipe,
     Trust,
+    fitted,
     output_file,
     problem_count,
     table,
@@ -82,7 +83,7 @@ def doctor(
     # the file of the weights says of which recipe they are
     calibrates = None if calibrate is None else " ".join([recipe, *(overrides or ())])
     diagnosis = diagnose(config, prompts, Branching(continuations, branch_prompts, points, calibrates))
-    print(render(diagnosis))
+    print(fitted(render(diagnosis)))
     findings = diagnosis.to_json()
     # files before the error: a recipe with problems is the one whose findings are needed
     write_json_file(json_file, findings)

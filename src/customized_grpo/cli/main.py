@@ -6,14 +6,16 @@ is then saved (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal), 1 with a traceba
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from customized_grpo import __version__
 from customized_grpo.cli import (
@@ -96,6 +98,15 @@ def _cgrpo(
     """
 
 
+@functools.cache
+def command_tree() -> Any:
+    """Return the commands as typer makes them of `app`, from the signature of every verb: once a process.
+
+    Calling `app` makes them at every call, which costs a program that calls `main` often more than its verbs.
+    """
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; typer ends most verbs by SystemExit instead.
 
@@ -106,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_cuda(version("torch"))  # before a verb imports it
     with lenient_output() as output, quiet_imports():
         try:
-            app(args=arguments, prog_name="cgrpo")
+            command_tree()(args=arguments, prog_name="cgrpo")
         except UserError as error:
             return _report(error)
         except (RuntimeError, MemoryError) as error:

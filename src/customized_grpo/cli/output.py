@@ -18,7 +18,8 @@ from typing import Any, TextIO
 from customized_grpo.disk import FULL
 from customized_grpo.plain_text import printable
 
-_BARS = re.compile(r"(?:\n|\x1b\[A)+")  # how tqdm moves between bars, in a write of its own
+_HARMLESS = re.compile(r"(?:\n|\x1b\[A)+|\x1b\[0m")
+"""Whole writes that stay: how tqdm moves between bars, and how colorama resets colours when Python ends."""
 
 
 class LenientStream:
@@ -46,7 +47,7 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write text, or drop it; return its length."""
-        shown = text if self._is_verbatim or _BARS.fullmatch(text) else printable(text, keep="\n\t\r")
+        shown = text if self._is_verbatim or _HARMLESS.fullmatch(text) else printable(text, keep="\n\t\r")
         try:
             try:
                 self._stream.write(shown)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, table, write_json_file
+from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, fitted, table, write_json_file
 from customized_grpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,11 +63,13 @@ def plan(
     card = None if device is None else find_card(device)
     planner = Planner(config, processes=processes, references=references)
     estimate = planner.estimate()
-    print(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
+    print(
+        fitted(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
+    )
     durations = {}
     if card is not None:
         duration = estimate.duration(card)
-        print(f"\n{duration_text(duration, card)}")
+        print(fitted(f"\n{duration_text(duration, card)}"))
         durations = {
             "duration": {**asdict(card), **asdict(duration), "hours_per_100": duration.hours_per_100}
         }

@@ -24,6 +24,7 @@ from customized_grpo.config.choice import Choice, complete_options, load_part
 from customized_grpo.config.data_sources import DataConfig, ManifestData
 from customized_grpo.config.executors import ExecutorConfig, InlineExecution
 from customized_grpo.config.segmenter import SegmenterConfig
+from customized_grpo.config.trackers import TrackerName, refuse_known
 from customized_grpo.config.training import TrainConfig
 from customized_grpo.fields import (
     Count,
@@ -308,9 +309,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    trackers: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], Field(strict=False)
-    ] = ()
+    trackers: Annotated[tuple[TrackerName, ...], Field(strict=False), BeforeValidator(refuse_known)] = ()
     """Experiment trackers to report to in addition to the run folder; each needs its extra installed."""
 
     @property

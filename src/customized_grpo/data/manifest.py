@@ -57,6 +57,13 @@ class Row:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+NO_MASKS = "has no `masks`, which the reward needs"
+MASKS_HINT = (
+    "Make masks with `cgrpo data masks {path} --segmenter MODEL.onnx`, see docs/masks.md, or score the whole "
+    "image: segment: none in the recipe's identity rewards."
+)
+
+
 def load_manifest(
     path: Path, *, require_masks: bool, check_images: bool = True, inspector: ImageInspector | None = None
 ) -> list[Row]:
@@ -82,7 +89,9 @@ def load_manifest(
         count = len({number for number, _ in scan.problems})
         listing = a_few((f"line {number}", problem) for number, problem in scan.problems)
         lines = "".join(f"\n  {line}" for line in listing)
-        raise UserError(f"{path}: {count:,} bad row{'s' if count > 1 else ''}{lines}")
+        lacks_masks = any(problem == NO_MASKS for _, problem in scan.problems)
+        hint = MASKS_HINT.format(path=path) if lacks_masks else None
+        raise UserError(f"{path}: {count:,} bad row{'s' if count > 1 else ''}{lines}", hint=hint)
     if not scan.rows:
         raise UserError(f"{path} holds no rows")
     return [row for _, row in scan.rows]
@@ -214,7 +223,7 @@ class LineReader:
             return None, [str(problem)]
         problems = [*key_problems(item), *type_problems(item), *self._check_id(item, number)]
         if self.require_masks and not item.get("masks"):
-            problems.append("has no `masks`, which the reward needs")
+            problems.append(NO_MASKS)
         # a bad row is resolved and its images are opened as well, so that one pass lists every mistake
         row, path_problems = self._resolve(item)
         problems += path_problems

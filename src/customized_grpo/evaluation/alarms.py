@@ -7,7 +7,7 @@ evaluations in a row, because one in twenty 95 % intervals misses, and a trainin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from customized_grpo.statistics.intervals import Interval
@@ -173,15 +173,20 @@ def _hacking(record: MonitorRecord) -> dict[str, str]:
         # whole intervals: a mean may fall by chance
         if proxy.low > 0 and held_out.high < 0:
             messages[f"held_out/{kind}"] = (
-                f"the held-out {kind} judge fell by {held_out} while the {kind} reward rose by {proxy}: the "
-                "reward is being hacked. Stop earlier, lower the learning rate or add a KL penalty."
+                f"the held-out {kind} judge fell by {_fall(held_out)} while the {kind} reward rose by {proxy}"
+                ": the reward is being hacked. Stop earlier, lower the learning rate or add a KL penalty."
             )
         elif held_out.high < 0:
             messages[f"degraded/{kind}"] = (
-                f"the held-out {kind} judge fell by {held_out}: the policy trades {kind} away. "
+                f"the held-out {kind} judge fell by {_fall(held_out)}: the policy trades {kind} away. "
                 f"Raise the weight of {kind}."
             )
     return messages
+
+
+def _fall(change: Interval) -> str:
+    """Return how far a measure fell, as a size: "fell by -0.1" would be a rise."""
+    return str(replace(change, mean=-change.mean, low=-change.high, high=-change.low))
 
 
 def _health(record: MonitorRecord) -> dict[str, str]:

@@ -103,6 +103,13 @@ class ArmView:
         """Return how far the arm lies outside the region that the front dominates; None if not measured."""
         return read_measurement((self.result.get("outside_front") or {}).get("margin"))
 
+    @property
+    def seeds_with_front(self) -> int:
+        """Return by how many seeds the arm was compared with the front; 0 if it was not."""
+        entry = self.result.get("outside_front")
+        # results of earlier versions do not say it; their arms had all seeds
+        return int(entry.get("seeds", len(self.finished))) if entry else 0
+
 
 @dataclass(frozen=True)
 class ComparisonData:

@@ -81,7 +81,8 @@ def _verdict(data: ComparisonData) -> str:
     others: list[str] = []
     for arm in data.arms:
         entry = arm.result.get("outside_front")
-        if arm.role != "method" or not entry or len(arm.finished) < MIN_RUNS:
+        # by the seeds that the arm shares with the front: the draws know of no others
+        if arm.role != "method" or not entry or arm.seeds_with_front < MIN_RUNS:
             continue
         is_cure = entry["outside"] and not arm.result.get("degraded")
         # exactly one list takes it: an arm that left the front but degraded is "not shown", no third class

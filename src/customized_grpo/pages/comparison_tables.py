@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from customized_grpo.pages.comparison_data import ArmView, ComparisonData, read_measurement
+from customized_grpo.pages.comparison_head import MIN_RUNS
 from customized_grpo.pages.plots.cell_plots import interval_plot, share_bar
 from customized_grpo.pages.plots.numbers import (
     NONE,
@@ -138,6 +139,8 @@ def _outside(arm: ArmView) -> Cell:
     entry = arm.result.get("outside_front")
     if not entry:
         return Cell()
+    if arm.seeds_with_front < MIN_RUNS:
+        return Cell(percent(entry["share"]), "one seed")
     # decided where the draws were made; the share alone must not be judged again here
     if entry["outside"]:
         return Cell(percent(entry["share"]), "outside", "better")

@@ -49,7 +49,7 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
         facts += [
             ("correlation of the rewards in groups", f"{findings['rho']:+.3f}"),
             ("advantages in conflict", f"{findings['conflict']:.1%}"),
-            ("in Gaussian rewards", f"{findings['conflict_null']:.1%}"),
+            ("expected at this correlation", f"{findings['conflict_null']:.1%}"),
         ]
     if findings["ratio_deviation"] is not None:
         limit = f"{findings['ratio_tolerance']:.0e}"

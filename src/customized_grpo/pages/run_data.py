@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
 from customized_grpo.pages.plots.numbers import Measurement
 from customized_grpo.pages.sample_images import Samples, read_samples
+from customized_grpo.reporting.ending import ENDED
 from customized_grpo.reporting.metrics import Record, iteration_of, read_metrics
 
 FILES = (
@@ -19,11 +21,15 @@ FILES = (
     "versions.json",
     "metrics.jsonl",
     "summary.json",
+    ENDED,
     "schedule.json",
     "held_out.json",
     "samples/index.json",
 )
 """Files of a run that a report reads, besides the images that the last one names."""
+
+_OF_COMPARISON = re.compile(r"/runs/([^/]+)/seed_(\d+)$")
+"""Where `cgrpo compare` keeps its runs: the arm and the seed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class RunData:
     """The content of a run folder.
 
     Attributes:
-        name: Name of the folder.
+        name: Name of the folder; of a run of a comparison, its arm and its seed.
         config: The resolved recipe.
         config_text: The same as YAML.
         versions: Versions of the package and its libraries, and the commit.
@@ -57,6 +63,7 @@ class RunData:
         events: Records of events, such as alarms.
         comparisons: Each held-out metric before and after training, by name.
         summary: summary.json; empty while the run is not finished.
+        ended: ended.json, why the run ended before it was finished; empty if it has not written that.
         samples: The sample images; None when there are none.
         prompt_weights: The schedule's weights of every denoising step, as the run wrote them down when it
             started, so that a report needs neither torch nor the code of a foreign schedule.
@@ -72,6 +79,7 @@ class RunData:
     events: list[Record]
     comparisons: dict[str, BeforeAfter]
     summary: dict[str, Any]
+    ended: dict[str, Any]
     samples: Samples | None
     prompt_weights: list[float] | None
     held_out: dict[str, Any]
@@ -106,7 +114,9 @@ class RunData:
         n_images = self.held_out.get("shared_images", 0)
         if n_subjects == n_images == 0:
             return "subjects it never saw"
-        return f"rows that share {n_subjects} subjects and {n_images} images with the training rows"
+        subjects = f"{n_subjects} subject{'' if n_subjects == 1 else 's'}"
+        images = f"{n_images} image{'' if n_images == 1 else 's'}"
+        return f"rows that share {subjects} and {images} with the training rows"
 
     @property
     def last(self) -> Record:
@@ -146,7 +156,7 @@ def read_run(run_dir: Path) -> RunData:
     summary = _read_object(run_dir / "summary.json")
     return RunData(
         # resolved, because "." has no name
-        name=run_dir.resolve().name,
+        name=_name(run_dir.resolve()),
         config=config,
         config_text=config_text,
         versions=_read_object(run_dir / "versions.json"),
@@ -155,10 +165,17 @@ def read_run(run_dir: Path) -> RunData:
         events=[record for record in records if record.get("kind") == "event"],
         comparisons=_from_summary(run_dir / "summary.json", summary) if summary else _from_evals(evals),
         summary=summary,
+        ended=_read_object(run_dir / ENDED),
         samples=read_samples(run_dir / "samples"),
         prompt_weights=_read_weights(run_dir / "schedule.json"),
         held_out=_read_held_out(run_dir / "held_out.json"),
     )
+
+
+def _name(folder: Path) -> str:
+    """Return what a run is called: `seed_0` alone would be the name of a run of every arm."""
+    of_comparison = _OF_COMPARISON.search(folder.as_posix())
+    return f"{of_comparison[1]}, seed {of_comparison[2]}" if of_comparison else folder.name
 
 
 def _read_object(path: Path) -> dict[str, Any]:

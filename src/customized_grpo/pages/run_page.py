@@ -26,6 +26,7 @@ from customized_grpo.pages.reward_table import reward_rows
 from customized_grpo.pages.run_data import BeforeAfter, RunData, read_run
 from customized_grpo.pages.run_figures import sections
 from customized_grpo.pages.sample_images import Samples
+from customized_grpo.reporting.ending import ending_sentence
 from customized_grpo.reporting.progress import duration
 
 MAX_ROWS = 12
@@ -118,6 +119,7 @@ def numbers_of(run: RunData) -> dict[str, Any]:
     return {
         "run": run,
         "state": _state(run),
+        "ending": "" if run.summary.get("finished") else ending_sentence(run.ended),
         "facts": _facts(run),
         "alarms": alarms(run),
         "findings": findings(run),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from customized_grpo.policies.last_block import cut_last_block, keeping, recomputed
 from customized_grpo.policies.options import Flux1Options, ReferenceIds
 from customized_grpo.policies.policy import Policy
 from customized_grpo.policies.settings import PolicySettings
@@ -45,6 +46,9 @@ class Flux1Policy(Policy):
     def __init__(self, pipe: FluxKontextPipeline, settings: PolicySettings, options: Flux1Options) -> None:
         super().__init__(pipe, settings, options)
         self.reference_ids = options.reference_ids
+        self.has_cut_block = options.last_block == "image"
+        if self.has_cut_block:
+            cut_last_block(self.transformer)
 
     # Conditioning
 
@@ -91,22 +95,29 @@ class Flux1Policy(Policy):
         latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         return pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass, of the last block for the tokens that it kept."""
+        super().set_gradient_checkpointing(enabled)
+        if enabled and self.has_cut_block:
+            self.transformer.enable_gradient_checkpointing(recomputed)
+
     # Sampling
 
     def _velocity(self, x: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
         sample = conditioning.per_sample
         shared = conditioning.shared
         guidance = torch.full_like(level, self.guidance) if self.transformer.config.guidance_embeds else None
-        v = self._call_transformer(
-            # the image first: the slice below takes its tokens, and the order is that of `image_ids`
-            hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
-            timestep=level,
-            guidance=guidance,
-            pooled_projections=sample["pooled"],
-            encoder_hidden_states=sample["prompt_embeds"],
-            txt_ids=shared["text_ids"],
-            img_ids=shared["image_ids"],
-        )
+        with keeping(self.transformer, x.shape[1]):
+            v = self._call_transformer(
+                # the image first: the slice below takes its tokens, and the order is that of `image_ids`
+                hidden_states=torch.cat([x, sample["reference_tokens"]], dim=1),
+                timestep=level,
+                guidance=guidance,
+                pooled_projections=sample["pooled"],
+                encoder_hidden_states=sample["prompt_embeds"],
+                txt_ids=shared["text_ids"],
+                img_ids=shared["image_ids"],
+            )
         return v[:, : x.shape[1]].float()  # the rest is its output for the reference tokens
 
     def _check_positions(self, conditioning: Conditioning, n_image: int, n_references: int) -> None:

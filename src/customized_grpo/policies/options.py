@@ -23,6 +23,8 @@ class Flux1Options(Section):
 
     reference_ids: ReferenceIds = "kontext"
     """How references are placed: by Kontext's frame index or on UNO's diagonal."""
+    last_block: Literal["whole", "image"] = "whole"
+    """Tokens that the last block computes: all, or the image's, as the rest of its output is dropped."""
 
 
 class Flux2Options(Section):

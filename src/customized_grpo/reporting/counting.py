@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from customized_grpo.plain_text import printable
+from customized_grpo.reporting.terminal import keep_prints_inert, terminal_console
 
 
 def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
@@ -17,7 +18,7 @@ def counting(what: str, total: int, *, console: Console | None = None) -> Counti
         total: How many there are.
         console: Where to write; standard error by default.
     """
-    return Counting(what, total, console or Console(stderr=True))
+    return Counting(what, total, console or terminal_console())
 
 
 class Counting:
@@ -34,6 +35,7 @@ class Counting:
         self._task = self._bar.add_task(what, total=total)
         if console.is_terminal:
             self._bar.start()
+            keep_prints_inert()
 
     def add(self, count: int) -> None:
         """Count so many more."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from customized_grpo.kinds import KINDS
 from customized_grpo.plain_text import printable
+from customized_grpo.reporting.terminal import keep_prints_inert, terminal_console
 
 PACE_WINDOW = 20
 """Iterations that the speed and the time left are averaged over."""
@@ -38,7 +39,7 @@ def progress(
         quiet: Write nothing (every process but the first).
         clock: Seconds, for tests.
     """
-    return Progress(total, start, console or Console(stderr=True, quiet=quiet), quiet=quiet, clock=clock)
+    return Progress(total, start, console or terminal_console(quiet=quiet), quiet=quiet, clock=clock)
 
 
 class Progress:
@@ -65,13 +66,16 @@ class Progress:
         if self._console.is_terminal and not self._quiet:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
+            keep_prints_inert()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._phase = "done" if error is None else "stopped"
+            # an interrupted run saves and leaves without an error
+            is_done = error is None and self._done >= self._total
+            self._phase = "done" if is_done else "stopped"
             self._live.stop()
             self._live = None
 

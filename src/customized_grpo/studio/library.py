@@ -15,6 +15,7 @@ from customized_grpo.config.yaml_text import read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.files import read_json
 from customized_grpo.links import leads_out
+from customized_grpo.reporting.ending import ENDED, ending_sentence
 from customized_grpo.reporting.metrics import Record, iteration_of
 from customized_grpo.reporting.tail import MetricsTail
 from customized_grpo.runs.folder import CONFIG, is_run_folder
@@ -124,6 +125,16 @@ class Run:
         if holder is None or holder.is_alive is False:
             return "failed" if self.failure else "stopped"
         return "running" if holder.is_here else "elsewhere"
+
+    def ending(self) -> str:
+        """Return why it ended before it was finished, as it wrote that down; empty if it did not."""
+        file = self.folder / ENDED
+        if not file.is_file() or leads_out(file, self.folder):
+            return ""
+        try:
+            return ending_sentence(read_json(file))
+        except UserError as error:
+            return error.message
 
     def standing_alarms(self) -> list[str]:
         """Return the alarms that the newest evaluation raised."""

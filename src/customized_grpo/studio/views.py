@@ -56,6 +56,8 @@ class RunView(BaseModel):
     state: State
     host: str | None
     problem: str
+    ending: str
+    """Why a run that is not training ended before it was finished; empty for the others."""
     iteration: int
     total: int | None
     rollouts: int | None
@@ -197,6 +199,7 @@ def run_view(run: Run) -> RunView:
         state=state,
         host=holder.host if holder is not None else None,
         problem=run.problem or run.failure,
+        ending=_ending(run) if state in ("stopped", "failed") else "",
         iteration=int(run.last.get("iteration") or 0),
         total=run.total,
         rollouts=_number(run.last, "rollouts"),
@@ -206,6 +209,10 @@ def run_view(run: Run) -> RunView:
         held_out=_held_out(run),
         alarms=run.standing_alarms(),
     )
+
+
+def _ending(run: Run) -> str:
+    return run.ending() or "It says nothing of its end: it was killed, or its machine went down."
 
 
 def _held_out(run: Run) -> dict[str, Change]:

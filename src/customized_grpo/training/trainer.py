@@ -25,6 +25,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.pages.run_page import write_report
 from customized_grpo.policies.out_of_memory import explained
 from customized_grpo.policies.provenance import Provenance
+from customized_grpo.reporting.ending import forget_ending
 from customized_grpo.runs.checkpoints import CheckpointStore
 from customized_grpo.runs.folder import RunFolder, disk_errors
 from customized_grpo.runs.lock import RunLock
@@ -33,6 +34,7 @@ from customized_grpo.training.algorithm import build_algorithm
 from customized_grpo.training.best import BestCheckpoint
 from customized_grpo.training.calibration import check_calibration
 from customized_grpo.training.drawing import Drawing, Groups
+from customized_grpo.training.ending import noted_ending
 from customized_grpo.training.evaluator import Evaluator
 from customized_grpo.training.expected import announce
 from customized_grpo.training.graph_memory import GraphMemory
@@ -149,11 +151,13 @@ class Trainer:
         """Train to the end and write the report, or stop at a signal; return the exit status."""
         with disk_errors(self.folder.path):
             self.engine.from_main(self.prepare_folder)
+            savings = self.graph_memory.savings
             with self.log.open(), self.stop:
                 self.report_notes()
                 try:
-                    with explained(
-                        self.config.model, self.config.batch_sizes, first=self.graph_memory.savings
+                    with (
+                        noted_ending(self.folder.path, is_writer=self.engine.is_main),
+                        explained(self.config.model, self.config.batch_sizes, first=savings),
                     ):
                         if self.config.model.text_encoders == "drop":
                             self.log.progress.phase("encode")
@@ -174,6 +178,7 @@ class Trainer:
         self.folder.sweep()
         self.store.sweep()
         self.store.probe()
+        forget_ending(self.folder.path)
         if self.iteration < self.config.train.iterations:  # a finished run goes on for longer
             (self.folder.path / "summary.json").unlink(missing_ok=True)
 

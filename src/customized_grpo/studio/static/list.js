@@ -12,7 +12,7 @@ const selected = new Set();
 
 export function badge(run) {
   const words = { elsewhere: `on ${run.host}?` };
-  return h("span", { class: `badge ${run.state}`, title: run.problem || null }, words[run.state] || run.state);
+  return h("span", { class: `badge ${run.state}`, title: run.problem || run.ending || null }, words[run.state] || run.state);
 }
 
 export function progress(run) {

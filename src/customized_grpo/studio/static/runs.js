@@ -58,6 +58,7 @@ export function showRuns(place, [ids = "", tab = "charts"], setPath) {
       h("strong", {}, run.name),
       run.view && badge(run.view),
       run.view && progress(run.view),
+      run.view?.ending && h("span", { class: "small" }, run.view.ending),
       runButtons(run, (message) => (refused.textContent = message)),
       runs.length > 1 && h("a", { href: `#/runs/${others.join(",")}/${tab}`, "aria-label": `Leave out ${run.name}`, title: "Leave out" }, "×"),
     );

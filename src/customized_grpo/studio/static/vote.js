@@ -127,14 +127,14 @@ function showResults(place) {
         "tr",
         {},
         h("td", { class: "wide-cell" }, h("strong", {}, row.question)),
-        h("td", { class: "number", "data-name": "votes" }, `${row.votes} of ${row.voters}`),
+        h("td", { class: "number", "data-name": "votes" }, `${row.votes} of ${row.voters} ${row.voters === 1 ? "voter" : "voters"}`),
         h("td", { class: "number", "data-name": "a, tie, b" }, `${row.wins} / ${row.ties} / ${row.losses}`),
         h("td", { class: "number", "data-name": "win rate of a" }, h("div", { class: "big" }, number(row.rate)), h("div", { class: "small" }, interval(row))),
         h("td", { class: "number", "data-name": "kappa" }, kappa(row)),
         h("td", { class: "number", "data-name": "left" }, row.left === null ? "–" : number(row.left, 2)),
       ),
     );
-    const heads = ["Question", "Votes of voters", "a / tie / b", "Win rate of a", "Agreement (kappa)", "Left chosen"];
+    const heads = ["Question", "Votes", "a / tie / b", "Win rate of a", "Agreement (kappa)", "Left chosen"];
     place.replaceChildren(
       h("h1", {}, "Results of the vote"),
       h("p", { class: "lead" }, `a is ${found.a} (iteration ${found.iterations[0]}), b is ${found.b} (iteration ${found.iterations[1]}). A tie counts half. Intervals are 95 %, for new subjects: votes on one subject are one cluster. With fewer than 8 subjects they are too narrow. Kappa is agreement beyond chance.`),
