@@ -216,7 +216,7 @@ def test_settings_replace_those_in_an_adapters_file(recipe: Recipe) -> None:
     assert (opened.model.guidance, opened.steps) == (1.5, 7)
     assert (opened.model.mu, opened.model.options, opened.model.precision) == (
         0.5,
-        {"reference_ids": "uno"},
+        {"reference_ids": "uno", "last_block": "whole"},
         "fp32",
     )
 
