@@ -38,6 +38,9 @@ def value(config: Config, path: str) -> Any:
     ("override", "expected"),
     [
         ('run.dir="quoted # text"', Path("quoted # text")),
+        ('run.dir="\\"quoted\\""', Path('"quoted"')),
+        ("run.dir='\"quoted\"'", Path('"quoted"')),
+        ('run.dir=a "quoted" word', Path('a "quoted" word')),
         ("model.path=owner/name#x", "owner/name#x"),
         ("rewards.1.path=a #b", "a #b"),
         ("rewards.clip_i.path=a #b", "a #b"),

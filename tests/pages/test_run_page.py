@@ -316,6 +316,13 @@ def test_a_sample_that_is_no_image_of_the_folder_is_refused(full_run: RunFolder,
         write_report(full_run.path)
 
 
+def test_a_fall_is_a_size_with_an_interval_of_sizes(run_folder: Callable[[str], RunFolder]) -> None:
+    run = run_folder("falling")
+    run.metrics()
+    run.summary(judge__identity=(-0.114, -0.144, -0.085))
+    assert "Held-out identity fell by 0.114 (95 % interval 0.085 to 0.144)." in page(run).text
+
+
 def test_a_run_of_a_comparison_is_called_by_its_arm_and_seed(
     run_folder: Callable[[str], RunFolder], tmp_path: Path
 ) -> None:
@@ -539,8 +546,8 @@ def test_a_run_without_judges_says_so_and_shows_its_rewards(run_folder: Folders)
     ("shared", "words"),
     [
         ({"shared_subjects": [], "shared_images": 0}, "on subjects it never saw"),
-        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subjects and 2 images"),
-        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 images"),
+        ({"shared_subjects": ["dog"], "shared_images": 2}, "on rows that share 1 subject and 2 images"),
+        ({"shared_subjects": [], "shared_images": 1}, "on rows that share 0 subjects and 1 image"),
         (None, "on held-out rows"),
     ],
 )

@@ -95,6 +95,15 @@ def test_an_error_passes_through_and_leaves_the_terminal_usable() -> None:
     assert "stopped" in text.getvalue()
 
 
+@pytest.mark.parametrize(("last", "word"), [(3, "done"), (2, "stopped")])
+def test_a_run_that_leaves_before_its_last_iteration_is_not_done(last: int, word: str) -> None:
+    target, text = console(terminal=True)
+    with progress(total=3, console=target) as shown:
+        shown.iteration(train(last))
+    other = {"done": "stopped", "stopped": "done"}[word]
+    assert word in text.getvalue() and other not in text.getvalue()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],

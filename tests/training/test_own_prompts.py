@@ -59,6 +59,20 @@ def test_images_and_means_over_time_are_there(run: Path) -> None:
     assert "reward/identity" in (run / "report.html").read_text()
 
 
+def test_the_owner_of_one_subject_is_not_told_to_hold_one_out(
+    recipe: Recipe, overrides: list[str], folder: Path
+) -> None:
+    def note(*settings: str) -> str:
+        config = recipe(*overrides, *settings)
+        [found] = [note for note in build_data(config).notes if "measure what was" in note]
+        return found
+
+    split = "; `cgrpo data convert --held-out` splits by subject"
+    assert note().endswith("what was trained on, not new subjects")
+    held_out = ("evaluation.prompts=null", f"data.held_out={folder / 'tb' / 'manifest.jsonl'}")
+    assert note(*held_out).endswith(split)
+
+
 def test_the_best_is_kept_and_can_be_named(run: Path) -> None:
     best = json.loads((run / "best.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

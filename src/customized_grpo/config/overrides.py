@@ -2,7 +2,8 @@
 
 A shell has its own quotes and comments, so that `run.dir=runs/dog #2` arrives as it was meant: read as YAML
 it would be `runs/dog`, another run. So a field of text takes the value letter by letter, and a `#` never
-begins a comment.
+begins a comment. Quotes around a whole value are YAML's, as in a recipe, and are taken off: who copies
+`dir: "my run"` from one means my run. A text that has such quotes itself is quoted once more.
 """
 
 from __future__ import annotations

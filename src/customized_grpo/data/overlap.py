@@ -36,8 +36,12 @@ class Overlap:
         """Return plain JSON, for the run folder."""
         return {"shared_subjects": list(self.subjects), "shared_images": len(self.images)}
 
-    def sentence(self) -> str:
-        """Return what is shared, in words."""
+    def sentence(self, *, can_be_split: bool = True) -> str:
+        """Return what is shared, in words.
+
+        Args:
+            can_be_split: Whether subjects could be held out. Who trains on one subject has no other.
+        """
         parts = []
         if self.subjects:
             parts.append(f"{_count(self.subjects, 'subject')} ({_listed(self.subjects)})")
@@ -45,7 +49,8 @@ class Overlap:
             parts.append(f"{_count(self.images, 'image')} ({_listed(self.images)})")
         return (
             f"the held-out rows share {' and '.join(parts)} with the training rows, so evaluations measure "
-            "what was trained on, not new subjects; `cgrpo data convert --held-out` splits by subject"
+            "what was trained on, not new subjects"
+            + ("; `cgrpo data convert --held-out` splits by subject" if can_be_split else "")
         )
 
 

@@ -77,7 +77,11 @@ def _sentence(name: str, difference: Measurement) -> str:
     if words is None:
         return f"{name} cannot be told from the base: {size} {span}."
     # the words say the sign already
-    return f"{name} {words} {number(abs(difference.mean))} {span}."
+    if difference.verdict == "down" and difference.low is not None and difference.high is not None:
+        # a fall is a size, and so are the ends of its interval
+        fall = Measurement(-difference.mean, -difference.high, -difference.low)
+        return f"{name} {words} {number(fall.mean)} (95 % interval {interval_text(fall)})."
+    return f"{name} {words} {number(difference.mean)} {span}."
 
 
 def _degradation(run: RunData, kinds: Sequence[str]) -> list[str]:

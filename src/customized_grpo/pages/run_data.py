@@ -114,7 +114,9 @@ class RunData:
         n_images = self.held_out.get("shared_images", 0)
         if n_subjects == n_images == 0:
             return "subjects it never saw"
-        return f"rows that share {n_subjects} subjects and {n_images} images with the training rows"
+        subjects = f"{n_subjects} subject{'' if n_subjects == 1 else 's'}"
+        images = f"{n_images} image{'' if n_images == 1 else 's'}"
+        return f"rows that share {subjects} and {images} with the training rows"
 
     @property
     def last(self) -> Record:

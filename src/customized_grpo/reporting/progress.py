@@ -73,7 +73,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._phase = "done" if error is None else "stopped"
+            # an interrupted run saves and leaves without an error
+            is_done = error is None and self._done >= self._total
+            self._phase = "done" if is_done else "stopped"
             self._live.stop()
             self._live = None
 

@@ -99,7 +99,7 @@ def open_rows(config: Config, data: ManifestData, *, show: bool = False) -> Mani
         n_held_out_subjects=0 if held_out is None else len(held_out.subjects),
         overlap=overlap,
         fingerprints={part: manifest.fingerprint for part, manifest in manifests.items()},
-        notes=[*notes, overlap.sentence()] if overlap else notes,
+        notes=[*notes, overlap.sentence(can_be_split=data.held_out is not None)] if overlap else notes,
         n_bare=sum(manifest.n_bare for manifest in manifests.values()),
     )
 
