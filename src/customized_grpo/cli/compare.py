@@ -37,7 +37,8 @@ def compare(
     recipe: Compared,
     overrides: Further = None,
     arms: Annotated[
-        str, typer.Option(help="What to compare: core, full, or path of a YAML file of arms.")
+        str,
+        typer.Option(help="What to compare: core, full, algorithms, or path of a YAML file of arms."),
     ] = "core",
     only: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeatable.")] = None,
     calibration: Annotated[
