@@ -16,7 +16,7 @@ from PIL import Image
 from commands import run_here, status
 from customized_grpo import __version__
 from customized_grpo.cli import main as cli_main
-from customized_grpo.cli.common import fitted, table
+from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.engine.environment import DETERMINISTIC_CUBLAS
@@ -295,16 +295,6 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "40")
     lines = table([["name", "word " * 50]]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) <= 40
-
-
-def test_sentences_break_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "a  row\n\n" + "word " * 20 + "end"
-    assert fitted(text) == text
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "22")
-    lines = fitted(text).split("\n")
-    assert lines[:2] == ["a  row", ""] and set(lines[2:-1]) == {"word word word word"}
-    assert fitted("a-very-long-name-of-a-path/that/stays") == "a-very-long-name-of-a-path/that/stays"
 
 
 def test_a_command_is_not_talked_over_by_libraries_that_others_import(

@@ -120,6 +120,7 @@ def shell(command: str, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_closed_and_abandoned_streams_of_a_real_process(tmp_path: Path) -> None:
     """A pipe without a reader, `>&-`, `2>&-`: a quiet end, also when the interpreter flushes at its exit."""
     commands = [

@@ -6,7 +6,6 @@ import importlib
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -234,20 +233,3 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         console.print(grid)
     # rich fills every line with blanks
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-def fitted(text: str) -> str:
-    """Return text whose lines are at most as wide as a terminal, broken between words; unbroken elsewhere.
-
-    Args:
-        text: Lines of sentences, and of tables, which fit already.
-    """
-    if not sys.stdout.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    lines = []
-    for line in text.split("\n"):
-        broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-        # `wrap` would also take the blanks of a line that fits
-        lines += broken if len(line) > width else [line]
-    return "\n".join(lines)
