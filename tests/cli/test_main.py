@@ -283,6 +283,17 @@ def test_results_are_a_table_with_intervals() -> None:
     assert lines[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"
 
 
+def test_results_fit_a_narrow_terminal_with_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    column = {"score/a_reward_of_a_long_name": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    heads, row = results_table(column, column, column).splitlines()
+    assert heads.split()[:3] == ["base", "tuned", "difference"] and max(len(heads), len(row)) <= 80
+    assert row == "score/a_reward_of_a_long_name  0.500  0.500  0.500 [0.250, 0.750]"
+    monkeypatch.setenv("COLUMNS", "120")
+    assert results_table(column, column, column).count("[0.250, 0.750]") == 3
+
+
 def test_a_table_prints_foreign_text_as_it_is_and_breaks_no_line_outside_a_terminal() -> None:
     text = table([["[bold]a[/bold]", ":smile:"], ["\x1b[31mb", "word " * 50]])
     first, second = text.splitlines()

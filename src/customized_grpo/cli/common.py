@@ -18,6 +18,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
 from customized_grpo.plain_text import one_line
 
+GAP = 2  # blanks between the columns of a table
 UNBROKEN = 100_000  # columns, more than any line needs
 
 
@@ -214,6 +215,14 @@ def problem_count(count: int) -> str:
     return f"{count} problem{'s' if count > 1 else ''} found"
 
 
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table has no broken cells where it is printed; in a file or pipe it never has any."""
+    if not sys.stdout.isatty():
+        return True
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return sum(widths) + GAP * (len(widths) - 1) <= shutil.get_terminal_size().columns
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned text: at most as wide as a terminal, and with unbroken lines in a file or pipe.
 
@@ -224,7 +233,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = Table.grid(padding=(0, GAP, 0, 0))
     for row in rows:
         grid.add_row(*(Text(one_line(cell)) for cell in row))  # a plain str would be read as markup
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
