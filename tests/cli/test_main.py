@@ -308,6 +308,16 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     assert len(lines) > 1 and max(map(len, lines)) <= 40
 
 
+def test_a_table_cuts_nothing_off_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    name, long = "score/a_long_name", "n" * 60
+    assert all(name in line for line in table([[name, "word " * 20]]).splitlines()[:1])
+    cells = table([[name, "0.123 [0.100, 0.200]", "0.456 [0.400, 0.500]", "0.789 [0.700, 0.800]"]])
+    assert name in cells and "…" not in cells and max(map(len, cells.splitlines())) <= 40
+    assert table([[long, "x"]]).replace("\n", "").count("n") == 60
+
+
 def test_a_command_is_not_talked_over_by_libraries_that_others_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

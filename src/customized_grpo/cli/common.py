@@ -233,10 +233,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     grid = Table.grid(padding=(0, GAP, 0, 0))
+    names = max((len(one_line(row[0])) for row in rows), default=0)
+    # names stay whole where there is room for them, and nothing is ever cut off
+    for number in range(len(rows[0]) if rows else 0):
+        grid.add_column(overflow="fold", no_wrap=number == 0 and names <= width // 2)
     for row in rows:
         grid.add_row(*(Text(one_line(cell)) for cell in row))  # a plain str would be read as markup
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(grid)
