@@ -1,7 +1,7 @@
 # Everything from a fresh clone: needs Python >= 3.11 with pip and venv, and nothing else.
 #   make setup   the environment in .venv
 #   make demo    train Customized-GRPO and naive GRPO on ToyBox, side by side, and say where the page is
-#   make check   what to run while working: lint and the fast tests, in about three minutes
+#   make check   what to run while working: lint and the fast tests, in about two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
 #   make docs    the documentation as a site: build/site/index.html
@@ -9,6 +9,8 @@
 #   make soak    500 kills of a training, disk faults in every verb, a reward service under 200 clients
 
 PYTHON ?= python3
+# Processes of the tests; on more cores, more: make test WORKERS=8
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -36,10 +38,10 @@ demo: $(STAMP)
 	  model.precision=$(PRECISION)
 
 check: lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -188,6 +188,7 @@ def main() -> int:
             races[f"equal, batch {batch}"] = dict.fromkeys(equal, work)
     if "released" in checkouts:
         ours = Work(samples=12, batch_size=12, steps=25, trained=14, precision=options.precision)
+        ours = dataclasses.replace(ours, lora_on_proj_out=True)  # as `set_lora` of the released loop
         theirs = dataclasses.replace(ours, batch_size=1, checkpointing=True)
         races["released's schedule"] = {"ours": ours, "released": theirs}
     if not races:

@@ -51,9 +51,25 @@ Recipe = Callable[..., "Config"]
 MakeAdapted = Callable[["Config"], "Flux1Policy"]
 
 
+LONG_FILES = {
+    "test_updater.py",
+    "test_collect.py",
+    "test_images.py",
+    "test_shared_start.py",
+    "test_flux2.py",
+    "test_main.py",
+    "test_doctor.py",
+    "test_card.py",
+}
+"""Files whose fast tests take more than four seconds of a core."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow tests first: started last, one of them would keep one worker while the other waits."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Put long tests first: started last, a file of them would keep one worker while the other waits.
+
+    The slow ones, each file of which has one worker, then the long files of fast ones. The sort is stable.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name not in LONG_FILES))
 
 
 @pytest.hookimpl(tryfirst=True)  # the first that answers ends this hook, in a worker that of xdist

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +16,7 @@ from customized_grpo.export.card import code, escape_markdown
 from customized_grpo.plain_text import one_line, printable
 from customized_grpo.reporting.counting import counting
 from customized_grpo.reporting.progress import progress
-from processes import child_environment
+from processes import on_a_terminal
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2Jb\u202egnp.exe\u2028\x00\x9b31m\r"
 
@@ -103,22 +99,6 @@ def test_on_a_real_terminal_displays_draw_and_whatever_is_printed_meanwhile_is_i
     assert "\x1b[2K" in shown and "\x1b[1m1/2" in shown and shown.endswith("\x1b[0m")
     assert shown.count("printed \\x1b]0;owned\\x07\\x9b2J \\x1b[31m") == 3
     assert "\x1b]" not in shown and "\x9b" not in shown and "\x1b[31m" not in shown
-
-
-def on_a_terminal(command: list[str]) -> str:
-    """Run a command on a terminal of 80 columns and return everything that it has sent there."""
-    terminal, side = pty.openpty()
-    with subprocess.Popen(
-        command, stdin=side, stdout=side, stderr=side, env=child_environment(TERM="xterm", COLUMNS="80")
-    ) as process:
-        os.close(side)
-        sent = b""
-        with contextlib.suppress(OSError):  # EIO: the other side is closed
-            while chunk := os.read(terminal, 65536):
-                sent += chunk
-    os.close(terminal)
-    assert process.returncode == 0, sent
-    return sent.decode()
 
 
 def test_an_error_that_names_a_hostile_file_is_inert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -33,10 +34,14 @@ def run(gate: Gate, work: Work, files: Path, out: Path, checkout: Path | None) -
     os.environ[TRUST] = __name__
     gate.count(FluxTransformer2DModel, "hidden_states", "encoder_hidden_states")
     noisy = work.steps - 1
+    # What one sets on a CPU; gradients differ in rounding, see docs/performance.md.
+    fast = ["model.last_block=image", "train.attention_gradients=fp32"][: 1 + (work.precision == "bf16")]
     config = load_config(
         "toybox",
         [
+            *fast,
             f"run.dir={out / 'run'}", f"model.path={files / 'model'}", f"model.lora.rank={work.lora_rank}",
+            f"model.lora.target={json.dumps(work.lora_target)}",
             f"model.precision={work.precision}", f"model.max_text_tokens={work.text_tokens}",
             f"model.gradient_checkpointing={str(work.checkpointing).lower()}",
             "data.kind=manifest", f"data.train={files / 'toybox' / 'manifest.jsonl'}",

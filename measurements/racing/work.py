@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ LORA_TARGETS = [
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
 ]  # fmt: skip
-"""Layers with a LoRA in the programs that build on diffusers; ours add `proj_out` of the single blocks."""
+"""Layers with a LoRA in the programs that build on diffusers."""
 
 CLIP_LENGTH = 77  # tokens
 
@@ -34,6 +35,7 @@ class Work:
         trained: Steps of a sample that are trained.
         checkpointing: Whether activations are computed a second time in the backward pass.
         lora_rank: Rank of the adapter.
+        lora_on_proj_out: Whether output layers of single blocks have one as well, as in the released loop.
         size: Height and width of images and references, in pixels.
         text_tokens: Tokens of a prompt; the base was trained with 18.
         guidance: The guidance that the model is told.
@@ -47,6 +49,7 @@ class Work:
     trained: int = 3
     checkpointing: bool = False
     lora_rank: int = 32
+    lora_on_proj_out: bool = False
     size: int = 64
     text_tokens: int = 18
     guidance: float = 2.5
@@ -61,6 +64,12 @@ class Work:
     def batches(self) -> int:
         """Return the number of calls of the model for one step of all samples."""
         return self.samples // self.batch_size
+
+    @property
+    def lora_target(self) -> str:
+        """Return the layers with a LoRA as a regular expression of whole names."""
+        layers = [f".*{re.escape(name)}" for name in LORA_TARGETS]
+        return "|".join([*layers, r"single_.*proj_out"] if self.lora_on_proj_out else layers)
 
     def to_json(self) -> str:
         """Return the work as a contestant's process takes it."""

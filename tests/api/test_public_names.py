@@ -18,6 +18,7 @@ def test_importing_the_package_loads_no_library() -> None:
     assert run_python("-c", code).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_recipe_are_checked_without_any_model_library() -> None:
     code = (
         "import sys, customized_grpo as cg\n"

@@ -16,7 +16,7 @@ from PIL import Image
 from commands import run_here, status
 from customized_grpo import __version__
 from customized_grpo.cli import main as cli_main
-from customized_grpo.cli.common import fitted, table
+from customized_grpo.cli.common import table
 from customized_grpo.cli.evaluate import results_table
 from customized_grpo.config import Config, load_config, preset_names
 from customized_grpo.engine.environment import DETERMINISTIC_CUBLAS
@@ -283,6 +283,17 @@ def test_results_are_a_table_with_intervals() -> None:
     assert lines[1] == "judge/identity  0.500 [0.400, 0.600]  0.750 [0.650, 0.850]  0.250 [0.150, 0.350]"
 
 
+def test_results_fit_a_narrow_terminal_with_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    column = {"score/a_reward_of_a_long_name": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    heads, row = results_table(column, column, column).splitlines()
+    assert heads.split()[:3] == ["base", "tuned", "difference"] and max(len(heads), len(row)) <= 80
+    assert row == "score/a_reward_of_a_long_name  0.500  0.500  0.500 [0.250, 0.750]"
+    monkeypatch.setenv("COLUMNS", "120")
+    assert results_table(column, column, column).count("[0.250, 0.750]") == 3
+
+
 def test_a_table_prints_foreign_text_as_it_is_and_breaks_no_line_outside_a_terminal() -> None:
     text = table([["[bold]a[/bold]", ":smile:"], ["\x1b[31mb", "word " * 50]])
     first, second = text.splitlines()
@@ -297,14 +308,14 @@ def test_a_table_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) 
     assert len(lines) > 1 and max(map(len, lines)) <= 40
 
 
-def test_sentences_break_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "a  row\n\n" + "word " * 20 + "end"
-    assert fitted(text) == text
+def test_a_table_cuts_nothing_off_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "22")
-    lines = fitted(text).split("\n")
-    assert lines[:2] == ["a  row", ""] and set(lines[2:-1]) == {"word word word word"}
-    assert fitted("a-very-long-name-of-a-path/that/stays") == "a-very-long-name-of-a-path/that/stays"
+    monkeypatch.setenv("COLUMNS", "40")
+    name, long = "score/a_long_name", "n" * 60
+    assert all(name in line for line in table([[name, "word " * 20]]).splitlines()[:1])
+    cells = table([[name, "0.123 [0.100, 0.200]", "0.456 [0.400, 0.500]", "0.789 [0.700, 0.800]"]])
+    assert name in cells and "…" not in cells and max(map(len, cells.splitlines())) <= 40
+    assert table([[long, "x"]]).replace("\n", "").count("n") == 60
 
 
 def test_a_command_is_not_talked_over_by_libraries_that_others_import(

@@ -16,7 +16,7 @@ from rich.console import Console
 from commands import status
 from customized_grpo.cli.output import LenientStream, lenient_output
 from customized_grpo.reporting.progress import progress
-from processes import CGRPO, child_environment
+from processes import CGRPO, child_environment, on_a_terminal, run_python
 
 
 class Refusing(io.StringIO):
@@ -120,6 +120,7 @@ def shell(command: str, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_closed_and_abandoned_streams_of_a_real_process(tmp_path: Path) -> None:
     """A pipe without a reader, `>&-`, `2>&-`: a quiet end, also when the interpreter flushes at its exit."""
     commands = [
@@ -140,3 +141,34 @@ def test_a_terminal_that_closes_ends_nothing() -> None:
         print("to nobody", file=lenient, flush=True)
         print("to /dev/null", file=lenient, flush=True)
         assert lenient.loss is not None and lenient.loss.errno == errno.EIO
+
+
+LOADING = """
+import sys, time
+from customized_grpo.cli import output
+
+output.PATIENCE_S = 0.2
+with output.lenient_output(), output.word_while_loading():
+    if "prints" in sys.argv:
+        print("first words")
+    time.sleep(0 if "quick" in sys.argv else 1)
+print("end", flush=True)
+time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "shown"),
+    [
+        ("", "loading the libraries ...\r\nend\r\n"),
+        ("prints", "first words\r\nend\r\n"),
+        ("quick", "end\r\n"),
+    ],
+)
+def test_a_terminal_gets_a_word_where_a_command_is_silent_for_long(behaviour: str, shown: str) -> None:
+    assert on_a_terminal([sys.executable, "-c", LOADING, behaviour]) == shown
+
+
+def test_a_file_gets_no_word_about_loading() -> None:
+    done = run_python("-c", LOADING, "")
+    assert (done.stdout, done.stderr) == ("end\n", "")

@@ -80,7 +80,7 @@ RUN = [
     "export runs/toybox --format comfyui",
     "export runs/toybox --format kohya --out shelf/toy",
     "export runs/toybox --precision bf16 --out small",
-    "generate runs/dog --prompt a dog on a beach --reference dog.jpg --grid",
+    "generate runs/dog --prompt a dog on a beach --reference dreambooth/dataset/dog/00.jpg --grid",
     "generate runs/dog --checkpoint best --prompt my dog on the moon --reference photos/dog/02.jpg --grid",
     "generate runs/first --prompt our toy with a green ball on the left upon a brown floor at night "
     "--reference toys/images/train-00000-reference.png --grid",
@@ -132,7 +132,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Image.open(second) as photo:
         photo.save(second.with_suffix(".jpg"), quality=95)
     second.unlink()
-    for name in ("dog.jpg", "toy.png"):
+    (folder / "dreambooth" / "dataset" / "dog").mkdir(parents=True)
+    for name in ("dreambooth/dataset/dog/00.jpg", "toy.png"):
         shutil.copy(images[0], folder / name)
     (folder / "prompts.txt").write_text("a {} on a beach\nan oil painting of a {}\n")
     (folder / "validation.txt").write_text("a {} on the moon\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +61,19 @@ def finish(process: subprocess.Popen[str], timeout: float = PATIENCE_S) -> tuple
         out, err = process.communicate()
         raise AssertionError(f"it hangs:\n{out}\n{err}") from None
     return process.returncode, out + err
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """Run a command on a terminal of 80 columns and return everything that it has sent there."""
+    terminal, side = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, env=child_environment(TERM="xterm", COLUMNS="80")
+    ) as process:
+        os.close(side)
+        sent = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while chunk := os.read(terminal, 65536):
+                sent += chunk
+    os.close(terminal)
+    assert process.returncode == 0, sent
+    return sent.decode()

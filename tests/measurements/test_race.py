@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import race
+from customized_grpo.embedded import load_embedded
+from customized_grpo.policies.architecture import Part
 from racing.flow_factory import recipe
-from racing.work import Work
+from racing.work import LORA_TARGETS, Work
 
 MEASUREMENTS = Path(race.__file__).parent
 LOOP = """
@@ -72,6 +75,20 @@ def test_flow_factory_is_asked_for_the_same_work() -> None:
     assert (train["per_device_batch_size"], work.batches) == (6, 4)
     assert (train["num_inference_steps"], scheduler["num_sde_steps"]) == (8, 3)
     assert max(scheduler["sde_steps"]) == 6  # the last step draws no noise, as ours
+
+
+@pytest.mark.parametrize("on_proj_out", [False, True])
+def test_ours_has_its_lora_on_the_layers_of_the_others(on_proj_out: bool) -> None:
+    config = load_embedded("toybox").transformer.config
+    transformer = Part("diffusers", "FluxTransformer2DModel", config).build()
+    layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    # peft takes a name in a list for the end of a layer's
+    theirs = {name for name in layers if name.endswith(tuple(f".{target}" for target in LORA_TARGETS))}
+    outputs = {f"single_transformer_blocks.{block}.proj_out" for block in range(config.num_single_layers)}
+    target = Work(lora_on_proj_out=on_proj_out).lora_target
+    ours = {name for name in layers if re.fullmatch(target, name)}
+    assert ours == theirs | (outputs if on_proj_out else set())
+    assert len(theirs) == 8 * config.num_layers + 3 * config.num_single_layers
 
 
 def test_a_race_without_checkouts_says_so(

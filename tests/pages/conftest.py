@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,11 +229,20 @@ def run_folder(tmp_path: Path) -> Callable[[str], RunFolder]:
     return lambda name="toybox-demo": RunFolder(tmp_path / "runs" / name)
 
 
-@pytest.fixture
-def full_run(run_folder: Callable[[str], RunFolder]) -> RunFolder:
-    """A finished run with everything in it."""
-    run = run_folder("toybox-demo")
+@pytest.fixture(scope="session")
+def written_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run with everything in it, to be copied and not changed."""
+    run = RunFolder(tmp_path_factory.mktemp("written") / "toybox-demo")
     run.metrics()
     run.samples()
     run.summary()
+    return run
+
+
+@pytest.fixture
+def full_run(written_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A finished run with everything in it, of the test's own."""
+    run = copy.deepcopy(written_run)
+    run.path = tmp_path / "runs" / "toybox-demo"
+    shutil.copytree(written_run.path, run.path)
     return run

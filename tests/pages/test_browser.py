@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from customized_grpo.comparison.existing_run import compare_runs
 from customized_grpo.evaluation.scores import HeldOutScores
 from customized_grpo.files import write_json
 from customized_grpo.pages.comparison_page import write_comparison_page
+from customized_grpo.pages.doctor_page import write_doctor_page
 from customized_grpo.pages.run_page import write_report
 
 from .conftest import RunFolder
@@ -31,7 +33,10 @@ pytestmark = [
     pytest.mark.skipif(looks.CHROMIUM is None, reason=looks.NO_CHROMIUM),
 ]
 
-PAGES = ("report", "comparison", "many", "runs", "benchmark")
+PAGES = ("report", "comparison", "many", "runs", "benchmark", "doctor")
+LONG = PAGES[:-1]
+"""Pages with contents and folded parts; an examination needs none."""
+DOCS = Path(__file__).parents[2] / "docs"
 SMALLEST_PX = 11
 READABLE = 4.5
 """Least contrast of text by WCAG 2, level AA."""
@@ -113,6 +118,16 @@ def write_benchmark(folder: Path) -> Path:
     return write_benchmark_page(folder / "benchmark.html", tuned, compare_results(base, tuned), samples)
 
 
+def write_examination(folder: Path) -> Path:
+    """Write the page of the examination whose findings are committed, with a problem of a long name."""
+    findings = json.loads(gzip.decompress((DOCS / "results" / "toybox-decisions.json.gz").read_bytes()))
+    findings["problems"] = [
+        {"problem": f"{'a_long_name_of_a_reward' * 3} is constant", "fix": "Leave it out."}
+    ]
+    write_doctor_page(findings, "toybox", folder / "doctor.html")
+    return folder / "doctor.html"
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
@@ -122,6 +137,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "many": write_comparison(folder, "many", comparison(many_arms(28), 2)),
         "runs": write_runs(folder),
         "benchmark": write_benchmark(folder),
+        "doctor": write_examination(folder),
     }
 
 
@@ -173,7 +189,7 @@ def test_every_text_can_be_told_from_its_background(show: Any, name: str, media:
     assert [entry for entry in contrasts if entry[0] < READABLE] == []
 
 
-@pytest.mark.parametrize("name", ["report", "comparison", "many", "runs"])
+@pytest.mark.parametrize("name", ["report", "comparison", "many", "runs", "doctor"])
 @pytest.mark.parametrize(
     ("viewport", "media"), [(looks.PHONE, "screen"), (looks.DESKTOP, "screen"), (looks.PAPER, "print")]
 )
@@ -235,7 +251,7 @@ def test_a_comparison_begins_with_its_verdict_and_its_first_figure(
     assert figure["y"] < viewport["height"] / 2 and prose < 200
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LONG)
 def test_paper_has_the_folded_parts_and_the_colours(show: Any, name: str) -> None:
     page = show(name, looks.PAPER, media="print")
     parts = page.locator("details")
@@ -262,7 +278,7 @@ def test_no_figure_is_cut_by_the_end_of_a_page(show: Any) -> None:
     assert breaks and set(breaks) == {"avoid"}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LONG)
 def test_the_contents_lead_to_the_sections(show: Any, name: str) -> None:
     page = show(name, looks.DESKTOP)
     links = page.locator(".contents a")

@@ -215,7 +215,10 @@ def test_quiet_puts_everything_back() -> None:
     assert talks("torchao") and talks("bitsandbytes.backends.cpu.ops")
 
 
-@pytest.mark.parametrize(("module", "heavy"), [("families", "torch"), ("loading", "diffusers")])
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("families", "torch"), pytest.param("loading", "diffusers", marks=pytest.mark.slow)],
+)
 def test_importing_a_part_of_the_room_does_not_import_what_is_heavy(module: str, heavy: str) -> None:
     code = f"import sys, customized_grpo.policies.{module}; sys.exit('{heavy}' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -126,6 +126,20 @@ def test_a_turn_of_the_text_encoders_copies_no_frozen_weight_back(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_what_is_encoded_ahead_waits_on_the_cpu(
+    load_family: Callable[..., Policy], make_image: Callable[..., Tensor]
+) -> None:
+    load_family("flux1")
+    example = Example("1", "a fox", (make_image(1),), None, None, "one")
+    with second_device():
+        policy = load_family("flux1", device="cuda")
+        encoder = PromptEncoder(policy, (64, 64))
+        for encode_it, is_there in ((encoder, True), (encoder.ahead, False)):
+            (encoded,) = encode_it([example])
+            tensors = [*encoded.per_sample.values(), *encoded.shared.values()]
+            assert {tensor.is_cuda for tensor in tensors} == {is_there}
+
+
 def test_a_frozen_weight_that_was_changed_on_the_device_keeps_its_value(
     load_family: Callable[..., Policy],
 ) -> None:

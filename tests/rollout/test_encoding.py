@@ -214,11 +214,16 @@ def test_encoders_that_wait_come_once_for_all_batches_of_an_evaluation(
     placement = Placement(policy.pipe, torch.device("cpu"), Offload("offload" if waiting else "keep"))
     monkeypatch.setattr(policy, "placement", placement)
     calls: list[int] = []
+    later: list[int] = []
 
     class Counting(PromptEncoder):
         def __call__(self, asked: Sequence[Example]) -> list[Conditioning]:  # type: ignore[override]
             calls.append(len(asked))
             return super().__call__(asked)
+
+        def ahead(self, asked: Sequence[Example]) -> list[Conditioning]:
+            later.append(len(asked))
+            return super().ahead(asked)
 
     def draw(ahead: int) -> torch.Tensor:
         calls.clear()
@@ -238,4 +243,5 @@ def test_encoders_that_wait_come_once_for_all_batches_of_an_evaluation(
 
     images = draw(ahead=256)
     assert calls == ([5] if waiting else [2, 2, 2])
+    assert later == ([5] if waiting else [])
     assert torch.equal(draw(ahead=1), images)

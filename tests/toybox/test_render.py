@@ -324,6 +324,7 @@ def test_a_picture_does_not_depend_on_its_batch_or_on_threads(monkeypatch: pytes
         np.testing.assert_array_equal(alone[1][0], masks[index])
 
 
+@pytest.mark.slow
 def test_rendering_leaves_the_threads_of_torch_alone() -> None:
     """In a process of its own, as numba's parallel loops set the number once, where numba may use more."""
     program = (

@@ -6,7 +6,6 @@ import importlib
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
 from customized_grpo.plain_text import one_line
 
+GAP = 2  # blanks between the columns of a table
 UNBROKEN = 100_000  # columns, more than any line needs
 
 
@@ -215,6 +215,14 @@ def problem_count(count: int) -> str:
     return f"{count} problem{'s' if count > 1 else ''} found"
 
 
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table has no broken cells where it is printed; in a file or pipe it never has any."""
+    if not sys.stdout.isatty():
+        return True
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return sum(widths) + GAP * (len(widths) - 1) <= shutil.get_terminal_size().columns
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned text: at most as wide as a terminal, and with unbroken lines in a file or pipe.
 
@@ -225,29 +233,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    names = max((len(one_line(row[0])) for row in rows), default=0)
+    # names stay whole where there is room for them, and nothing is ever cut off
+    for number in range(len(rows[0]) if rows else 0):
+        grid.add_column(overflow="fold", no_wrap=number == 0 and names <= width // 2)
     for row in rows:
         grid.add_row(*(Text(one_line(cell)) for cell in row))  # a plain str would be read as markup
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(grid)
     # rich fills every line with blanks
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-def fitted(text: str) -> str:
-    """Return text whose lines are at most as wide as a terminal, broken between words; unbroken elsewhere.
-
-    Args:
-        text: Lines of sentences, and of tables, which fit already.
-    """
-    if not sys.stdout.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    lines = []
-    for line in text.split("\n"):
-        broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-        # `wrap` would also take the blanks of a line that fits
-        lines += broken if len(line) > width else [line]
-    return "\n".join(lines)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Trust, check_run, complete_presets, fitted
+from customized_grpo.cli.common import Trust, check_run, complete_presets
 from customized_grpo.errors import UserError
+from customized_grpo.reporting.lines import fitted
 
 Compared = Annotated[
     str,

@@ -14,13 +14,13 @@ from customized_grpo.cli.common import (
     Overrides,
     Recipe,
     Trust,
-    fitted,
     output_file,
     problem_count,
     table,
     write_json_file,
 )
 from customized_grpo.errors import UserError
+from customized_grpo.reporting.lines import fitted
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation.decisions import Decisions

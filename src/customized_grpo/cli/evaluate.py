@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.common import Run, Trust, check_run, table
+from customized_grpo.cli.common import Run, Trust, check_run, fits, table
 from customized_grpo.libraries import undisturbed_imports
 
 Intervals = Mapping[str, Mapping[str, float]]
@@ -53,12 +53,17 @@ def evaluate(
 
 
 def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> str:
-    """Return the metrics as aligned text: base, tuned and their difference, each with its 95 % interval."""
+    """Return the metrics as aligned text: base, tuned and their difference, each with its 95 % interval.
+
+    A terminal that is too narrow for that gets the interval of the difference alone.
+    """
     rows = [["", "base", "tuned", "difference"]]
+    short = [["", "base", "tuned", "difference with its 95 % interval"]]
     for metric in base:
-        cells = [_interval(column[metric]) for column in (base, tuned, difference)]
-        rows.append([metric, *cells])
-    return table(rows)
+        change = _interval(difference[metric])
+        rows.append([metric, _interval(base[metric]), _interval(tuned[metric]), change])
+        short.append([metric, f"{base[metric]['mean']:.3f}", f"{tuned[metric]['mean']:.3f}", change])
+    return table(rows) if fits(rows) else table(short)
 
 
 def _interval(value: Mapping[str, float]) -> str:

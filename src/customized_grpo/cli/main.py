@@ -37,7 +37,7 @@ from customized_grpo.cli import (
     toybox,
     train,
 )
-from customized_grpo.cli.output import LenientStream, lenient_output
+from customized_grpo.cli.output import LenientStream, lenient_output, word_while_loading
 from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.engine.environment import prepare_cuda
 from customized_grpo.errors import UserError, is_out_of_memory
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     prepare_cuda(version("torch"))  # before a verb imports it
-    with lenient_output() as output, quiet_imports():
+    with lenient_output() as output, quiet_imports(), word_while_loading():
         try:
             command_tree()(args=arguments, prog_name="cgrpo")
         except UserError as error:

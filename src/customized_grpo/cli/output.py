@@ -11,12 +11,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from customized_grpo.disk import FULL
 from customized_grpo.plain_text import printable
+
+PATIENCE_S = 3.0
+"""Seconds after which silence needs a word: torch and diffusers take longer on a busy or slow machine."""
 
 _HARMLESS = re.compile(r"(?:\n|\x1b\[A)+|\x1b\[0m")
 """Whole writes that stay: how tqdm moves between bars, and how colorama resets colours when Python ends."""
@@ -34,12 +38,14 @@ class LenientStream:
 
     Attributes:
         loss: The first error because of which text was dropped; None: nothing was.
+        is_used: Whether anything was written.
     """
 
     def __init__(self, stream: TextIO, *, is_verbatim: bool = False) -> None:
         self._stream = stream
         self._is_verbatim = is_verbatim
         self.loss: OSError | None = None
+        self.is_used = False
 
     def __getattr__(self, name: str) -> Any:
         # libraries ask a stream for isatty, fileno, encoding and more
@@ -47,6 +53,7 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write text, or drop it; return its length."""
+        self.is_used = True
         shown = text if self._is_verbatim or _HARMLESS.fullmatch(text) else printable(text, keep="\n\t\r")
         try:
             try:
@@ -123,6 +130,29 @@ def lenient_output() -> Iterator[LenientStream]:
             out.finish()
             err.finish()
             sys.stdout, sys.stderr = streams
+
+
+@contextmanager
+def word_while_loading() -> Iterator[None]:
+    """Say on a terminal that libraries are being loaded, if the block has said nothing after some seconds.
+
+    The block is inside `lenient_output`.
+    """
+    streams = sys.stdout, sys.stderr
+
+    def say() -> None:
+        if not any(getattr(stream, "is_used", True) for stream in streams):
+            print("loading the libraries ...", file=streams[1], flush=True)
+
+    timer = threading.Timer(PATIENCE_S, say)
+    timer.daemon = True
+    # several processes on one terminal would all say it
+    if sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _open_missing() -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, fitted, table, write_json_file
+from customized_grpo.cli.common import JsonFile, Overrides, Recipe, Trust, table, write_json_file
 from customized_grpo.errors import UserError
+from customized_grpo.reporting.lines import fitted
 
 if TYPE_CHECKING:
     from customized_grpo.planning.duration import Card, Duration

@@ -26,6 +26,7 @@ from customized_grpo.links import check_folders_stay_inside
 from customized_grpo.pages.comparison_page import write_comparison_page
 from customized_grpo.pages.votes import votes_of_comparison
 from customized_grpo.policies.loading import pick_device
+from customized_grpo.reporting.lines import fitted
 from customized_grpo.runs.folder import RunFolder
 
 RESULTS = "results.json"
@@ -71,7 +72,7 @@ def run_comparison(
                 _print("interrupted; call the same command to go on")
                 return signal.status
     results = write(whole)
-    print("\n".join(results["analysis"]["verdicts"]))
+    print(fitted("\n".join(results["analysis"]["verdicts"])))
     print(f"page: {plan.folder / PAGE}")
     return 0
 

@@ -22,11 +22,13 @@ export function showRecipes(place, runs) {
     if (!rows.length) return h("p", { class: "lead" }, `${name} has the same recipe.`);
     const heads = ["Setting", known.get(first.id), name].map((words) => h("th", {}, words));
     const body = rows.map((row) =>
-      h("tr", {}, h("td", {}, h("code", {}, row.key)), h("td", {}, value(row.first)), h("td", {}, value(row.second))),
+      h("tr", {}, h("td", {}, key(row.key)), h("td", {}, value(row.first)), h("td", {}, value(row.second))),
     );
     return h("div", { class: "scroll" }, h("table", { class: "difference" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body)));
   }
 
+  // a name may be broken after a dot or a low line, and nowhere else
+  const key = (name) => h("code", {}, ...name.split(/(?<=[._])/).flatMap((part) => [part, h("wbr")]));
   const value = (given) => (given === null || given === undefined ? "–" : typeof given === "string" ? given : JSON.stringify(given));
   const known = new Map();
 

@@ -1,0 +1,24 @@
+"""Sentences on a terminal, which would break lines inside words."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+
+
+def fitted(text: str) -> str:
+    """Return text whose lines are at most as wide as a terminal, broken between words; unbroken elsewhere.
+
+    Args:
+        text: Lines of sentences, and of tables, which fit already.
+    """
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        # `wrap` would also take the blanks of a line that fits
+        lines += broken if len(line) > width else [line]
+    return "\n".join(lines)
