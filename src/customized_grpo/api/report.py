@@ -81,6 +81,7 @@ class Report:
 
     def _records(self, kind: str) -> list[Record]:
         path = self.folder / "metrics.jsonl"
+        # a run that was started a moment ago has no records yet
         if not path.is_file():
             return []
         return [record for record in read_metrics(path) if record["kind"] == kind]

@@ -331,6 +331,7 @@ def _score(
 
 def _fingerprints(rewards: Sequence[MetricReward]) -> dict[str, dict[str, object]]:
     """Return the fingerprint of every reward by its metric; the runs of one judge are numbered."""
+    # several rewards may share a metric: the runs of a judge, whose mean is the column
     counts: Counter[str] = Counter()
     fingerprints: dict[str, dict[str, object]] = {}
     for reward in rewards:

@@ -100,6 +100,7 @@ def _batch(
     for row, number in part:
         images.append(to_tensor(open_image(folder.file((row, number)))))
         references.append([load(file) for file in scored_against(row, mode)])
+        # masks are files as well, and are read only where something is cut out
         if segment != "none":
             masks.append([to_tensor(open_mask(file)) for file in row.masks])
     return ScoringBatch(

@@ -245,6 +245,7 @@ def render(survey: Survey) -> str:
 
 def _where(problem: str) -> tuple[str, str]:
     """Return the row that a problem names first, and the rest."""
+    # the row is taken off, or problems of one kind in many rows would each be a kind of its own
     where, colon, rest = problem.partition(": ")
     return (where, rest) if colon else ("", problem)
 

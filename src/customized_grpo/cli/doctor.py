@@ -115,6 +115,7 @@ def _write_calibration(diagnosis: Diagnosis, file: Path) -> None:
 
 def render(diagnosis: Diagnosis) -> str:
     """Return a diagnosis as plain text: rewards, their conflict, decisions by step, and problems."""
+    # whole groups: samples counts those of all prompts
     group_size = diagnosis.samples // diagnosis.prompts
     parts = [
         f"{diagnosis.prompts} prompts, {group_size} samples each, as in the first iteration of training with "
@@ -182,6 +183,7 @@ def _decision_parts(decisions: Decisions) -> list[str]:
     for source, name in SOURCES.items():
         curves = [decisions.curves.get(f"{source}/{kind}") for kind in ("prompt", "identity")]
         measured = [curve for curve in curves if curve is not None]
+        # one of them alone says nothing of which is decided first
         if len(measured) == 2:
             title = f"share of the variance that is still open before each step, by the {name}"
             parts.append(f"{title}\n{_open_table(decisions, measured)}")

@@ -87,6 +87,7 @@ def environment_facts() -> dict[str, str]:
     reason = why_no_accelerator()
     if reason is not None and "gpu 0" not in facts:
         facts["gpu"] = f"not used: {reason}"
+    # the libraries that are always there, then those that may be missing
     facts |= {name: str(version) for name, version in found.items()}
     facts |= {name: _installed(name) for name in OPTIONAL}
     facts |= {name: os.environ[name] for name in VARIABLES if name in os.environ}

@@ -59,6 +59,7 @@ def results_table(base: Intervals, tuned: Intervals, difference: Intervals) -> s
     """
     rows = [["", "base", "tuned", "difference"]]
     short = [["", "base", "tuned", "difference with its 95 % interval"]]
+    # all three have the same metrics: the tuned model is judged on the same rows
     for metric in base:
         change = _interval(difference[metric])
         rows.append([metric, _interval(base[metric]), _interval(tuned[metric]), change])

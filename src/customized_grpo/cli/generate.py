@@ -68,6 +68,7 @@ def generate(
     references = reference or []
     check_files(references, "--reference")
     check_files(masks, "--mask")
+    # they belong together by their order alone
     if masks and len(masks) != len(references):
         raise UserError(
             f"{len(masks)} --mask for {len(references)} --reference", hint="Give one mask for each reference."

@@ -27,6 +27,7 @@ def init(
     from customized_grpo.config.starter import starter
     from customized_grpo.files import creating
 
+    # by its ending a recipe is told from the name of a preset
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: a recipe is a YAML file", hint=f"Write {out}.yaml.")
     if not out.parent.is_dir():

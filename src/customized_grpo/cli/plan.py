@@ -76,6 +76,7 @@ def plan(
         }
     write_json_file(json_file, estimate.to_json() | durations)
     if device_memory is None and card is not None:
+        # of a card whose memory is known, so that --device alone says whether it fits
         device_memory = card.gib
     if device_memory is None:
         return
@@ -217,6 +218,7 @@ def _parameter_rows(estimate: Estimate) -> list[list[str]]:
 def _memory_rows(memory: Memory) -> list[list[str]]:
     """Return rows with the parts on the left and the fewer phases on the right."""
     parts = [[f"  {name}", _gib(n_bytes)] for name, n_bytes in memory.parts.items()]
+    # a phase is the sum of the parts that are alive in it, not one more part
     phases = [[name, _gib(n_bytes)] for name, n_bytes in memory.phases.items()]
     blank = [["", ""]] * (len(parts) - len(phases))
     rows = [[*left, *right] for left, right in zip(parts, phases + blank, strict=True)]

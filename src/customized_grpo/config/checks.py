@@ -65,6 +65,7 @@ def _is_broken(check: Check, broken: frozenset[str]) -> bool:
 def _value(values: Mapping[str, Any], path: str) -> Any:
     value: Any = values
     for key in path.split("."):
+        # a section that is null has no fields: the check gets None for each of them
         if value is None:
             return None
         value = value[key]
@@ -72,6 +73,7 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 
 
 def _folder_is_its_own(folder: Path) -> str | None:
+    # of `.`, `/` and `..`, the last part is no name of a folder
     if folder.name not in ("", ".."):
         return None
     return f"{folder} would mix the run with other files; name a folder of its own"
@@ -86,6 +88,7 @@ def _repeats(deterministic: bool, compiled: bool) -> str | None:
 def _updates_are_whole_groups(updates: int, prompts: int) -> str | None:
     if prompts % updates == 0:
         return None
+    # what would do is named, so that nobody has to try
     divisors = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
     return (
         f"{updates} updates cannot share {prompts} groups (train.prompts_per_iteration) evenly; "
