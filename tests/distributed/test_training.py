@@ -92,8 +92,13 @@ def test_two_processes_train_what_one_trains(one: Path, two: Path) -> None:
     assert json.loads((two / "summary.json").read_text())["processes"] == 2
 
 
-def test_a_base_split_over_two_processes_trains_the_same(runs: Path, two: Path) -> None:
-    sharded = train(2, runs / "sharded", "model.shard=true")
+@pytest.mark.parametrize(
+    "settings", [(), ("model.last_block=image", "model.gradient_checkpointing=true")], ids=["plain", "cut"]
+)
+def test_a_base_split_over_two_processes_trains_the_same(
+    runs: Path, two: Path, settings: tuple[str, ...]
+) -> None:
+    sharded = train(2, runs / f"sharded{len(settings)}", "model.shard=true", *settings)
     assert_same_run(sharded, two)
     exported = [load_file(run / "lora" / "pytorch_lora_weights.safetensors") for run in (sharded, two)]
     assert exported[0].keys() == exported[1].keys()
