@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from processes import CGRPO, run_python
+import forked
+from processes import CGRPO, child_environment
 
 PHOTOS = os.environ.get("CGRPO_DREAMBENCH")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "photos"
@@ -24,7 +26,7 @@ pytestmark = [
 
 
 def run(folder: Path, *command: str) -> str:
-    done = run_python(*command, cwd=folder)
+    done = forked.run([sys.executable, *command], cwd=folder, env=child_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

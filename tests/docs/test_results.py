@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import forked
 
 pytestmark = pytest.mark.slow
 
@@ -18,20 +19,29 @@ BETWEEN = ("customized-grpo", "tdw", "tdw-sharp-sars", "tdw-calibrated-sars")
 """The methods whose margins docs/results.md compares."""
 
 
-def print_rows(name: str, *options: str) -> list[str]:
-    """Return the rows that the tool prints for committed results."""
-    script = REPOSITORY / "docs" / "figures" / "results_tables.py"
+TABLES = {"toybox": ("--runs", "--between", *BETWEEN), "two-scale": ("--between", *BETWEEN)}
+"""What docs/results.md shows of the committed results, as options of the tool."""
+
+
+def draw(script: str, name: str, *arguments: object) -> str:
+    """Run a script on committed results; return what it printed."""
     results = REPOSITORY / "docs" / "results" / f"{name}.json.gz"
-    call = [sys.executable, str(script), str(results), *options]
-    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
-    return [row for row in printed.split("\n") if row]
+    done = forked.python(REPOSITORY / "docs" / "figures" / script, results, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@functools.cache
+def print_rows(name: str) -> tuple[str, ...]:
+    """Return the rows that the tool prints for committed results."""
+    printed = draw("results_tables.py", name, *TABLES[name])
+    return tuple(row for row in printed.split("\n") if row)
 
 
 def margins_by_arm(name: str) -> dict[str, str]:
     """Return the margin of each arm as README writes it: without the zeros before the points."""
-    rows = print_rows(name)
-    cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.count("|") == 7]
-    return {row[1]: row[4].replace("0.", ".") for row in cells}
+    cells = [[cell.strip() for cell in row.split("|")] for row in print_rows(name)]
+    return {row[1]: row[4].replace("0.", ".") for row in cells if len(row) == 8}
 
 
 def rows_of(page: str) -> set[str]:
@@ -39,22 +49,20 @@ def rows_of(page: str) -> set[str]:
 
 
 def test_the_tables_of_toybox_are_those_of_the_committed_runs() -> None:
-    rows = print_rows("toybox", "--runs", "--between", *BETWEEN)
+    rows = print_rows("toybox")
     assert len(rows) == 24 + 6 + 16 + 8
     assert set(rows) <= rows_of("docs/results.md")
 
 
 def test_the_tables_of_two_scale_are_those_of_the_committed_runs() -> None:
-    rows = print_rows("two-scale", "--between", *BETWEEN)
+    rows = print_rows("two-scale")
     assert len(rows) == 22 + 6 + 13
     assert set(rows) <= rows_of("docs/results.md")
 
 
 @pytest.mark.parametrize("name", ["toybox", "toybox-decisions"])
 def test_the_figures_are_those_that_the_page_shows_and_no_others(tmp_path: Path, name: str) -> None:
-    script = REPOSITORY / "docs" / "figures" / "results_figures.py"
-    results = REPOSITORY / "docs" / "results" / f"{name}.json.gz"
-    subprocess.run([sys.executable, str(script), str(results), str(tmp_path)], check=True)
+    draw("results_figures.py", name, tmp_path)
     [drawn] = tmp_path.iterdir()
     committed = REPOSITORY / "docs" / "images" / drawn.name
     # a style sheet may change without a change of the figure
