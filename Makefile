@@ -1,7 +1,7 @@
 # Everything from a fresh clone: needs Python >= 3.11 with pip and venv, and nothing else.
 #   make setup   the environment in .venv
 #   make demo    train Customized-GRPO and naive GRPO on ToyBox, side by side, and say where the page is
-#   make check   what to run while working: lint and the fast tests, in about two minutes
+#   make check   what to run while working: lint and the fast tests, in less than two minutes
 #   make test    the whole test suite
 #   make lint    style, types and import contracts
 #   make docs    the documentation as a site: build/site/index.html
