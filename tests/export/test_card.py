@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from customized_grpo.export.adapter import read_adapter
 from customized_grpo.export.card import code, escape_markdown, front_matter, render_card
 from customized_grpo.pages.run_data import read_run
 from customized_grpo.policies.loading import load_pipeline
+from customized_grpo.policies.policy import Policy
 from customized_grpo.rollout.ode import sample_images
 
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `*_\n# title\n```"
@@ -152,6 +154,19 @@ def test_a_run_on_prompts_alone_needs_no_reference(family: str, make_trained: An
         compile(snippet[1], "snippet", "exec")
 
 
+def assert_snippet_draws(policy: Policy, prompt: str, references: list[Tensor]) -> None:
+    """Run the snippet of the card in this folder; it draws the policy's image, up to a level of a byte."""
+    snippet = re.search(r"```python\n(.*?)^```$", Path("README.md").read_text(), re.S | re.M)
+    assert snippet is not None
+    exec(snippet[1], {})
+    found = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8)
+    conditioning = policy.encode([prompt], [references], 64, 64)
+    noise = [torch.Generator().manual_seed(0)]
+    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
+    expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
 def test_the_snippet_of_a_run_on_prompts_alone_draws_the_trainers_image(
     make_trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,17 +177,8 @@ def test_the_snippet_of_a_run_on_prompts_alone_draws_the_trainers_image(
     (samples / "index.json").write_text(json.dumps({"rows": rows, "iterations": [0]}))
     folder = export_run(trained.path, "diffusers").parent
     (folder / "flux1").symlink_to(trained.base)
-    snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
-    assert snippet is not None
     monkeypatch.chdir(folder)
-    exec(snippet[1], {})
-    found = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8)
-    policy = trained.policy
-    conditioning = policy.encode(["a red cone"], [[]], 64, 64)
-    noise = [torch.Generator().manual_seed(0)]
-    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
-    expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
-    assert (found.int() - expected.int()).abs().max() <= 1
+    assert_snippet_draws(trained.policy, "a red cone", [])
 
 
 def test_the_card_of_qwen_edit_says_what_its_pipeline_forgets(trained: Any) -> None:
@@ -192,17 +198,8 @@ def test_the_snippet_runs_and_draws_the_trainers_image(
     image = Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
     image.save(folder / "reference.png")
     (folder / family).symlink_to(trained.base)  # the card names the base by its folder's name
-    snippet = re.search(r"```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)
-    assert snippet is not None
     monkeypatch.chdir(folder)
-    exec(snippet[1], {})
-    found = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8)
-    policy = trained.policy
-    conditioning = policy.encode(["the subject on a beach at sunset"], [[reference]], 64, 64)
-    noise = [torch.Generator().manual_seed(0)]
-    ours = sample_images(policy, conditioning, noise, policy.sigmas(4, policy.n_tokens(64, 64)), 1)[0]
-    expected = (ours * 255).round().byte().permute(1, 2, 0).flatten()
-    assert (found.int() - expected.int()).abs().max() <= 1
+    assert_snippet_draws(trained.policy, "the subject on a beach at sunset", [reference])
 
 
 def test_uno_gets_a_command_instead_of_a_pipeline_that_places_references_otherwise(trained: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from customized_grpo.disk import check_writable
 from customized_grpo.errors import UserError
 from customized_grpo.hub import is_hub_id
 from customized_grpo.plain_text import one_line
+from customized_grpo.reporting.lines import terminal_width
 
 GAP = 2  # blanks between the columns of a table
 UNBROKEN = 100_000  # columns, more than any line needs
@@ -217,10 +217,11 @@ def problem_count(count: int) -> str:
 
 def fits(rows: Sequence[Sequence[str]]) -> bool:
     """Return whether a table has no broken cells where it is printed; in a file or pipe it never has any."""
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         return True
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return sum(widths) + GAP * (len(widths) - 1) <= shutil.get_terminal_size().columns
+    return sum(widths) + GAP * (len(widths) - 1) <= width
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -233,7 +234,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
+    width = terminal_width() or UNBROKEN
     grid = Table.grid(padding=(0, GAP, 0, 0))
     names = max((len(one_line(row[0])) for row in rows), default=0)
     # names stay whole where there is room for them, and nothing is ever cut off

@@ -7,15 +7,20 @@ import sys
 import textwrap
 
 
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that standard output is; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def fitted(text: str) -> str:
     """Return text whose lines are at most as wide as a terminal, broken between words; unbroken elsewhere.
 
     Args:
         text: Lines of sentences, and of tables, which fit already.
     """
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         return text
-    width = shutil.get_terminal_size().columns
     lines = []
     for line in text.split("\n"):
         broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
