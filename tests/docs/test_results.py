@@ -19,8 +19,12 @@ BETWEEN = ("customized-grpo", "tdw", "tdw-sharp-sars", "tdw-calibrated-sars")
 """The methods whose margins docs/results.md compares."""
 
 
-TABLES = {"toybox": ("--runs", "--between", *BETWEEN), "two-scale": ("--between", *BETWEEN)}
-"""What docs/results.md shows of the committed results, as options of the tool."""
+TABLES = {
+    "toybox": ("--runs", "--between", *BETWEEN),
+    "two-scale": ("--between", *BETWEEN),
+    "toybox-nft": (),
+}
+"""What the pages show of the committed results, as options of the tool."""
 
 
 def draw(script: str, name: str, *arguments: object) -> str:
@@ -78,3 +82,12 @@ def test_the_margins_of_the_readme_are_those_of_the_committed_runs() -> None:
     arms = ("Customized-GRPO", "TDW only", "inverse TDW", "SARS only")
     expected = [of_world[arm] for arm in arms for of_world in margins]
     assert MARGIN.findall(sentences) == expected
+
+
+def test_the_runs_of_nft_on_toybox_are_those_of_the_committed_results() -> None:
+    rows = [row for row in print_rows("toybox-nft") if row.count("|") == 7]
+    assert [row.split("|")[1].strip() for row in rows] == ["base", "NFT, naive 1:1", "NFT, SARS + TDW"]
+    page = rows_of("docs/algorithms.md")
+    for row in rows[1:]:
+        qualities = "|".join(row.split("|")[:4])
+        assert any(shown.startswith(qualities) for shown in page), row
