@@ -370,12 +370,38 @@ class Raising(IdentityOnly):
         raise KeyError("prompt")
 
 
+class NotFiniteLate(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return batch.weighted_sum() * (NAN if batch.weights[0, 0] < 0.3 else 1.0)
+
+
+class InPlace(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        batch.advantages.mul_(0.5)
+        return batch.weighted_sum()
+
+
+class RewardsInPlace(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        batch.raw_rewards().clamp_(max=0.5)
+        return batch.weighted_sum()
+
+
+class Drawing(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return torch.randn(len(batch.advantages))
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
         (OneNumber(), r"must return \[6\], returned \[\]"),
         (NotFinite(), "not finite"),
+        (NotFiniteLate(), "not finite"),
         (Raising(), "KeyError: 'prompt'"),
+        (InPlace(), "changes the batch"),
+        (RewardsInPlace(), "changes the batch"),
+        (Drawing(), "other advantages when it is called again"),
         (RULES["sars_matched"](), "groups of 4 and more, not of 3"),
     ],
 )

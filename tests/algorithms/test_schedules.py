@@ -224,8 +224,33 @@ class Raising(Schedule):
         raise KeyError("early")
 
 
+class TooLargeLater(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.full((n_steps,), 0.5 + seed)
+
+
+class TooLargeBetween(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.full((n_steps,), 0.5)
+
+    def at_progress(self, progress: torch.Tensor, n_steps: int, seed: int) -> torch.Tensor:
+        return 2 * torch.ones_like(progress)
+
+
+class Drawing(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.rand(n_steps)
+
+
 @pytest.mark.parametrize(
-    ("schedule", "message"), [(TooLarge(), "must give 4 weights in"), (Raising(), "KeyError: 'early'")]
+    ("schedule", "message"),
+    [
+        (TooLarge(), "must give 4 weights in"),
+        (TooLargeLater(), "must give 4 weights in"),
+        (TooLargeBetween(), "must give 4 weights in"),
+        (Raising(), "KeyError: 'early'"),
+        (Drawing(), "other weights when it is called again with seed 0"),
+    ],
 )
 def test_a_faulty_schedule_is_refused_by_its_check(schedule: Schedule, message: str):
     with pytest.raises(ValueError, match=message):

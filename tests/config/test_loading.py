@@ -97,6 +97,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("rollout.sampler=dpmpp_2m", "rollout.sampler: 'dpmpp_2m' draws no noise and leaves nothing to"),
         ("rollout.eta=0", "draws no noise and leaves nothing to train"),
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
+        ("rollout.eta=1e-60", "rollout.sampler: 'flow' gives a std of 0; it must be finite and > 0"),
         ("rollout.sde_window.size=10", "does not fit the 9 steps that can be trained"),
         (
             "model.shard=true train.dynamic_sampling.budget=4",

@@ -110,6 +110,19 @@ def _sampler_explores(name: str, eta: float, algorithm: str, shared_noise: bool)
     return None
 
 
+def _sampler_works(name: str, eta: float) -> str | None:
+    from customized_grpo.algorithms.samplers import Transition, check_sampler
+
+    sampler: Transition = extensions.load("sampler", name)
+    if not 0 < eta <= sampler.max_eta:  # no noise is drawn, or that is said already
+        return None
+    try:
+        check_sampler(sampler, eta)
+    except ValueError as error:
+        return f"{name!r} {error}"
+    return None
+
+
 def _samples_differ(name: str, eta: float, shared_noise: bool) -> str | None:
     """Return what is wrong where only the initial noise tells the samples of a group apart, and it is one."""
     if eta > 0 or not shared_noise:
@@ -288,6 +301,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("run.deterministic", "model.compile"), _repeats),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta", "train.algorithm", "rollout.shared_noise"), _sampler_explores),
+    Check(("rollout.sampler", "rollout.eta"), _sampler_works),
     _only_of("clip_range", "grpo", "awm has train.awm.clip_range, nft clips no ratio"),
     _only_of("ratio_normalisation", "grpo", "leave it out"),
     _only_of("trained_fraction", "grpo", "train.forward.levels says how much is trained"),
