@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from customized_grpo.algorithms.advantages import group_advantages, valid_samples
-from customized_grpo.algorithms.rules import RULES, Batch, Rule, check_rule, combine
+from customized_grpo.algorithms.rules import RULES, Batch, Rule, combine
 from customized_grpo.algorithms.sars import sars_bonus
+from customized_grpo.algorithms.trials import check_rule
 
 WITHOUT_WEIGHTS = {"min", "max", "identity_gate", "cme"}
 """Rules on which the weights have no effect."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import SAMPLERS, Level, log_prob, sde_window, trained_steps
+from customized_grpo.algorithms.trials import check_sampler
 
 SHAPE = (3, 4, 5)
 LEVELS = [(1.0, 0.93), (0.93, 0.8), (0.5, 0.4), (0.11, 0.0), (1.0, 0.0)]
@@ -390,15 +391,15 @@ def in_place(x: Tensor, mean: Tensor, std: Tensor) -> samplers.Gaussian:
 )
 def test_a_faulty_sampler_is_refused_by_its_check(change: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        samplers.check_sampler(changed(change), 0.8)
+        check_sampler(changed(change), 0.8)
 
 
 def test_a_sampler_of_ones_own_passes_with_one_std_or_one_for_each_sample() -> None:
-    samplers.check_sampler(samplers.Transition(euler), 0.8)
-    samplers.check_sampler(changed(lambda x, mean, std: (mean, std.expand(len(x), 1, 1))), 0.8)
+    check_sampler(samplers.Transition(euler), 0.8)
+    check_sampler(changed(lambda x, mean, std: (mean, std.expand(len(x), 1, 1))), 0.8)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("eta", [1e-3, 1.0])
 def test_every_stochastic_sampler_of_the_package_passes_its_check(name: str, eta: float) -> None:
-    samplers.check_sampler(SAMPLERS[name], eta)
+    check_sampler(SAMPLERS[name], eta)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from customized_grpo.algorithms import schedules
 from customized_grpo.algorithms.samplers import sde_window, trained_steps
-from customized_grpo.algorithms.schedules import SCHEDULES, Schedule, Table, Tdw, check_schedule
+from customized_grpo.algorithms.schedules import SCHEDULES, Schedule, Table, Tdw
+from customized_grpo.algorithms.trials import check_schedule
 
 T = 25
 TABLE = {0: 0.7, 5: 0.7, 6: 0.6843, 8: 0.6328, 10: 0.5, 12: 0.3672, 14: 0.3157, 21: 0.3001, 22: 0.5, 24: 0.5}

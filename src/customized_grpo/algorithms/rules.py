@@ -18,7 +18,6 @@ from torch.nn.functional import softplus
 
 from customized_grpo.algorithms.advantages import group_advantages, in_groups
 from customized_grpo.algorithms.sars import sars_bonus, sars_pull
-from customized_grpo.errors import origin
 from customized_grpo.fields import NonNegative, Section, Share
 
 Correlation = Annotated[float, Field(gt=-1, lt=1)]
@@ -367,42 +366,6 @@ def ignores_weights(rule: Rule, group_size: int) -> bool:
         results.append(combine(rule, advantages, weights, rewards=rewards, group_size=group_size))
     # To the bit: a rule without use for the weights computes the same twice.
     return torch.equal(*results)
-
-
-def check_rule(rule: Rule, group_size: int) -> None:
-    """Try a rule on two groups of random samples, so that a faulty one is refused before anything is loaded.
-
-    Raises:
-        ValueError: The groups are too small for it, it fails, it does not return one finite advantage for
-            each sample, it returns others the second time, or it changes what it is given.
-    """
-    if group_size < rule.min_group_size:
-        raise ValueError(f"is defined for groups of {rule.min_group_size} and more, not of {group_size}")
-    for prompt_weight in (0.1, 0.9):
-        _try_rule(rule, group_size, torch.tensor([prompt_weight, 1 - prompt_weight]))
-
-
-def _try_rule(rule: Rule, group_size: int, weights: Tensor) -> None:
-    rewards = torch.rand(2 * group_size, 2, generator=torch.Generator().manual_seed(0))
-    advantages = group_advantages(rewards, group_size)
-    given = (rewards.clone(), advantages.clone())
-    results = []
-    try:
-        for _ in range(2):
-            results.append(combine(rule, advantages, weights, rewards=rewards, group_size=group_size))
-    except Exception as error:  # a rule may be foreign code: its failure is the user's to read
-        reason = f"{type(error).__name__}: {error}{origin(error)}"
-        raise ValueError(f"fails on two groups of {group_size}: {reason}") from error
-    # The next steps, micro-batches and metrics read the same tensors.
-    if not (torch.equal(rewards, given[0]) and torch.equal(advantages, given[1])):
-        raise ValueError(
-            "changes the batch that it is given; compute new tensors instead (a * b, not a *= b)"
-        )
-    if not bool(results[0].isfinite().all()):
-        raise ValueError(f"gives advantages that are not finite on two groups of {group_size}")
-    # A resumed run could not repeat it, and processes would disagree.
-    if not torch.equal(*results):
-        raise ValueError("gives other advantages when it is called again with the same batch")
 
 
 def _masked_sum(batch: Batch, mask: Tensor, reweight: bool) -> Tensor:

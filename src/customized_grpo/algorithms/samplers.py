@@ -25,8 +25,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from customized_grpo.errors import origin
-
 Level = float | Tensor
 Gaussian = tuple[Tensor, Tensor]
 StepFunction = Callable[[Tensor, Tensor, Level, Level, Level, Level | None], Gaussian]
@@ -183,60 +181,6 @@ SAMPLERS: Mapping[str, Transition] = {
     "flow_exact": Transition(flow_exact),
 }
 """Every sampler of the package by its name in recipes."""
-
-
-def check_sampler(sampler: Transition, eta: float) -> None:
-    """Try a step of a sampler, so that a faulty one is refused before anything is loaded.
-
-    Args:
-        sampler: The sampler.
-        eta: Strength of its noise, > 0.
-
-    Raises:
-        ValueError: It fails, or does not give what `StepFunction` says.
-    """
-    chance = torch.Generator().manual_seed(0)
-    for sigma, sigma_next in ((1.0, 0.9), (0.9, 0.5)):
-        x = torch.randn(3, 4, 2, generator=chance)
-        velocity = torch.randn(3, 4, 2, generator=chance).requires_grad_()
-        given = x.clone()
-        try:
-            mean, std = sampler(x, velocity, sigma, sigma_next, eta, 0.9)
-            again = sampler(x, velocity, sigma, sigma_next, eta, 0.9)
-        except Exception as error:  # a sampler may be foreign code: its failure is the user's to read
-            reason = f"{type(error).__name__}: {error}{origin(error)}"
-            raise ValueError(f"fails at sigma {sigma:g}: {reason}") from error
-        if not torch.equal(x, given):
-            raise ValueError("changes x, which it is given; compute a new tensor instead")
-        problem = _problem_of_steps((mean, std), again, x)
-        if problem is not None:
-            raise ValueError(f"{problem} (at sigma {sigma:g}, rollout.eta={eta:g})")
-
-
-def _problem_of_steps(step: Gaussian, again: Gaussian, x: Tensor) -> str | None:
-    """Return what is wrong with a step from x [B, L, C] and with the same step, computed again."""
-    mean, std = step
-    if not isinstance(mean, Tensor) or mean.dtype != torch.float32 or mean.shape != x.shape:
-        return f"must give a mean of float32 {list(x.shape)}, gave {_described(mean)}"
-    by_row = [len(x), *[1] * (x.ndim - 1)]
-    if not isinstance(std, Tensor) or std.dtype != torch.float32 or list(std.shape) not in ([], by_row):
-        return f"must give a std of float32 [] or {by_row}, gave {_described(std)}"
-    if not bool(mean.isfinite().all()):
-        return "gives a mean that is not finite"
-    if not bool(((std > 0) & std.isfinite()).all()):
-        return f"gives a std of {std.flatten()[0]:g}; it must be finite and > 0, or there is nothing to train"
-    if not mean.requires_grad:
-        return "gives a mean without gradient with respect to the velocity: nothing would be trained"
-    # the loss computes the rollout's step again, and takes any difference for a change of the policy
-    if not (torch.equal(mean, again[0]) and torch.equal(std, again[1])):
-        return "gives another step when it is called again; noise is drawn by the rollout"
-    return None
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return type(value).__name__
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

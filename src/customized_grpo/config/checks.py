@@ -111,7 +111,8 @@ def _sampler_explores(name: str, eta: float, algorithm: str, shared_noise: bool)
 
 
 def _sampler_works(name: str, eta: float) -> str | None:
-    from customized_grpo.algorithms.samplers import Transition, check_sampler
+    from customized_grpo.algorithms.samplers import Transition
+    from customized_grpo.algorithms.trials import check_sampler
 
     sampler: Transition = extensions.load("sampler", name)
     if not 0 < eta <= sampler.max_eta:  # no noise is drawn, or that is said already
@@ -178,7 +179,8 @@ def _groups_may_differ(dynamic_sampling: Any, shard: bool) -> str | None:
 
 
 def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
-    from customized_grpo.algorithms.rules import Rule, check_rule
+    from customized_grpo.algorithms.rules import Rule
+    from customized_grpo.algorithms.trials import check_rule
 
     try:
         rule: type[Rule] = extensions.load("rule", name)
@@ -196,7 +198,8 @@ def _schedule_works(
     eta: float,
     window: Mapping[str, int] | None,
 ) -> str | None:
-    from customized_grpo.algorithms.schedules import Schedule, check_schedule
+    from customized_grpo.algorithms.schedules import Schedule
+    from customized_grpo.algorithms.trials import check_schedule
 
     try:
         schedule_class: type[Schedule] = extensions.load("schedule", name)

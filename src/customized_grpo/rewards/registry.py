@@ -14,7 +14,7 @@ from customized_grpo import extensions, keys
 from customized_grpo.errors import UserError, origin
 from customized_grpo.hub import public_name
 from customized_grpo.kinds import KINDS
-from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards.base import Reward, fingerprint_of
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
@@ -193,6 +193,10 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
         )
     if reward.kind not in KINDS:
         raise UserError(f"reward {path!r} has kind {reward.kind!r}; it must be one of {', '.join(KINDS)}")
+    if not isinstance(reward.name, str) or not reward.name.strip():
+        raise UserError(f"reward {path!r} has the name {reward.name!r}; it must be a text that is not empty")
+    # Now, because the first checkpoint would come after hours of training.
+    fingerprint_of(reward)
     return reward
 
 

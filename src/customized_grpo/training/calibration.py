@@ -106,7 +106,7 @@ def _judges(judges: Judges | None) -> list[dict[str, Any]]:
     if judges is None:
         return []
     if isinstance(judges, RewardJudges):
-        return [judge.fingerprint() for judge in judges.judges]
+        return judges.fingerprints()
     return [{"name": f"{type(judges).__module__}.{type(judges).__qualname__}"}]
 
 
