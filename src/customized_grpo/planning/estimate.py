@@ -9,7 +9,7 @@ from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.duration import Card, Duration, dequantised_bytes, predict_duration
 from customized_grpo.planning.host import HostMemory, predict_host
-from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
+from customized_grpo.planning.memory import GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.families import get_family
@@ -77,7 +77,7 @@ class GraphReuse:
             memory: Of the recipe.
             device_gib: Memory of the device.
         """
-        free = device_gib * GIB - CONTEXT_BYTES - memory.phases["load"]
+        free = device_gib * GIB - memory.beside - memory.phases["load"]
         return self.obstacle is None and self.bytes <= GRAPHS_SHARE * free
 
 
@@ -235,7 +235,7 @@ class Planner:
             ),
             memory=memory,
             graph_reuse=self._graph_reuse(config, batches, n_trained),
-            host=predict_host(config, run, memory.parts),
+            host=predict_host(config, run, memory),
         )
 
     @property
