@@ -72,6 +72,14 @@ def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) 
     assert "\ndevice of this machine: " in out
 
 
+@pytest.mark.parametrize(("tokens", "said"), [("image", True), ("whole", False)])
+def test_a_plan_says_that_a_last_block_for_the_image_alone_is_not_counted(
+    capsys: pytest.CaptureFixture[str], tokens: str, said: bool
+) -> None:
+    run("plan", "toybox-smoke", f"model.last_block={tokens}")
+    assert ("model.last_block=image saves a little, not counted" in capsys.readouterr().out) is said
+
+
 def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     run("plan", "toybox-smoke", "--references", "2", "--json", str(file))

@@ -185,7 +185,7 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             f"{passes.update} update; evaluation {passes.evaluation} a held-out prompt",
         ],
         ["graphs", _graphs_line(estimate.graph_reuse)],
-        ["operations", f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"],
+        ["operations", _operations_line(estimate)],
     ]
     if tflops is not None:
         rows.append(
@@ -196,6 +196,11 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _operations_line(estimate: Estimate) -> str:
+    line = f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"
+    return f"{line}; model.last_block=image saves a little, not counted" if estimate.cuts_last_block else line
 
 
 def _graphs_line(reuse: GraphReuse) -> str:

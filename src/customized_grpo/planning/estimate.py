@@ -97,6 +97,7 @@ class Estimate:
         trained_steps: Steps among those that are trained; for nft and awm, noise levels that are.
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
+        cuts_last_block: Whether the run drops tokens of the last block, which are counted all the same.
         bytes_per_pass: Bytes that such a pass reads and writes between its products.
         dequantised_bytes: Bytes that a process moves in an iteration to unpack weights.
         parameters: Numbers of parameters of the models.
@@ -116,6 +117,7 @@ class Estimate:
     trained_steps: int
     passes: Passes
     flops_per_pass: int
+    cuts_last_block: bool
     bytes_per_pass: int
     dequantised_bytes: int
     parameters: Parameters
@@ -228,6 +230,7 @@ class Planner:
                 config, n_trained, run.calls, _n_shared(config, step_plan), self._evaluation_calls
             ),
             flops_per_pass=run.flops,
+            cuts_last_block=config.model.options.get("last_block") == "image",
             bytes_per_pass=run.moved_bytes,
             dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
             parameters=Parameters(
