@@ -100,7 +100,7 @@ def test_a_fresh_pipeline_draws_the_trainers_image(
 
 @pytest.fixture(scope="module")
 def loras(make_trained: Callable[..., AnyTrained], tmp_path_factory: Any) -> list[str]:
-    """Settings of a run that continues one LoRA on a base with another merged into it, at half its strength."""
+    """Settings of a run that continues one LoRA on a base with another merged in, at half its strength."""
     folder = tmp_path_factory.mktemp("loras")
     make_trained("flux1", alpha=6.0).policy.save_lora(folder / "start")
     make_trained("flux1", target=DOUBLE_BLOCKS).policy.save_lora(folder / "fused")
@@ -160,8 +160,8 @@ def test_a_run_whose_last_block_computes_the_image_alone_draws_the_same_once_mer
     # elsewhere the last block computes every token
     assert torch.allclose(theirs("flux1", pipe, reference, cut.policy), expected, atol=2e-5, rtol=0)
     if into == "adapter":
-        sampling = ["model.last_block=image", "model.fuse_lora=null", "model.precision=fp32", "model.device=cpu"]
-        generator = open_generator(str(cut.base), settings=sampling, lora=written)
+        settings = ["model.last_block=image", "model.precision=fp32", "model.device=cpu"]
+        generator = open_generator(str(cut.base), settings=settings, lora=written)
         assert torch.allclose(ours(generator.policy, reference), expected, atol=2e-5, rtol=0)
 
 

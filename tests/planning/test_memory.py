@@ -17,8 +17,8 @@ from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import Planner
-from customized_grpo.planning.host import PROGRAM_BYTES, predict_host
-from customized_grpo.planning.memory import GIB, dequantised_bytes
+from customized_grpo.planning.host import predict_host
+from customized_grpo.planning.memory import GIB, PROGRAM_BYTES, dequantised_bytes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy

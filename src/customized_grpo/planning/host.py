@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.planning.dry_run import DryRun
+from customized_grpo.planning.memory import PROGRAM_BYTES, Memory
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
-    from customized_grpo.planning.memory import Memory
-
-PROGRAM_BYTES = 2 * 2**30
-"""What Python, torch and the other libraries take in every process, roughly."""
 
 
 @dataclass(frozen=True)

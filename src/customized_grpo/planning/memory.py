@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from customized_grpo.planning.dry_run import DryRun
-from customized_grpo.planning.host import PROGRAM_BYTES
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
@@ -30,6 +29,8 @@ NF4_OUTER_BLOCK = 256
 
 CONTEXT_BYTES = 1 * GIB
 """What a CUDA context and the workspaces of its libraries take of a device, roughly."""
+PROGRAM_BYTES = 2 * GIB
+"""What Python, torch and the other libraries take of the machine in every process, roughly."""
 FRAGMENTATION = 0.05
 """Share of the allocated memory that the allocator wastes, roughly."""
 GRAPHS_SHARE = 0.5
@@ -76,7 +77,7 @@ class Memory:
 
     @property
     def beside(self) -> int:
-        """Return the bytes that a process takes of the device beside the recipe: the program, or a context."""
+        """Return the bytes that a process takes of the device beside the recipe: program or context."""
         return PROGRAM_BYTES if self.on_cpu else CONTEXT_BYTES
 
     @property

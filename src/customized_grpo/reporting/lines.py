@@ -23,7 +23,7 @@ def fitted(text: str) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return text whose lines are at most `width` columns, broken between words; a longer word stays whole."""
+    """Return text in lines of at most `width` columns, broken between words; a longer word stays whole."""
     lines = []
     for line in text.split("\n"):
         broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)

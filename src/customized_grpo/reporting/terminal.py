@@ -31,7 +31,7 @@ def terminal_console(*, quiet: bool = False) -> Console:
 
 
 def print_sentence(console: Console, text: str) -> None:
-    """Print text that is not read as markup: in lines broken between words on a terminal, in one elsewhere."""
+    """Print text, which is not read as markup: broken between words on a terminal, in one line elsewhere."""
     shown = printable(text)
     if console.is_terminal:
         shown = wrapped(shown, console.width)
