@@ -37,7 +37,7 @@ def refuse_calibration(config: Config) -> None:
     """
     if config.rollout.eta == 0:
         raise UserError(
-            "--calibrate: with rollout.eta=0 the steps draw no noise, so no continuations part",
+            "--calibrate: with rollout.eta=0 the steps draw no noise, so all continuations are the same",
             hint="Measure with a sampler that draws noise: rollout.sampler=dance rollout.eta=0.4.",
         )
     window = config.rollout.sde_window
