@@ -10,12 +10,14 @@ import sys
 import pytest
 import torch
 
+from customized_grpo.engine import engine
 from customized_grpo.engine.host_memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 PAGE_FAULTS = """
 import resource, sys
 import torch
+from customized_grpo.engine import engine
 from customized_grpo.engine.host_memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
@@ -58,3 +60,10 @@ def test_processes_on_an_accelerator_are_left_alone() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert not keep_freed_memory(CPU, {})
+
+
+def test_every_engine_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(engine, "keep_freed_memory", asked.append)
+    engine.Engine(CPU)
+    assert asked == [CPU]
