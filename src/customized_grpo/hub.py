@@ -144,12 +144,18 @@ def _explained(error: Exception, path: str, name: str, what: str) -> UserError:
     if isinstance(error, LocalEntryNotFoundError):
         return _out_of_reach(error, path, name, what)
     if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"{what}: no such folder, and no such checkpoint on the hub, or a private one")
+        return UserError(
+            f"{what}: there is no such folder here, and no public checkpoint of this name on the hub",
+            hint="Check the spelling. For a private checkpoint log in: hf auth login.",
+        )
     if isinstance(error, EntryNotFoundError):
         hint = "Name one in diffusers' layout." if name == INDEX else None
         return UserError(f"{what}: the checkpoint has no {name}", hint=hint)
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{what}: the checkpoint has no such revision")
+        return UserError(
+            f"{what}: the checkpoint has no such revision",
+            hint=f"Its branches and commits are listed at https://huggingface.co/{path}/tree/main.",
+        )
     text = " ".join(str(error).split())
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status in (401, 403):

@@ -95,7 +95,10 @@ def read_key(variable: str, url: str | None, place: str) -> str:
         )
     # it becomes part of a header of HTTP: a line end in it would begin another one
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{place}: the environment variable {variable} holds what cannot be a key")
+        raise UserError(
+            f"{place}: the value of the environment variable {variable} cannot be a key",
+            hint="Set it again without spaces, line ends and characters beyond ASCII.",
+        )
     return key
 
 

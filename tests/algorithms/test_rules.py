@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from customized_grpo.algorithms.advantages import group_advantages, valid_samples
-from customized_grpo.algorithms.rules import RULES, Batch, Rule, check_rule, combine
+from customized_grpo.algorithms.rules import RULES, Batch, Rule, combine
 from customized_grpo.algorithms.sars import sars_bonus
+from customized_grpo.algorithms.trials import check_rule
 
 WITHOUT_WEIGHTS = {"min", "max", "identity_gate", "cme"}
 """Rules on which the weights have no effect."""
@@ -370,12 +371,38 @@ class Raising(IdentityOnly):
         raise KeyError("prompt")
 
 
+class NotFiniteLate(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return batch.weighted_sum() * (NAN if batch.weights[0, 0] < 0.3 else 1.0)
+
+
+class InPlace(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        batch.advantages.mul_(0.5)
+        return batch.weighted_sum()
+
+
+class RewardsInPlace(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        batch.raw_rewards().clamp_(max=0.5)
+        return batch.weighted_sum()
+
+
+class Drawing(IdentityOnly):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return torch.randn(len(batch.advantages))
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
         (OneNumber(), r"must return \[6\], returned \[\]"),
         (NotFinite(), "not finite"),
+        (NotFiniteLate(), "not finite"),
         (Raising(), "KeyError: 'prompt'"),
+        (InPlace(), "changes the batch"),
+        (RewardsInPlace(), "changes the batch"),
+        (Drawing(), "other advantages when it is called again"),
         (RULES["sars_matched"](), "groups of 4 and more, not of 3"),
     ],
 )

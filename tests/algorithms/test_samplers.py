@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from customized_grpo.algorithms import samplers
 from customized_grpo.algorithms.samplers import SAMPLERS, Level, log_prob, sde_window, trained_steps
+from customized_grpo.algorithms.trials import check_sampler
 
 SHAPE = (3, 4, 5)
 LEVELS = [(1.0, 0.93), (0.93, 0.8), (0.5, 0.4), (0.11, 0.0), (1.0, 0.0)]
@@ -344,3 +348,58 @@ def test_a_step_at_levels_that_are_numbers_asks_nothing_of_the_device(name: str)
     assert float(std) == float(
         transition(name, torch.zeros(SHAPE), torch.zeros(SHAPE), 0.93, 0.8, 0.5, 0.93)[1]
     )
+
+
+# Samplers of one's own
+
+
+def euler(
+    x: Tensor, velocity: Tensor, sigma: Level, sigma_next: Level, eta: Any, sigma_max: Any
+) -> samplers.Gaussian:
+    return x.float() + (sigma_next - sigma) * velocity.float(), eta / 10
+
+
+def changed(change: Callable[..., Any]) -> samplers.Transition:
+    """A sampler that is Euler's with noise, but for what `change` makes of (x, mean, std)."""
+
+    def step(x: Tensor, velocity: Tensor, *others: Any) -> Any:
+        return change(x, *euler(x, velocity, *others))
+
+    return samplers.Transition(step)
+
+
+def in_place(x: Tensor, mean: Tensor, std: Tensor) -> samplers.Gaussian:
+    x.zero_()
+    return mean, std
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, mean, std: mean, "at sigma 1: ValueError: too many values"),
+        (lambda x, mean, std: (mean[:1], std), r"mean of float32 \[3, 4, 2\], gave.*\[1, 4, 2\]"),
+        (lambda x, mean, std: (mean.bfloat16(), std), "gave bfloat16"),
+        (lambda x, mean, std: (mean * math.nan, std), "a mean that is not finite"),
+        (lambda x, mean, std: (mean.detach(), std), "without gradient"),
+        (lambda x, mean, std: (mean, float(std)), r"std of float32 \[\] or \[3, 1, 1\], gave float"),
+        (lambda x, mean, std: (mean, std.expand_as(x)), r"std of .* gave float32 \[3, 4, 2\]"),
+        (lambda x, mean, std: (mean, -std), "a std of -0.08"),
+        (lambda x, mean, std: (mean, std * math.inf), "a std of inf"),
+        (lambda x, mean, std: (mean + torch.randn(()), std), "another step when it is called again"),
+        (in_place, "changes x"),
+    ],
+)
+def test_a_faulty_sampler_is_refused_by_its_check(change: Callable[..., Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_sampler(changed(change), 0.8)
+
+
+def test_a_sampler_of_ones_own_passes_with_one_std_or_one_for_each_sample() -> None:
+    check_sampler(samplers.Transition(euler), 0.8)
+    check_sampler(changed(lambda x, mean, std: (mean, std.expand(len(x), 1, 1))), 0.8)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("eta", [1e-3, 1.0])
+def test_every_stochastic_sampler_of_the_package_passes_its_check(name: str, eta: float) -> None:
+    check_sampler(SAMPLERS[name], eta)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from customized_grpo.algorithms import schedules
 from customized_grpo.algorithms.samplers import sde_window, trained_steps
-from customized_grpo.algorithms.schedules import SCHEDULES, Schedule, Table, Tdw, check_schedule
+from customized_grpo.algorithms.schedules import SCHEDULES, Schedule, Table, Tdw
+from customized_grpo.algorithms.trials import check_schedule
 
 T = 25
 TABLE = {0: 0.7, 5: 0.7, 6: 0.6843, 8: 0.6328, 10: 0.5, 12: 0.3672, 14: 0.3157, 21: 0.3001, 22: 0.5, 24: 0.5}
@@ -224,8 +225,33 @@ class Raising(Schedule):
         raise KeyError("early")
 
 
+class TooLargeLater(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.full((n_steps,), 0.5 + seed)
+
+
+class TooLargeBetween(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.full((n_steps,), 0.5)
+
+    def at_progress(self, progress: torch.Tensor, n_steps: int, seed: int) -> torch.Tensor:
+        return 2 * torch.ones_like(progress)
+
+
+class Drawing(Schedule):
+    def __call__(self, n_steps: int, seed: int) -> torch.Tensor:
+        return torch.rand(n_steps)
+
+
 @pytest.mark.parametrize(
-    ("schedule", "message"), [(TooLarge(), "must give 4 weights in"), (Raising(), "KeyError: 'early'")]
+    ("schedule", "message"),
+    [
+        (TooLarge(), "must give 4 weights in"),
+        (TooLargeLater(), "must give 4 weights in"),
+        (TooLargeBetween(), "must give 4 weights in"),
+        (Raising(), "KeyError: 'early'"),
+        (Drawing(), "other weights when it is called again with seed 0"),
+    ],
 )
 def test_a_faulty_schedule_is_refused_by_its_check(schedule: Schedule, message: str):
     with pytest.raises(ValueError, match=message):

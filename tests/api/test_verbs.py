@@ -76,7 +76,9 @@ def test_mistakes_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(cg.UserError, match="no preset 'toybxo'"):
         cg.train("toybxo")
     for verb in (cg.resume, cg.evaluate, cg.Report):
-        with pytest.raises(cg.UserError, match="is not the folder of a run"):
+        with pytest.raises(
+            cg.UserError, match=r"is not the folder of a run\nGive the folder that `cgrpo train` wrote"
+        ):
             verb(tmp_path)
     with pytest.raises(cg.UserError, match="no such arm"):
         cg.compare("two-scale", only=["nobody"], out=tmp_path / "out")

@@ -230,7 +230,9 @@ def test_a_foreign_folder_is_no_generator(tmp_path: Path, capsys: pytest.Capture
     Image.new("RGB", (8, 8)).save(image)
     assert status("generate", str(tmp_path), "--prompt", "a toy", "--reference", str(image)) == 2
     error = capsys.readouterr().err
-    assert error == f"error: {tmp_path} is neither the folder of a run nor a model with model_index.json\n"
+    problem = f"error: {tmp_path} is neither the folder of a run nor a model with model_index.json\n"
+    way_out = "Give the folder that `cgrpo train` wrote, or one that diffusers wrote by save_pretrained.\n"
+    assert error == problem + way_out
 
 
 def test_a_user_error_from_deep_inside_ends_with_status_2_and_its_hint(

@@ -10,6 +10,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config.schema import ModelConfig
 from customized_grpo.planning import estimate
 from customized_grpo.planning.dry_run import DryRun
+from customized_grpo.planning.memory import GIB
 from customized_grpo.policies.architecture import Architecture
 from customized_grpo.reference_sizes import Size
 
@@ -71,6 +72,14 @@ def test_without_a_speed_no_time_is_claimed(capsys: pytest.CaptureFixture[str]) 
     assert "\ndevice of this machine: " in out
 
 
+@pytest.mark.parametrize(("tokens", "said"), [("image", True), ("whole", False)])
+def test_a_plan_says_that_a_last_block_for_the_image_alone_is_not_counted(
+    capsys: pytest.CaptureFixture[str], tokens: str, said: bool
+) -> None:
+    run("plan", "toybox-smoke", f"model.last_block={tokens}")
+    assert ("model.last_block=image saves a little, not counted" in capsys.readouterr().out) is said
+
+
 def test_a_plan_is_written_for_machines(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     run("plan", "toybox-smoke", "--references", "2", "--json", str(file))
@@ -114,6 +123,31 @@ def test_a_card_gives_hours_their_assumptions_and_whether_it_fits(
     assert "memory of the machine: a process takes about" in out and "2 processes on one machine: " in out
     plan = json.loads(file.read_text())
     assert plan["host"]["peak"] >= plan["host"]["loading"]
+
+
+def test_on_a_cpu_the_program_is_counted_and_no_gpu_is_spoken_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox-smoke", "--json", str(file))
+    out = capsys.readouterr().out
+    assert "memory of one process, in GiB" in out and "Python, torch and the other libraries about" in out
+    assert "CUDA" not in out and "GPU" not in out
+    plan = json.loads(file.read_text())
+    assert plan["memory"]["needed"] == int(1.05 * plan["memory"]["peak"]) + 2 * GIB
+    assert plan["host"]["training"] == plan["memory"]["needed"]
+
+
+def test_a_recipe_for_a_cpu_is_planned_for_the_card_that_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    run("plan", "toybox-smoke", "--device", "4090", "--json", str(file))
+    out = capsys.readouterr().out
+    assert "memory of one device, in GiB" in out and "the GPU's context about" in out
+    assert "\ndevice of this machine: cpu" in out
+    plan = json.loads(file.read_text())
+    assert plan["memory"]["needed"] == int(1.05 * plan["memory"]["peak"]) + GIB
 
 
 def test_hours_are_passes_by_the_cards_rate_and_its_bandwidth(

@@ -318,7 +318,7 @@ def test_a_folder_with_something_else_is_not_written_into(trained: Path, tmp_pat
         (["RUNS/ours", "RUNS/naive", "--seeds", "5"], "--seeds: of no use"),
         (["RUNS/ours", "RUNS/naive", "--no-doctor"], "--doctor: of no use"),
         (["RUNS/ours", "RUNS/naive", "train.iterations=3"], "takes no settings"),
-        (["toybox", "RUNS/naive"], "RUNS/naive is a folder, toybox is none"),
+        (["toybox", "RUNS/naive"], "RUNS/naive is a folder, and toybox is not"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused(

@@ -208,5 +208,7 @@ def test_a_finished_run_without_all_its_scores_is_refused(
 
 def test_results_without_a_finished_run_are_refused(tmp_path: Path) -> None:
     other = results(tmp_path / "a.json", run("naive", 0, state="missing"))
-    with pytest.raises(UserError, match="none of its runs has finished"):
+    with pytest.raises(
+        UserError, match=r"none of its runs has finished\nCall its `cgrpo compare` command again"
+    ):
         report(tmp_path / "out", other)

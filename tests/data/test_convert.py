@@ -383,7 +383,8 @@ def test_a_million_bad_rows_do_not_fill_the_screen(tmp_path: Path) -> None:
 
 def test_no_row_left_is_an_error_that_counts_the_filters(tmp_path: Path) -> None:
     source = sources.uno_1m(tmp_path / "data", [1.0, 2.0, None])
-    with pytest.raises(UserError, match=r"no row is left \(2 score_final < 3.5; 1 no score_final\)"):
+    counted = r"no row is left \(2 score_final < 3.5; 1 no score_final\)\nCheck that SOURCE"
+    with pytest.raises(UserError, match=counted):
         run("uno-1m", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -236,7 +236,7 @@ def test_missing_masks_are_an_error_only_when_required(folder: Path) -> None:
 def test_a_file_without_rows_is_an_error(folder: Path) -> None:
     for content in (b"", b"\n\r\n", b"\xef\xbb\xbf"):
         (folder / "rows.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match="holds no rows"):
+        with pytest.raises(UserError, match=r"holds no rows\nWrite one JSON object in each line"):
             load_manifest(folder / "rows.jsonl", require_masks=False)
 
 

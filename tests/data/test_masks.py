@@ -269,5 +269,5 @@ def test_the_command_knows_every_layout() -> None:
 
 
 def test_the_command_names_a_missing_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such manifest"):
+    with pytest.raises(UserError, match=r"no such manifest\nGive the \.jsonl file"):
         call(str(tmp_path / "m.jsonl"), "--segmenter", "s.onnx")

@@ -16,6 +16,7 @@ import tiny_flux3
 import tiny_qwen_image21
 from customized_grpo.export import export_run
 from customized_grpo.export.run import Merge
+from customized_grpo.generation import open_generator
 from customized_grpo.libraries import quiet
 from customized_grpo.policies.loading import load_pipeline
 from customized_grpo.rollout.ode import sample_images
@@ -98,13 +99,18 @@ def test_a_fresh_pipeline_draws_the_trainers_image(
 
 
 @pytest.fixture(scope="module")
-def warm_started(make_trained: Callable[..., AnyTrained], tmp_path_factory: Any) -> AnyTrained:
-    """A run that continues one LoRA on a base with another merged into it, at half its strength."""
+def loras(make_trained: Callable[..., AnyTrained], tmp_path_factory: Any) -> list[str]:
+    """Settings of a run that continues one LoRA on a base with another merged in, at half its strength."""
     folder = tmp_path_factory.mktemp("loras")
     make_trained("flux1", alpha=6.0).policy.save_lora(folder / "start")
     make_trained("flux1", target=DOUBLE_BLOCKS).policy.save_lora(folder / "fused")
     fuse = f"model.fuse_lora=[{{path: {folder}/fused, scale: 0.5}}]"
-    return make_trained("flux1", settings=[fuse, f"model.start_lora={folder}/start"])
+    return [fuse, f"model.start_lora={folder}/start"]
+
+
+@pytest.fixture(scope="module")
+def warm_started(make_trained: Callable[..., AnyTrained], loras: list[str]) -> AnyTrained:
+    return make_trained("flux1", settings=loras)
 
 
 def test_all_that_is_on_a_base_becomes_one_adapter(
@@ -137,6 +143,26 @@ def test_all_that_is_on_a_base_becomes_a_transformer(
     card = (folder.parent / "README.md").read_text()
     assert f'{type(pipe.transformer).__name__}.from_pretrained(".", subfolder="transformer"' in card
     assert "load_lora_weights" not in card
+
+
+@pytest.mark.parametrize("into", ["adapter", "transformer"])
+def test_a_run_whose_last_block_computes_the_image_alone_draws_the_same_once_merged(
+    make_trained: Callable[..., AnyTrained], loras: list[str], reference: Tensor, tmp_path: Path, into: Any
+) -> None:
+    cut = make_trained("flux1", settings=[*loras, "model.last_block=image"])
+    expected = ours(cut.policy, reference)
+    written = export_run(cut.path, "diffusers", out=tmp_path / "out", merge=Merge(into))
+    pipe = fresh_pipeline(cut)
+    if into == "adapter":
+        pipe.load_lora_weights(str(written.parent), weight_name=written.name)
+    else:
+        pipe.transformer = type(pipe.transformer).from_pretrained(written).eval()
+    # elsewhere the last block computes every token
+    assert torch.allclose(theirs("flux1", pipe, reference, cut.policy), expected, atol=2e-5, rtol=0)
+    if into == "adapter":
+        settings = ["model.last_block=image", "model.precision=fp32", "model.device=cpu"]
+        generator = open_generator(str(cut.base), settings=settings, lora=written)
+        assert torch.allclose(ours(generator.policy, reference), expected, atol=2e-5, rtol=0)
 
 
 # Original weights, by readers written from the formats' definitions

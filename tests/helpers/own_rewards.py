@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import SecretStr
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import FunctionReward, ScoringBatch
@@ -35,7 +36,8 @@ class Own:
         return _brightness(batch)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": self.kind, **self.options}
+        plain = {key: value for key, value in self.options.items() if not isinstance(value, SecretStr)}
+        return {"name": self.name, "kind": self.kind, **plain}
 
 
 class Slow(Own):

@@ -17,8 +17,8 @@ from customized_grpo.config.schema import LoraConfig, ModelConfig
 from customized_grpo.planning import memory, replay
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.estimate import Planner
-from customized_grpo.planning.host import PROGRAM_BYTES, predict_host
-from customized_grpo.planning.memory import GIB, dequantised_bytes
+from customized_grpo.planning.host import predict_host
+from customized_grpo.planning.memory import GIB, PROGRAM_BYTES, dequantised_bytes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.loading import load_policy
 from customized_grpo.policies.policy import Policy
@@ -347,13 +347,16 @@ def test_the_autoencoder_decodes_in_fp32_between_its_products_on_accelerators() 
 def test_the_machine_needs_memory_for_what_is_read_and_for_what_waits() -> None:
     run = cast(DryRun, SimpleNamespace(dtype=torch.bfloat16, base_parameters=10 * GIB))
     parts = {"text encoders": 5 * GIB, "autoencoder": GIB, "base": 6 * GIB}
+    on_card = memory.Memory(parts, {"update": 20 * GIB}, ())
     quantised = load_config("flux1-kontext-24gb")
     assert quantised.model.text_encoders == "offload" and quantised.model.offload_vae
-    host = predict_host(quantised, run, parts)
+    host = predict_host(quantised, run, on_card)
     assert host.loading == (20 + 5 + 1) * GIB + PROGRAM_BYTES == host.peak
     assert host.training == (5 + 6 + 1) * GIB + PROGRAM_BYTES
     kept = load_config("flux1-kontext", ["model.text_encoders=keep"])
-    assert predict_host(kept, run, parts).training == PROGRAM_BYTES
+    assert predict_host(kept, run, on_card).training == PROGRAM_BYTES
+    on_cpu = memory.Memory(parts, {"update": 20 * GIB}, (), on_cpu=True)
+    assert predict_host(kept, run, on_cpu).training == on_cpu.needed == (20 + 1) * GIB + PROGRAM_BYTES
 
 
 @pytest.mark.parametrize(("kind", "n_bytes"), [(None, 0), ("nf4", 2), ("int8", 6), ("fp8", 6)])

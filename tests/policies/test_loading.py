@@ -165,7 +165,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, A
     ("status", "code", "text"),
     [
         (403, "GatedRepo", "hf auth login"),
-        (404, "RepoNotFound", "no such checkpoint on the hub"),
+        (404, "RepoNotFound", "no public checkpoint of this name on the hub\nCheck the spelling"),
         (404, "EntryNotFound", "has no model_index.json"),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_the_hub_refuses_is_told_with_the_way_out(
 
 def test_a_size_that_the_model_cannot_make_is_refused(folder: Path) -> None:
     assert load_policy(section(folder, height=80), seed=0).n_tokens(80, 64) == 20
-    with pytest.raises(UserError, match="multiples of 16"):
+    with pytest.raises(UserError, match=r"multiples of 16 pixels\nTake 64x64 \(height x width\)"):
         load_policy(section(folder).model_copy(update={"height": 72}), seed=0)
 
 

@@ -247,7 +247,7 @@ def test_references_that_the_processor_resizes_are_refused(
     make_policy: MakePolicy, make_image: MakeImage
 ) -> None:
     policy = make_policy()
-    with pytest.raises(UserError, match="with 80 image slots, but the text encoder makes"):
+    with pytest.raises(UserError, match="have 80 image slots, but the text encoder makes"):
         policy.encode(PROMPTS[:1], [[make_image(1, 320, 256)]], 32, 32)
 
 

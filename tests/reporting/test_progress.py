@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ class Clock:
         return self.now
 
 
-def console(terminal: bool) -> tuple[Console, io.StringIO]:
+def console(terminal: bool, width: int = 120) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, force_terminal=terminal, width=120, color_system=None), text
+    return Console(file=text, force_terminal=terminal, width=width, color_system=None), text
 
 
 def train(iteration: int, **more: Any) -> dict[str, Any]:
@@ -76,6 +77,24 @@ def test_text_from_the_run_is_not_read_as_markup(terminal: bool) -> None:
     with progress(total=1, console=target) as shown:
         shown.message("alarm: [red]reward[/red] [/nonsense] rose")
     assert "alarm: [red]reward[/red] [/nonsense] rose" in text.getvalue()
+
+
+def test_messages_above_the_bar_break_between_words_and_long_paths_not_at_all() -> None:
+    target, text = console(terminal=True, width=30)
+    path = "runs/" + 10 * "a-long-name-"
+    with progress(total=1, console=target) as shown:
+        shown.message("alarm: reward/identity rose where judges saw nothing")
+        shown.message(f"kept {path}")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text.getvalue()).split("\n")
+    assert "alarm: reward/identity rose" in lines and "where judges saw nothing" in lines
+    assert path in lines
+
+
+def test_a_message_in_a_file_is_one_line() -> None:
+    target, text = console(terminal=False, width=30)
+    with progress(total=1, console=target) as shown:
+        shown.message("alarm: reward/identity rose where judges saw nothing")
+    assert text.getvalue() == "alarm: reward/identity rose where judges saw nothing\n"
 
 
 def test_quiet_writes_nothing() -> None:

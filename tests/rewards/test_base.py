@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor
 
 import tiny_rewards as tiny
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation.judges import RewardJudges
 from customized_grpo.rewards import FunctionReward, Reward, RewardError, ScoringBatch, score_all
 from customized_grpo.rewards.base import checked_scores
+from customized_grpo.rewards.executors.inline import InlineExecutor
+from customized_grpo.rewards.executors.interface import Executor
+from customized_grpo.rewards.executors.scorer import OnFailure, Scorer
+from customized_grpo.rewards.executors.thread import ThreadExecutor
 
 
 def brightness(batch: ScoringBatch) -> Tensor:
@@ -135,3 +141,60 @@ def test_a_reference_that_samples_share_is_mapped_once() -> None:
     mapped = group.map_images(halve)
     assert seen.count(id(reference)) == 1
     assert torch.equal(mapped.references[1][0], reference / 2)
+
+
+def one_mask_each(batch: ScoringBatch) -> ScoringBatch:
+    masks = [[torch.ones(1, *image.shape[1:]) for image in row] for row in batch.references]
+    return dataclasses.replace(batch, reference_masks=masks, image_masks=torch.ones_like(batch.images[:, :1]))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda batch: batch.images,
+        lambda batch: batch.references[1][0],
+        lambda batch: batch.reference_masks[2][0],
+        lambda batch: batch.image_masks,
+    ],
+    ids=["images", "references", "masks", "masks of images"],
+)
+@pytest.mark.parametrize("on_failure", ["stop", "drop"])
+def test_a_reward_that_changes_its_batch_in_place_is_refused(
+    part: Callable[[ScoringBatch], Tensor], on_failure: OnFailure
+) -> None:
+    def normalising(batch: ScoringBatch) -> Tensor:
+        part(batch).sub_(0.5)
+        return torch.zeros(len(batch))
+
+    scorer = Scorer([InlineExecutor(FunctionReward("mine", "prompt", normalising))], [on_failure])
+    with pytest.raises(UserError, match="changed in place while reward 'mine' scored.*row-0"):
+        scorer.score(one_mask_each(tiny.make_batch(3)))
+
+
+def test_what_a_device_reports_late_is_told_with_the_rewards_name() -> None:
+    # as a kernel that failed: the error comes when the scores are read
+    reward = FunctionReward("mine", "prompt", lambda batch: torch.empty(len(batch), device="meta"))
+    with pytest.raises(RewardError, match="'mine' failed on .*row-0.*NotImplementedError"):
+        checked_scores(reward, tiny.make_batch(3))
+
+
+class Sized:
+    """A reward whose fingerprint JSON would not give back as it is."""
+
+    name = "sized"
+    kind: Literal["prompt"] = "prompt"
+
+    def score(self, batch: ScoringBatch) -> Tensor:
+        return torch.zeros(len(batch))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"size": (224, 224), "thresholds": {1: 0.5}}
+
+
+@pytest.mark.parametrize("executor", [InlineExecutor, ThreadExecutor])
+def test_a_fingerprint_is_what_a_checkpoint_gives_back(executor: Callable[[Reward], Executor]) -> None:
+    with Scorer([executor(Sized())], ["stop"]) as scorer:
+        found = scorer.fingerprints()
+    assert found == [{"size": [224, 224], "thresholds": {"1": 0.5}}]
+    judges = RewardJudges([Sized()], ["sized"], [1.0], by_target=False)
+    assert judges.fingerprints() == found == json.loads(json.dumps(found))

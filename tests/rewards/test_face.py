@@ -210,7 +210,7 @@ def test_no_face_in_a_reference_is_an_error_that_names_it(reward: Reward) -> Non
     face, none = image_of((2, 3)), image_of()
     with pytest.raises(UserError, match=r"reference 2 of sample 0 \(row 'x'\) shows no face"):
         reward.score(batch([face], [[face, none]]))
-    with pytest.raises(UserError, match="sample 0 .* has no reference"):
+    with pytest.raises(UserError, match=r"sample 0 .* has no reference\nName an image"):
         reward.score(batch([face], [[]]))
 
 

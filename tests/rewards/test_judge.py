@@ -634,7 +634,7 @@ def test_weights_are_not_the_recipes_to_give() -> None:
 
 def test_identity_needs_a_reference(judge: Any) -> None:
     batch = dataclasses.replace(tiny.make_batch(2), references=[[torch.zeros(3, 8, 8)], []])
-    with pytest.raises(UserError, match=r"sample 1 \(row 'row-1'\) has no reference"):
+    with pytest.raises(UserError, match=r"sample 1 \(row 'row-1'\) has no reference\nName an image"):
         build(judge, rubric="identity").score(batch)
     assert judge.requests == []
 

@@ -56,6 +56,24 @@ class Scaled:
 class OddKind(Scaled):
     kind = "beauty"
 
+class NoName(Scaled):
+    name = " "
+
+class NumberedName(Scaled):
+    name = 5
+
+class Unsaved(Scaled):
+    def fingerprint(self) -> dict:
+        return {"bins": torch.zeros(2)}
+
+class NotANumber(Scaled):
+    def fingerprint(self) -> dict:
+        return {"threshold": float("nan")}
+
+class Unprinted(Scaled):
+    def fingerprint(self) -> dict:
+        pass
+
 class NoReward:
     pass
 
@@ -162,6 +180,11 @@ def test_a_reward_of_ones_own_is_found_by_dotted_path(
         ("Scaled", {"sale": 1.0}, "cannot be made.*sale"),
         ("NoReward", {}, "without name, kind"),
         ("OddKind", {}, "kind 'beauty'; it must be one of prompt, identity, quality"),
+        ("NoName", {}, "has the name ' '; it must be a text"),
+        ("NumberedName", {}, "has the name 5; it must be a text"),
+        ("Unsaved", {}, "fingerprint of reward 'scaled' cannot be saved: TypeError: .*Tensor"),
+        ("NotANumber", {}, "fingerprint of reward 'scaled' cannot be saved: ValueError: Out of range"),
+        ("Unprinted", {}, "fingerprint of reward 'scaled' must be a dict, not NoneType"),
         ("number", {}, "neither a reward"),
     ],
 )

@@ -182,10 +182,13 @@ def test_runs_of_one_comparison_keep_their_votes_with_it_and_others_here(
     ("arguments", "message"),
     [
         (["--vote", "RUNS/done", "RUNS/nothing"], "is not the folder of a run"),
-        (["--vote", "RUNS/done", "RUNS/half", "--control"], "--vote goes with no FOLDER"),
-        (["RUNS", "--vote", "RUNS/done", "RUNS/half"], "--vote goes with no FOLDER"),
-        (["RUNS", "--votes", "x.jsonl"], "are for a vote"),
-        (["--vote", "RUNS/done", "RUNS/half", "--prompts", "no/such/file"], "cannot be read"),
+        (["--vote", "RUNS/done", "RUNS/half", "--control"], "--vote cannot be used with FOLDER"),
+        (["RUNS", "--vote", "RUNS/done", "RUNS/half"], "--vote cannot be used with FOLDER"),
+        (["RUNS", "--votes", "x.jsonl"], "--prompts and --votes need a vote"),
+        (
+            ["--vote", "RUNS/done", "RUNS/half", "--prompts", "no/such/file"],
+            "in UTF-8, one prompt in each line",
+        ),
     ],
 )
 def test_a_vote_that_cannot_be_held_is_refused(runs: Path, arguments: list[str], message: str) -> None:

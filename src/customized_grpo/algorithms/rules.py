@@ -18,7 +18,6 @@ from torch.nn.functional import softplus
 
 from customized_grpo.algorithms.advantages import group_advantages, in_groups
 from customized_grpo.algorithms.sars import sars_bonus, sars_pull
-from customized_grpo.errors import origin
 from customized_grpo.fields import NonNegative, Section, Share
 
 Correlation = Annotated[float, Field(gt=-1, lt=1)]
@@ -367,26 +366,6 @@ def ignores_weights(rule: Rule, group_size: int) -> bool:
         results.append(combine(rule, advantages, weights, rewards=rewards, group_size=group_size))
     # To the bit: a rule without use for the weights computes the same twice.
     return torch.equal(*results)
-
-
-def check_rule(rule: Rule, group_size: int) -> None:
-    """Try a rule on two groups of random samples, so that a faulty one is refused before anything is loaded.
-
-    Raises:
-        ValueError: The groups are too small for it, it fails, or it does not return one finite advantage for
-            each sample.
-    """
-    if group_size < rule.min_group_size:
-        raise ValueError(f"is defined for groups of {rule.min_group_size} and more, not of {group_size}")
-    rewards = torch.rand(2 * group_size, 2, generator=torch.Generator().manual_seed(0))
-    advantages = group_advantages(rewards, group_size)
-    try:
-        combined = combine(rule, advantages, torch.ones(2) / 2, rewards=rewards, group_size=group_size)
-    except Exception as error:  # a rule may be foreign code: its failure is the user's to read
-        reason = f"{type(error).__name__}: {error}{origin(error)}"
-        raise ValueError(f"fails on two groups of {group_size}: {reason}") from error
-    if not bool(combined.isfinite().all()):
-        raise ValueError(f"gives advantages that are not finite on two groups of {group_size}")
 
 
 def _masked_sum(batch: Batch, mask: Tensor, reweight: bool) -> Tensor:

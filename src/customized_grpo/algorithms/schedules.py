@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from customized_grpo.algorithms.calibration import ReadCalibration, read_calibration
-from customized_grpo.errors import UserError, origin
+from customized_grpo.errors import UserError
 from customized_grpo.fields import FilePath, Section, Share
 
 FINE = 10_000
@@ -300,21 +300,6 @@ def prompt_weights_at(schedule: Schedule, progress: Tensor, n_steps: int, seed: 
     if weights.shape != progress.shape or not bool(((weights >= 0) & (weights <= 1)).all()):
         raise ValueError(f"must give {len(progress)} weights in [0, 1], gave {weights.tolist()}")
     return weights.float()
-
-
-def check_schedule(schedule: Schedule, n_steps: int) -> None:
-    """Try a schedule, so that a faulty one is refused before anything is loaded.
-
-    Raises:
-        ValueError: It fails for this number of steps.
-    """
-    try:
-        prompt_weights(schedule, n_steps)
-    except ValueError:
-        raise
-    except Exception as error:  # a schedule may be foreign code: its failure is the user's to read
-        reason = f"{type(error).__name__}: {error}{origin(error)}"
-        raise ValueError(f"fails for {n_steps} steps: {reason}") from error
 
 
 def _progress(n_steps: int) -> Tensor:

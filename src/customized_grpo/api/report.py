@@ -29,7 +29,10 @@ class Report:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
         if not is_run_folder(self.folder):
-            raise UserError(f"{folder} is not the folder of a run")
+            raise UserError(
+                f"{folder} is not the folder of a run",
+                hint="Give the folder that `cgrpo train` wrote: it has a config.yaml.",
+            )
 
     @property
     def is_finished(self) -> bool:

@@ -240,5 +240,8 @@ def compare_runs(
 def _run_folder(run: str | Path) -> Path:
     folder = Path(run)
     if not is_run_folder(folder):
-        raise UserError(f"{folder} is not the folder of a run")
+        raise UserError(
+            f"{folder} is not the folder of a run",
+            hint="Give the folder that `cgrpo train` wrote: it has a config.yaml.",
+        )
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -51,7 +50,7 @@ from customized_grpo.pages.page import evenly
 from customized_grpo.policies.loading import pick_device
 from customized_grpo.reporting.counting import counting
 from customized_grpo.rewards import build_reward, check_rewards
-from customized_grpo.rewards.base import is_groupwise
+from customized_grpo.rewards.base import fingerprint_of, is_groupwise
 from customized_grpo.rewards.features import weights_hash
 from customized_grpo.runs.folder import installation
 
@@ -338,8 +337,7 @@ def _fingerprints(rewards: Sequence[MetricReward]) -> dict[str, dict[str, object
         counts[reward.metric] += 1
         number = counts[reward.metric]
         key = reward.metric if number == 1 else f"{reward.metric} (run {number})"
-        # As JSON reads it back, so that it equals the fingerprint of an earlier results.json.
-        fingerprints[key] = json.loads(json.dumps(reward.reward.fingerprint()))
+        fingerprints[key] = fingerprint_of(reward.reward)
     return fingerprints
 
 

@@ -127,8 +127,8 @@ def names_run(first: str, others: Sequence[str]) -> bool:
     folders = [other for other in others if "=" not in other and Path(other).is_dir()]
     if folders:
         raise UserError(
-            f"{folders[0]} is a folder, {first} is none",
-            hint="Give folders of runs alone, or a recipe with settings.",
+            f"{folders[0]} is a folder, and {first} is not",
+            hint="Give only folders of runs, or a recipe and its settings.",
         )
     return False
 

@@ -49,7 +49,10 @@ def masks(
     For example: cgrpo data masks photos/manifest.jsonl --segmenter isnet.onnx --layout isnet
     """
     if not manifest.is_file():
-        raise UserError(f"{manifest}: no such manifest")
+        raise UserError(
+            f"{manifest}: no such manifest",
+            hint="Give the .jsonl file of your rows; `cgrpo data convert` makes one from a folder of photos.",
+        )
 
     from customized_grpo.data.masks import LAYOUTS, Segmenter, make_masks
 

@@ -74,7 +74,7 @@ def generate(
             f"{len(masks)} --mask for {len(references)} --reference", hint="Give one mask for each reference."
         )
     if not all(text.strip() for text in prompt):
-        raise UserError("--prompt: a prompt is empty")
+        raise UserError("--prompt: a prompt is empty", hint="Say what the image should show.")
     for text in prompt:
         # Python's stand-ins for bytes of the command line that are not UTF-8
         if any("\ud800" <= character <= "\udfff" for character in text):

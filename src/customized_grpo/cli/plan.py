@@ -59,14 +59,17 @@ def plan(
     from customized_grpo.planning.memory import GIB
     from customized_grpo.policies.start_adapter import shaped_like_start
 
+    here = device_here(config.model.device)
     # an adapter that training continues has a rank and layers of its own, whatever the recipe says
-    config = config.model_copy(update={"model": shaped_like_start(config.model)})
+    model = shaped_like_start(config.model)
     card = None if device is None else find_card(device)
+    if card is not None and model.device == "cpu":
+        # who names a card asks about the card
+        model = model.model_copy(update={"device": "cuda"})
+    config = config.model_copy(update={"model": model})
     planner = Planner(config, processes=processes, references=references)
     estimate = planner.estimate()
-    print(
-        fitted(render(estimate, f"{recipe}: {config.model.path}", device_here(config.model.device), tflops))
-    )
+    print(fitted(render(estimate, f"{recipe}: {model.path}", here, tflops)))
     durations = {}
     if card is not None:
         duration = estimate.duration(card)
@@ -117,7 +120,7 @@ def render(estimate: Estimate, title: str, device: str, tflops: float | None = N
         f"{title}\nsizes: {estimate.source}\ndevice of this machine: {device}",
         table([*_batch_rows(estimate), *_work_rows(estimate, tflops)]),
         f"parameters\n{table(_parameter_rows(estimate))}",
-        f"memory of one device, in GiB\n{table(_memory_rows(estimate.memory))}",
+        f"memory of one {_holder(estimate.memory)}, in GiB\n{table(_memory_rows(estimate.memory))}",
         _peak_lines(estimate.memory),
         _host_lines(estimate),
     ]
@@ -182,7 +185,7 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             f"{passes.update} update; evaluation {passes.evaluation} a held-out prompt",
         ],
         ["graphs", _graphs_line(estimate.graph_reuse)],
-        ["operations", f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"],
+        ["operations", _operations_line(estimate)],
     ]
     if tflops is not None:
         rows.append(
@@ -193,6 +196,11 @@ def _work_rows(estimate: Estimate, tflops: float | None) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _operations_line(estimate: Estimate) -> str:
+    line = f"{estimate.flops_per_pass / 1e12:.3g} TFLOP a forward pass of one sample"
+    return f"{line}; model.last_block=image saves a little, not counted" if estimate.cuts_last_block else line
 
 
 def _graphs_line(reuse: GraphReuse) -> str:
@@ -225,10 +233,15 @@ def _memory_rows(memory: Memory) -> list[list[str]]:
     return [["  part", "", "alive in phase", ""], *rows]
 
 
+def _holder(memory: Memory) -> str:
+    return "process" if memory.on_cpu else "device"
+
+
 def _peak_lines(memory: Memory) -> str:
+    beside = "Python, torch and the other libraries" if memory.on_cpu else "the GPU's context"
     lines = [
         f"peak: {_gib(memory.peak)} GiB, in phase {memory.peak_phase}; "
-        f"with fragmentation and the CUDA context about {_gib(memory.needed)} GiB"
+        f"with fragmentation and {beside} about {_gib(memory.needed)} GiB"
     ]
     if memory.not_counted:
         lines.append(f"not counted: the models of the rewards {', '.join(memory.not_counted)}")
@@ -237,9 +250,10 @@ def _peak_lines(memory: Memory) -> str:
 
 def _host_lines(estimate: Estimate) -> str:
     host = estimate.host
+    above = " (as above)" if estimate.memory.on_cpu else ""
     line = (
         f"memory of the machine: a process takes about {_gib(host.loading)} GiB while it reads the "
-        f"generator, {_gib(host.training)} while it trains, without the data"
+        f"generator, {_gib(host.training)} while it trains{above}, without the data"
     )
     if estimate.processes > 1:
         line += f"; {estimate.processes} processes on one machine: {_gib(estimate.processes * host.peak)}"

@@ -90,8 +90,8 @@ def served_rewards(config: Config) -> Sequence[RewardConfig]:
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise UserError(
-            f"rewards: {', '.join(duplicates)} is there twice, and clients ask by name",
-            hint="Serve each from a recipe of its own.",
+            f"the recipe has several rewards {', '.join(duplicates)}, and clients ask for rewards by name",
+            hint="Start one service for each of them, with a recipe of its own.",
         )
     return rewards
 

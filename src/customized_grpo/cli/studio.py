@@ -108,11 +108,11 @@ def _check_vote(
     """
     if vote and (folders or control):
         raise UserError(
-            "--vote goes with no FOLDER and no --control: a voter must not see whose images they are",
+            "--vote cannot be used with FOLDER or --control: a voter must not see which run drew an image",
             hint="Start a second studio for the runs, on another --port.",
         )
     if not vote and (prompts or votes):
-        raise UserError("--prompts and --votes are for a vote", hint="Name its two runs: --vote A B.")
+        raise UserError("--prompts and --votes need a vote", hint="Name the two runs: --vote A B.")
 
 
 def _lines(file: Path | None) -> list[str] | None:
@@ -126,8 +126,11 @@ def _lines(file: Path | None) -> list[str] | None:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {file} cannot be read: {error}") from error
+        raise UserError(
+            f"--prompts {file} cannot be read: {error}",
+            hint="Give a text file in UTF-8, one prompt in each line.",
+        ) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"--prompts {file} has no prompt")
+        raise UserError(f"--prompts {file} has no prompt", hint="Write one prompt in each line.")
     return lines

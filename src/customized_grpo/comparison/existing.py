@@ -86,7 +86,10 @@ def read_runs(folders: Sequence[Path]) -> list[JudgedRun]:
     places = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if not is_run_folder(folder):
-            raise UserError(f"{folder} is not the folder of a run")
+            raise UserError(
+                f"{folder} is not the folder of a run",
+                hint="Give the folder that `cgrpo train` wrote: it has a config.yaml.",
+            )
         if places.count(place) > 1:
             raise UserError(f"{folder} is given twice", hint="Compare it with another run.")
     if len(folders) < 2:
@@ -133,7 +136,10 @@ def _read(folder: Path, name: str) -> JudgedRun:
     base = read_scores(files[0])
     final = read_scores(files[latest])
     if base.ids != final.ids:
-        raise UserError(f"{folder}: its evaluations are of different prompts, so it cannot be compared")
+        raise UserError(
+            f"{folder}: its first and its last evaluation have different prompts, so it cannot be compared",
+            hint="Its files were changed, or mixed with another run's: restore them, or train it again.",
+        )
     return JudgedRun(name, folder, read_run(folder), latest, base, final, _contents(folder))
 
 

@@ -260,5 +260,8 @@ def _parse(file: Path, content: bytes) -> Results:
             hint="Give the results.json of a comparison, or a copy compressed by gzip.",
         ) from error
     if not any(run.state == "finished" for run in results.runs):
-        raise UserError(f"{file}: none of its runs has finished")
+        raise UserError(
+            f"{file}: none of its runs has finished",
+            hint="Call its `cgrpo compare` command again to finish them, or leave out --also.",
+        )
     return results

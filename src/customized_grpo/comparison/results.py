@@ -78,7 +78,8 @@ def _check_prompts(finished: Sequence[Mapping[str, Any]]) -> None:
         if run["prompts"] != first["prompts"]:
             raise UserError(
                 f"{run['arm']} (seed {run['seed']}) and {first['arm']} were judged on different held-out "
-                "prompts, so they cannot be paired"
+                "prompts, so they cannot be paired",
+                hint="Files of a run were changed. Remove its folder, then call the same command again.",
             )
 
 
@@ -97,7 +98,8 @@ def _check_judged_alike(judged: Sequence[Mapping[str, Any]]) -> None:
         if different:
             raise UserError(
                 f"{run['arm']} (seed {run['seed']}) and {first['arm']} (seed {first['seed']}) were judged "
-                f"{' and '.join(different)}, so they cannot be paired"
+                f"{' and '.join(different)}, so they cannot be paired",
+                hint="Leave out --also, or join results of a recipe with the same data and judges.",
             )
 
 

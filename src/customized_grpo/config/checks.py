@@ -110,6 +110,20 @@ def _sampler_explores(name: str, eta: float, algorithm: str, shared_noise: bool)
     return None
 
 
+def _sampler_works(name: str, eta: float) -> str | None:
+    from customized_grpo.algorithms.samplers import Transition
+    from customized_grpo.algorithms.trials import check_sampler
+
+    sampler: Transition = extensions.load("sampler", name)
+    if not 0 < eta <= sampler.max_eta:  # no noise is drawn, or that is said already
+        return None
+    try:
+        check_sampler(sampler, eta)
+    except ValueError as error:
+        return f"{name!r} {error}"
+    return None
+
+
 def _samples_differ(name: str, eta: float, shared_noise: bool) -> str | None:
     """Return what is wrong where only the initial noise tells the samples of a group apart, and it is one."""
     if eta > 0 or not shared_noise:
@@ -165,7 +179,8 @@ def _groups_may_differ(dynamic_sampling: Any, shard: bool) -> str | None:
 
 
 def _rule_works(name: str, options: Mapping[str, Any], group_size: int) -> str | None:
-    from customized_grpo.algorithms.rules import Rule, check_rule
+    from customized_grpo.algorithms.rules import Rule
+    from customized_grpo.algorithms.trials import check_rule
 
     try:
         rule: type[Rule] = extensions.load("rule", name)
@@ -183,7 +198,8 @@ def _schedule_works(
     eta: float,
     window: Mapping[str, int] | None,
 ) -> str | None:
-    from customized_grpo.algorithms.schedules import Schedule, check_schedule
+    from customized_grpo.algorithms.schedules import Schedule
+    from customized_grpo.algorithms.trials import check_schedule
 
     try:
         schedule_class: type[Schedule] = extensions.load("schedule", name)
@@ -288,6 +304,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("run.deterministic", "model.compile"), _repeats),
     Check(("train.updates_per_iteration", "train.prompts_per_iteration"), _updates_are_whole_groups),
     Check(("rollout.sampler", "rollout.eta", "train.algorithm", "rollout.shared_noise"), _sampler_explores),
+    Check(("rollout.sampler", "rollout.eta"), _sampler_works),
     _only_of("clip_range", "grpo", "awm has train.awm.clip_range, nft clips no ratio"),
     _only_of("ratio_normalisation", "grpo", "leave it out"),
     _only_of("trained_fraction", "grpo", "train.forward.levels says how much is trained"),

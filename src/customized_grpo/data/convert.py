@@ -80,7 +80,10 @@ def convert(layout: Layout, source: Path, out: Path, options: Options, choices: 
                     hint="Leave them out with --skip-bad, or fix the source.",
                 )
             if not collected.rows:
-                raise UserError(f"{source}: no row is left{_left_out(collected)}")
+                raise UserError(
+                    f"{source}: no row is left{_left_out(collected)}",
+                    hint="Check that SOURCE is complete, and that no option leaves out too many rows.",
+                )
             entries = _write_manifests(folder, collected, choices)
             _write_record(folder / "conversion.json", layout, source, options, choices, collected)
     except OSError as error:

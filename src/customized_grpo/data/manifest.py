@@ -93,7 +93,10 @@ def load_manifest(
         hint = MASKS_HINT.format(path=path) if lacks_masks else None
         raise UserError(f"{path}: {count:,} bad row{'s' if count > 1 else ''}{lines}", hint=hint)
     if not scan.rows:
-        raise UserError(f"{path} holds no rows")
+        raise UserError(
+            f"{path} holds no rows",
+            hint="Write one JSON object in each line, or make the file with `cgrpo data convert`.",
+        )
     return [row for _, row in scan.rows]
 
 

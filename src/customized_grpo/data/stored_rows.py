@@ -53,7 +53,10 @@ class StoredRows(Sequence[Row]):
         # a new reader each time: one that remembers ids would call the second reading a repeat
         row, problems = LineReader(self.folder, None, require_masks=False).read(1, line)
         if row is None:
-            raise UserError(f"{self.path}: a row is not what it was at the start: {'; '.join(problems)}")
+            raise UserError(
+                f"{self.path}: a row was changed after the start: {'; '.join(problems)}",
+                hint="Restore the file, then go on with `cgrpo resume`.",
+            )
         return row
 
     def items(self) -> Iterator[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _integer(environment: MutableMapping[str, str], name: str) -> int | None:
         return None
     if not text.isascii() or not text.isdigit() or (name == "WORLD_SIZE" and int(text) == 0):
         raise UserError(
-            f"{name}={text} in the environment is not a number of processes or of one of them",
+            f"{name}={text} in the environment is neither a number of processes nor the number of a process",
             hint=f"A launcher such as torchrun sets it. For one process alone: `unset {name}`.",
         )
     return int(text)

@@ -23,6 +23,7 @@ from customized_grpo.rewards.base import (
     Reward,
     as_scores,
     checked_scores,
+    fingerprint_of,
     is_groupwise,
     needs_references,
 )
@@ -107,12 +108,17 @@ class RewardJudges:
             UserError: Names every judge whose weights (or whole fingerprint) a training reward has as well.
         """
         trained = {_identity(fingerprint) for fingerprint in fingerprints}
-        same = [judge.name for judge in self.judges if _identity(judge.fingerprint()) in trained]
+        own = zip(self.judges, self.fingerprints(), strict=True)
+        same = [judge.name for judge, fingerprint in own if _identity(fingerprint) in trained]
         if same:
             raise UserError(
                 f"evaluation.judges: {', '.join(same)} has the weights of a training reward, not held out",
                 hint="Choose a judge with another model, such as another encoder's path.",
             )
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """Return the fingerprint of every judge."""
+        return [fingerprint_of(judge) for judge in self.judges]
 
     @torch.no_grad()
     def columns(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:

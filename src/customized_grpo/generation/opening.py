@@ -152,7 +152,10 @@ def source_settings(
         return generator_settings(source, _of_recipe(run_config(folder)), settings)
     # A name that is no folder here is taken for one of the hub.
     if source not in EMBEDDED and folder.is_dir() and not index_of(folder).is_file():
-        raise UserError(f"{source} is neither the folder of a run nor a model with {INDEX}")
+        raise UserError(
+            f"{source} is neither the folder of a run nor a model with {INDEX}",
+            hint="Give the folder that `cgrpo train` wrote, or one that diffusers wrote by save_pretrained.",
+        )
     origin = Provenance.from_header(header, "the adapter")
     if origin is not None:
         checked = generator_settings(source, _of_adapter(source, origin), settings)

@@ -9,7 +9,7 @@ from customized_grpo.planning import work
 from customized_grpo.planning.dry_run import DryRun
 from customized_grpo.planning.duration import Card, Duration, dequantised_bytes, predict_duration
 from customized_grpo.planning.host import HostMemory, predict_host
-from customized_grpo.planning.memory import CONTEXT_BYTES, GIB, GRAPHS_SHARE, Memory, predict
+from customized_grpo.planning.memory import GIB, GRAPHS_SHARE, Memory, predict
 from customized_grpo.planning.work import Batches, Passes
 from customized_grpo.policies.checkpoint_files import read_architecture
 from customized_grpo.policies.families import get_family
@@ -77,7 +77,7 @@ class GraphReuse:
             memory: Of the recipe.
             device_gib: Memory of the device.
         """
-        free = device_gib * GIB - CONTEXT_BYTES - memory.phases["load"]
+        free = device_gib * GIB - memory.beside - memory.phases["load"]
         return self.obstacle is None and self.bytes <= GRAPHS_SHARE * free
 
 
@@ -97,6 +97,7 @@ class Estimate:
         trained_steps: Steps among those that are trained; for nft and awm, noise levels that are.
         passes: Forward-equivalents per prompt.
         flops_per_pass: Floating-point operations of one forward pass of one sample.
+        cuts_last_block: Whether the run drops tokens of the last block, which are counted all the same.
         bytes_per_pass: Bytes that such a pass reads and writes between its products.
         dequantised_bytes: Bytes that a process moves in an iteration to unpack weights.
         parameters: Numbers of parameters of the models.
@@ -116,6 +117,7 @@ class Estimate:
     trained_steps: int
     passes: Passes
     flops_per_pass: int
+    cuts_last_block: bool
     bytes_per_pass: int
     dequantised_bytes: int
     parameters: Parameters
@@ -228,6 +230,7 @@ class Planner:
                 config, n_trained, run.calls, _n_shared(config, step_plan), self._evaluation_calls
             ),
             flops_per_pass=run.flops,
+            cuts_last_block=config.model.options.get("last_block") == "image",
             bytes_per_pass=run.moved_bytes,
             dequantised_bytes=dequantised_bytes(config, batches, run.calls, quantised),
             parameters=Parameters(
@@ -235,7 +238,7 @@ class Planner:
             ),
             memory=memory,
             graph_reuse=self._graph_reuse(config, batches, n_trained),
-            host=predict_host(config, run, memory.parts),
+            host=predict_host(config, run, memory),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The memory of the machine itself that one process takes, beside that of its device.
+"""The memory of the machine itself that one process takes. If its device is the CPU, it has no other.
 
 Weights are read on the CPU before they go to a device, whole and unquantised; parts that wait stay there.
 Each process reads its own copy. Mapped files may need less, as their pages can be dropped; it is not
@@ -7,17 +7,14 @@ counted on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from customized_grpo.planning.dry_run import DryRun
+from customized_grpo.planning.memory import PROGRAM_BYTES, Memory
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
-
-PROGRAM_BYTES = 2 * 2**30
-"""What Python, torch with CUDA and the other libraries take in every process, roughly."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,16 @@ class HostMemory:
         return max(self.loading, self.training)
 
 
-def predict_host(config: Config, run: DryRun, parts: Mapping[str, int]) -> HostMemory:
+def predict_host(config: Config, run: DryRun, memory: Memory) -> HostMemory:
     """Predict what a process takes of its machine.
 
     Args:
         config: The recipe.
         run: Its models without data.
-        parts: Bytes of the parts on the device, as `memory.predict` has them.
+        memory: Of the device, as `memory.predict` has it.
     """
     model = config.model
+    parts = memory.parts
     encoders = parts["text encoders"]
     unquantised = run.dtype.itemsize * run.base_parameters
     waiting = parts["autoencoder"] if model.offload_vae else 0
@@ -54,4 +52,5 @@ def predict_host(config: Config, run: DryRun, parts: Mapping[str, int]) -> HostM
         waiting += encoders + parts["base"]  # each has a place there for while the other is on the device
     # Weights are read on the host in the precision of the products; only the device quantises them.
     loading = unquantised + encoders + parts["autoencoder"]
-    return HostMemory(loading=loading + PROGRAM_BYTES, training=waiting + PROGRAM_BYTES)
+    training = memory.needed if memory.on_cpu else waiting + PROGRAM_BYTES
+    return HostMemory(loading=loading + PROGRAM_BYTES, training=training)

@@ -29,6 +29,8 @@ NF4_OUTER_BLOCK = 256
 
 CONTEXT_BYTES = 1 * GIB
 """What a CUDA context and the workspaces of its libraries take of a device, roughly."""
+PROGRAM_BYTES = 2 * GIB
+"""What Python, torch and the other libraries take of the machine in every process, roughly."""
 FRAGMENTATION = 0.05
 """Share of the allocated memory that the allocator wastes, roughly."""
 GRAPHS_SHARE = 0.5
@@ -55,11 +57,13 @@ class Memory:
         parts: Bytes of each part, by name. Activations are the peak of one batch.
         phases: The most bytes alive at once in each phase of an iteration, by name.
         not_counted: Rewards whose size is not known.
+        on_cpu: Whether the device is the CPU, whose memory also holds the program.
     """
 
     parts: Mapping[str, int]
     phases: Mapping[str, int]
     not_counted: tuple[str, ...]
+    on_cpu: bool = False
 
     @property
     def peak_phase(self) -> str:
@@ -72,9 +76,14 @@ class Memory:
         return self.phases[self.peak_phase]
 
     @property
+    def beside(self) -> int:
+        """Return the bytes that a process takes of the device beside the recipe: program or context."""
+        return PROGRAM_BYTES if self.on_cpu else CONTEXT_BYTES
+
+    @property
     def needed(self) -> int:
-        """Return the bytes a device must have: the peak, fragmentation and the CUDA context."""
-        return int(self.peak * (1 + FRAGMENTATION)) + CONTEXT_BYTES
+        """Return the bytes a device must have: the peak, fragmentation and what is beside the recipe."""
+        return int(self.peak * (1 + FRAGMENTATION)) + self.beside
 
 
 def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n_trained: int) -> Memory:
@@ -126,7 +135,7 @@ def predict(config: Config, run: DryRun, evaluation: DryRun, batches: Batches, n
         "decoding": run.decode_bytes(rollout_batch),
         "evaluation decoding": evaluation.decode_bytes(evaluation_batch),
     }
-    return Memory(parts, _phases(config, parts), not_counted)
+    return Memory(parts, _phases(config, parts), not_counted, on_cpu=model.device == "cpu")
 
 
 def _phases(config: Config, parts: Mapping[str, int]) -> dict[str, int]:

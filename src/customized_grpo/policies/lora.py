@@ -157,7 +157,10 @@ def load_file(transformer: Any, path: Path) -> None:
     file = read_lora_file(path, transformer, no_place)
     source = str(file.path)
     if not file.is_uniform:
-        raise UserError(f"{source}: its layers have several ranks or scales, this model's adapter has one")
+        raise UserError(
+            f"{source}: its layers have several ranks or scales, and the adapter of this model has one",
+            hint="Make it part of the base instead: model.fuse_lora=FILE.",
+        )
     tensors = file.adapter_tensors()
     _check_names(adapter_parameters(transformer), tensors, source)
     _check_shapes(adapter_parameters(transformer), tensors, source)
@@ -222,7 +225,8 @@ def _check_target(transformer: nn.Module, target: str) -> None:
     for name, module in matching.items():
         if not isinstance(module, nn.Linear):
             raise UserError(
-                f"model.lora.target {target!r} matches {name}: a {type(module).__name__}, not a linear layer"
+                f"model.lora.target {target!r} matches {name}: a {type(module).__name__}, not a linear layer",
+                hint="Make the expression narrower, so that it matches linear layers alone.",
             )
 
 
@@ -254,7 +258,10 @@ def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
             f"{source}: an adapter of rank {theirs}, this model's has rank {ours}: {first}",
             hint=f"Set model.lora.rank to {theirs}.",
         )
-    raise UserError(f"{source}: an adapter for another base model: {first}")
+    raise UserError(
+        f"{source}: an adapter for another base model: {first}",
+        hint="Set model.path to the base that it was trained on.",
+    )
 
 
 def name_average(average: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class Placement:
         """
         if self._dropped:
             raise UserError(
-                "the text encoders were dropped after all rows were encoded: no other prompt can be",
+                "the text encoders were dropped after all rows were encoded; no other prompt can be encoded",
                 hint="Set model.text_encoders=offload, which keeps them on the CPU.",
             )
         if not self.text_encoders_wait or self._encoding:

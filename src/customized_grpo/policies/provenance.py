@@ -82,7 +82,7 @@ class Provenance:
             return cls(entry["family"], Sampling(**entry["sampling"]), loras)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{source}: its header says in {HEADER_KEY!r} what this version cannot read: {error}",
+                f"{source}: this version cannot read the entry {HEADER_KEY!r} of its header: {error}",
                 hint="Use the version of customized-grpo that wrote it.",
             ) from error
 

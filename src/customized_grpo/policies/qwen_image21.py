@@ -166,8 +166,8 @@ class QwenImage21Policy(QwenPolicy):
         expected = sum(rows * columns for rows, columns in grids) // TOKENS_PER_SLOT
         if n_slots != expected:
             raise UserError(
-                f"references with {expected} image slots, but the text encoder makes {n_slots} of them: "
-                "its processor resizes images so small or so large",
+                f"the references have {expected} image slots, but the text encoder makes {n_slots}: "
+                "its processor resizes images that are too small or too large for it",
                 hint="Set model.height and model.width closer to 1024.",
             )
 

@@ -57,7 +57,11 @@ class PolicySizes:
         side = cls.PATCH * pixels_per_latent
         step = cls.SIDE_IN_TOKENS * side
         if height % step or width % step:
-            raise UserError(f"size {height}x{width}: this model needs multiples of {step} pixels")
+            near = "x".join(str(max(1, round(pixels / step)) * step) for pixels in (height, width))
+            raise UserError(
+                f"size {height}x{width}: this model needs multiples of {step} pixels",
+                hint=f"Take {near} (height x width).",
+            )
         return height // side, width // side
 
     @classmethod

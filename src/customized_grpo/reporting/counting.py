@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from customized_grpo.plain_text import printable
-from customized_grpo.reporting.terminal import keep_prints_inert, terminal_console
+from customized_grpo.reporting.terminal import keep_prints_inert, print_sentence, terminal_console
 
 
 def counting(what: str, total: int, *, console: Console | None = None) -> Counting:
@@ -49,8 +47,7 @@ class Counting:
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
-        # soft_wrap, because rich would break lines at 80 columns in a file
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        print_sentence(self._console, text)
 
     def close(self) -> None:
         """Take the bar away."""

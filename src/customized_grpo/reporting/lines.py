@@ -19,8 +19,11 @@ def fitted(text: str) -> str:
         text: Lines of sentences, and of tables, which fit already.
     """
     width = terminal_width()
-    if width is None:
-        return text
+    return text if width is None else wrapped(text, width)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return text in lines of at most `width` columns, broken between words; a longer word stays whole."""
     lines = []
     for line in text.split("\n"):
         broken = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)

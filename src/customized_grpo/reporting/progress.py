@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from customized_grpo.kinds import KINDS
-from customized_grpo.plain_text import printable
-from customized_grpo.reporting.terminal import keep_prints_inert, terminal_console
+from customized_grpo.reporting.terminal import keep_prints_inert, print_sentence, terminal_console
 
 PACE_WINDOW = 20
 """Iterations that the speed and the time left are averaged over."""
@@ -110,8 +109,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if not self._quiet:
-            # soft_wrap, because rich would break lines at 80 columns in a file
-            self._console.print(Text(printable(text)), soft_wrap=True)
+            print_sentence(self._console, text)
 
     def _speed(self) -> tuple[float | None, float | None]:
         """Return (seconds an iteration, rollouts a second) over the window; None until known."""

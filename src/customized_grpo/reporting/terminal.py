@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
+from rich.text import Text
 
 from customized_grpo.plain_text import printable
+from customized_grpo.reporting.lines import wrapped
 
 
 def terminal_console(*, quiet: bool = False) -> Console:
@@ -26,6 +28,15 @@ def terminal_console(*, quiet: bool = False) -> Console:
         stream = stream.rich_proxied_file
     # Asked for now: behind rich's stand-in the stream for drawing is not found, and colours appear as text.
     return Console(file=getattr(stream, "rich_proxied_file", stream), quiet=quiet)
+
+
+def print_sentence(console: Console, text: str) -> None:
+    """Print text, which is not read as markup: broken between words on a terminal, in one line elsewhere."""
+    shown = printable(text)
+    if console.is_terminal:
+        shown = wrapped(shown, console.width)
+    # soft_wrap, because rich would break lines at 80 columns in a file, and long paths on a terminal
+    console.print(Text(shown), soft_wrap=True)
 
 
 def keep_prints_inert() -> None:

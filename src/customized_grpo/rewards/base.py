@@ -8,6 +8,7 @@ score. A groupwise reward gets the images of one prompt, all of its group, in on
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -147,7 +148,10 @@ class Reward(Protocol):
         ...
 
     def score(self, batch: ScoringBatch) -> Tensor:
-        """Return fp32 [B] on the CPU, higher is better, NaN where a sample could not be scored."""
+        """Return fp32 [B], higher is better, NaN where a sample could not be scored.
+
+        It must not change the batch's tensors: other rewards read them too.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -262,15 +266,58 @@ def as_scores(columns: Sequence[Tensor]) -> Tensor:
 
 def checked_scores(reward: Reward, batch: ScoringBatch) -> Tensor:
     """Return the scores of one reward, fp32 [B] on the CPU; raises as `score_all` does."""
+    before = _versions(batch)
     with naming(reward.name, batch):
         scores = reward.score(batch)
+        if isinstance(scores, Tensor):
+            # A graph would keep the activations of the reward in memory until the update. Inside the block,
+            # because a device may report only now what failed while it scored.
+            scores = scores.detach().cpu()
     if not isinstance(scores, Tensor) or scores.dtype != torch.float32 or scores.shape != (len(batch),):
         got = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise RewardError(
             f"reward {reward.name!r} must return torch.float32 [{len(batch)}], got {got} on {_samples(batch)}"
         )
-    # a graph would keep the activations of the reward in memory until the update
-    return scores.detach().cpu()
+    if _versions(batch) != before:
+        # No RewardError: dropping these scores would leave the changed images to the other rewards.
+        raise UserError(
+            f"images, references or masks were changed in place while reward {reward.name!r} scored "
+            f"{_samples(batch)}",
+            hint="Other rewards get the same tensors. Work on new ones: images - 0.5, or images.clone().",
+        )
+    return scores
+
+
+def fingerprint_of(reward: Reward) -> dict[str, Any]:
+    """Return a reward's fingerprint as a checkpoint gives it back: with lists for tuples, and text for keys.
+
+    Raises:
+        UserError: It fails, or is no dict of JSON, so that no checkpoint could hold it.
+    """
+    try:
+        fingerprint = reward.fingerprint()
+        plain = json.loads(json.dumps(fingerprint, allow_nan=False))
+    except UserError:
+        raise
+    except Exception as error:  # a reward may be foreign code
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the fingerprint of reward {reward.name!r} cannot be saved: {reason}") from error
+    if not isinstance(plain, dict):
+        raise UserError(
+            f"the fingerprint of reward {reward.name!r} must be a dict, not {type(fingerprint).__name__}"
+        )
+    return plain
+
+
+def _versions(batch: ScoringBatch) -> list[int]:
+    """Return how often torch has changed each tensor of a batch in place."""
+    tensors = [batch.images]
+    for rows in (batch.references, batch.reference_masks or []):
+        tensors += itertools.chain.from_iterable(rows)
+    if batch.image_masks is not None:
+        tensors.append(batch.image_masks)
+    tensors += batch.image_instances or []
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 @contextmanager

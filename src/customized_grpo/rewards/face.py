@@ -97,7 +97,10 @@ class FaceReward:
 
     def _features_of_references(self, batch: ScoringBatch, row: int) -> list[Array]:
         if not batch.references[row]:
-            raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+            raise UserError(
+                f"reward {self.name!r}: {batch.label(row)} has no reference",
+                hint="Name an image of the subject in the row's references, or leave the row out.",
+            )
         people = []
         for number, image in enumerate(batch.references[row], start=1):
             key = content_key(to_uint8(image))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.pixels import to_uint8
-from customized_grpo.rewards.base import Reward, ScoringBatch, is_groupwise, needs_references
+from customized_grpo.rewards.base import Reward, ScoringBatch, checked_scores, is_groupwise, needs_references
 from customized_grpo.rewards.features import content_key
 from customized_grpo.seeding import generator
 
@@ -39,7 +39,7 @@ class NoisyReward:
         noise = [
             self._error(image, prompt) for image, prompt in zip(batch.images, batch.prompts, strict=True)
         ]
-        return self.reward.score(batch) + self.std * torch.cat(noise)
+        return checked_scores(self.reward, batch) + self.std * torch.cat(noise)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the reward's own fingerprint and the noise."""

@@ -14,7 +14,7 @@ from customized_grpo import extensions, keys
 from customized_grpo.errors import UserError, origin
 from customized_grpo.hub import public_name
 from customized_grpo.kinds import KINDS
-from customized_grpo.rewards.base import Reward
+from customized_grpo.rewards.base import Reward, fingerprint_of
 from customized_grpo.rewards.face import FaceOptions, FaceReward
 from customized_grpo.rewards.hpsv3 import Hpsv3Options
 from customized_grpo.rewards.judge.reward import JudgeOptions, JudgeReward
@@ -174,9 +174,15 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     named = extensions.load("reward", path)
     finished = isinstance(named, Reward) and not isinstance(named, type)
     if finished and options:
-        raise UserError(f"reward {path!r} is finished and takes no options; name its class instead")
+        raise UserError(
+            f"reward {path!r} is an object that is made already, so it takes no options",
+            hint="Name its class instead, or leave the options out.",
+        )
     if not finished and not callable(named):
-        raise UserError(f"reward {path!r} is a {type(named).__name__}, neither a reward nor a class of one")
+        raise UserError(
+            f"reward {path!r} is a {type(named).__name__}, neither a reward nor a class of rewards",
+            hint="See customized_grpo.rewards.Reward; FunctionReward makes a reward of a function.",
+        )
     # Foreign code: whatever it raises becomes a message about the recipe.
     try:
         reward = named if finished else named(**options)
@@ -189,10 +195,14 @@ def _build_own(path: str, options: dict[str, Any]) -> Reward:
     if not isinstance(reward, Reward):
         raise UserError(
             f"reward {path!r} is a {type(reward).__name__} without name, kind, score or fingerprint",
-            hint="See customized_grpo.rewards.Reward; FunctionReward makes one of a function.",
+            hint="See customized_grpo.rewards.Reward; FunctionReward makes a reward of a function.",
         )
     if reward.kind not in KINDS:
         raise UserError(f"reward {path!r} has kind {reward.kind!r}; it must be one of {', '.join(KINDS)}")
+    if not isinstance(reward.name, str) or not reward.name.strip():
+        raise UserError(f"reward {path!r} has the name {reward.name!r}; it must be a text that is not empty")
+    # Now, because the first checkpoint would come after hours of training.
+    fingerprint_of(reward)
     return reward
 
 

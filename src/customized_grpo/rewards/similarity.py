@@ -84,7 +84,10 @@ class ReferenceSimilarity:
         counts = [len(images) for images in batch.references]
         for row, count in enumerate(counts):
             if count == 0:
-                raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+                raise UserError(
+                    f"reward {self.name!r}: {batch.label(row)} has no reference",
+                    hint="Name an image of the subject in the row's references, or leave the row out.",
+                )
         if self.match:
             return self._score_matched(batch, counts)
         with torch.inference_mode():
@@ -201,9 +204,13 @@ class ReferenceSimilarity:
                 if mask.shape != (1, *image.shape[1:]):
                     raise UserError(
                         f"reward {self.name!r}: {batch.label(row)} has a mask of {list(mask.shape)} "
-                        f"for a reference of {list(image.shape)}"
+                        f"for a reference of {list(image.shape)}",
+                        hint="Make the mask as large as its reference.",
                     )
                 if not bool((mask > 0).any()):
-                    raise UserError(f"reward {self.name!r}: {batch.label(row)} has an empty reference mask")
+                    raise UserError(
+                        f"reward {self.name!r}: {batch.label(row)} has an empty reference mask",
+                        hint="Mark the subject in it, or score whole references with segment: none.",
+                    )
             all_masks.extend(masks)
         return all_masks

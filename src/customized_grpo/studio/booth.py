@@ -274,7 +274,7 @@ def _shared_rows(first: Samples, second: Samples, prompts: list[str] | None) -> 
             "the two runs have drawn no prompt of --prompts for the same reference"
             if prompts is not None
             else "the two runs have drawn no prompt for the same reference",
-            hint="Runs of the same data and seed of it have the same samples.",
+            hint="Compare runs whose recipes have the same section `data`, with the same data.seed.",
         )
     return shared
 

@@ -37,7 +37,7 @@ def refuse_calibration(config: Config) -> None:
     """
     if config.rollout.eta == 0:
         raise UserError(
-            "--calibrate: with rollout.eta=0 the steps draw no noise, so no continuations part",
+            "--calibrate: with rollout.eta=0 the steps draw no noise, so all continuations are the same",
             hint="Measure with a sampler that draws noise: rollout.sampler=dance rollout.eta=0.4.",
         )
     window = config.rollout.sde_window
@@ -106,7 +106,7 @@ def _judges(judges: Judges | None) -> list[dict[str, Any]]:
     if judges is None:
         return []
     if isinstance(judges, RewardJudges):
-        return [judge.fingerprint() for judge in judges.judges]
+        return judges.fingerprints()
     return [{"name": f"{type(judges).__module__}.{type(judges).__qualname__}"}]
 
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from customized_grpo.policies.conditioning import Conditioning
 
 NO_BRANCHES = (
-    "when qualities are decided was not measured: with rollout.eta=0 the steps draw no noise, so no "
-    "continuations part"
+    "when qualities are decided was not measured: with rollout.eta=0 the steps draw no noise, so all "
+    "continuations are the same"
 )
 
 

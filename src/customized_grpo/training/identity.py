@@ -109,7 +109,7 @@ def contents(config: Config, judges: Judges | None, rows: Mapping[str, Mapping[s
     for part, fingerprint in rows.items():
         values |= _under(f"data.{part}", fingerprint)
     if isinstance(judges, RewardJudges):
-        values |= reward_values("evaluation.judges", [judge.fingerprint() for judge in judges.judges])
+        values |= reward_values("evaluation.judges", judges.fingerprints())
     return values | _under("environment", numeric_variables())
 
 

@@ -63,7 +63,11 @@ def test_the_reference_of_a_folder_is_chosen(tmp_path: Path, drafts: Drafts, rea
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty"), ("\n \n", "is empty"), ("a {0} here\nfine {}", "1 of the prompts .*a .0. here")],
+    [
+        ("", "is empty\nWrite one entry in each line"),
+        ("\n \n", "is empty"),
+        ("a {0} here\nfine {}", "1 of the prompts .*a .0. here"),
+    ],
 )
 def test_prompts_that_cannot_be_used_are_refused(tmp_path: Path, read: Read, text: str, message: str) -> None:
     folder = sources.photos(tmp_path / "photos")

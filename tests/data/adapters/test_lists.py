@@ -73,7 +73,7 @@ def test_a_bad_pair_is_named_by_its_row(
     ("content", "message"),
     [
         (b"{}", "holds an object, not a list"),
-        (b"[]", "holds no rows"),
+        (b"[]", "holds no rows\nIs it the complete file"),
         (b"[{]", "is not JSON"),
         (b"[" * 200_000, "is not JSON"),
         (b'["\xe9"]', "is not UTF-8"),

@@ -254,7 +254,11 @@ def test_nobody_there_and_something_else_there_are_told_before_the_run() -> None
 @pytest.mark.parametrize(
     ("served", "wanted", "message"),
     [
-        (OWN, RewardConfig(name="dino"), "has no reward 'dino', only own_rewards:Own"),
+        (
+            OWN,
+            RewardConfig(name="dino"),
+            "has no reward 'dino', only own_rewards:Own\nStart the service with a recipe",
+        ),
         (
             RewardConfig(name="dino", path="toybox", segment="none"),
             RewardConfig(name="dino", path="toybox"),

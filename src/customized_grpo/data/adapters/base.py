@@ -211,7 +211,7 @@ def read_json_list(path: Path) -> list[Any]:
     if not isinstance(content, list):
         raise UserError(f"{path} holds {kind_of(content)}, not a list of rows")
     if not content:
-        raise UserError(f"{path} holds no rows")
+        raise UserError(f"{path} holds no rows", hint="Is it the complete file? Download it again.")
     return content
 
 
@@ -229,7 +229,7 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8 (byte {error.start + 1})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty", hint="Write one entry in each line.")
     return lines
 
 

@@ -61,7 +61,10 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         )
     minimum = MIN_SCORE if options.min_score is None else options.min_score
     if not 0 <= minimum <= PERFECT:
-        raise UserError(f"--min-score {minimum:g}: scores lie between 0 and {PERFECT:g}")
+        raise UserError(
+            f"--min-score {minimum:g}: scores lie between 0 and {PERFECT:g}",
+            hint=f"Leave it out for {MIN_SCORE:g}, or give a number between them.",
+        )
     number = 0
     for file in files:
         for item in read_json_list(file):

@@ -115,7 +115,10 @@ class HttpExecutor:
                 f"reward {config.name!r}: {error}", hint="Start the service with: cgrpo serve-rewards RECIPE."
             ) from error
         except ValidationError as error:
-            raise UserError(f"reward {config.name!r}: {place.url} is no reward service") from error
+            raise UserError(
+                f"reward {config.name!r}: {place.url} is not a reward service",
+                hint="Set executor.url to the address that `cgrpo serve-rewards` prints.",
+            ) from error
         return find_reward(info, config, place.url)
 
     async def _score(self, batch: ScoringBatch) -> Tensor:
@@ -190,7 +193,10 @@ def find_reward(info: Info, config: RewardConfig, url: str) -> RewardInfo:
     reward = next((reward for reward in info.rewards if reward.name == config.name), None)
     if reward is None:
         names = ", ".join(reward.name for reward in info.rewards)
-        raise UserError(f"{url} has no reward {config.name!r}, only {names}")
+        raise UserError(
+            f"{url} has no reward {config.name!r}, only {names}",
+            hint="Start the service with a recipe that has this reward.",
+        )
     expected = scoring_settings(config)
     for key in sorted(expected.keys() | reward.settings.keys()):
         theirs, ours = reward.settings.get(key), expected.get(key)

@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores, is_groupwise
+from customized_grpo.rewards.base import (
+    Kind,
+    Reward,
+    ScoringBatch,
+    checked_scores,
+    fingerprint_of,
+    is_groupwise,
+)
 
 
 class InlineExecutor:
@@ -51,7 +58,7 @@ class InlineExecutor:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the reward's fingerprint."""
-        return self.reward.fingerprint()
+        return fingerprint_of(self.reward)
 
     def close(self) -> None:
         """Do nothing: nothing runs."""

@@ -19,7 +19,7 @@ from customized_grpo import extensions, keys
 from customized_grpo.config.executors import RayExecution
 from customized_grpo.config.schema import RewardConfig
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, is_groupwise
+from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, fingerprint_of, is_groupwise
 from customized_grpo.rewards.executors.thread import ThreadExecutor
 
 
@@ -105,7 +105,7 @@ class _Worker:
     def describe(self) -> tuple[str, Kind, bool, dict[str, Any]]:
         """Return name, kind, whether it needs whole groups, and fingerprint."""
         reward = self._built()
-        return reward.name, reward.kind, is_groupwise(reward), reward.fingerprint()
+        return reward.name, reward.kind, is_groupwise(reward), fingerprint_of(reward)
 
     def score(self, batch: ScoringBatch) -> Tensor:
         """Score."""

@@ -12,7 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.rewards.base import Kind, Reward, ScoringBatch, checked_scores, is_groupwise
+from customized_grpo.rewards.base import (
+    Kind,
+    Reward,
+    ScoringBatch,
+    checked_scores,
+    fingerprint_of,
+    is_groupwise,
+)
 
 
 class ThreadExecutor:
@@ -55,7 +62,7 @@ class ThreadExecutor:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the reward's fingerprint."""
-        return self.reward.fingerprint()
+        return fingerprint_of(self.reward)
 
     def close(self) -> None:
         """Drop the batches that wait, and return when those under way are done."""

@@ -134,7 +134,10 @@ class JudgeReward:
         if self.rubric.shows_references:
             for row, references in enumerate(batch.references):
                 if not references:
-                    raise UserError(f"reward {self.name!r}: {batch.label(row)} has no reference")
+                    raise UserError(
+                        f"reward {self.name!r}: {batch.label(row)} has no reference",
+                        hint="Name an image of the subject in the row's references, or leave the row out.",
+                    )
         keys = [self._key(batch, row) for row in range(len(batch))]
         # Equal images with equal questions are one entry, also over iterations.
         scores = {key: self._scores[key] for key in keys if key in self._scores}

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.base import RewardError, is_groupwise
+from customized_grpo.rewards.base import RewardError, fingerprint_of, is_groupwise
 from customized_grpo.rewards.service.parsing import Refusal, measure, named_references, parse
 from customized_grpo.rewards.service.png import PngError, pixel_count
 from customized_grpo.rewards.service.protocol import (
@@ -331,7 +331,7 @@ def _check_reference(sha256: str, png: bytes, max_pixels: int) -> None:
 
 def _info(name: str, queue: RequestQueue, settings: dict[str, str]) -> RewardInfo:
     reward = queue.reward
-    fingerprint = reward.fingerprint()
+    fingerprint = fingerprint_of(reward)
     return RewardInfo(
         name=name,
         label=reward.name,
