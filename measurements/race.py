@@ -172,6 +172,9 @@ def main() -> int:
         "--precision", choices=("bf16", "fp32"), default=precision, help="default: %(default)s"
     )
     parser.add_argument("--turns", type=int, default=5, help="of each contestant")
+    parser.add_argument(
+        "--ours", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="further settings of ours"
+    )
     parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
     checkouts = {name: getattr(options, name) for name in NAMES if getattr(options, name, None)}
@@ -185,10 +188,12 @@ def main() -> int:
     if len(equal) > 1:
         for batch in options.batch:
             work = Work(samples=options.samples, batch_size=batch, precision=options.precision)
+            work = dataclasses.replace(work, settings=options.ours)
             races[f"equal, batch {batch}"] = dict.fromkeys(equal, work)
     if "released" in checkouts:
         ours = Work(samples=12, batch_size=12, steps=25, trained=14, precision=options.precision)
-        ours = dataclasses.replace(ours, lora_on_proj_out=True)  # as `set_lora` of the released loop
+        # the layers of `set_lora` of the released loop
+        ours = dataclasses.replace(ours, lora_on_proj_out=True, settings=options.ours)
         theirs = dataclasses.replace(ours, batch_size=1, checkpointing=True)
         races["released's schedule"] = {"ours": ours, "released": theirs}
     if not races:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import customized_grpo.rollout.collect as collecting
 from customized_grpo.config import Config, load_config
+from customized_grpo.engine.attention import attention_gradients_in_fp32
 from customized_grpo.engine.engine import Engine
 from customized_grpo.rollout.collect import NoiseKey, collect
 from customized_grpo.rollout.encoding import PromptEncoder
@@ -82,8 +83,10 @@ class Iteration:
                 noise_key=NoiseKey(self.config.run.seed, 0),
                 keep_graphs=lambda buckets, conditionings: keeps_graphs,
             )
-        for term in self.loss.terms(trajectory, self.signal, 0):
-            self.engine.backward(term.loss)
+        is_wide = self.config.train.attention_gradients == "fp32"
+        with attention_gradients_in_fp32(self.policy.device, is_wide):
+            for term in self.loss.terms(trajectory, self.signal, 0):
+                self.engine.backward(term.loss)
         seconds = time.process_time() - start
         gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
         return seconds, torch.cat([trajectory.images.flatten(), *gradients])

@@ -50,7 +50,7 @@ def run(gate: Gate, work: Work, files: Path, out: Path, checkout: Path | None) -
             "train.iterations=100000", f"train.prompts_per_iteration={work.prompts}",
             f"train.group_size={work.group_size}", f"train.micro_batch_size={work.batch_size}",
             f"train.trained_fraction={(work.trained + 0.01) / noisy}",
-            "evaluation.every=0", "checkpoint.every=100000",
+            "evaluation.every=0", "checkpoint.every=100000", *work.settings,
         ],
     )  # fmt: skip
     draw = Drawing.draw

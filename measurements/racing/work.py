@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Work:
         text_tokens: Tokens of a prompt; the base was trained with 18.
         guidance: The guidance that the model is told.
         precision: Of the model's products, bf16 or fp32.
+        settings: Further settings of our recipe, section.key=value.
     """
 
     samples: int = 96
@@ -54,6 +56,7 @@ class Work:
     text_tokens: int = 18
     guidance: float = 2.5
     precision: str = "bf16"
+    settings: Sequence[str] = ()
 
     @property
     def prompts(self) -> int:

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 10**9
 """The largest number of anything; more is a slip of the finger, and would fill the memory."""
+MAX_FLOAT = 3e38
+"""The largest magnitude of a number: tensors compute in 32 bits, where more is infinite."""
 # At the beginning of a part of a path; elsewhere a dollar is a letter like others.
 _VARIABLE = re.compile(r"(^|/)\$(\w+|\{)")
 
@@ -52,6 +54,12 @@ def _regex(value: str) -> str:
     return value
 
 
+def _in_single_precision(value: Any) -> Any:
+    if isinstance(value, float) and abs(value) > MAX_FLOAT:
+        raise ValueError(f"must be at most {MAX_FLOAT:g} in magnitude, which is what 32 bits can hold")
+    return value
+
+
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -75,6 +83,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    _check_magnitude = field_validator("*")(_in_single_precision)
 
 
 AnySection = TypeVar("AnySection", bound=Section)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from customized_grpo.config import Config, config_hash, diff_configs, dump_config, load_config, preset_names
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.fields import MAX_FLOAT
 
 RECIPE = """
 model: {path: toybox}
@@ -97,6 +98,9 @@ def test_the_value_of_an_unknown_key_is_not_repeated() -> None:
         ("rollout.sampler=dpmpp_2m", "rollout.sampler: 'dpmpp_2m' draws no noise and leaves nothing to"),
         ("rollout.eta=0", "draws no noise and leaves nothing to train"),
         ("rollout={sampler: cps, eta: 1.5}", "needs rollout.eta of at most 1, got 1.5"),
+        ("train.clip_range=1e300", "train.clip_range: got 1e+300, must be at most 3e+38 in magnitude"),
+        ("model.mu=-1e300", "model.mu: got -1e+300, must be at most 3e+38 in magnitude"),
+        ("advantage.options={gamma: 1e300}", "advantage.options.gamma: got 1e+300, must be at most 3e+38"),
         ("rollout.eta=1e-60", "rollout.sampler: 'flow' gives a std of 0; it must be finite and > 0"),
         ("rollout.sde_window.size=10", "does not fit the 9 steps that can be trained"),
         (
@@ -282,7 +286,7 @@ def test_a_dumped_preset_loads_back_equal(tmp_path: Path, name: str) -> None:
 @given(
     # ~ and $ mean something in a path
     text=st.text(st.characters(codec="utf-8", exclude_characters="\0~$"), min_size=1),
-    number=st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False),
+    number=st.floats(min_value=1e-300, max_value=MAX_FLOAT),
     options=st.dictionaries(TEXTS, SCALARS | st.lists(SCALARS, max_size=3), max_size=3),
 )
 def test_any_text_and_number_survive_dump_and_load(

@@ -139,3 +139,45 @@ def test_a_tilde_is_the_home_folder_on_the_command_line(home: Path, tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert (home / "found.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+SHORT = "advantage: {name: sars, gamma: 0.4}"
+LONG = "advantage: {name: sars, options: {gamma: 0.4}}"
+
+
+@pytest.mark.parametrize("below", [SHORT, LONG])
+@pytest.mark.parametrize(
+    "above", ["advantage.gamma=0.1", "advantage.options.gamma=0.1", "advantage.options={gamma: 0.1}"]
+)
+def test_the_later_value_of_an_option_counts_in_whichever_form(
+    tmp_path: Path, below: str, above: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"extends: toybox-smoke\n{below}\n")
+    assert load_config(str(recipe), [above]).advantage.options == {"gamma": 0.1}
+    earlier = ["advantage.gamma=0.2", "advantage.options.gamma=0.3"]
+    assert load_config(str(recipe), [*earlier, above]).advantage.options == {"gamma": 0.1}
+
+
+@pytest.mark.parametrize("below", [SHORT, LONG])
+@pytest.mark.parametrize("above", ["advantage: {gamma: 0.1}", "advantage: {options: {gamma: 0.1}}"])
+def test_a_recipe_that_extends_another_may_write_its_options_in_the_other_form(
+    tmp_path: Path, below: str, above: str
+) -> None:
+    (tmp_path / "below.yaml").write_text(f"extends: toybox-smoke\n{below}\n")
+    (tmp_path / "above.yaml").write_text(f"extends: ./below.yaml\n{above}\n")
+    assert load_config(str(tmp_path / "above.yaml")).advantage.options == {"gamma": 0.1}
+
+
+def test_the_settings_of_a_family_have_both_forms_too() -> None:
+    for key in ("model.last_block", "model.options.last_block"):
+        for beside in ("whole", "image"):
+            options = load_config("toybox", [f"model.last_block={beside}", f"{key}=image"]).model.options
+            assert options["last_block"] == "image"
+
+
+def test_an_option_that_is_given_in_both_forms_at_once_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="advantage.gamma: is given twice, here and as advantage.options.gamma"
+    ):
+        load_config("toybox", ["advantage={name: sars, gamma: 0.1, options: {gamma: 0.2}}"])

@@ -48,9 +48,9 @@ def test_leftovers_of_one_process_are_taken_away(world_size: str | None) -> None
     [
         ({"RANK": "", "LOCAL_RANK": ""}, "2 processes train together, but RANK, LOCAL_RANK are not set"),
         ({"LOCAL_RANK": ""}, "but LOCAL_RANK is not set"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is not a number"),
-        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1 in the environment is not a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is neither a number of processes"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is neither a number of processes"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1 in the environment is neither a number of processes"),
         ({"MASTER_PORT": "tcp://10.0.0.1:8888"}, "MASTER_PORT=tcp"),
         ({"RANK": "2"}, "RANK=2 in the environment is not below WORLD_SIZE=2"),
         ({"WORLD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4 in the environment"),

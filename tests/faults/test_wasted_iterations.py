@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,14 @@ UNSCORED = [[NAN, 0.4], [NAN, 0.3], [NAN, 0.2], [0.3, 0.1]]
 # What is a wasted iteration
 
 
-def find(recipe: Recipe, scores: list[list[float]], share: float = 0.5) -> Any:
+def find(
+    recipe: Recipe, scores: list[list[float]], share: float = 0.5, grad_norms: Sequence[float] = (0.1,)
+) -> Any:
     config = recipe(*SMALL)
     rewards = [FunctionReward(kind, kind, torch.zeros_like) for kind in ("identity", "prompt")]  # type: ignore[arg-type]
     table = torch.tensor(scores)
-    return find_waste(["dino", "clip_t"], table, LearningSignal.from_scores(config, rewards, table, 0), share)
+    signal = LearningSignal.from_scores(config, rewards, table, 0)
+    return find_waste(["dino", "clip_t"], table, signal, grad_norms, share)
 
 
 @pytest.mark.parametrize("scores", [GOOD, [[0.1, 0.4], [0.2, 0.4], [0.5, 0.2], [0.5, 0.2]]])
@@ -89,7 +92,32 @@ def test_more_than_the_share_unscored_is_named_by_reward(recipe: Recipe, share: 
     assert ("train.max_unscored_share" in waste.advice) is wasted
 
 
+@pytest.mark.parametrize(
+    ("grad_norms", "wasted"), [([0.0, 0.0], True), ([0.0, 1e-30], False), ([math.nan], False), ([], False)]
+)
+def test_advantages_of_which_no_gradient_is_left_are_told(
+    recipe: Recipe, grad_norms: list[float], wasted: bool
+) -> None:
+    waste = find(recipe, GOOD, grad_norms=grad_norms)
+    assert (waste is not None) is wasted
+    assert waste is None or "every gradient of the iteration was 0" in waste.message
+
+
 # In a run
+
+
+@pytest.mark.parametrize(
+    "setting", ["advantage={name: cme, options: {base: 0.0, bonus: 0.0}}", "model.lora.alpha=1.0e-60"]
+)
+def test_a_rule_or_a_setting_that_leaves_nothing_to_learn_stops_the_run(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    rewards_say(monkeypatch, lambda iteration: GOOD)
+    run = tmp_path / "run"
+    settings = [*SMALL, "train.max_wasted_iterations=1", f"run.dir={run}", setting]
+    with pytest.raises(UserError, match="stopped after 2 wasted iterations in a row: .*gradient.* was 0"):
+        trainer.train(recipe(*settings, "train.iterations=9"))
+    assert len(events(run, "wasted")) == 1
 
 
 @pytest.mark.parametrize(

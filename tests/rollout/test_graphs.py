@@ -20,12 +20,21 @@ SAMPLES = 6
         "train.inner_epochs=2",
         "train.dynamic_sampling={budget: 1}",
         "model.shard=true",
-        "model.compile=true",
     ],
 )
 def test_what_stands_in_the_way_is_named(recipe: Callable[..., Config], setting: str) -> None:
     obstacle = reuse_obstacle(recipe(setting), SAMPLES)
     assert obstacle is not None and obstacle.startswith(setting.partition("={")[0])
+
+
+def test_compiled_blocks_keep_their_graphs_unless_cuda_graphs_reuse_the_memory(
+    recipe: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe("model.compile=true")
+    assert reuse_obstacle(config, SAMPLES) is None
+    monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", "1")
+    assert "reuse the memory of a pass" in (reuse_obstacle(config, SAMPLES) or "")
+    assert reuse_obstacle(recipe(), SAMPLES) is None
 
 
 @pytest.mark.parametrize(("rollout", "update", "same"), [(6, 6, True), (12, 6, True), (6, 3, False)])

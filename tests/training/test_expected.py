@@ -56,6 +56,11 @@ def test_a_sentence_adds_iterations_and_evaluations() -> None:
     assert more.endswith("without the rewards and further prompts of dynamic sampling")
 
 
+def test_the_evaluation_of_the_base_is_said_to_have_compiled_a_compiled_model() -> None:
+    config = load_config("toybox", ["model.compile=true"])
+    assert "as of the base, which compiled the model too; by" in expected.expected(config, 1, 0.01, 30.0)
+
+
 def test_a_step_of_heun_counts_twice() -> None:
     nft = ("train.algorithm=nft", "rollout.eta=0", "rollout.shared_noise=false", "train.forward.levels=4")
     update = 4 * (1 + 2 + 1)  # forward, backward, and the old policy

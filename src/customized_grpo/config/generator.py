@@ -47,7 +47,7 @@ def generator_settings(
     data = copy.deepcopy(dict(defaults))
     settings, mistakes = parse_overrides(overrides)
     mistakes += apply_overrides(data, settings)
-    gather_options(data, "model")
+    mistakes += gather_options(data, "model")
     checked: GeneratorSettings | None = None
     try:
         checked = GeneratorSettings.model_validate(data)

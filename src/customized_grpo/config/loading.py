@@ -24,7 +24,12 @@ from customized_grpo.config.checks import Mistake, cross_field_mistakes
 from customized_grpo.config.clear_text import secret_mistakes
 from customized_grpo.config.mistakes import explain, listed
 from customized_grpo.config.overrides import read_value
-from customized_grpo.config.part_options import CHOICES, forget_options_of_old_choice, gather_options
+from customized_grpo.config.part_options import (
+    CHOICES,
+    forget_options_of_old_choice,
+    forget_other_form,
+    gather_options,
+)
 from customized_grpo.config.reference import ITEM, generic
 from customized_grpo.config.schema import Config
 from customized_grpo.config.yaml_text import MAX_LENGTH, read_yaml, write_yaml
@@ -70,7 +75,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     # before options are gathered, so that a mistake names the place where it was written
     secrets = secret_mistakes(data)
     for section in CHOICES:
-        gather_options(data, section)
+        mistakes += gather_options(data, section)
     run = data.setdefault("run", {})
     if isinstance(run, dict):
         # By the name of the recipe itself, not of what it extends.
@@ -179,7 +184,10 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, 
     """Write a recipe's values over those of the one it extends, key by key; a list replaces a list."""
     for key, value in above.items():
         # in a pass of its own: the options of a new choice may stand before it
-        forget_options_of_old_choice(below if not path else {path[0]: below}, (*path, key), value)
+        earlier = below if not path else {path[0]: below}
+        forget_options_of_old_choice(earlier, (*path, key), value)
+        if len(path) < 2:  # deeper down `below` is no section
+            forget_other_form(earlier, (*path, key), value)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
             _lay_over(below[key], value, (*path, key))
@@ -260,6 +268,7 @@ def apply_overrides(data: dict[str, Any], settings: Sequence[tuple[tuple[str, ..
         forget_options_of_old_choice(data, path, value)
     mistakes = []
     for path, value in settings:
+        forget_other_form(data, path, value)
         if (problem := _put(data, path, value)) is not None:
             mistakes.append(Mistake(".".join(path), problem))
     return mistakes

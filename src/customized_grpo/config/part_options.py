@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from customized_grpo import extensions
+from customized_grpo.config.checks import Mistake
 from customized_grpo.config.choice import options_class
 from customized_grpo.config.data_sources import ManifestData, ToyboxData, TwoScaleData
 from customized_grpo.config.reference import knobs
@@ -66,7 +67,7 @@ ALGORITHM_SECTIONS = {"grpo": (), "nft": ("forward", "nft"), "awm": ("forward", 
 """Sections of `train` that belong to an algorithm."""
 
 
-def gather_options(data: dict[str, Any], section: str) -> None:
+def gather_options(data: dict[str, Any], section: str) -> list[Mistake]:
     """Move keys that stand beside a choice into its `options`, where they are options.
 
     So `advantage.gamma=.4` is short for `advantage.options.gamma=.4`, and no table of such short forms is
@@ -75,10 +76,14 @@ def gather_options(data: dict[str, Any], section: str) -> None:
     Args:
         data: The recipe; changed in place.
         section: A key of `CHOICES`.
+
+    Returns:
+        What is given in both forms, of which none is the later one.
     """
     values = data.get(section)
     if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
-        return  # refused later, with its place
+        return []  # refused later, with its place
+    mistakes = []
     choice = CHOICES[section]
     fields = choice.fields()
     # Those of other parts too: an option of the wrong part is then refused by its name.
@@ -88,8 +93,42 @@ def gather_options(data: dict[str, Any], section: str) -> None:
     # a list, because the loop takes keys out of the mapping
     for key in [key for key in values if key not in fields]:
         is_misspelt = nearest(key, fields) is not None or key in elsewhere
-        if key in options or not is_misspelt:
-            values.setdefault("options", {})[key] = values.pop(key)
+        if key not in options and is_misspelt:
+            continue
+        inside = values.setdefault("options", {})
+        if key in inside:
+            text = f"is given twice, here and as {section}.options.{key}; leave one of them out"
+            mistakes.append(Mistake(f"{section}.{key}", text))
+        inside[key] = values.pop(key)
+    return mistakes
+
+
+def forget_other_form(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Drop an option as an earlier layer wrote it, when a later one writes it in the other form.
+
+    `advantage.gamma` and `advantage.options.gamma` are one option, and the later one counts.
+
+    Args:
+        data: The earlier layers; changed in place.
+        path: What the later layer sets.
+        value: To which value.
+    """
+    section = data.get(path[0])
+    if path[0] not in CHOICES or not isinstance(section, dict) or len(path) < 2:
+        return
+    fields = CHOICES[path[0]].fields()
+    if path[1] not in fields:
+        _drop(section.get("options"), [path[1]])
+    elif path[1] == "options":
+        names = path[2:3] or (value if isinstance(value, dict) else ())
+        _drop(section, set(names) - fields)
+
+
+def _drop(mapping: Any, keys: Iterable[str]) -> None:
+    if not isinstance(mapping, dict):
+        return
+    for key in keys:
+        mapping.pop(key, None)
 
 
 def forget_options_of_old_choice(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -109,4 +109,4 @@ class TrainConfig(Section):
     max_unscored_share: Share = 0.5
     """Share of an iteration's samples that may lack a reward; with more, the iteration is a wasted one."""
     max_wasted_iterations: Count = 5
-    """Iterations in a row that may be wasted (too few scores, or every group constant) before a stop."""
+    """Iterations in a row that may be wasted (too few scores, no gradient) before the run stops."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from customized_grpo.disk import DISK_ERRORS, disk_error
 from customized_grpo.engine.environment import Launch, raise_from_nccl, remove_accelerate_variables
+from customized_grpo.engine.host_memory import keep_freed_memory
 from customized_grpo.engine.partition import Partition
 from customized_grpo.errors import UserError
 
@@ -62,6 +63,7 @@ class Engine:
             handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))]
         else:
             _forget_another_device(device)
+        keep_freed_memory(device)
         with _joining(launch):
             self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.rank: int = self.accelerator.process_index

@@ -7,7 +7,6 @@ Shapes: B samples, N image tokens and R reference tokens of one sample, T text t
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +21,8 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.conditioning import Conditioning, reference_shapes
+from customized_grpo.policies.family_checks import check_images, check_velocity
+from customized_grpo.policies.noise_levels import shifted_levels
 from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.options import NO_OPTIONS
 from customized_grpo.policies.settings import PolicySettings
@@ -181,14 +182,12 @@ class Policy(PolicySizes, ABC):
         Args:
             steps: Number of denoising steps.
             n_tokens: Number N of image tokens, references not counted; decides the shift unless mu is given.
+
+        Raises:
+            UserError: The shift leaves two levels without a difference.
         """
-        scheduler = copy.deepcopy(self.pipe.scheduler)  # setting its timesteps would change the pipeline
         mu = self._shift(steps, n_tokens) if self.mu is None else self.mu
-        # The scheduler shifts the levels by mu and adds the last level, 0.
-        scheduler.set_timesteps(sigmas=self._levels(steps), mu=mu, device="cpu")
-        sigmas = scheduler.sigmas.to(dtype=torch.float32, copy=True)
-        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()), sigmas
-        return sigmas
+        return shifted_levels(self.pipe.scheduler, self._levels(steps), mu)
 
     def _levels(self, steps: int) -> Any:
         """Return noise levels [steps] before the shift, the last level, 0, left out; by default even ones."""
@@ -221,10 +220,9 @@ class Policy(PolicySizes, ABC):
         self._check_call(x, conditioning)
         # added on the device: a number that is sent there would make the host wait
         level = torch.zeros(len(x), device=x.device) + sigma
+        version = x._version
         v = self._velocity(x, level, conditioning)
-        if v.shape != x.shape:
-            name = type(self).__name__
-            raise UserError(f"{name}._velocity must return {list(x.shape)}, returned {list(v.shape)}")
+        check_velocity(self, v, x, version)
         return v
 
     @abstractmethod
@@ -251,7 +249,9 @@ class Policy(PolicySizes, ABC):
             with self._autocast():
                 pixels = self._decode_latents(latents)
         # fp32 before the affine map: bf16 would round the 256 levels of an image to fewer.
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        images = (pixels.float() / 2 + 0.5).clamp(0, 1)
+        check_images(self, images, height, width)
+        return images
 
     @abstractmethod
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:

@@ -7,12 +7,16 @@ backward passes run in the same order.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from customized_grpo.config import Config
+
+CUDA_GRAPHS = "TORCHINDUCTOR_CUDAGRAPHS"
+"""Variable of torch by which compiled blocks replay one recording, on the same memory each time."""
 
 Graphs = dict[tuple[int, int, int], tuple[Tensor, Tensor]]
 """Mean [B, L, C], with its graph, and std of a transition by (step, first sample, end of the samples)."""
@@ -48,6 +52,6 @@ def reuse_obstacle(config: Config, samples: int) -> str | None:
         return "rollout.batch_size and train.micro_batch_size batch the samples differently"
     if config.model.shard:
         return "model.shard=true: a block's weights are gathered for one pass only"
-    if config.model.compile:
-        return "model.compile=true: compiled blocks may reuse the memory of a pass"
+    if config.model.compile and os.environ.get(CUDA_GRAPHS) == "1":
+        return f"{CUDA_GRAPHS}=1 in the environment: compiled blocks reuse the memory of a pass"
     return None

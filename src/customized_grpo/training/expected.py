@@ -75,6 +75,8 @@ def expected(config: Config, processes: int, step_s: float, evaluation_s: float)
     words = f"{_counted(iterations, 'iteration')} of {_short(iteration_s)}"
     if evaluations:
         words += f", {_counted(evaluations, 'evaluation')} of {_short(evaluation_s)} as of the base"
+        if config.model.compile:
+            words += ", which compiled the model too"
     left_out = "the rewards"
     if config.train.dynamic_sampling is not None:
         left_out += " and further prompts of dynamic sampling"

@@ -56,7 +56,9 @@ def _graph_bytes(policy: Policy, sampler: Sampler, conditioning: Conditioning) -
     x = policy.noise(generators, conditioning.height, conditioning.width)
     tensors = [x, *conditioning.per_sample.values(), *conditioning.shared.values()]
     known = [*tensors, *replay.known_tensors(policy.transformer)]
-    with torch.enable_grad():
+    # Not compiled: a count of tensors cannot look into compiled blocks, which keep about as much, and torch
+    # never compiles a block that it has met inside such a count.
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         # Step 0 stands for all: the sizes of tensors do not depend on the noise level.
         return replay.bytes_left(lambda: sampler.transition(policy, x, 0, conditioning), known)
 

@@ -199,7 +199,7 @@ class Trainer:
             self.state.rollouts += groups.n_drawn * self.config.train.group_size
             self.state.further_prompts += groups.n_further
             self.record(signal, report, groups, clock)
-            self.count_waste(groups.scores, signal)
+            self.count_waste(groups.scores, signal, report)
             self.log.check()
             if self.is_due(self.config.checkpoint.every):
                 self.save()
@@ -268,11 +268,11 @@ class Trainer:
         self.log.progress.iteration(self.log.write("train", line))
         self.log.failures(self.scorer.take_dropped())
 
-    def count_waste(self, scores: torch.Tensor, signal: LearningSignal) -> None:
+    def count_waste(self, scores: torch.Tensor, signal: LearningSignal, report: UpdateReport) -> None:
         """Warn of the first iteration that taught nothing; stop when there are too many in a row."""
         train = self.config.train
         names = [reward.name for reward in self.scorer.rewards]
-        waste = find_waste(names, scores, signal, train.max_unscored_share)
+        waste = find_waste(names, scores, signal, report.grad_norms, train.max_unscored_share)
         if waste is None:
             self.state.wasted_in_a_row = 0
             return

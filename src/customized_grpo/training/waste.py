@@ -23,7 +23,7 @@ class Waste:
     """The reason why an iteration was wasted.
 
     Attributes:
-        message: What is wrong with the scores, with names and numbers of the rewards.
+        message: What is wrong, with names and numbers of the rewards if it is the scores.
         advice: What to do about it.
     """
 
@@ -31,18 +31,32 @@ class Waste:
     advice: str
 
 
+NO_GRADIENT = Waste(
+    "rewards tell samples apart, but every gradient of the iteration was 0",
+    "Look at what advantage.name and advantage.options make of these rewards (a rule may turn all of them "
+    "into 0), and at small numbers that leave nothing: advantage.clip, model.lora.alpha.",
+)
+"""An iteration whose optimizer steps were taken, each without any gradient."""
+
+
 def find_waste(
-    names: Sequence[str], scores: Tensor, signal: LearningSignal, max_unscored_share: float
+    names: Sequence[str],
+    scores: Tensor,
+    signal: LearningSignal,
+    grad_norms: Sequence[float],
+    max_unscored_share: float,
 ) -> Waste | None:
     """Return why an iteration was wasted; None when it was not.
 
-    Either too many samples lack a reward that trains, or no valid sample has an advantage, because the groups
-    are constant. All processes see the same scores, so all decide the same.
+    Too many samples lack a reward that trains; or no valid sample has an advantage, because the groups are
+    constant; or nothing is left of the advantages in the gradient. All processes see the same scores and
+    gradients, so all decide the same.
 
     Args:
         names: Names of the rewards [K].
         scores: Scores of the samples [N, K], NaN where a reward could not score.
         signal: Learning signal of the same samples.
+        grad_norms: L2 norm of the gradient of every optimizer step of the iteration.
         max_unscored_share: Share of the samples that may lack a reward.
     """
     # A kind that a row did not choose is no gap.
@@ -58,7 +72,7 @@ def find_waste(
         )
     # A single advantage that is not 0 teaches something.
     if bool((signal.advantages[signal.valid] != 0).any()):
-        return None
+        return NO_GRADIENT if grad_norms and not any(grad_norms) else None
     means = zip(names, signal.scores.nanmean(0).tolist(), strict=True)
     listed = ", ".join(f"{name} {mean:.4g}" for name, mean in means)
     return Waste(
