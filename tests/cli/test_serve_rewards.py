@@ -26,7 +26,7 @@ def test_it_serves_what_the_trainer_asks_for_over_http_or_else_everything() -> N
 
 def test_two_rewards_of_one_name_cannot_be_told_apart_by_clients() -> None:
     config = load_config("toybox", ["rewards.clip_i.name=dino"])
-    with pytest.raises(UserError, match="dino is there twice"):
+    with pytest.raises(UserError, match="the recipe has several rewards dino"):
         served_rewards(config)
 
 

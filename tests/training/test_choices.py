@@ -118,8 +118,8 @@ def test_what_was_not_asked_is_no_gap_but_what_could_not_be_scored_is(recipe: Re
     metrics = signal_metrics(found, G)
     assert metrics["score/id/nan_share"] == pytest.approx(1 / G)
     assert metrics["health/nan_samples"] == pytest.approx(1 / G) and metrics["health/zero_std_groups"] == 0
-    assert find_waste(found.names, scores, found, 0.2) is None
-    waste = find_waste(found.names, scores, found, 0.05)
+    assert find_waste(found.names, scores, found, [0.1], 0.2) is None
+    waste = find_waste(found.names, scores, found, [0.1], 0.05)
     assert waste is not None and "1 of 12 samples could not be scored (id lacks 1)" in waste.message
     nobody = signal(recipe, torch.cat([torch.full((4 * G, 1), NOT_ASKED), some_scores()[:, 1:]], dim=1))
     assert "nan/id" not in signal_health(nobody, G) and bool(nobody.valid.all())

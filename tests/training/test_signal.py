@@ -177,7 +177,7 @@ def test_the_health_of_a_reward_is_not_hidden_by_another_of_its_kind(recipe: Rec
 def test_quality_alone_can_keep_an_iteration_from_being_wasted(recipe: Recipe) -> None:
     scores = torch.zeros(N, 4, dtype=torch.float64)
     constant = signal_of(recipe, "012", scores=scores)
-    assert find_waste(constant.names, constant.scores, constant, 0.5) is not None
+    assert find_waste(constant.names, constant.scores, constant, [0.1], 0.5) is not None
     scores[:, 1] = all_scores()[:, 1]
     taught = signal_of(recipe, "012", scores=scores)
-    assert find_waste(taught.names, taught.scores, taught, 0.5) is None
+    assert find_waste(taught.names, taught.scores, taught, [0.1], 0.5) is None

@@ -61,6 +61,7 @@ class DryRun:
         self.reference_grids = tuple(self._grid(height, width) for width, height in references)
         self.n_image = math.prod(self.grid)
         self.n_references = sum(math.prod(grid) for grid in self.reference_grids)
+        self._graphs: dict[tuple[int, bool], int] = {}  # bytes by batch and checkpointing
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # rotary tables of qwen_edit are no buffers
 
         transformer = architecture.transformer.build(dtype=self.dtype)
@@ -76,7 +77,9 @@ class DryRun:
     def _add_adapter(self, transformer: nn.Module) -> None:
         settings = self.model.lora
         target = settings.target or self.policy_class.default_target(transformer)
-        lora.add_adapter(transformer, rank=settings.rank, alpha=settings.alpha, target=target, seed=0)
+        # peft would draw the adapter's numbers on the CPU, only to move the adapter to "meta"
+        with torch.device("meta"):
+            lora.add_adapter(transformer, rank=settings.rank, alpha=settings.alpha, target=target, seed=0)
 
     # Sizes
 
@@ -130,11 +133,14 @@ class DryRun:
     @cached_property
     def _work(self) -> tuple[int, int]:
         """Return operations and moved bytes, counted in one pass."""
-        two, three = self._both(lambda part: part.work())
-        least = self._least
-        flops = _extended([work[0] for work in two], [work[0] for work in three], self._depths, least)
-        moved = _extended([work[1] for work in two], [work[1] for work in three], self._depths, least)
+        two, three = self._both(lambda part: part.work)
+        flops = self._whole([work[0] for work in two], [work[0] for work in three])
+        moved = self._whole([work[1] for work in two], [work[1] for work in three])
         return flops, moved
+
+    def _whole(self, two: Sequence[int], three: Sequence[int]) -> int:
+        """Return a sum over all blocks, given those over two and over three of each stack."""
+        return _extended(two, three, self._depths, self._least)
 
     @cache  # noqa: B019 one short-lived object per plan
     def rollout_bytes(self, batch: int) -> int:
@@ -144,14 +150,20 @@ class DryRun:
     @cache  # noqa: B019
     def update_bytes(self, batch: int, *, checkpointing: bool, kl: bool) -> int:
         """Return the peak bytes of a backward pass: velocity, the base's for the KL term, loss, gradients."""
-        two, three = self._both(lambda part: part.backward_bytes(batch, checkpointing, kl))
-        return _deepen(two, three, self._depths)
+        two, three = self._both(lambda part: part.update_bytes(batch, checkpointing, kl))
+        graphs_of_two = [graph for _, graph in two]
+        graphs_of_three = [graph for _, graph in three]
+        self._graphs[batch, checkpointing] = self._whole(graphs_of_two, graphs_of_three)
+        return _deepen([peak for peak, _ in two], [peak for peak, _ in three], self._depths)
 
-    @cache  # noqa: B019
     def graph_bytes(self, batch: int, *, checkpointing: bool) -> int:
         """Return the bytes that a forward pass with gradients leaves behind for its backward pass."""
-        two, three = self._both(lambda part: part.graph_bytes(batch, checkpointing))
-        return _extended(two, three, self._depths, self._least)
+        key = (batch, checkpointing)
+        # an update of as many samples has counted them on its way
+        if key not in self._graphs:
+            two, three = self._both(lambda part: part.graph_bytes(batch, checkpointing))
+            self._graphs[key] = self._whole(two, three)
+        return self._graphs[key]
 
     @cached_property
     def _depths(self) -> list[int]:
@@ -230,6 +242,10 @@ class _Stub:
     Args:
         run: The dry run that it is a part of.
         module: The transformer, of fake tensors, with an adapter.
+
+    Attributes:
+        work: Operations and moved bytes of one forward pass of one sample.
+        calls: Calls for a velocity that are replayed; the others, if there are any, are copies of them.
     """
 
     def __init__(self, run: DryRun, module: Any) -> None:
@@ -238,32 +254,48 @@ class _Stub:
         with run.mode:  # gradients stay from one update to the next, so they are not part of a pass
             for parameter in lora.adapter_parameters(module).values():
                 parameter.grad = torch.empty_like(parameter)
-        with run.mode, RealLayout(), torch.no_grad():
-            # Qwen-Image-Edit keeps rotary tables from its first call, which must not count in one measure
-            self._velocity(self._inputs(1))
+        self.calls = 1
+        self.work = self._count_work()
 
-    def work(self) -> tuple[int, int]:
+    @property
+    def _copies(self) -> int:
+        """Return how many further times the calls that are replayed are made for one velocity."""
+        return self.run.calls // self.calls - 1
+
+    def _count_work(self) -> tuple[int, int]:
+        """Return operations and moved bytes of one forward pass of one sample."""
         with self.run.mode, RealLayout():
-            inputs = self._inputs(1)
-            moved: list[int] = []
-            flops = replay.flops(lambda: moved.append(replay.moved_bytes(lambda: self._velocity(inputs))))
-            return flops, moved[0]
+            inputs, known = self._inputs(1)
+            work: list[tuple[int, int]] = []
+            left = replay.bytes_left(lambda: work.append(self._work_of_pass(inputs)), known)
+            if left:
+                # Qwen-Image-Edit keeps rotary tables from its first call, which must count in no measure.
+                # All calls share them, so that two are not twice one.
+                self.calls = self.run.calls
+                return self._work_of_pass(inputs)
+            return work[0]
+
+    def _work_of_pass(self, inputs: Inputs) -> tuple[int, int]:
+        moved: list[int] = []
+        flops = replay.flops(lambda: moved.append(replay.moved_bytes(lambda: self._velocity(inputs))))
+        return flops, moved[0]
 
     def forward_bytes(self, batch: int) -> int:
         with self.run.mode, RealLayout(), torch.no_grad():
-            inputs = self._inputs(batch)
-            return replay.peak_bytes(
-                # A list, because with guidance both results are alive at once.
-                lambda: [self._velocity(inputs) for _ in range(self.run.calls)],
-                [*replay.known_tensors(self.module), *_tensors(inputs)],
-            )
+            inputs, known = self._inputs(batch)
+            with replay.LiveBytes(known) as live:
+                velocities = self._velocities(inputs)
+            results: int = live.now
+            del velocities  # they were alive until here
+            # with guidance the results of the earlier calls are alive in the last one
+            peak: int = live.peak
+            return peak + self._copies * results
 
     def graph_bytes(self, batch: int, checkpointing: bool) -> int:
         self._set_checkpointing(checkpointing)
         with self.run.mode, RealLayout():
-            inputs = self._inputs(batch)
-            known = [*replay.known_tensors(self.module), *_tensors(inputs)]
-            return replay.bytes_left(lambda: [self._velocity(inputs) for _ in range(self.run.calls)], known)
+            inputs, known = self._inputs(batch)
+            return (1 + self._copies) * replay.bytes_left(lambda: self._velocities(inputs), known)
 
     def _set_checkpointing(self, enabled: bool) -> None:
         if enabled:
@@ -271,24 +303,30 @@ class _Stub:
         else:
             self.module.disable_gradient_checkpointing()
 
-    def backward_bytes(self, batch: int, checkpointing: bool, kl: bool) -> int:
+    def update_bytes(self, batch: int, checkpointing: bool, kl: bool) -> tuple[int, int]:
+        """Return the peak bytes, and those that the forward pass leaves behind for the backward pass."""
         self._set_checkpointing(checkpointing)
         with self.run.mode, RealLayout():
-            inputs = self._inputs(batch)
-
-            def step() -> None:
-                velocities = [self._velocity(inputs) for _ in range(self.run.calls)]
+            inputs, known = self._inputs(batch)
+            with replay.LiveBytes(known) as live:
+                velocities = self._velocities(inputs)
+                graph: int = live.now
                 if kl:
                     with torch.no_grad(), lora.adapter_off(self.module):
                         # While the graph of the trained velocity is held.
-                        for _ in range(self.run.calls):
+                        for _ in range(self.calls):
                             self._velocity(inputs)
                 torch.stack([v.square().mean() for v in velocities]).sum().backward()  # type: ignore[no-untyped-call]
+            # with guidance the graphs of the earlier calls stay until the last one's backward pass is over
+            return live.peak + self._copies * graph, (1 + self._copies) * graph
 
-            return replay.peak_bytes(step, [*replay.known_tensors(self.module), *_tensors(inputs)])
+    def _inputs(self, batch: int) -> tuple[Inputs, list[Tensor]]:
+        """Return the inputs of a call, and all tensors that are there before it."""
+        inputs = self.run.policy_class.transformer_inputs(self.run.call_shape(batch))
+        return inputs, [*replay.known_tensors(self.module), *_tensors(inputs)]
 
-    def _inputs(self, batch: int) -> Inputs:
-        return self.run.policy_class.transformer_inputs(self.run.call_shape(batch))
+    def _velocities(self, inputs: Inputs) -> list[Tensor]:
+        return [self._velocity(inputs) for _ in range(self.calls)]
 
     def _velocity(self, inputs: Inputs) -> Tensor:
         """Call the transformer once, as the family's `velocity` does."""

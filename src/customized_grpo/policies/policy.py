@@ -21,6 +21,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora
 from customized_grpo.policies.conditioning import Conditioning, reference_shapes
+from customized_grpo.policies.family_checks import check_images, check_velocity
 from customized_grpo.policies.noise_levels import shifted_levels
 from customized_grpo.policies.offload import Placement
 from customized_grpo.policies.options import NO_OPTIONS
@@ -219,10 +220,9 @@ class Policy(PolicySizes, ABC):
         self._check_call(x, conditioning)
         # added on the device: a number that is sent there would make the host wait
         level = torch.zeros(len(x), device=x.device) + sigma
+        version = x._version
         v = self._velocity(x, level, conditioning)
-        if v.shape != x.shape:
-            name = type(self).__name__
-            raise UserError(f"{name}._velocity must return {list(x.shape)}, returned {list(v.shape)}")
+        check_velocity(self, v, x, version)
         return v
 
     @abstractmethod
@@ -249,7 +249,9 @@ class Policy(PolicySizes, ABC):
             with self._autocast():
                 pixels = self._decode_latents(latents)
         # fp32 before the affine map: bf16 would round the 256 levels of an image to fewer.
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        images = (pixels.float() / 2 + 0.5).clamp(0, 1)
+        check_images(self, images, height, width)
+        return images
 
     @abstractmethod
     def _latents(self, x: Tensor, grid: Grid) -> Tensor:
