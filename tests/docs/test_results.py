@@ -23,6 +23,7 @@ TABLES = {
     "toybox": ("--runs", "--between", *BETWEEN),
     "two-scale": ("--between", *BETWEEN),
     "toybox-nft": (),
+    "toybox-awm": (),
 }
 """What the pages show of the committed results, as options of the tool."""
 
@@ -84,9 +85,11 @@ def test_the_margins_of_the_readme_are_those_of_the_committed_runs() -> None:
     assert MARGIN.findall(sentences) == expected
 
 
-def test_the_runs_of_nft_on_toybox_are_those_of_the_committed_results() -> None:
-    rows = [row for row in print_rows("toybox-nft") if row.count("|") == 7]
-    assert [row.split("|")[1].strip() for row in rows] == ["base", "NFT, naive 1:1", "NFT, SARS + TDW"]
+@pytest.mark.parametrize("algorithm", ["NFT", "AWM"])
+def test_the_runs_of_nft_and_awm_on_toybox_are_those_of_the_committed_results(algorithm: str) -> None:
+    rows = [row for row in print_rows(f"toybox-{algorithm.lower()}") if row.count("|") == 7]
+    labels = ["base", f"{algorithm}, naive 1:1", f"{algorithm}, SARS + TDW"]
+    assert [row.split("|")[1].strip() for row in rows] == labels
     page = rows_of("docs/algorithms.md")
     for row in rows[1:]:
         qualities = "|".join(row.split("|")[:4])
