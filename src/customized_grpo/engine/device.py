@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from customized_grpo.engine.environment import numeric_variables
+from customized_grpo.engine.host_memory import kept_bytes
 
 DRIVER = Path("/proc/driver/nvidia/version")
 AMD_DRIVER = Path("/dev/kfd")
@@ -110,7 +111,8 @@ def has_bf16_instructions() -> bool | None:
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that tensors on a device can still take, those that torch holds in reserve included.
 
-    On a CPU the limit of a container counts, with what it has cached as taken.
+    On a CPU the limit of a container counts, with what it has cached as taken; and what this process keeps of
+    freed memory is free, as torch's reserve is on a GPU.
     """
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -123,4 +125,4 @@ def free_bytes(device: torch.device) -> int:
         free = min(free, limit - int((CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):  # no container, or one without a limit: "max"
         pass
-    return int(free)
+    return int(free) + kept_bytes()
