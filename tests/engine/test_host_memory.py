@@ -46,9 +46,9 @@ def second_round(mode: str) -> tuple[int, int]:
 @glibc_alone
 def test_memory_that_was_freed_is_kept_counted_and_not_asked_for_again() -> None:
     faults, kept = second_round("keep")
-    usual_faults, usually_kept = second_round("default")
+    usual_faults, _ = second_round("default")  # what else glibc keeps varies from process to process
     assert faults < usual_faults / 4
-    assert kept - usually_kept > 150e6
+    assert 200e6 < kept < 400e6
 
 
 def test_what_is_kept_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
