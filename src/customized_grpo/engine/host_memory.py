@@ -28,7 +28,7 @@ OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHO
 def keep_freed_memory(device: torch.device, environment: Mapping[str, str] = os.environ) -> bool:
     """Have this process keep the memory of freed tensors, unless the user has settings of their own.
 
-    Only on a CPU, and for the rest of the process. The peak of memory rises by a few per cent of the tensors.
+    Only on a CPU, and for the rest of the process. The peak of memory stays within some per cent.
 
     Args:
         device: Where tensors are.
