@@ -47,13 +47,21 @@ def keep_freed_memory(device: torch.device, environment: Mapping[str, str] = os.
 
 
 class _MallocInfo(ctypes.Structure):
-    """`struct mallinfo2` of glibc: ten numbers of bytes or blocks."""
+    """`struct mallinfo2` of glibc: ten numbers of bytes or blocks, by their names there."""
 
-    _fields_ = [(f"number_{place}", ctypes.c_size_t) for place in range(10)]
-
-
-FREE_BYTES = 8
-"""Place of `fordblks` in it: bytes of freed blocks that the process still has."""
+    _names = [
+        "arena",
+        "ordblks",
+        "smblks",
+        "hblks",
+        "hblkhd",
+        "usmblks",
+        "fsmblks",
+        "uordblks",
+        "fordblks",
+        "keepcost",
+    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
 def kept_bytes() -> int:
@@ -67,4 +75,4 @@ def kept_bytes() -> int:
     if inform is None:
         return 0
     inform.restype = _MallocInfo
-    return int(getattr(inform(), f"number_{FREE_BYTES}"))
+    return int(inform().fordblks)  # of freed blocks that the process still has
